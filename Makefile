@@ -1,0 +1,41 @@
+# audiotok: `make demo` and `make test` are all a newcomer needs. Everything lives in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := audiotok grids launchers tests
+
+.PHONY: install demo test test-fast lint constraints clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("audiotok needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": make PYTHON=python3.11 install")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install  ## a small grid of EnCodec-MMD experiments on real music, ending in a table
+	$(BIN)/audiotok data demo --output data/demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grids.demo
+
+test: lint  ## everything; as root on Debian with a real SLURM
+	$(BIN)/python -m pytest
+
+test-fast: install  ## without training runs and SLURM
+	$(BIN)/python -m pytest -m 'not slow and not cluster'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
+
+constraints:  ## renew constraints.txt from pyproject.toml
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	( echo '# Every package of `make install`, pinned. Renew with `make constraints` and run the tests.'; \
+	  build/constraints/bin/python -m pip freeze --exclude audiotok ) > constraints.txt
+
+clean:
+	rm -rf $(VENV) build outputs data

@@ -1,0 +1,189 @@
+"""Adversarial training: the discriminators' own step and what they contribute to the generator's loss.
+
+Sources: Lim and Ye, "Geometric GAN", 2017 (hinge); Mao et al., "Least Squares GAN", ICCV 2017 (mse); Kumar et
+al., "MelGAN", NeurIPS 2019 (feature matching).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flashy
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from audiotok.adversarial.discriminators.base import DiscriminatorOutput, FeatureMaps
+from audiotok.errors import CheckpointError, ConfigError
+from audiotok.losses.pairs import check_pair
+
+Criterion = Callable[[torch.Tensor], torch.Tensor]
+ADVERSARIAL_LOSSES = ("mse", "hinge", "hinge2")
+
+
+class FeatureMatchingLoss(nn.Module):
+    """Distance between the feature maps of one discriminator on fake and on real signals; lower is better.
+
+    Args:
+        loss: distance between two maps; mean absolute difference when None.
+        normalize: average over the maps rather than sum.
+
+    Shape:
+        two lists of as many maps, equal in shape -> scalar.
+    """
+
+    def __init__(self, loss: nn.Module | None = None, normalize: bool = True) -> None:
+        super().__init__()
+        self.loss = nn.L1Loss() if loss is None else loss
+        self.normalize = normalize
+
+    def forward(self, *, fake: FeatureMaps, real: FeatureMaps) -> torch.Tensor:
+        """Return the distance."""
+        assert len(fake) == len(real) > 0
+        distances = torch.stack([self.loss(a, b) for a, b in zip(fake, real, strict=True)])
+        return distances.mean() if self.normalize else distances.sum()
+
+
+class AdversarialLoss(nn.Module):
+    """One adversary with its optimizer: trains it, and scores the generator with it.
+
+    Per step, call `train_adv` (the adversary's update) and the module itself (the generator's losses). The
+    state dict holds the optimizer's state next to the adversary's, as plain containers of tensors and
+    numbers.
+
+    Args:
+        adversary: maps [B, C, T] to (logits, feature maps), see `DiscriminatorOutput`; broadcast from rank 0
+            here.
+        optimizer: over the adversary's parameters.
+        loss: criterion of the generator, on the logits of fake signals.
+        loss_real: criterion of the adversary, on the logits of real signals.
+        loss_fake: criterion of the adversary, on the logits of fake signals.
+        loss_feat: feature matching, on the maps of one sub-discriminator; None leaves it out (0).
+        normalize: average over the sub-discriminators rather than sum.
+    """
+
+    def __init__(
+        self,
+        adversary: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Criterion,
+        loss_real: Criterion,
+        loss_fake: Criterion,
+        loss_feat: FeatureMatchingLoss | None = None,
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.adversary = adversary
+        flashy.distrib.broadcast_model(adversary)
+        self.optimizer = optimizer
+        self.loss = loss
+        self.loss_real = loss_real
+        self.loss_fake = loss_fake
+        self.loss_feat = loss_feat
+        self.normalize = normalize
+
+    def train_adv(self, *, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Update the adversary once on fake and real signals [B, C, T]; gradients are averaged over ranks.
+
+        Returns:
+            The adversary's loss before the update, detached.
+
+        Raises:
+            DataError: if the shapes differ.
+        """
+        check_pair(fake, real)
+        logits_fake, _ = self._judge(fake.detach())
+        logits_real, _ = self._judge(real.detach())
+        pairs = zip(logits_fake, logits_real, strict=True)
+        loss = self._reduce([self.loss_fake(f) + self.loss_real(r) for f, r in pairs])
+        self.optimizer.zero_grad()
+        with flashy.distrib.eager_sync_model(self.adversary):
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach()
+
+    def forward(self, *, fake: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (adversarial loss, feature matching loss) of the generator for signals [B, C, T].
+
+        Gradient flows to `fake` only: the adversary's parameters are frozen while the graph is made, and the
+        real signals are judged without one.
+
+        Raises:
+            DataError: if the shapes differ.
+        """
+        check_pair(fake, real)
+        with flashy.utils.readonly(self.adversary):
+            logits, maps_fake = self._judge(fake)
+            adv = self._reduce([self.loss(logit) for logit in logits])
+            if self.loss_feat is None:
+                return adv, torch.zeros_like(adv)
+            with torch.no_grad():
+                _, maps_real = self._judge(real)
+            pairs = zip(maps_fake, maps_real, strict=True)
+            return adv, self._reduce([self.loss_feat(fake=f, real=r) for f, r in pairs])
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the optimizer's state for `state_dict`."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore the optimizer from `load_state_dict`.
+
+        Raises:
+            CheckpointError: if the state holds no optimizer, or one over other parameters.
+        """
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"adversary state does not fit its optimizer: {error}.") from error
+
+    def _judge(self, wav: torch.Tensor) -> DiscriminatorOutput:
+        logits, maps = self.adversary(wav)
+        assert isinstance(logits, list) and isinstance(maps, list) and len(logits) == len(maps) > 0
+        return logits, maps
+
+    def _reduce(self, losses: list[torch.Tensor]) -> torch.Tensor:
+        stacked = torch.stack(losses)
+        return stacked.mean() if self.normalize else stacked.sum()
+
+
+def get_adv_criterion(name: str) -> Criterion:
+    """Return the generator's criterion on fake logits, a mean of mse (x-1)^2, hinge -x, hinge2 max(0,1-x)."""
+    _check(name)
+    return {"mse": _mse_to_one, "hinge": _minus_mean, "hinge2": _hinge_above_one}[name]
+
+
+def get_fake_criterion(name: str) -> Criterion:
+    """Return the adversary's criterion on fake logits, a mean of mse x^2, hinge, hinge2 max(0, 1+x)."""
+    _check(name)
+    return _mse_to_zero if name == "mse" else _hinge_below_minus_one
+
+
+def get_real_criterion(name: str) -> Criterion:
+    """Return the adversary's criterion on real logits, a mean of mse (x-1)^2, hinge, hinge2 max(0, 1-x)."""
+    _check(name)
+    return _mse_to_one if name == "mse" else _hinge_above_one
+
+
+def _check(name: str) -> None:
+    if name not in ADVERSARIAL_LOSSES:
+        raise ConfigError(f"adversarial.adv_loss={name!r}; choose one of: {', '.join(ADVERSARIAL_LOSSES)}.")
+
+
+def _mse_to_one(x: torch.Tensor) -> torch.Tensor:
+    return (x - 1).square().mean()
+
+
+def _mse_to_zero(x: torch.Tensor) -> torch.Tensor:
+    return x.square().mean()
+
+
+def _minus_mean(x: torch.Tensor) -> torch.Tensor:
+    return -x.mean()
+
+
+def _hinge_above_one(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(1 - x).mean()
+
+
+def _hinge_below_minus_one(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(1 + x).mean()

@@ -1,0 +1,125 @@
+"""Checkpoints on disk: saved atomically, loaded as data, found by path or signature.
+
+A checkpoint holds tensors, numbers and text in plain containers and nothing else: the configuration is stored as
+YAML text, so `torch.load(weights_only=True)` reads every file we write and no code of a file is ever executed.
+"""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiotok.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+LAST = "checkpoint.th"
+SIG_PREFIX = "//sig/"
+PRETRAINED_PREFIX = "//pretrained/"
+_SIG = re.compile(r"[0-9a-zA-Z_-]+")
+_EPOCH_FILE = re.compile(r"checkpoint_(\d+)\.th")
+
+
+def epoch_name(epoch: int) -> str:
+    """File name of the copy kept for one epoch."""
+    return f"checkpoint_{epoch}.th"
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write `state` so that `path` holds either the whole new checkpoint or the whole previous one.
+
+    Raises:
+        CheckpointError: if it cannot be written (a full disk, a lost right); the previous file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        raise CheckpointError(
+            f"cannot save {path}: {_first_line(error)}; the previous checkpoint, if any, is untouched: free some "
+            "space or check the rights of the folder, then run the same command again to resume"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    logger.debug("Checkpoint saved to %s", path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without executing anything of it.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated, or holds more than tensors, numbers and text.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; check the path, or train the experiment first")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here, all of them about the file
+        if "Weights only load failed" in str(error) or "Unsupported" in str(error):
+            raise CheckpointError(
+                f"{path} holds something other than tensors, numbers and text, so it was not loaded; export it "
+                "with the program that wrote it (for AudioCraft: audiocraft.utils.export.export_encodec)"
+            ) from error
+        raise CheckpointError(
+            f"{path} is damaged or is not a checkpoint ({_first_line(error)}); use an earlier one, "
+            f"such as {epoch_name(25)} beside it, or train again"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}; a checkpoint is a dict of states")
+    return state
+
+
+def flush_old_epochs(folder: Path, keep_last: int | None) -> None:
+    """Remove the per-epoch copies of `folder` but the `keep_last` newest; None keeps all."""
+    if not keep_last:
+        return
+    epochs = sorted(int(m[1]) for p in folder.iterdir() if (m := _EPOCH_FILE.fullmatch(p.name)))
+    for epoch in epochs[:-keep_last]:
+        (folder / epoch_name(epoch)).unlink(missing_ok=True)
+
+
+def output_root() -> Path:
+    """Dora's folder, as config/config.yaml names it: AUDIOTOK_OUTPUT_DIR, or `outputs` where we are."""
+    return Path(os.environ.get("AUDIOTOK_OUTPUT_DIR") or "outputs")
+
+
+def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
+    """File of a checkpoint named by `//sig/SIG`, by a path, or by a folder that holds `checkpoint.th`.
+
+    Args:
+        source: what the user wrote, such as the value of `continue_from`.
+        root: Dora's folder, for signatures; by default `output_root()`.
+
+    Raises:
+        CheckpointError: if there is no such file.
+    """
+    text = str(source)
+    if text.startswith(SIG_PREFIX):
+        sig = text.removeprefix(SIG_PREFIX).strip("/")
+        if not _SIG.fullmatch(sig):
+            raise CheckpointError(f"{text!r} is no signature; write //sig/ and the 8 characters of `dora grid`")
+        xps = (root or output_root()) / "xps"
+        path = xps / sig
+        if not path.is_dir():
+            raise CheckpointError(
+                f"no experiment {sig} in {xps}; list them with `dora grid NAME` or set AUDIOTOK_OUTPUT_DIR"
+            )
+    else:
+        path = Path(text)
+    if path.is_dir():
+        path = path / LAST
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; give //sig/SIG, a file, or a folder with {LAST}")
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

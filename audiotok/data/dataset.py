@@ -1,0 +1,246 @@
+"""The dataset: random segments of tracks for training, the same segments every time for everything else.
+
+What a dataset returns is a function of (seed, epoch, index) alone, never of the number of workers or of
+what was read before. The epoch travels with each index from the sampler, in the main process, to the
+workers: a worker that lives on from epoch to epoch (persistent_workers) holds no epoch that could be stale.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from audiotok.data.manifest import AudioMeta, read_manifest
+from audiotok.data.segments import Item, ReadLedger, SegmentInfo, read_segment
+from audiotok.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+MAX_DRAWS = 10_000
+"""Draws for one segment before giving up: enough unless the readable files are next to never drawn."""
+
+
+class AudioDataset(Dataset[Item]):
+    """Segments [channels, T] float32 of the tracks of a manifest, at one sample rate.
+
+    With `segment_s`, each index is an independent draw: a track with probability proportional to duration ×
+    weight, then a start such that at least `min_segment_ratio` of the segment lies inside the track.
+    Without it, index i is the i-th track, whole. An unreadable file is named once in the log and another
+    segment is drawn in its place.
+
+    Args:
+        metas: the tracks.
+        segment_s: seconds per segment; None for whole tracks.
+        sample_rate: in Hz; tracks at other rates are resampled.
+        channels: 1 or 2 (or that of every track); stereo is averaged to mono, mono copied to stereo.
+        num_samples: segments per epoch, over all processes together. None: as many as the tracks hold
+            (segments), or every track; for whole tracks a number keeps only the first ones.
+        shuffle: draw anew each epoch (whole tracks: another order each epoch); otherwise all epochs are the
+            same.
+        seed: 0 or more.
+        pad: zeros up to `segment_s` where the track ends before; otherwise such segments are shorter.
+        sample_on_duration: draw longer tracks more often.
+        sample_on_weight: draw tracks in proportion to their weight in the manifest.
+        min_segment_ratio: in (0, 1]; tracks shorter than this share of a segment are left out.
+        max_bad_fraction: share of unreadable files to bear (see `ReadLedger`).
+        max_sample_rate: highest rate that the data supports, in Hz; None: not checked.
+        max_channels: most channels that the data supports; None: not checked.
+        return_info: return (wav, SegmentInfo) instead of wav.
+
+    Raises:
+        ConfigError: for a value out of its range.
+        DataError: if more is asked than the data has, or no track can be used.
+    """
+
+    def __init__(
+        self,
+        metas: Sequence[AudioMeta],
+        *,
+        segment_s: float | None,
+        sample_rate: int,
+        channels: int,
+        num_samples: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        pad: bool = True,
+        sample_on_duration: bool = True,
+        sample_on_weight: bool = True,
+        min_segment_ratio: float = 0.5,
+        max_bad_fraction: float = 0.1,
+        max_sample_rate: int | None = None,
+        max_channels: int | None = None,
+        return_info: bool = False,
+    ) -> None:
+        _check_ranges(
+            segment_s, sample_rate, channels, num_samples, seed, min_segment_ratio, max_bad_fraction
+        )
+        _check_supported("sample_rate", sample_rate, max_sample_rate)
+        _check_supported("channels", channels, max_channels)
+        self.segment_s = segment_s
+        self.sample_rate = sample_rate
+        self.channels = channels
+        self.shuffle = shuffle
+        self.seed = seed
+        self.pad = pad
+        self.return_info = return_info
+        self.epoch = 0
+        self._min_duration_s = (segment_s or 0.0) * min_segment_ratio
+        self.metas = _usable(metas, segment_s, self._min_duration_s, channels)
+        if segment_s is None:
+            self.metas = self.metas[:num_samples]
+            self.num_samples = len(self.metas)
+        else:
+            weights = [
+                (meta.duration if sample_on_duration else 1.0)
+                * (meta.weight if sample_on_weight and meta.weight is not None else 1.0)
+                for meta in self.metas
+            ]
+            self.metas, self._cumulative = _drawable(self.metas, weights)
+            hold = sum(meta.duration for meta in self.metas) / segment_s
+            self.num_samples = num_samples or max(1, int(hold))
+        self._target = None if segment_s is None else round(segment_s * sample_rate)
+        self.ledger = ReadLedger(len({meta.path for meta in self.metas}), max_bad_fraction)
+        lowest = min(meta.sample_rate for meta in self.metas)
+        if sample_rate > lowest:
+            logger.warning("sample_rate=%d Hz, but some tracks have only %d Hz", sample_rate, lowest)
+
+    @classmethod
+    def from_manifest(cls, path: str | Path, **options: Any) -> Self:
+        """A dataset of the tracks of a manifest file (or of a folder with data.jsonl.gz)."""
+        return cls(read_manifest(path), **options)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (0 or more) of the segments; before iterating over the loader, not during."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        """The segment of an index, or of an (epoch, index) pair as the loader sends it to its workers.
+
+        Raises:
+            DataError: if too many files cannot be read.
+        """
+        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        if not 0 <= index < self.num_samples:
+            raise IndexError(f"index {index} of a dataset of {self.num_samples} segments")
+        for meta, start_s in islice(self._draws(epoch, index), MAX_DRAWS):
+            # A file known to be bad is drawn and passed over all the same, so that the draws do not depend on
+            # which worker already knows it.
+            if meta.path in self.ledger.bad:
+                continue
+            try:
+                item = self._read(meta, start_s)
+            except DataError as err:
+                self.ledger.note_bad(meta.path, str(err))
+                continue
+            self.ledger.note_good(meta.path)
+            return item
+        raise DataError(
+            f"epoch {epoch}, index {index}: {MAX_DRAWS} draws met only unreadable files: "
+            f"{', '.join(str(path) for path in self.ledger.bad)}. Repair them or leave them out."
+        )
+
+    def order(self, epoch: int) -> list[int]:
+        """The indices of an epoch: in another order only for whole tracks (segments are random anyway)."""
+        if self.segment_s is None and self.shuffle:
+            return [int(i) for i in np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)]
+        return list(range(self.num_samples))
+
+    def _draws(self, epoch: int, index: int) -> Iterator[tuple[AudioMeta, float]]:
+        """Tracks and starts to try for an index, best first; without end."""
+        if self.segment_s is None:
+            while True:
+                yield self.metas[index % len(self.metas)], 0.0
+                index += 1
+        rng = np.random.default_rng((self.seed, epoch if self.shuffle else 0, index))
+        while True:
+            mark = rng.random() * self._cumulative[-1]
+            meta = self.metas[
+                min(int(np.searchsorted(self._cumulative, mark, side="right")), len(self.metas) - 1)
+            ]
+            yield meta, rng.random() * (meta.duration - self._min_duration_s)
+
+    def _read(self, meta: AudioMeta, start_s: float) -> Item:
+        wav, start_s = read_segment(
+            meta.path,
+            start_s=start_s,
+            n_frames=self._target,
+            sample_rate=self.sample_rate,
+            channels=self.channels,
+        )
+        n_frames = wav.shape[-1]
+        if self.pad and self._target is not None:
+            wav = F.pad(wav, (0, self._target - n_frames))
+        if not self.return_info:
+            return wav
+        return wav, SegmentInfo(meta.path, start_s, n_frames, wav.shape[-1], self.sample_rate)
+
+
+def _usable(
+    metas: Sequence[AudioMeta], segment_s: float | None, min_duration_s: float, channels: int
+) -> list[AudioMeta]:
+    """The tracks that are long enough and whose channels can be mixed; the others are counted in the log."""
+    if not metas:
+        raise DataError("no tracks: the list is empty. Write a manifest with `audiotok data prepare`.")
+    longest = max(metas, key=lambda meta: meta.duration)
+    if segment_s is not None and longest.duration < segment_s:
+        raise DataError(
+            f"segment_s={segment_s} is longer than every track: the longest is {longest.path} with "
+            f"{longest.duration:.3f} s. Lower segment_s or add longer tracks."
+        )
+    long_enough = [meta for meta in metas if meta.duration >= min_duration_s and meta.duration > 0]
+    mixable = [m for m in long_enough if m.channels in (None, channels) or {m.channels, channels} == {1, 2}]
+    if len(long_enough) < len(metas):
+        short = len(metas) - len(long_enough)
+        logger.warning("left out %d of %d tracks: under %.3f s", short, len(metas), min_duration_s)
+    if len(mixable) < len(long_enough):
+        odd = next(meta for meta in long_enough if meta not in mixable)
+        left_out = len(long_enough) - len(mixable)
+        logger.warning("left out %d tracks: %s has %s channels", left_out, odd.path, odd.channels)
+    if not mixable:
+        found = sorted({meta.channels for meta in long_enough if meta.channels is not None})
+        raise DataError(f"channels={channels} cannot be made from any track (they have {found}): use 1 or 2.")
+    return mixable
+
+
+def _drawable(metas: list[AudioMeta], weights: list[float]) -> tuple[list[AudioMeta], np.ndarray[Any, Any]]:
+    """The tracks with a weight above zero, and the running sum of their weights."""
+    kept = [(meta, weight) for meta, weight in zip(metas, weights, strict=True) if weight > 0]
+    if not kept:
+        raise DataError("no track can be drawn: the manifest gives every usable track weight 0.")
+    return [meta for meta, _ in kept], np.cumsum([weight for _, weight in kept])
+
+
+def _check_supported(name: str, asked: int, most: int | None) -> None:
+    if most is not None and asked > most:
+        raise DataError(f"{name}={asked}, but the data supports at most max_{name}={most}: lower {name}.")
+
+
+def _check_ranges(
+    segment_s: float | None,
+    sample_rate: int,
+    channels: int,
+    num_samples: int | None,
+    seed: int,
+    min_segment_ratio: float,
+    max_bad_fraction: float,
+) -> None:
+    checks = [
+        ("segment_s", segment_s, segment_s is None or segment_s > 0, "above 0, or null for whole tracks"),
+        ("sample_rate", sample_rate, sample_rate > 0, "above 0, in Hz"),
+        ("channels", channels, channels > 0, "1 or more"),
+        ("num_samples", num_samples, num_samples is None or num_samples > 0, "1 or more, or null"),
+        ("seed", seed, seed >= 0, "0 or more"),
+        ("min_segment_ratio", min_segment_ratio, 0 < min_segment_ratio <= 1, "above 0 and at most 1"),
+        ("max_bad_fraction", max_bad_fraction, 0 <= max_bad_fraction <= 1, "from 0 to 1"),
+    ]
+    for name, value, good, allowed in checks:
+        if not good:
+            raise ConfigError(f"dataset: {name}={value!r}; expected a value {allowed}.")

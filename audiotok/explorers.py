@@ -1,0 +1,99 @@
+"""Tables that `dora grid` shows while experiments run; nothing here needs torch."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import treetable as tt
+from dora.explore import Explorer
+
+STAGES = ("train", "valid", "evaluate")
+
+
+def log_ping(log: Any) -> str | None:
+    """Time since the last line of a log, such as `12s` or `3.5h`; None where there is no log.
+
+    Args:
+        log: path of the log, or None.
+    """
+    try:
+        age_s = time.time() - log.stat().st_mtime
+    except (AttributeError, OSError):  # no log yet, or it went away meanwhile
+        return None
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
+        if age_s > size:
+            return f"{age_s / size:.1f}{unit}"
+    return f"{max(age_s, 0.0):.0f}s"
+
+
+class CompressionExplorer(Explorer):
+    """Progress of compression experiments: what they are, how they train, how good they are.
+
+    Decorate the explore function of a grid file with it. What an experiment has not measured is left empty.
+    """
+
+    train_metrics = (("epoch", ""), ("bandwidth", ".2f"), ("adv", ".4f"), ("d_loss", ".4f"), ("mmd", ".3g"))
+    valid_metrics = (
+        ("bandwidth", ".2f"),
+        ("adv", ".4f"),
+        ("msspec", ".4f"),
+        ("sisnr", ".2f"),
+        ("mmd", ".3g"),
+    )
+    evaluate_metrics = (("sisnr", ".2f"), ("mel", ".4f"), ("mmd", ".3g"))
+
+    def __init__(self, explore: Any) -> None:
+        super().__init__(explore)
+        self._more_evaluated: dict[
+            str, None
+        ] = {}  # metrics met on the way, e.g. visqol where it is switched on
+
+    def get_grid_meta(self) -> list[Any]:
+        """Columns that say which experiment a line is about."""
+        return [
+            tt.leaf("index", align=">"),
+            tt.leaf("name", wrap=140),
+            tt.leaf("state"),
+            tt.leaf("sig", align=">"),
+            tt.leaf("sid", align="<"),
+        ]
+
+    def get_grid_metrics(self) -> list[Any]:
+        """Columns per stage, the ping of the log last among those of `train`."""
+        more = [(name, ".3f") for name in self._more_evaluated]
+        train = [tt.leaf(name, form) for name, form in self.train_metrics]
+        return [
+            tt.group(
+                "train", [*train, tt.leaf("duration", ".1f", display="minutes"), tt.leaf("ping")], align=">"
+            ),
+            tt.group("valid", [tt.leaf(name, form) for name, form in self.valid_metrics], align=">"),
+            tt.group(
+                "evaluate", [tt.leaf(name, form) for name, form in (*self.evaluate_metrics, *more)], align=">"
+            ),
+        ]
+
+    def process_sheep(self, sheep: Any, history: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+        """Last value of every metric by stage, the epoch, durations in minutes and the ping.
+
+        Args:
+            sheep: Dora's job; its `log` may be None.
+            history: one {stage: {metric: number}} per epoch; it is left as it is.
+        """
+        parts: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
+        for epoch in history:
+            for stage, metrics in epoch.items():
+                if isinstance(metrics, Mapping):
+                    numbers = {
+                        name: value for name, value in metrics.items() if isinstance(value, int | float)
+                    }
+                    parts.setdefault(stage, {}).update(numbers)
+        parts["train"]["epoch"] = len(history)
+        ping = log_ping(sheep.log)
+        for part in parts.values():
+            if "duration" in part:
+                part["duration"] /= 60
+            if ping is not None:
+                part["ping"] = ping
+        known = {name for name, _ in self.evaluate_metrics} | {"duration", "ping"}
+        self._more_evaluated |= dict.fromkeys(name for name in parts["evaluate"] if name not in known)
+        return parts

@@ -1,0 +1,186 @@
+"""Maximum mean discrepancy between the codebooks' joint law and the product of their marginals.
+
+The criterion is zero when the codebooks are independent and grows with any dependence the kernel can see. A
+batch of streams gives samples X of the joint law; shuffling the samples of each codebook on its own gives
+samples Y of the product of the marginals; the squared MMD compares the two under a sum of Gaussian kernels.
+
+Sources: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, Lemma 6 (estimators); Lemercier et al., "An
+Independence-promoting Loss for Music Generation with Language Models", ICML 2024 (criterion, delay, kernel
+widths).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from audiotok.errors import ConfigError, DataError
+from audiotok.losses.kernels import ESTIMATORS, ROW_BLOCK, median_sigma, squared_mmd
+
+RELEASED_SIGMAS = (0.1, 1.0, 5.0, 10.0, 20.0, 50.0)
+MEDIAN = "median"
+_VARIANCE_FLOOR = 1e-8
+
+
+class MMDLoss(nn.Module):
+    """Squared MMD between the joint law of the codebooks and the product of their marginals.
+
+    Steps: delay the streams (optional), fold time into the batch (N = B * T' samples of K codebooks),
+    standardise every dimension over the N samples, shuffle each codebook on its own, then `squared_mmd`.
+
+    Value: independent codebooks give about 0 with `samples` and `unbiased`; `clips` adds a constant
+    2 W (T' - 1) / (B - 1) for W widths, and its gradient is about T'^2 times that of `samples`, which is what
+    the released weight of 1000 counts on. The samples of X reappear in Y, one codebook at a time, so that
+    even `unbiased` keeps a small negative bias of order K / N.
+
+    Cost: three N x N kernel sums taken in blocks of rows that the backward pass recomputes; memory grows with
+    row_block * N, never N * N. At least float32, whatever autocast says; float64 stays float64.
+
+    Args:
+        sigmas: kernel widths a of exp(-d^2 / (2 a)), in squared units of the standardised stream, all > 0; or
+            'median' for the one width given by `median_sigma`.
+        estimator: 'clips' (as released), 'samples' (V-statistic) or 'unbiased' (U-statistic); see
+            squared_mmd.
+        delay: shift stream k right by k frames and drop the first K frames, as MusicGen's pattern does.
+        row_block: rows of a kernel matrix held at once; changes memory and speed, not the value.
+
+    Shape:
+        streams [B, K, D, T] -> scalar.
+
+    Raises:
+        ConfigError: for unusable sigmas, an unknown estimator or row_block < 1.
+    """
+
+    def __init__(
+        self,
+        sigmas: Sequence[float] | str = RELEASED_SIGMAS,
+        estimator: str = "clips",
+        delay: bool = True,
+        row_block: int = ROW_BLOCK,
+    ) -> None:
+        super().__init__()
+        if estimator not in ESTIMATORS:
+            raise ConfigError(f"mmd.estimator={estimator!r}; choose one of: {', '.join(ESTIMATORS)}.")
+        if row_block < 1:
+            raise ConfigError(
+                f"mmd.row_block={row_block}; it counts rows of a kernel matrix and must be 1 or more."
+            )
+        self.sigmas = _checked_sigmas(sigmas)
+        self.estimator = estimator
+        self.delay = delay
+        self.row_block = row_block
+
+    def forward(
+        self,
+        streams: torch.Tensor,
+        permutations: torch.Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Return the squared MMD of the streams [B, K, D, T].
+
+        Args:
+            streams: what each codebook sees, [B, K, D, T], floating point.
+            permutations: indices [K, N] in 0..N-1, one shuffle of the N samples per codebook; drawn when
+                None.
+            generator: source of the drawn permutations; None means torch's global one.
+
+        Raises:
+            DataError: for streams or permutations of another shape, kind or range, or too small to compare.
+        """
+        self._check(streams)
+        with torch.autocast(device_type=streams.device.type, enabled=False):
+            wide = streams if streams.dtype == torch.float64 else streams.float()
+            x = standardise(joint_samples(wide, self.delay))
+            n, k, _ = x.shape
+            if permutations is None:
+                permutations = draw_permutations(k, n, x.device, generator)
+            y = marginal_samples(x, permutations)
+            x, y = x.flatten(1), y.flatten(1)
+            sigmas = (median_sigma(x),) if self.sigmas == MEDIAN else self.sigmas
+            assert not isinstance(sigmas, str)
+            return squared_mmd(x, y, sigmas, self.estimator, n_clips=len(streams), row_block=self.row_block)
+
+    def _check(self, streams: torch.Tensor) -> None:
+        if streams.dim() != 4 or not streams.is_floating_point():
+            found = f"{list(streams.shape)} of {streams.dtype}"
+            raise DataError(f"MMD streams {found}; expected a floating point tensor [B, K, D, T].")
+        b, k, _, t = streams.shape
+        if k < 2:
+            raise DataError(
+                f"MMD streams hold K={k} codebook; dependence needs two or more: raise n_q or drop the MMD."
+            )
+        frames = t - k if self.delay else t
+        if frames < 1:
+            needed = k + 1 if self.delay else 1
+            raise DataError(
+                f"MMD streams hold T={t} frames; delaying K={k} codebooks needs {needed} or more."
+            )
+        if b * frames < 2:
+            raise DataError(
+                f"MMD streams hold {b * frames} sample(s) after the delay; statistics need 2 or more."
+            )
+        if self.estimator == "clips" and b < 2:
+            raise DataError(
+                f"mmd.estimator='clips' divides by B - 1 with B={b} clip; give 2 clips, or use 'unbiased'."
+            )
+        if not torch.isfinite(streams).all():
+            raise DataError(f"MMD streams {list(streams.shape)} hold NaN or infinite values.")
+
+
+def joint_samples(streams: torch.Tensor, delay: bool) -> torch.Tensor:
+    """Fold time into the batch: [B, K, D, T] -> [N, K, D] with sample n = b * T' + t.
+
+    With delay, frame t of stream k is frame t - k of the input for t in K..T-1, hence T' = T - K; else T' =
+    T.
+    """
+    _, k, _, t = streams.shape
+    if delay:
+        streams = torch.stack([streams[:, i, :, k - i : t - i] for i in range(k)], dim=1)
+    return streams.permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def standardise(x: torch.Tensor) -> torch.Tensor:
+    """Centre and scale every dimension over the first axis: unbiased variance, floored by 1e-8."""
+    return (x - x.mean(dim=0)) / torch.sqrt(x.var(dim=0) + _VARIANCE_FLOOR)
+
+
+def draw_permutations(
+    n_codebooks: int, n_samples: int, device: torch.device, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Draw one uniform shuffle of the samples per codebook, [K, N]."""
+    source = device if generator is None else generator.device
+    rows = [torch.randperm(n_samples, device=source, generator=generator) for _ in range(n_codebooks)]
+    return torch.stack(rows).to(device)
+
+
+def marginal_samples(x: torch.Tensor, permutations: torch.Tensor) -> torch.Tensor:
+    """Shuffle each codebook on its own: y[n, k] = x[permutations[k, n], k], [N, K, D].
+
+    Raises:
+        DataError: if permutations is not [K, N] with every row a permutation of 0..N-1.
+    """
+    n, k, _ = x.shape
+    if permutations.shape != (k, n) or permutations.is_floating_point() or permutations.dtype == torch.bool:
+        found = f"{list(permutations.shape)} of {permutations.dtype}"
+        raise DataError(f"MMD permutations {found}; expected integer indices [K, N] = [{k}, {n}].")
+    order = permutations.to(x.device, torch.long)
+    if not torch.equal(order.sort(dim=1).values, torch.arange(n, device=x.device).expand(k, n)):
+        raise DataError(f"MMD permutations: every row must hold each of 0..{n - 1} exactly once.")
+    return torch.stack([x[order[i], i] for i in range(k)], dim=1)
+
+
+def _checked_sigmas(sigmas: Sequence[float] | str) -> tuple[float, ...] | str:
+    if isinstance(sigmas, str):
+        if sigmas != MEDIAN:
+            raise ConfigError(
+                f"mmd.sigmas={sigmas!r}; give a list of positive widths or the word {MEDIAN!r}."
+            )
+        return sigmas
+    widths = tuple(float(a) for a in sigmas)
+    if not widths or not all(math.isfinite(a) and a > 0 for a in widths):
+        raise ConfigError(
+            f"mmd.sigmas={list(sigmas)}; give one or more finite widths > 0, or the word {MEDIAN!r}."
+        )
+    return widths

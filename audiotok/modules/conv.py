@@ -1,0 +1,250 @@
+"""Convolutions that pad and trim themselves, with a choice of normalisation.
+
+The layout (which side gets the odd sample, what happens to a ragged last window) and the parameter names are
+those of EnCodec (Défossez et al., "High Fidelity Neural Audio Compression", TMLR 2023): its weights load.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import spectral_norm, weight_norm
+
+from audiotok.errors import ConfigError, DataError
+
+NORMS = ("none", "weight_norm", "spectral_norm", "time_group_norm")
+PAD_MODES = ("constant", "reflect", "replicate")
+
+Params = Mapping[str, Any] | None
+_Conv = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
+
+
+class NormConv1d(nn.Module):
+    """`nn.Conv1d` followed by its normalisation.
+
+    Args:
+        args: positional arguments of `nn.Conv1d`.
+        causal: whether the layer has to be causal, which time_group_norm cannot be.
+        norm: one of `NORMS`.
+        norm_kwargs: arguments of `nn.GroupNorm` for time_group_norm, e.g. `{"eps": 1e-5}`.
+        kwargs: keyword arguments of `nn.Conv1d`.
+
+    Shape:
+        as `nn.Conv1d`: there is no padding but what padding=... asks for.
+
+    Raises:
+        ConfigError: if norm is unknown, or not causal while causal is asked for.
+    """
+
+    def __init__(
+        self, *args: Any, causal: bool = False, norm: str = "none", norm_kwargs: Params = None, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(*args, **kwargs)
+        self.norm = _normalise(self.conv, norm, causal, norm_kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, then normalise."""
+        y: Tensor = self.norm(self.conv(x))
+        return y
+
+
+class NormConv2d(nn.Module):
+    """`nn.Conv2d` followed by its normalisation; arguments as for `NormConv1d`."""
+
+    def __init__(self, *args: Any, norm: str = "none", norm_kwargs: Params = None, **kwargs: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(*args, **kwargs)
+        self.norm = _normalise(self.conv, norm, False, norm_kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, then normalise."""
+        y: Tensor = self.norm(self.conv(x))
+        return y
+
+
+class NormConvTranspose1d(nn.Module):
+    """`nn.ConvTranspose1d` followed by its normalisation; arguments as for `NormConv1d`."""
+
+    def __init__(
+        self, *args: Any, causal: bool = False, norm: str = "none", norm_kwargs: Params = None, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        self.convtr = nn.ConvTranspose1d(*args, **kwargs)
+        self.norm = _normalise(self.convtr, norm, causal, norm_kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, then normalise."""
+        y: Tensor = self.norm(self.convtr(x))
+        return y
+
+
+class NormConvTranspose2d(nn.Module):
+    """`nn.ConvTranspose2d` followed by its normalisation; arguments as for `NormConv1d`."""
+
+    def __init__(self, *args: Any, norm: str = "none", norm_kwargs: Params = None, **kwargs: Any) -> None:
+        super().__init__()
+        self.convtr = nn.ConvTranspose2d(*args, **kwargs)
+        self.norm = _normalise(self.convtr, norm, False, norm_kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, then normalise."""
+        y: Tensor = self.norm(self.convtr(x))
+        return y
+
+
+class StreamableConv1d(nn.Module):
+    """Convolution whose output has ceil(T / stride) frames, whatever T.
+
+    A causal layer pads on the left only. Otherwise both sides are padded and the left gets the odd sample.
+    Either way the right end is extended so that the last window is full.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: taps; the dilated kernel must span at least one stride.
+        stride: hop in samples.
+        dilation: distance between taps, in samples.
+        groups: as in `nn.Conv1d`.
+        bias: as in `nn.Conv1d`.
+        causal: whether frame t may only see samples before (t + 1) * stride.
+        norm: one of `NORMS`.
+        norm_kwargs: see `NormConv1d`.
+        pad_mode: one of `PAD_MODES`.
+
+    Shape:
+        [B, C, T] -> [B, C', ceil(T / stride)].
+
+    Raises:
+        ConfigError: for a value outside of the above.
+        DataError: if the input holds no sample.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        causal: bool = False,
+        norm: str = "none",
+        norm_kwargs: Params = None,
+        pad_mode: str = "reflect",
+    ) -> None:
+        super().__init__()
+        if pad_mode not in PAD_MODES:
+            raise ConfigError(f"pad_mode={pad_mode!r}; choose one of: {', '.join(PAD_MODES)}.")
+        shape = (in_channels, out_channels, kernel_size, stride)
+        kwargs = {"dilation": dilation, "groups": groups, "bias": bias}
+        self.conv = NormConv1d(*shape, causal=causal, norm=norm, norm_kwargs=norm_kwargs, **kwargs)
+        self.causal = causal
+        self.pad_mode = pad_mode
+        self.stride = stride
+        self.padding = _overlap((kernel_size - 1) * dilation + 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad, convolve and normalise x [B, C, T]."""
+        length = x.shape[-1]
+        if length == 0:
+            raise DataError(f"a convolution got {list(x.shape)}: no sample to work on; give at least one.")
+        right = 0 if self.causal else self.padding // 2
+        missing = -length % self.stride
+        y: Tensor = self.conv(_pad(x, self.padding - right, right + missing, self.pad_mode))
+        return y
+
+
+class StreamableConvTranspose1d(nn.Module):
+    """Transposed convolution whose output has exactly T * stride samples.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: taps, at least stride.
+        stride: upsampling factor.
+        causal: whether the samples that overhang are cut by `trim_right_ratio` instead of evenly.
+        norm: one of `NORMS`.
+        trim_right_ratio: share of the overhang cut on the right, in [0, 1]; below 1 the layer looks ahead.
+        norm_kwargs: see `NormConv1d`.
+
+    Shape:
+        [B, C, T] -> [B, C', T * stride].
+
+    Raises:
+        ConfigError: for a value outside of the above, or a ratio below 1 on a layer that is not causal.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        causal: bool = False,
+        norm: str = "none",
+        trim_right_ratio: float = 1.0,
+        norm_kwargs: Params = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= trim_right_ratio <= 1.0:
+            raise ConfigError(f"trim_right_ratio={trim_right_ratio}; it is a share, from 0 to 1.")
+        if trim_right_ratio != 1.0 and not causal:
+            raise ConfigError(
+                f"trim_right_ratio={trim_right_ratio} needs causal=true; leave it at 1 otherwise."
+            )
+        self.convtr = NormConvTranspose1d(
+            in_channels, out_channels, kernel_size, stride, causal=causal, norm=norm, norm_kwargs=norm_kwargs
+        )
+        overhang = _overlap(kernel_size, stride)
+        self.trim_right = math.ceil(overhang * trim_right_ratio) if causal else overhang // 2
+        self.trim_left = overhang - self.trim_right
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, normalise and trim x [B, C, T]."""
+        y: Tensor = self.convtr(x)
+        return y[..., self.trim_left : y.shape[-1] - self.trim_right]
+
+
+def _normalise(conv: _Conv, norm: str, causal: bool, norm_kwargs: Params) -> nn.Module:
+    """Reparametrise conv in place if norm asks for it, and return the layer that has to follow it."""
+    if norm not in NORMS:
+        raise ConfigError(f"norm={norm!r}; choose one of: {', '.join(NORMS)}.")
+    if norm == "time_group_norm":
+        if causal:
+            raise ConfigError(
+                "norm='time_group_norm' averages over all of the time and cannot be causal; "
+                "choose weight_norm, or causal=false."
+            )
+        return nn.GroupNorm(1, conv.out_channels, **(norm_kwargs or {}))
+    if norm == "spectral_norm":
+        spectral_norm(conv)
+    elif norm == "weight_norm":
+        with warnings.catch_warnings():
+            # The newer torch.nn.utils.parametrizations would rename weight_g and weight_v.
+            warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)
+            weight_norm(conv)
+    return nn.Identity()
+
+
+def _overlap(span: int, stride: int) -> int:
+    """Samples that two neighbouring windows share: the padding that keeps T / stride frames."""
+    if span < stride:
+        raise ConfigError(
+            f"kernel of {span} samples with stride {stride}; the kernel must span at least the stride."
+        )
+    return span - stride
+
+
+def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
+    """Pad the last axis, also when it is too short to be reflected."""
+    short = max(left, right) - x.shape[-1] + 1
+    if mode != "reflect" or short <= 0:
+        return F.pad(x, (left, right), mode)
+    # A mirror needs more samples than it reflects: lend it zeros, and take as many away afterwards.
+    padded = F.pad(F.pad(x, (0, short)), (left, right), mode)
+    return padded[..., : padded.shape[-1] - short]

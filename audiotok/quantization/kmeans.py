@@ -1,0 +1,76 @@
+"""Lloyd's k-means in little memory: distances come from matrix products, a block of samples at a time.
+
+Source: Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory, 1982.
+"""
+
+import torch
+from torch import Tensor
+
+from audiotok.errors import ConfigError, DataError
+
+CHUNK = 8192  # samples per block: 64 MB of distances for 2048 means in single precision
+
+
+def kmeans(
+    samples: Tensor,
+    num_clusters: int,
+    num_iters: int,
+    generator: torch.Generator | None = None,
+    init: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cluster samples by squared Euclidean distance.
+
+    Args:
+        samples: [N, D], floating point.
+        num_clusters: how many means; beyond N some clusters stay empty, and keep their starting point.
+        num_iters: rounds of assignment and averaging.
+        generator: source of the starting points; the global one by default.
+        init: starting points [num_clusters, D] instead of randomly chosen samples.
+
+    Returns:
+        means [num_clusters, D] and counts [num_clusters], the samples behind each mean in the last round.
+
+    Raises:
+        ConfigError: if num_clusters or num_iters is below 1, or init does not fit.
+        DataError: if there is no sample.
+    """
+    if num_clusters < 1 or num_iters < 1:
+        raise ConfigError(
+            f"k-means with num_clusters={num_clusters}, num_iters={num_iters}; both start at 1."
+        )
+    if samples.dim() != 2 or samples.shape[0] == 0:
+        raise DataError(f"k-means needs samples [N, D] with N >= 1, not {list(samples.shape)}.")
+    means = draw(samples, num_clusters, generator) if init is None else init.to(samples).clone()
+    if means.shape != (num_clusters, samples.shape[1]):
+        raise ConfigError(f"k-means init is {list(means.shape)}; give {[num_clusters, samples.shape[1]]}.")
+    counts = samples.new_zeros(num_clusters)
+    for _ in range(num_iters):
+        counts, sums = tally(samples, nearest(samples, means), num_clusters)
+        means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], means)
+    return means, counts
+
+
+def nearest(samples: Tensor, means: Tensor, chunk: int = CHUNK) -> Tensor:
+    """Index [N] of the mean [K, D] next to each of the samples [N, D]; the first of equals."""
+    # |x|^2 is the same for all means: leaving it out saves a pass and keeps more digits.
+    half_norms = means.pow(2).sum(dim=1) / 2
+    blocks = torch.split(samples, chunk)
+    return torch.cat([torch.addmm(half_norms, x, means.t(), alpha=-1).min(dim=1).indices for x in blocks])
+
+
+def tally(samples: Tensor, indices: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    """Counts [K] and sums [K, D] of the samples [N, D] that belong to each cluster."""
+    counts = torch.bincount(indices, minlength=num_clusters).to(samples.dtype)
+    sums = samples.new_zeros(num_clusters, samples.shape[1]).index_add_(0, indices, samples)
+    return counts, sums
+
+
+def draw(samples: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
+    """Choose num of the samples [N, D]: all different if there are enough, with replacement otherwise."""
+    total, device = samples.shape[0], samples.device
+    where = device if generator is None else generator.device
+    if total >= num:
+        indices = torch.randperm(total, generator=generator, device=where)[:num]
+    else:
+        indices = torch.randint(total, (num,), generator=generator, device=where)
+    return samples[indices.to(device)]

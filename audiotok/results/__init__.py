@@ -1,0 +1,22 @@
+"""Experiments back as tables: from the folders of a grid to DataFrames, without torch, Dora or Hydra."""
+
+from audiotok.results.frame import Experiments, load_all, load_grid, load_sigs
+from audiotok.results.metrics import METRICS, Metric, metric_direction
+from audiotok.results.tables import format_table, headline_columns
+from audiotok.results.xps import Experiment, grid_signatures, list_grids, read_experiment
+
+__all__ = [
+    "METRICS",
+    "Experiment",
+    "Experiments",
+    "Metric",
+    "format_table",
+    "grid_signatures",
+    "headline_columns",
+    "list_grids",
+    "load_all",
+    "load_grid",
+    "load_sigs",
+    "metric_direction",
+    "read_experiment",
+]

@@ -1,0 +1,26 @@
+"""Solvers: the training loop, and what one step of each kind of model does."""
+
+from omegaconf import DictConfig
+
+from audiotok.errors import ConfigError
+from audiotok.solvers.base import StandardSolver
+from audiotok.solvers.compression import CompressionSolver
+
+SOLVERS: dict[str, type[StandardSolver]] = {"compression": CompressionSolver}
+
+
+def get_solver(cfg: DictConfig) -> StandardSolver:
+    """Solver named by `cfg.solver`, built inside the current experiment.
+
+    Raises:
+        ConfigError: if there is no such solver.
+    """
+    if cfg.solver not in SOLVERS:
+        raise ConfigError(
+            f"solver={cfg.solver!r}; choose a preset such as solver=compression/encodec_mmd_32khz "
+            f"(solvers: {', '.join(SOLVERS)})"
+        )
+    return SOLVERS[cfg.solver](cfg)
+
+
+__all__ = ["CompressionSolver", "StandardSolver", "get_solver"]

@@ -1,0 +1,195 @@
+"""From configuration to objects: optimiser, losses, adversaries, the MMD, loaders. The configuration is only read."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flashy
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from audiotok.adversarial import AdversarialLoss, FeatureMatchingLoss
+from audiotok.adversarial.discriminators import (
+    MultiPeriodDiscriminator,
+    MultiScaleDiscriminator,
+    MultiScaleSTFTDiscriminator,
+)
+from audiotok.adversarial.losses import get_adv_criterion, get_fake_criterion, get_real_criterion
+from audiotok.data import AudioDataset, get_loader
+from audiotok.errors import ConfigError
+from audiotok.losses import (
+    Balancer,
+    L1Loss,
+    L2Loss,
+    MelSpectrogramL1Loss,
+    MMDLoss,
+    MRSTFTLoss,
+    MultiScaleMelSpectrogramLoss,
+    SISNRLoss,
+)
+from audiotok.solvers.macro_batch import MacroBatch
+
+SIGNAL_LOSSES: dict[str, type[nn.Module]] = {
+    "l1": L1Loss,
+    "l2": L2Loss,
+    "mel": MelSpectrogramL1Loss,
+    "mrstft": MRSTFTLoss,
+    "msspec": MultiScaleMelSpectrogramLoss,
+    "sisnr": SISNRLoss,
+}
+ADVERSARIES: dict[str, type[nn.Module]] = {
+    "msstftd": MultiScaleSTFTDiscriminator,
+    "mpd": MultiPeriodDiscriminator,
+    "msd": MultiScaleDiscriminator,
+}
+STREAMS = ("input", "residual", "code")
+SPLITS = ("train", "valid", "evaluate", "generate")
+
+
+def settings(cfg: Any) -> dict[str, Any]:
+    """A section of the configuration as plain, resolved containers."""
+    return dict(OmegaConf.to_container(cfg, resolve=True)) if cfg is not None else {}  # type: ignore[arg-type]
+
+
+def get_optimizer(params: Iterable[nn.Parameter], cfg: DictConfig) -> torch.optim.Optimizer:
+    """Optimiser of the `optim` section."""
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if cfg.optimizer not in kinds:
+        raise ConfigError(f"optim.optimizer={cfg.optimizer!r}; choose one of: {', '.join(kinds)}")
+    adam = settings(cfg.adam)
+    return kinds[cfg.optimizer](params, lr=cfg.lr, betas=tuple(adam["betas"]), weight_decay=adam["weight_decay"])
+
+
+def get_signal_loss(name: str, cfg: DictConfig) -> nn.Module:
+    """One loss between two signals, with the settings of the section of its name."""
+    if name not in SIGNAL_LOSSES:
+        raise ConfigError(
+            f"losses.{name}; choose among: {', '.join(SIGNAL_LOSSES)}, adv, feat, mmd"
+        )
+    return SIGNAL_LOSSES[name](**settings(cfg.get(name)))
+
+
+def get_signal_losses(cfg: DictConfig) -> tuple[nn.ModuleDict, nn.ModuleDict]:
+    """Losses to train with (weight above 0) and those only reported."""
+    weights = check_weights(cfg)
+    losses = {name: get_signal_loss(name, cfg) for name in weights if name not in ("adv", "feat", "mmd")}
+    trained = nn.ModuleDict({name: loss for name, loss in losses.items() if weights[name] > 0})
+    return trained, nn.ModuleDict({name: loss for name, loss in losses.items() if name not in trained})
+
+
+def check_weights(cfg: DictConfig) -> dict[str, float]:
+    """The `losses` section, of which no weight may be negative."""
+    weights = settings(cfg.losses)
+    bad = {name: weight for name, weight in weights.items() if not isinstance(weight, int | float) or weight < 0}
+    if bad:
+        found = ", ".join(f"losses.{name}={weight!r}" for name, weight in bad.items())
+        raise ConfigError(f"{found}; a weight is a number, 0 or more")
+    return weights
+
+
+def get_adversaries(cfg: DictConfig) -> nn.ModuleDict:
+    """Discriminators with their losses and optimisers, by name."""
+    adversarial = cfg.adversarial
+    if adversarial.every < 1:
+        raise ConfigError(f"adversarial.every={adversarial.every}; give 1 or more steps")
+    unknown = [name for name in adversarial.adversaries if name not in ADVERSARIES]
+    if unknown:
+        raise ConfigError(f"adversarial.adversaries has {', '.join(unknown)}; choose among: {', '.join(ADVERSARIES)}")
+    features = {"l1": nn.L1Loss, "l2": nn.MSELoss}
+    if adversarial.feat_loss not in features:
+        raise ConfigError(f"adversarial.feat_loss={adversarial.feat_loss!r}; choose one of: {', '.join(features)}")
+    losses = nn.ModuleDict()
+    for name in adversarial.adversaries:
+        adversary = ADVERSARIES[name](**settings(cfg[name]))
+        losses[name] = AdversarialLoss(
+            adversary,
+            get_optimizer(adversary.parameters(), cfg.optim),
+            loss=get_adv_criterion(adversarial.adv_loss),
+            loss_real=get_real_criterion(adversarial.adv_loss),
+            loss_fake=get_fake_criterion(adversarial.adv_loss),
+            loss_feat=FeatureMatchingLoss(features[adversarial.feat_loss]()),
+            normalize=adversarial.normalize,
+        )
+    return losses
+
+
+def get_balancer(cfg: DictConfig) -> Balancer:
+    """Balancer over the trained signal losses and each adversary's two losses."""
+    weights: dict[str, float] = {}
+    for name, weight in check_weights(cfg).items():
+        if name in ("adv", "feat"):
+            weights.update({f"{name}_{adversary}": weight for adversary in cfg.adversarial.adversaries})
+        elif name != "mmd" and weight > 0:
+            weights[name] = weight
+    return Balancer(weights, **settings(cfg.balancer))
+
+
+def get_mmd(cfg: DictConfig) -> MMDLoss:
+    """The criterion of an `mmd` section."""
+    if cfg.stream not in STREAMS:
+        raise ConfigError(f"mmd.stream={cfg.stream!r}; choose one of: {', '.join(STREAMS)}")
+    sigmas = OmegaConf.to_container(cfg.sigmas) if OmegaConf.is_config(cfg.sigmas) else cfg.sigmas
+    return MMDLoss(sigmas, cfg.estimator, cfg.delay)
+
+
+def get_macro_batch(cfg: DictConfig) -> MacroBatch:
+    """The MMD step of training."""
+    return MacroBatch(get_mmd(cfg.mmd), cfg.mmd.stream, cfg.mmd.num_batches_mmd, cfg.seed)
+
+
+def get_evaluation_metrics(cfg: DictConfig) -> dict[str, Callable[..., Tensor]]:
+    """Measures between signals that the evaluate stage reports, by name."""
+    sisnr, mel = get_signal_loss("sisnr", cfg), get_signal_loss("mel", cfg)
+    measures: dict[str, Callable[..., Tensor]] = {}
+    if cfg.evaluate.metrics.sisnr:
+        measures["sisnr"] = lambda **pair: -sisnr(**pair)
+    if cfg.evaluate.metrics.mel:
+        measures["mel"] = mel
+    return measures
+
+
+def get_dataloaders(cfg: DictConfig) -> dict[str, Any]:
+    """Loaders of the splits that the configuration gives a manifest for (train and valid at least)."""
+    source, data = cfg.datasource, settings(cfg.dataset)
+    missing = [f"datasource.{split}" for split in SPLITS if not source[split]]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} not set; choose data such as dset=audio/demo, or name manifests made by "
+            "`audiotok data prepare`"
+        )
+    return {split: get_split_loader(cfg, split, {**data, **data[split]}) for split in SPLITS}
+
+
+def get_split_loader(cfg: DictConfig, split: str, data: dict[str, Any]) -> Any:
+    """Loader of one split; `data` is the dataset section with the split's own values over it."""
+    world_size = flashy.distrib.world_size()
+    batch_size = data["batch_size"]
+    if batch_size < 1 or batch_size % world_size:
+        raise ConfigError(
+            f"batch size {batch_size} of {split} over {world_size} processes; choose a multiple of {world_size}"
+        )
+    num_samples = data["num_samples"]
+    if split == "train" and cfg.optim.updates_per_epoch:
+        num_samples = cfg.optim.updates_per_epoch * batch_size
+    dataset = AudioDataset.from_manifest(
+        cfg.datasource[split],
+        segment_s=data["segment_duration"],
+        sample_rate=cfg.sample_rate,
+        channels=cfg.channels,
+        num_samples=num_samples,
+        shuffle=data["shuffle"],
+        seed=cfg.seed,
+        min_segment_ratio=data["min_segment_ratio"],
+        max_bad_fraction=data["max_bad_fraction"],
+        max_sample_rate=cfg.datasource.max_sample_rate,
+        max_channels=cfg.datasource.max_channels,
+        return_info=split == "generate",
+    )
+    return get_loader(
+        dataset,
+        batch_size=batch_size // world_size,
+        num_workers=data["num_workers"],
+        rank=flashy.distrib.rank(),
+        world_size=world_size,
+        drop_last=split == "train",
+    )

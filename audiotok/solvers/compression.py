@@ -1,0 +1,206 @@
+"""Training a neural codec: reconstruction, adversaries, the quantiser's penalty, and independent codebooks.
+
+Source: Defossez et al., High Fidelity Neural Audio Compression, 2022 (losses, balancer, discriminators); Lemercier et
+al., An Independence-promoting Loss for Music Generation with Language Models, ICML 2024 (MMD over codebooks).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flashy
+import torch
+from torch import Tensor, nn
+
+from audiotok.checkpoint import PRETRAINED_PREFIX
+from audiotok.data.audio import write_audio
+from audiotok.errors import ConfigError
+from audiotok.models.builders import get_compression_model
+from audiotok.models.encodec import CompressionModel, EncodecModel
+from audiotok.models.pretrained import load_pretrained
+from audiotok.solvers import builders
+from audiotok.solvers.base import Metrics, StandardSolver, to_floats
+from audiotok.solvers.macro_batch import MacroBatch, stream_mmd
+
+
+class CompressionSolver(StandardSolver):
+    """Solver of `EncodecModel`, with the MMD between codebooks.
+
+    Metrics of train and valid: bandwidth (kb/s), adv and feat (also by adversary), d_loss, the signal losses by their
+    name in `losses`, penalty, mmd, g_loss, grad_norm; sisnr is in dB, higher is better. See docs/metrics.md.
+    """
+
+    model: EncodecModel
+
+    def build_model(self) -> None:
+        """Codec, adversaries, losses, balancer and the MMD step."""
+        cfg = self.cfg
+        self.model = build_encodec(cfg).to(self.device)
+        self.optimizer = builders.get_optimizer(self.model.parameters(), cfg.optim)
+        self.adv_losses = builders.get_adversaries(cfg).to(self.device)
+        self.aux_losses, self.info_losses = builders.get_signal_losses(cfg)
+        self.aux_losses.to(self.device)
+        self.info_losses.to(self.device)
+        self.balancer = builders.get_balancer(cfg)
+        self.register_stateful("adv_losses", "balancer")
+        self.macro_batch: MacroBatch | None = None
+        if self.model.num_codebooks > 1:
+            self.macro_batch = builders.get_macro_batch(cfg)
+            self.register_stateful("macro_batch")
+        elif cfg.losses.mmd:
+            raise ConfigError(
+                f"losses.mmd={cfg.losses.mmd} with {self.model.num_codebooks} codebook: there is nothing to be "
+                "independent of; set losses.mmd=0 or rvq.n_q to 2 or more"
+            )
+
+    def build_dataloaders(self) -> None:
+        """Loaders of the four splits."""
+        self.dataloaders = builders.get_dataloaders(self.cfg)
+
+    def run_epoch(self) -> None:
+        """Run the stages; which steps train the adversaries depends on seed and epoch, alike on all ranks."""
+        self.rng = torch.Generator().manual_seed(self.cfg.seed + self.epoch)
+        super().run_epoch()
+
+    def run_step(self, batch: Tensor) -> Metrics:
+        """Reconstruct a batch [B, C, T], measure, and in training update adversaries and codec."""
+        result = self.model(batch)
+        metrics: Metrics = {"bandwidth": result.bandwidth.mean()}
+        if self.is_training:
+            metrics.update(self._train_adversaries(result.x, batch))
+        losses = self._balanced_losses(result.x, batch)
+        metrics.update(losses)
+        for kind in ("adv", "feat"):
+            parts = [value for name, value in losses.items() if name.startswith(f"{kind}_")]
+            if parts:
+                metrics[kind] = torch.stack(parts).sum()
+        if result.penalty is not None:
+            metrics["penalty"] = result.penalty
+        if self.is_training:
+            metrics.update(self._update(batch, result, losses))
+        else:  # what is only reported need not slow training down
+            metrics.update(self._valid_mmd(batch))
+            metrics.update({name: loss(estimate=result.x, reference=batch) for name, loss in self.info_losses.items()})
+        if "sisnr" in metrics:
+            metrics["sisnr"] = -metrics["sisnr"]  # the loss is minimised; people read dB, higher is better
+        return metrics
+
+    def _train_adversaries(self, estimate: Tensor, reference: Tensor) -> Metrics:
+        if not self.adv_losses or torch.rand(1, generator=self.rng).item() > 1 / self.cfg.adversarial.every:
+            return {}
+        losses: Metrics = {
+            f"d_{name}": adversary.train_adv(fake=estimate, real=reference)
+            for name, adversary in self.adv_losses.items()
+        }
+        return {"d_loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def _balanced_losses(self, estimate: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        for name, adversary in self.adv_losses.items():
+            losses[f"adv_{name}"], losses[f"feat_{name}"] = adversary(fake=estimate, real=reference)
+        for name, loss in self.aux_losses.items():
+            losses[name] = loss(estimate=estimate, reference=reference)
+        return losses
+
+    def _update(self, batch: Tensor, result: Any, losses: dict[str, Tensor]) -> Metrics:
+        """Gradients of penalty, balanced losses and, when its batches are there, the MMD; then one optimiser step."""
+        metrics: Metrics = {}
+        if result.penalty is not None:
+            result.penalty.backward(retain_graph=True)
+        metrics["g_loss"] = self.balancer.backward(losses, result.x)
+        metrics.update(self.balancer.metrics)
+        if self.macro_batch is not None and self.macro_batch.add(batch):
+            metrics["mmd"] = self.macro_batch.value(self.model, self.cfg.losses.mmd)
+        flashy.distrib.sync_gradients(self.model.parameters())
+        limit = self.cfg.optim.max_norm or float("inf")
+        metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return metrics
+
+    def valid(self) -> Metrics:
+        """Valid stage; its MMD is the training criterion on as many batches."""
+        if self.macro_batch is not None:
+            self.valid_batches = builders.get_macro_batch(self.cfg)
+            self.valid_batches.num_batches = min(self.valid_batches.num_batches, len(self.dataloaders["valid"]))
+        return super().valid()
+
+    def _valid_mmd(self, batch: Tensor) -> Metrics:
+        if self.macro_batch is None or not self.valid_batches.add(batch):
+            return {}
+        return {"mmd": self.valid_batches.value(self.model, weight=0.0)}
+
+    def evaluate(self) -> Metrics:
+        """Reconstruction metrics over the evaluate split, and the dependence of the codebooks by a fixed ruler."""
+        self.model.eval()
+        loader = self.dataloaders["evaluate"]
+        measures = builders.get_evaluation_metrics(self.cfg)
+        average = flashy.averager()
+        averages: Metrics = {}
+        latents: list[Tensor] = []
+        items = 0
+        for batch in self.log_progress("evaluate", loader, total=len(loader), updates=self.cfg.logging.log_updates):
+            reference = batch.to(self.device)
+            estimate = self.model(reference).x
+            metrics = {name: measure(estimate=estimate, reference=reference) for name, measure in measures.items()}
+            averages = average(to_floats(metrics), len(batch))
+            items += len(batch)
+            if self.macro_batch is not None and self.cfg.evaluate.metrics.mmd:
+                latents.append(self.model.encode_latent(reference)[0])
+            self.on_progress(self.epoch)
+        if latents:
+            averages = {**averages, "mmd": self._ruler_mmd(latents)}
+        return dict(flashy.distrib.average_metrics(averages, items))
+
+    def _ruler_mmd(self, latents: list[Tensor]) -> float:
+        ruler = self.cfg.metrics.mmd
+        latent = torch.cat([latent for latent in latents if latent.shape[-1] == latents[0].shape[-1]])
+        clips = max(2, ruler.max_frames // latent.shape[-1])
+        generator = torch.Generator().manual_seed(self.cfg.seed)
+        value = stream_mmd(builders.get_mmd(ruler), self.model, latent[:clips], ruler.stream, generator)
+        return float(value)
+
+    def generate(self) -> Metrics:
+        """Write the generate split and its reconstruction under `samples/` of the experiment."""
+        self.model.eval()
+        loader = self.dataloaders["generate"]
+        audio = self.cfg.generate.audio
+        folder = Path(self.folder) / "samples"
+        for batch, infos in self.log_progress("generate", loader, total=len(loader), updates=self.cfg.logging.log_updates):
+            estimates = self.model(batch.to(self.device)).x.cpu()
+            for reference, estimate, info in zip(batch, estimates, infos, strict=True):
+                name = f"{Path(info.path).stem}_{info.start_s:.1f}s.{audio.format}"
+                for parent, wav in (("reference", reference), (f"epoch_{self.epoch:04d}", estimate)):
+                    write_audio(folder / parent / name, wav[:, : info.n_frames], self.cfg.sample_rate, strategy=audio.strategy)
+            self.on_progress(self.epoch)
+        flashy.distrib.barrier()
+        return {}
+
+    @staticmethod
+    def model_from_checkpoint(
+        checkpoint_path: str | Path, device: torch.device | str = "cpu"
+    ) -> CompressionModel:
+        """Model of a checkpoint, with its best weights, in eval mode.
+
+        Args:
+            checkpoint_path: //sig/SIG, //pretrained/PATH, a file (of training or exported), or a folder.
+            device: where to put the model.
+
+        Raises:
+            CheckpointError: if it cannot be found or read.
+        """
+        return load_pretrained(str(checkpoint_path).removeprefix(PRETRAINED_PREFIX), device)
+
+
+def build_encodec(cfg: Any) -> EncodecModel:
+    """The model of a configuration, which has to be one that can be trained.
+
+    Raises:
+        ConfigError: if it is another kind of model.
+    """
+    model = get_compression_model(cfg)
+    if not isinstance(model, EncodecModel):
+        raise ConfigError(f"compression_model={cfg.compression_model!r} cannot be trained; choose encodec")
+    return model
+
+

@@ -1,0 +1,1 @@
+"""Grids: one question a file. `dora grid compression.encodec_mmd_demo` runs grids/compression/encodec_mmd_demo.py."""

@@ -1,0 +1,212 @@
+"""The book of local jobs: one record per job, a queue, and locks that tell who is alive. Standard library only.
+
+Everything stands under `<dora.dir>/local/`:
+
+```
+jobs/L7.json     the record of job L7, also copied to `job.json` in the experiment folder
+queue/L7         there while L7 is not over; holds the environment it will run with, readable by its owner only
+locks/L7         flocked by the runner of L7 as long as it lives
+locks/supervisor flocked by the one supervisor of this folder
+locks/submit     flocked for the instant of a submission, and while the supervisor decides to leave
+```
+
+Why flock and not process ids: the kernel releases a lock however its holder ends (SIGKILL, reboot, a stopped
+container), and a lock cannot be mistaken for another one, as a reused process id can. So a record that says RUNNING
+while nobody holds its lock is a job that vanished, and no reader ever shows RUNNING for ever. A record leaves a
+state only under its lock, which makes "cancelled while it was starting" one or the other.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+from audiotok.errors import LaunchError
+from audiotok.status import JOB_FILE, is_locked, read_json, write_json
+
+FINAL_STATES = frozenset({"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"})
+VANISHED = "its process vanished (killed, or the machine restarted)"
+
+
+@dataclass
+class JobRecord:
+    """One local job. Times are unix seconds; paths are absolute.
+
+    Attributes:
+        job_id: `L` and a number that grows by one with each submission.
+        sig: signature of the experiment; `folder` is its folder and `log` the file its output goes to.
+        command: what runs, in `cwd`.
+        gpus: number of GPUs it holds while it runs; `visible` are those of the machine, `devices` its own.
+        slots: it starts only while fewer jobs than this are running.
+        threads: CPU threads for each of its processes.
+        state: PENDING, RUNNING or one of FINAL_STATES; `reason` says in a line why it is final.
+        exit_code: of the process; minus the signal number if a signal ended it.
+    """
+
+    job_id: str
+    sig: str
+    folder: str
+    log: str
+    cwd: str
+    command: list[str]
+    gpus: int = 0
+    visible: list[str] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
+    slots: int = 1
+    threads: int = 1
+    state: str = "PENDING"
+    reason: str = ""
+    exit_code: int | None = None
+    submitted: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    pid: int | None = None
+    lock: str = ""
+    launcher: str = "local"
+
+    @property
+    def is_over(self) -> bool:
+        """True once the state can no longer change."""
+        return self.state in FINAL_STATES
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "JobRecord | None":
+        """Build a record from parsed JSON; None if it is not a whole record of a local job."""
+        if content.get("launcher") != "local":
+            return None
+        try:
+            return cls(**{key.name: content[key.name] for key in fields(cls)})
+        except KeyError:
+            return None
+
+
+class JobStore:
+    """Reads and writes the book of one Dora folder.
+
+    Args:
+        root: `<dora.dir>/local`; made on first use.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+        self.jobs, self.queue, self.locks = (self.root / name for name in ("jobs", "queue", "locks"))
+
+    def create(self) -> None:
+        """Make the folders."""
+        for folder in (self.jobs, self.queue, self.locks):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def new_id(self) -> str:
+        """Return the next free job id; only under `submitting()`."""
+        return f"L{max(map(_number, self.jobs.iterdir()), default=0) + 1}"
+
+    def add(self, record: JobRecord, environ: Mapping[str, str]) -> None:
+        """Queue a new job. Its environment may hold secrets: it goes to a private file that ends with the job."""
+        record.lock, record.submitted = str(self.locks / record.job_id), time.time()
+        write_json(Path(record.folder) / JOB_FILE, asdict(record))
+        self.write(record)
+        draft = self.root / f"{record.job_id}.env"
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(dict(environ), file)
+        draft.replace(self.queue / record.job_id)
+
+    def write(self, record: JobRecord) -> None:
+        """Save a record, and its copy in the experiment folder unless a later job took that place."""
+        content = asdict(record)
+        write_json(self.jobs / f"{record.job_id}.json", content)
+        copy = Path(record.folder) / JOB_FILE
+        if (read_json(copy) or {}).get("job_id") == record.job_id:
+            write_json(copy, content)
+
+    def finish(self, record: JobRecord, state: str, reason: str, exit_code: int | None = None) -> None:
+        """Give a job its final state; only under its lock."""
+        record.state, record.reason, record.exit_code, record.ended = state, reason, exit_code, time.time()
+        self.write(record)
+        self.forget(record.job_id)
+
+    def forget(self, job_id: str) -> None:
+        """Take a job that is over from the queue; only under its lock, which goes too."""
+        for leftover in (self.queue / job_id, self.cancel_mark(job_id), self.locks / job_id):
+            leftover.unlink(missing_ok=True)
+
+    def read(self, job_id: str) -> JobRecord | None:
+        """Return the record as it stands in the book; None if there is none."""
+        content = read_json(self.jobs / f"{job_id}.json")
+        return None if content is None else JobRecord.from_json(content)
+
+    def judge(self, job_id: str) -> JobRecord | None:
+        """Return the record with its true state: NODE_FAIL if it says RUNNING and nobody runs it."""
+        record = self.read(job_id)
+        if record is None or record.state != "RUNNING" or self.is_held(job_id):
+            return record
+        record = self.read(job_id)  # it may have ended properly between the two looks
+        if record is not None and record.state == "RUNNING":
+            record.state, record.reason = "NODE_FAIL", VANISHED
+        return record
+
+    def unfinished(self) -> list[str]:
+        """Return the ids in the queue, oldest first."""
+        if not self.queue.is_dir():
+            return []
+        return [path.name for path in sorted(self.queue.iterdir(), key=_number) if _number(path)]
+
+    def environment(self, job_id: str) -> dict[str, str]:
+        """Return the environment a queued job was submitted with."""
+        return {key: str(value) for key, value in (read_json(self.queue / job_id) or {}).items()}
+
+    def cancel_mark(self, job_id: str) -> Path:
+        """Return the file that asks the runner of a job to stop it."""
+        return self.locks / f"{job_id}.cancel"
+
+    def is_held(self, name: str) -> bool:
+        """Tell whether some process holds the lock of this job (or `supervisor`)."""
+        return is_locked(self.locks / name)
+
+    @contextmanager
+    def holding(self, name: str, *, patience_s: float = 1.0) -> Iterator[bool]:
+        """Hold a lock for the length of the block; yields False if another process keeps it.
+
+        The patience bridges the readers of `is_held`, which touch the lock for an instant.
+        """
+        with (self.locks / name).open("a", encoding="utf-8") as file:
+            deadline = time.monotonic() + patience_s
+            while not (held := flock_now(file)) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            yield held
+
+    @contextmanager
+    def submitting(self) -> Iterator[None]:
+        """Be the only one to submit, and keep the supervisor from leaving meanwhile."""
+        self.create()
+        with self.holding("submit", patience_s=60.0) as held:
+            if not held:
+                raise LaunchError(f"another command has kept {self.locks / 'submit'} for a minute; end it and try again.")
+            yield
+
+
+def flock_now(file: TextIO) -> bool:
+    """Take the exclusive lock of an open file, for as long as it is open; False if another process has it.
+
+    Raises:
+        LaunchError: if the filesystem knows no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise LaunchError(
+            f"cannot lock {file.name} ({error}); local jobs need a filesystem with flock: set dora.dir to one."
+        ) from error
+    return True
+
+
+def _number(path: Path) -> int:
+    """Return the number in the name of a job's file; 0 for any other file."""
+    digits = path.stem.removeprefix("L")
+    return int(digits) if path.stem != digits and digits.isdecimal() else 0

@@ -1,0 +1,77 @@
+"""What this machine can run at once: its GPUs, its cores, and the share of them that a local job gets.
+
+Environment variables: AUDIOTOK_LOCAL_SLOTS (most jobs at once), CUDA_VISIBLE_DEVICES (the GPUs that may be used).
+Standard library only.
+"""
+
+import logging
+import os
+import shutil
+import subprocess as sp
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from audiotok.errors import ConfigError
+
+SLOTS_VARIABLE = "AUDIOTOK_LOCAL_SLOTS"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a local job gets: `gpus` of the `visible` ones, `threads` per process, one of `slots` places."""
+
+    gpus: int
+    visible: tuple[str, ...]
+    slots: int
+    threads: int
+
+
+def share(gpus_wanted: int, environ: Mapping[str, str], *, cores: int | None = None) -> Share:
+    """Divide this machine among jobs of one kind.
+
+    By default GPU jobs run one per GPU (or per group of GPUs), other jobs one per two cores. A job that asks for more
+    GPUs than there are runs on those there are, or on the CPU: the same grid serves a cluster and a laptop.
+
+    Args:
+        gpus_wanted: GPUs that the configuration asks for, 0 for none.
+        environ: environment variables.
+        cores: CPU cores that may be used; by default those this process may run on.
+
+    Raises:
+        ConfigError: if AUDIOTOK_LOCAL_SLOTS is not a positive number.
+    """
+    cores = len(os.sched_getaffinity(0)) if cores is None else cores
+    visible = find_gpus(environ)
+    gpus = min(gpus_wanted, len(visible))
+    if gpus < gpus_wanted:
+        logger.info("%d GPUs asked for, this machine has %d: running on those", gpus_wanted, len(visible))
+    slots = _slots_asked(environ) or (len(visible) if gpus else max(1, cores // 2))
+    at_once = max(1, min(slots, len(visible) // gpus if gpus else slots))
+    return Share(gpus=gpus, visible=visible, slots=slots, threads=max(1, cores // (at_once * max(1, gpus))))
+
+
+def find_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of the GPUs that may be used: CUDA_VISIBLE_DEVICES if set, else those nvidia-smi lists."""
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return tuple(name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles"))
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    try:
+        listing = sp.run([program, "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, sp.SubprocessError) as error:
+        logger.warning("nvidia-smi -L failed (%s): taking this machine as one without GPUs", error)
+        return ()
+    return tuple(str(index) for index in range(sum(line.startswith("GPU ") for line in listing.splitlines())))
+
+
+def _slots_asked(environ: Mapping[str, str]) -> int | None:
+    text = environ.get(SLOTS_VARIABLE, "").strip()
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{SLOTS_VARIABLE}={text!r} in the environment; give a whole number of jobs, at least 1.")
+    return int(text)

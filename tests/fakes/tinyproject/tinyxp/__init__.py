@@ -1,0 +1,1 @@
+"""A Dora project that trains nothing."""
