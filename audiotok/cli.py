@@ -4,6 +4,7 @@ Data goes to stdout, everything else to stderr. A mistake of the user is one lin
 """
 
 import argparse
+import io
 import logging
 import math
 import os
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without é still gets its table
     try:
         args.run(args)
         sys.stdout.flush()

@@ -59,17 +59,14 @@ class CompressionExplorer(Explorer):
         ]
 
     def get_grid_metrics(self) -> list[Any]:
-        """Columns per stage, the ping of the log last among those of `train`."""
+        """Columns per stage, under their whole names."""
+        progress = (("duration", ".1f", "minutes"), ("ping", "", "ping"))
+        train = [tt.leaf(name, form, display=display) for name, form, display in progress]
         more = [(name, ".3f") for name in self._more_evaluated]
-        train = [tt.leaf(name, form) for name, form in self.train_metrics]
         return [
-            tt.group(
-                "train", [*train, tt.leaf("duration", ".1f", display="minutes"), tt.leaf("ping")], align=">"
-            ),
-            tt.group("valid", [tt.leaf(name, form) for name, form in self.valid_metrics], align=">"),
-            tt.group(
-                "evaluate", [tt.leaf(name, form) for name, form in (*self.evaluate_metrics, *more)], align=">"
-            ),
+            _group("train", self.train_metrics, train),
+            _group("valid", self.valid_metrics),
+            _group("evaluate", (*self.evaluate_metrics, *more)),
         ]
 
     def process_sheep(self, sheep: Any, history: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -97,3 +94,8 @@ class CompressionExplorer(Explorer):
         known = {name for name, _ in self.evaluate_metrics} | {"duration", "ping"}
         self._more_evaluated |= dict.fromkeys(name for name in parts["evaluate"] if name not in known)
         return parts
+
+
+def _group(stage: str, metrics: Sequence[tuple[str, str]], more: Sequence[Any] = ()) -> Any:
+    leaves = [tt.leaf(name, form) for name, form in metrics]
+    return tt.group(stage, [*leaves, *more], align=">", shorten=False)  # `d` for `d_loss` helps nobody

@@ -1,10 +1,12 @@
-"""What a running job says about itself, in a file that anybody may read: `status.json` in its experiment folder.
+"""What a running job says about itself: `status.json` in its experiment folder, for anybody to read.
 
-The trainer writes it; the launchers and the results read it, without torch, Dora or a scheduler at hand. Beside it
-stands `job.json`, which the launcher writes when it submits. `experiment_state` makes one verdict of the two.
+The trainer writes it; the launchers and the results read it, without torch, Dora or a scheduler at hand.
+Beside it stands `job.json`, which the launcher writes when it submits. `experiment_state` makes one verdict
+of the two.
 
-Fields of `status.json` (times are unix seconds): state (one of STATES), reason, launcher (local, slurm or none),
-job_id, host, pid, started, updated (the heartbeat), ended, epoch (epochs finished), epochs (epochs asked for).
+Fields of `status.json` (times are unix seconds): state (one of STATES), reason, launcher (local, slurm or
+none), job_id, host, pid, started, updated (the heartbeat), ended, epoch (epochs finished), epochs (asked
+for).
 """
 
 import fcntl
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class StatusWriter:
-    """Keeps the `status.json` of one run up to date; a disk that refuses it is logged and never stops training.
+    """Keeps the `status.json` of one run up to date; a full disk is logged and does not stop training.
 
     Args:
         folder: the experiment folder; must exist.
@@ -60,7 +62,7 @@ class StatusWriter:
         self._write()
 
     def beat(self, *, epoch: int | None = None) -> None:
-        """Say that the run is alive. Cheap enough for every step: writes when the epoch changes or `beat_s` passed."""
+        """Say that the run is alive; cheap enough for every step: it writes each epoch or `beat_s` only."""
         changed = epoch is not None and epoch != self._fields["epoch"]
         if changed:
             self._fields["epoch"] = epoch
@@ -83,7 +85,7 @@ class StatusWriter:
 
 
 class ExperimentState(NamedTuple):
-    """A verdict on an experiment: its state (a SLURM word, or DIVERGED, INTERRUPTED, STALE) and the reason."""
+    """A verdict on an experiment: its state (SLURM's word, DIVERGED, INTERRUPTED or STALE) and the reason."""
 
     state: str
     reason: str
@@ -92,8 +94,9 @@ class ExperimentState(NamedTuple):
 def experiment_state(folder: Path, *, stale_s: float = STALE_S) -> ExperimentState | None:
     """Judge an experiment from its folder alone; None if it was never submitted nor run.
 
-    A local job is judged by its record and by the lock that its process holds, so it is exact. Any other job is
-    judged by what it wrote itself: PENDING until it starts, STALE once its heartbeat is older than `stale_s`.
+    A local job is judged by its record and by the lock that its process holds, so it is exact. Any other
+    job is judged by what it wrote itself: PENDING until it starts, STALE if its heartbeat is older than
+    `stale_s`.
     """
     job, status = read_json(Path(folder) / JOB_FILE), read_status(folder)
     if status is not None and job is not None and status.get("job_id") not in (None, job.get("job_id")):
@@ -128,7 +131,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, sync: bool = True) -> None:
-    """Write a JSON object so that a reader sees the old or the new one, never half; `sync` survives a power cut.
+    """Write a JSON object so that a reader sees the old or the new one; `sync` makes it survive a power cut.
 
     Raises:
         OSError: if the disk refuses; the old file is then intact.
@@ -147,7 +150,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, sync: bool = True) -> 
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether a process holds the exclusive flock on `path`: the kernel drops it however that process ends."""
+    """Tell whether a process holds the exclusive flock on `path`; it loses it however it ends."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Plugs our launchers and our errors into Dora, which has no plug for them: the one place that replaces its names.
+"""Plugs our launchers and our errors into Dora: the one place that replaces names in its modules.
 
 Environment variables: AUDIOTOK_LAUNCHER=local|slurm (by default SLURM where `sbatch` is on PATH, else local).
 """
@@ -6,8 +6,7 @@ Environment variables: AUDIOTOK_LAUNCHER=local|slurm (by default SLURM where `sb
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,9 +34,9 @@ _dora_get_explore = dora.grid._get_explore
 def install(main: DecoratedMain) -> None:
     """Make `dora run`, `grid`, `launch` and `info` use our launcher; may be called more than once.
 
-    Dora's commands look up `Shepherd` by name when they run, so replacing the name in their modules is enough. Under
-    the `dora` command line, mistakes of the user also end in one line and exit code 2; nothing of that is touched in
-    a notebook or another program.
+    Dora's commands look up `Shepherd` by name when they run, so replacing the name in their modules is
+    enough. Under the `dora` command line, mistakes of the user also end in one line and exit code 2; a
+    notebook or another program keeps its own way with exceptions.
 
     Args:
         main: the decorated entry point; not changed.
@@ -73,23 +72,8 @@ def is_dora_command() -> bool:
     return getattr(spec, "name", None) == "dora.__main__" or Path(sys.argv[0]).name == "dora"
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Within the block, under the `dora` command line, end a user's mistake in one line and exit code 2.
-
-    For code below Hydra, which catches exceptions and prints them its own way before the hook could see them.
-    """
-    try:
-        yield
-    except AudiotokError as error:
-        if not is_dora_command():
-            raise
-        _print_error(error)
-        raise SystemExit(EXIT_CODE) from error
-
-
 def get_explorer(args: Any, main: DecoratedMain) -> Any:
-    """Find the explorer of a grid, as Dora does, but refuse an unknown name (Dora lists the grids and exits with 0).
+    """Find the explorer of a grid as Dora does, but refuse an unknown name (Dora then exits with 0).
 
     Raises:
         ConfigError: if there is no such grid; the message lists those there are.
@@ -98,18 +82,15 @@ def get_explorer(args: Any, main: DecoratedMain) -> Any:
     if args.grid is not None:
         known = list_grids(Path(import_or_fatal(package).__file__).parent)
         if args.grid not in known:
-            raise ConfigError(f"no grid {args.grid!r} in package {package}; choose one of: {', '.join(known)}.")
+            names = ", ".join(known) or "none yet"
+            raise ConfigError(f"no grid {args.grid!r} in package {package}; choose one of: {names}.")
     return _dora_get_explore(args, main)  # type: ignore[no-untyped-call]
 
 
 def list_grids(folder: Path) -> list[str]:
-    """Return the dotted names of the grid files in a package, sorted; names that begin with `_` are not grids."""
+    """Return the dotted names of the grid files in a package, sorted; `_name.py` is not a grid."""
     files = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
     return [".".join(path.parts) for path in files if not path.name.startswith("_")]
-
-
-def _print_error(error: AudiotokError) -> None:
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
 
 
 class _OneLineHook:
@@ -124,5 +105,5 @@ class _OneLineHook:
         if not isinstance(error, AudiotokError):
             self._previous(kind, error, traceback)
             return
-        _print_error(error)
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(EXIT_CODE)  # Python ends with the code of a SystemExit that comes out of a hook

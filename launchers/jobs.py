@@ -1,19 +1,19 @@
-"""The book of local jobs: one record per job, a queue, and locks that tell who is alive. Standard library only.
+"""The book of local jobs: one record per job, a queue, and locks that tell who is alive.
 
-Everything stands under `<dora.dir>/local/`:
+Standard library only. Everything stands under `<dora.dir>/local/`:
 
 ```
 jobs/L7.json     the record of job L7, also copied to `job.json` in the experiment folder
-queue/L7         there while L7 is not over; holds the environment it will run with, readable by its owner only
+queue/L7         there while L7 is not over; holds its environment, readable by its owner only
 locks/L7         flocked by the runner of L7 as long as it lives
 locks/supervisor flocked by the one supervisor of this folder
 locks/submit     flocked for the instant of a submission, and while the supervisor decides to leave
 ```
 
-Why flock and not process ids: the kernel releases a lock however its holder ends (SIGKILL, reboot, a stopped
-container), and a lock cannot be mistaken for another one, as a reused process id can. So a record that says RUNNING
-while nobody holds its lock is a job that vanished, and no reader ever shows RUNNING for ever. A record leaves a
-state only under its lock, which makes "cancelled while it was starting" one or the other.
+Why flock and not process ids: the kernel releases a lock however its holder ends (SIGKILL, reboot, a
+stopped container), and a lock cannot be mistaken for another, as a reused process id can. So a record that
+says RUNNING while nobody holds its lock is a job that vanished, and no reader shows RUNNING for ever. A
+record leaves a state only under its lock, which makes "cancelled while it was starting" one or the other.
 """
 
 import fcntl
@@ -44,6 +44,7 @@ class JobRecord:
         gpus: number of GPUs it holds while it runs; `visible` are those of the machine, `devices` its own.
         slots: it starts only while fewer jobs than this are running.
         threads: CPU threads for each of its processes.
+        grace_s: seconds between SIGTERM and SIGKILL when it is cancelled.
         state: PENDING, RUNNING or one of FINAL_STATES; `reason` says in a line why it is final.
         exit_code: of the process; minus the signal number if a signal ended it.
     """
@@ -59,6 +60,7 @@ class JobRecord:
     devices: list[str] = field(default_factory=list)
     slots: int = 1
     threads: int = 1
+    grace_s: float = 10.0
     state: str = "PENDING"
     reason: str = ""
     exit_code: int | None = None
@@ -106,7 +108,7 @@ class JobStore:
         return f"L{max(map(_number, self.jobs.iterdir()), default=0) + 1}"
 
     def add(self, record: JobRecord, environ: Mapping[str, str]) -> None:
-        """Queue a new job. Its environment may hold secrets: it goes to a private file that ends with the job."""
+        """Queue a new job. Its environment may hold secrets: it goes to a private file, gone with the job."""
         record.lock, record.submitted = str(self.locks / record.job_id), time.time()
         write_json(Path(record.folder) / JOB_FILE, asdict(record))
         self.write(record)
@@ -185,7 +187,9 @@ class JobStore:
         self.create()
         with self.holding("submit", patience_s=60.0) as held:
             if not held:
-                raise LaunchError(f"another command has kept {self.locks / 'submit'} for a minute; end it and try again.")
+                raise LaunchError(
+                    f"another command has kept {self.locks / 'submit'} for a minute; end it and try again."
+                )
             yield
 
 
@@ -201,7 +205,7 @@ def flock_now(file: TextIO) -> bool:
         return False
     except OSError as error:
         raise LaunchError(
-            f"cannot lock {file.name} ({error}); local jobs need a filesystem with flock: set dora.dir to one."
+            f"cannot lock {file.name} ({error}); local jobs need a filesystem with flock for dora.dir."
         ) from error
     return True
 

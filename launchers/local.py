@@ -1,11 +1,10 @@
 """Dora's Shepherd for a machine without a scheduler: experiments become local jobs that outlive the terminal.
 
-It only writes to the book of jobs (`launchers.jobs`) and makes sure that a supervisor looks after it; the processes
-that run are started by `launchers.supervisor` and `launchers.runner`. Job states are SLURM's words, so that Dora's
-rules (retry, replace, reuse of finished experiments) hold as they are.
+It only writes to the book of jobs (`launchers.jobs`) and makes sure that a supervisor looks after it; what
+runs is started by `launchers.supervisor` and `launchers.runner`. Job states are SLURM's words, so that
+Dora's rules (retry, replace, reuse of finished experiments) hold as they are.
 """
 
-import logging
 import os
 import sys
 import time
@@ -22,10 +21,9 @@ from audiotok.errors import ConfigError, LaunchError
 from audiotok.status import JOB_FILE, read_json
 from launchers.jobs import JobRecord, JobStore
 from launchers.machine import Share, share
-from launchers.runner import GRACE_S
 from launchers.supervisor import ensure
 
-logger = logging.getLogger(__name__)
+STOP_S = 20.0  # a killed job must be gone within this time after its grace period
 
 
 class LocalJob:
@@ -96,8 +94,8 @@ class LocalShepherd(Shepherd):
     def get_sheep_from_sig(self, sig: str) -> LocalSheep:
         """Return the experiment of a signature.
 
-        Dora asks this for experiments that left a grid. One that can no longer be composed cannot be returned, but
-        its job, if it has one, is cancelled all the same with the next commit.
+        Dora asks this for experiments that left a grid. One that can no longer be composed cannot be
+        returned, but its job, if it has one, is cancelled all the same with the next commit.
         """
         try:
             return LocalSheep(self.main.get_xp_from_sig(sig), self.store)
@@ -159,6 +157,7 @@ class LocalShepherd(Shepherd):
             visible=list(portion.visible),
             slots=portion.slots,
             threads=portion.threads,
+            grace_s=portion.grace_s,
         )
         self.store.add(record, os.environ)
         _point(self._by_id / job_id, xp.folder.resolve())
@@ -173,7 +172,7 @@ class LocalShepherd(Shepherd):
 
     @contextmanager
     def _code(self, sheeps: Sequence[LocalSheep]) -> Iterator[None]:
-        """With `dora.git_save`, stand in a clone of the repository while submitting; else stay where we are."""
+        """With `dora.git_save`, stand in a clone of the repository while submitting."""
         if not sheeps[0].xp.dora.git_save:
             yield
             return
@@ -202,13 +201,14 @@ def cancel_jobs(store: JobStore, jobs: Sequence[LocalJob]) -> None:
     running = [job.job_id for job in jobs if not _drop(store, job.job_id)]
     for job_id in running:
         store.cancel_mark(job_id).touch()
-    deadline = time.monotonic() + 2 * GRACE_S
+    patience_s = STOP_S + max((record.grace_s for name in running if (record := store.read(name))), default=0)
+    deadline = time.monotonic() + patience_s
     while (alive := [job_id for job_id in running if store.is_held(job_id)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     for job_id in set(running) - set(alive):
         store.cancel_mark(job_id).unlink(missing_ok=True)
     if alive:
-        raise LaunchError(f"jobs {', '.join(alive)} did not stop; try again, or see `ps` for their processes.")
+        raise LaunchError(f"jobs {', '.join(alive)} did not stop in {patience_s:.0f} s; try again.")
 
 
 def _drop(store: JobStore, job_id: str) -> bool:

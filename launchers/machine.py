@@ -1,7 +1,7 @@
 """What this machine can run at once: its GPUs, its cores, and the share of them that a local job gets.
 
-Environment variables: AUDIOTOK_LOCAL_SLOTS (most jobs at once), CUDA_VISIBLE_DEVICES (the GPUs that may be used).
-Standard library only.
+Environment variables: AUDIOTOK_LOCAL_SLOTS (most jobs at once), AUDIOTOK_LOCAL_GRACE_S (seconds that a
+cancelled job gets to end by itself), CUDA_VISIBLE_DEVICES (the GPUs that may be used). Standard library only.
 """
 
 import logging
@@ -14,25 +14,31 @@ from dataclasses import dataclass
 from audiotok.errors import ConfigError
 
 SLOTS_VARIABLE = "AUDIOTOK_LOCAL_SLOTS"
+GRACE_VARIABLE = "AUDIOTOK_LOCAL_GRACE_S"
+GRACE_S = 10.0
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a local job gets: `gpus` of the `visible` ones, `threads` per process, one of `slots` places."""
+    """What a local job gets: `gpus` of the `visible` ones, `threads` per process, one of `slots` places.
+
+    `grace_s` is the time in seconds between SIGTERM and SIGKILL when it is cancelled.
+    """
 
     gpus: int
     visible: tuple[str, ...]
     slots: int
     threads: int
+    grace_s: float
 
 
 def share(gpus_wanted: int, environ: Mapping[str, str], *, cores: int | None = None) -> Share:
     """Divide this machine among jobs of one kind.
 
-    By default GPU jobs run one per GPU (or per group of GPUs), other jobs one per two cores. A job that asks for more
-    GPUs than there are runs on those there are, or on the CPU: the same grid serves a cluster and a laptop.
+    By default GPU jobs run one per GPU (or per group of GPUs), other jobs one per two cores. A job that asks
+    for more GPUs than there are runs on those there are, or on the CPU: one grid serves cluster and laptop.
 
     Args:
         gpus_wanted: GPUs that the configuration asks for, 0 for none.
@@ -40,7 +46,7 @@ def share(gpus_wanted: int, environ: Mapping[str, str], *, cores: int | None = N
         cores: CPU cores that may be used; by default those this process may run on.
 
     Raises:
-        ConfigError: if AUDIOTOK_LOCAL_SLOTS is not a positive number.
+        ConfigError: if one of our environment variables holds no such number.
     """
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
     visible = find_gpus(environ)
@@ -49,14 +55,16 @@ def share(gpus_wanted: int, environ: Mapping[str, str], *, cores: int | None = N
         logger.info("%d GPUs asked for, this machine has %d: running on those", gpus_wanted, len(visible))
     slots = _slots_asked(environ) or (len(visible) if gpus else max(1, cores // 2))
     at_once = max(1, min(slots, len(visible) // gpus if gpus else slots))
-    return Share(gpus=gpus, visible=visible, slots=slots, threads=max(1, cores // (at_once * max(1, gpus))))
+    threads = max(1, cores // (at_once * max(1, gpus)))
+    return Share(gpus=gpus, visible=visible, slots=slots, threads=threads, grace_s=_grace_s(environ))
 
 
 def find_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the names of the GPUs that may be used: CUDA_VISIBLE_DEVICES if set, else those nvidia-smi lists."""
+    """Return the GPUs that may be used: those of CUDA_VISIBLE_DEVICES if set, else those nvidia-smi lists."""
     chosen = environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return tuple(name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles"))
+        names = (name.strip() for name in chosen.split(","))
+        return tuple(name for name in names if name not in ("", "-1", "NoDevFiles"))
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
@@ -73,5 +81,18 @@ def _slots_asked(environ: Mapping[str, str]) -> int | None:
     if not text:
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{SLOTS_VARIABLE}={text!r} in the environment; give a whole number of jobs, at least 1.")
+        raise ConfigError(f"{SLOTS_VARIABLE}={text!r} in the environment; give a whole number, at least 1.")
     return int(text)
+
+
+def _grace_s(environ: Mapping[str, str]) -> float:
+    text = environ.get(GRACE_VARIABLE, "").strip() or str(GRACE_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(
+            f"{GRACE_VARIABLE}={text!r} in the environment; give a number of seconds, 0 or more."
+        )
+    return seconds

@@ -1,9 +1,9 @@
 """Runs one local job and writes down the truth about it: `python -m launchers.runner ROOT JOB_ID [GPU,GPU]`.
 
-Each running job has such a small process as its parent. It holds the lock of the job, so that others see that it
-runs; it knows the exit code, so that the verdict stays right when the supervisor is killed; and it stops the job
-when a cancel mark appears. If the runner itself is killed, the kernel ends the job with it (Linux).
-Standard library only.
+Each running job has such a small process as its parent. It holds the lock of the job, so that others see
+that it runs; it knows the exit code, so that the verdict stays right when the supervisor is killed; and it
+stops the job when a cancel mark appears. If the runner itself is killed, the kernel ends the job with it
+(Linux). Standard library only.
 """
 
 import contextlib
@@ -21,7 +21,6 @@ from audiotok.status import read_status
 from launchers.jobs import JobRecord, JobStore
 
 POLL_S = 0.1
-GRACE_S = 10.0  # between SIGTERM and SIGKILL
 REASON_CHARS = 200
 LOG_TAIL_BYTES = 8192
 _PR_SET_PDEATHSIG = 1
@@ -29,7 +28,7 @@ _ERROR_LINE = re.compile(r"^(error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt|E
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def run(root: Path, job_id: str, devices: list[str], *, grace_s: float = GRACE_S) -> None:
+def run(root: Path, job_id: str, devices: list[str]) -> None:
     """Run a pending job to its end; does nothing if it is cancelled or another runner has it."""
     store = JobStore(root)
     with store.holding(job_id) as held:
@@ -48,15 +47,15 @@ def run(root: Path, job_id: str, devices: list[str], *, grace_s: float = GRACE_S
             return
         record.state, record.started, record.pid = "RUNNING", time.time(), process.pid
         store.write(record)
-        cancelled = _wait(process, store.cancel_mark(job_id), grace_s)
+        cancelled = _wait(process, store.cancel_mark(job_id), record.grace_s)
         state, reason = verdict(record, process.returncode, cancelled=cancelled)
         store.finish(record, state, reason, process.returncode)
 
 
 def job_environment(record: JobRecord, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a job: that of its submission, its share of the machine, and its identity.
+    """Return the environment of a job: that of its submission, its share of the machine, its identity.
 
-    A job of one process also gets its rank, so that `dora run` asks nothing about other jobs of the experiment.
+    A job of one process also gets its rank, so that `dora run` does not look for jobs of the experiment.
     """
     result = {key: value for key, value in environ.items() if key not in _RANK_VARIABLES}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -72,7 +71,7 @@ def job_environment(record: JobRecord, environ: Mapping[str, str]) -> dict[str, 
 
 
 def verdict(record: JobRecord, code: int, *, cancelled: bool) -> tuple[str, str]:
-    """Return the final state and the reason, from the exit code (minus the number of the signal, if one ended it)."""
+    """Return the final state and the reason, from the exit code (minus the signal, if one ended it)."""
     if code == 0:
         return "COMPLETED", ""
     if cancelled:
@@ -84,7 +83,7 @@ def verdict(record: JobRecord, code: int, *, cancelled: bool) -> tuple[str, str]
 
 
 def last_error(log: Path) -> str:
-    """Return the last line of a log that reads as an error, else its last line, shortened; "" if it is empty."""
+    """Return the last line of a log that reads as an error, else the last line; "" if it is empty."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
@@ -113,12 +112,12 @@ def _start(record: JobRecord, environ: Mapping[str, str]) -> "sp.Popen[bytes]":
             stdout=log,
             stderr=sp.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with_the_runner,  # noqa: PLW1509  (one thread here, so it is safe)
+            preexec_fn=die_with_the_runner,  # safe, as there is one thread here
         )
 
 
 def _wait(process: "sp.Popen[bytes]", cancel_mark: Path, grace_s: float) -> bool:
-    """Wait for the end of a job, its children included; True if it was stopped because of the mark or a signal."""
+    """Wait for the end of a job and of its children; True if it was told to stop, by the mark or a signal."""
     stop = _StopRequest(cancel_mark)
     deadline = float("inf")
     while not _has_ended(process.pid):
@@ -128,7 +127,8 @@ def _wait(process: "sp.Popen[bytes]", cancel_mark: Path, grace_s: float) -> bool
         elif time.monotonic() > deadline:
             _signal_group(process.pid, signal.SIGKILL)
         time.sleep(POLL_S)
-    _signal_group(process.pid, signal.SIGKILL)  # what it left behind; not reaped yet, so the id is still its own
+    # End what it left behind. It is not reaped yet, so its id can be nobody else's.
+    _signal_group(process.pid, signal.SIGKILL)
     process.wait()
     return deadline < float("inf")
 

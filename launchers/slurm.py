@@ -1,9 +1,10 @@
 """Dora's Shepherd for SLURM, with the corrections that a strict cluster needs.
 
-Against dora 0.1.13: no partition unless one is configured, memory in whole megabytes (`40.0GB` is rejected), CPUs
-handed on to srun (not inherited since SLURM 22.05), a failed scancel or squeue that does not lose the rest of a
-commit, orphans found by user id (a login name needs a terminal), tokens of submissions under way left alone, and
-refusals of SLURM as one line. Scheduling itself is Dora's and submitit's.
+Against dora 0.1.13: no partition unless one is configured, memory in whole megabytes (`40.0GB` is
+rejected), CPUs handed on to srun (not inherited since SLURM 22.05), a failed scancel or squeue that does
+not lose the rest of a commit, orphans found by user id (a login name needs a terminal), tokens of
+submissions under way left alone, and refusals of SLURM as one line. Scheduling itself is Dora's and
+submitit's.
 """
 
 import logging
@@ -37,7 +38,8 @@ logger = logging.getLogger(__name__)
 def sbatch_parameters(config: SlurmConfig) -> dict[str, Any]:
     """Turn Dora's SLURM configuration into the parameters of submitit's SlurmExecutor.
 
-    With `gpus: 0` a job is one task on one node without gres, and `mem_per_gpu` and `cpus_per_gpu` are its totals.
+    With `gpus: 0` a job is one task on one node without gres, and `mem_per_gpu` and `cpus_per_gpu` are its
+    totals.
 
     Raises:
         ConfigError: if the number of GPUs is negative, or above 8 and not a multiple of 8.
@@ -79,23 +81,22 @@ class SlurmShepherd(Shepherd):
 
     def _submit(self, job_array: _JobArray) -> None:
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
-            raise LaunchError("no sbatch or srun on PATH; set AUDIOTOK_LAUNCHER=local to run on this machine.")
+            raise LaunchError("no sbatch or srun on PATH; set AUDIOTOK_LAUNCHER=local to run right here.")
         try:
             super()._submit(job_array)
         except (FailedJobError, FailedSubmissionError, sp.CalledProcessError) as error:
             detail = " ".join(str(error).split())
-            raise LaunchError(f"SLURM refused the job: {detail}; see the slurm section of config.yaml.") from error
+            raise LaunchError(f"SLURM refused the job: {detail}; correct slurm.* and try again.") from error
         for sheep in job_array.sheeps:
             job = read_json(sheep._json_job_file) or {}
             job.update(launcher="slurm", sig=sheep.xp.sig, submitted=time.time(), log=str(sheep.log))
             write_json(sheep._json_job_file, {**job, "slurm_config": asdict(job_array.slurm_config)})
 
     def _cancel(self, jobs: list[Any]) -> None:
-        """Cancel jobs; one that SLURM no longer knows must not keep the others from being cancelled."""
-        for job in jobs:
-            failure = _run(["scancel", job.job_id])[1]
-            if failure:
-                self.log(f"Could not cancel job {job.job_id}: {failure}")
+        """Cancel jobs. scancel goes on after one it may not cancel; what comes after this must go on too."""
+        failure = _run(["scancel", *(job.job_id for job in jobs)])[1]
+        if failure:
+            self.log(f"Not all jobs could be cancelled: {failure}")
 
     def _check_orphans(self) -> None:
         """Cancel jobs of commands that died between sbatch and writing down its answer."""
@@ -117,13 +118,18 @@ class SlurmShepherd(Shepherd):
         """Leave a token while a job is known to SLURM and not yet to us; it stays if that fails half-way."""
         token = self._orphans / name
         with token.open("a", encoding="utf-8") as file:
-            flock_now(file)
+            try:
+                free = flock_now(file)
+            except LaunchError:
+                free = True  # a filesystem without locks; submitting needs none, it is only less careful
+            if not free:
+                raise LaunchError(f"another command is submitting {name}; wait for it and look again.")
             yield
             token.unlink(missing_ok=True)
 
 
 def _srun_args(config: SlurmConfig, cpus: int) -> list[str]:
-    """Return arguments for srun: its CPUs, the end of all tasks with the first that fails, and the user's own."""
+    """Return arguments for srun: its CPUs, all tasks to end with the first that fails, and the user's own."""
     chdir = config.container_chdir if config.force_chdir is None else config.force_chdir
     container = ["--container-workdir", str(Path.cwd())] if chdir else []
     return [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", *container, *config.srun_args]

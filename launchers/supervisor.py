@@ -1,8 +1,9 @@
 """Starts queued local jobs, a bounded number at once, oldest first: `python -m launchers.supervisor ROOT`.
 
-One supervisor per Dora folder, alone by a lock. It keeps nothing in memory: what runs is what holds a lock, what
-waits is in the queue. So it can be killed at any moment: running jobs go on under their runners, and the next `dora`
-command starts another supervisor, which finds everything as it was. It leaves when there is nothing left to do.
+One supervisor per Dora folder, alone by a lock. It keeps nothing in memory: what runs is what holds a lock,
+what waits is in the queue. So it can be killed at any moment: running jobs go on under their runners, and the
+next `dora` command starts another supervisor, which finds everything as it was. It leaves when nothing is
+left to do.
 Standard library only.
 """
 
@@ -37,7 +38,7 @@ def ensure(store: JobStore) -> None:
     while not store.is_held("supervisor"):
         if process.poll() is not None or time.monotonic() > deadline:
             raise LaunchError(
-                f"the supervisor of local jobs did not start; read {log_file(store)} and run the command again."
+                f"the supervisor of local jobs did not start; read {log_file(store)} and try again."
             )
         time.sleep(0.02)
 
@@ -48,7 +49,7 @@ def log_file(store: JobStore) -> Path:
 
 
 def supervise(root: Path) -> None:
-    """Look after the queue until it is empty and everything has ended; returns at once if another one does so."""
+    """Look after the queue until everything has ended; returns at once if another one does."""
     store = JobStore(root)
     store.create()
     with ExitStack() as stack:

@@ -1,7 +1,8 @@
 """Batches for one process: which indices it takes, how they travel to the workers, how errors come back."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import cast
 
 from torch.utils.data import DataLoader, Sampler
@@ -14,27 +15,34 @@ from audiotok.errors import ConfigError, DataError
 class AudioLoader:
     """Batches [B, C, T] of one process's share of a dataset.
 
-    A thin wrapper around a DataLoader: `set_epoch` reaches the sampler, and an error raised in a worker
-    comes out as the same one-line DataError that it is without workers.
+    A thin wrapper around a DataLoader: `set_epoch` reaches the sampler, and an error raised in a worker comes
+    out as the same one-line DataError that it is without workers.
     """
 
-    def __init__(self, dataset: AudioDataset, loader: DataLoader[Item]) -> None:
+    def __init__(self, dataset: AudioDataset, build: Callable[[], DataLoader[Item]]) -> None:
         self.dataset = dataset
-        self.loader = loader
+        self._build = build
+        self._loader = build()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
         self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            yield from self.loader
+            yield from self._loader
+            return
         except DataError as err:
             # A worker's error arrives with the worker's whole traceback as its message.
-            raise DataError(str(err).rsplit("DataError: ", 1)[-1].strip()) from err
+            message = str(err).rsplit("DataError: ", 1)[-1].strip()
+            err.__traceback__ = None
+        # Without the traceback, and outside the handler, nothing else holds the old loader: its workers end
+        # here and at once. Left to the garbage collector they take torch's 5 s timeout to go.
+        self._loader = self._build()
+        raise DataError(message)
 
 
 class ShardSampler(Sampler[tuple[int, int]]):
@@ -104,7 +112,8 @@ def get_loader(
             f"num_samples={len(dataset)} does not fill one batch of {batch_size} in each of {world_size} "
             "processes, and drop_last leaves out the rest: raise num_samples or lower batch_size."
         )
-    loader = DataLoader(
+    build = partial(
+        DataLoader,
         dataset,
         batch_size=batch_size,
         sampler=cast("Sampler[int]", sampler),
@@ -113,4 +122,4 @@ def get_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
     )
-    return AudioLoader(dataset, loader)
+    return AudioLoader(dataset, build)

@@ -29,10 +29,16 @@ class MMDLoss(nn.Module):
     Steps: delay the streams (optional), fold time into the batch (N = B * T' samples of K codebooks),
     standardise every dimension over the N samples, shuffle each codebook on its own, then `squared_mmd`.
 
-    Value: independent codebooks give about 0 with `samples` and `unbiased`; `clips` adds a constant
+    Value: independent codebooks give nearly 0 with `samples` and `unbiased`; `clips` adds a constant
     2 W (T' - 1) / (B - 1) for W widths, and its gradient is about T'^2 times that of `samples`, which is what
-    the released weight of 1000 counts on. The samples of X reappear in Y, one codebook at a time, so that
-    even `unbiased` keeps a small negative bias of order K / N.
+    the released weight of 1000 counts on.
+
+    Bias: each sample of Y holds codebooks of K samples of X, so that K of the N pairs per sample share one
+        and
+    lie closer. Independent codebooks therefore get -2 (K / N) (E[k | one codebook equal] - E[k]) on average
+    from `unbiased` (and 2 W / N more from `samples`), which is far beyond the spread of the estimate: compare
+    it with the same loss on shuffled streams, not with 0. `squared_mmd` on separate sets of samples is free
+    of it.
 
     Cost: three N x N kernel sums taken in blocks of rows that the backward pass recomputes; memory grows with
     row_block * N, never N * N. At least float32, whatever autocast says; float64 stays float64.

@@ -14,9 +14,9 @@ LIMIT_DB = 100.0
 def si_snr(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """SI-SNR in dB, higher is better.
 
-    10 log10(|p|^2 / |e - p|^2) with p the projection of the estimate e on the reference, both centred. Computed
-    in float64 without an additive epsilon, so that it does not depend on the level of either signal, unlike
-    `SISNRLoss`. Limited to +-100 dB: +100 for identical signals, -100 for a silent estimate.
+    10 log10(|p|^2 / |e - p|^2) with p the projection of the estimate e on the reference, both centred.
+    Computed in float64 without an additive epsilon, so that it does not depend on the level of either signal,
+    unlike `SISNRLoss`. Limited to +-100 dB: +100 for identical signals, -100 for a silent estimate.
 
     Shape:
         estimate [B, C, T], reference [B, C, T] -> [B], the mean over channels; NaN where the reference has a

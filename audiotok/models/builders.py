@@ -1,6 +1,6 @@
 """From a configuration to a codec; the configuration is only read.
 
-The keys are those of AudioCraft's `model/encodec/default.yaml`: the `xp.cfg` of its exported files builds as well.
+The keys are AudioCraft's (`model/encodec/default.yaml`): the `xp.cfg` of its exported files builds too.
 """
 
 import inspect

@@ -10,9 +10,11 @@ from audiotok.modules.conv import (
     StreamableConvTranspose1d,
 )
 from audiotok.modules.lstm import StreamableLSTM
-from audiotok.modules.seanet import SEANetDecoder, SEANetEncoder, SEANetResnetBlock
+from audiotok.modules.resnet import ACTIVATIONS, SEANetResnetBlock
+from audiotok.modules.seanet import SEANetDecoder, SEANetEncoder
 
 __all__ = [
+    "ACTIVATIONS",
     "NORMS",
     "NormConv1d",
     "NormConv2d",

@@ -14,11 +14,7 @@ from torch import Tensor, nn
 from audiotok.errors import ConfigError
 from audiotok.modules.conv import StreamableConv1d, StreamableConvTranspose1d
 from audiotok.modules.lstm import StreamableLSTM
-
-ACTIVATIONS = (
-    *("ELU", "GELU", "Identity", "LeakyReLU", "Mish", "PReLU"),
-    *("ReLU", "SELU", "SiLU", "Softplus", "Tanh"),
-)
+from audiotok.modules.resnet import SEANetResnetBlock, make_activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +29,7 @@ class SEANetOptions:
         n_filters: channels next to the waveform; each ratio doubles them towards the latent.
         n_residual_layers: residual blocks per ratio; the j-th dilates by dilation_base ** j.
         ratios: strides in the order of the decoder; the encoder runs through them backwards.
-        activation: name of a class in torch.nn, one of `ACTIVATIONS`.
+        activation: name of a class in torch.nn, one of `audiotok.modules.ACTIVATIONS`.
         activation_params: its arguments.
         norm: one of `audiotok.modules.NORMS`.
         norm_params: arguments of the normalisation.
@@ -88,7 +84,7 @@ class SEANetOptions:
 
     def act(self) -> nn.Module:
         """A new activation."""
-        return _activation(self.activation, self.activation_params)
+        return make_activation(self.activation, self.activation_params)
 
     def common(self, block: int) -> dict[str, Any]:
         """Arguments of any convolution in a block, where block 0 touches the waveform."""
@@ -141,70 +137,6 @@ class SEANetDecoderOptions(SEANetOptions):
         return StreamableConvTranspose1d(width, width // 2, 2 * ratio, ratio, trim_right_ratio=trim, **kwargs)
 
 
-class SEANetResnetBlock(nn.Module):
-    """Residual block: a bottleneck of convolutions beside a skip connection.
-
-    Args:
-        dim: channels of input and output.
-        kernel_sizes: taps of each convolution.
-        dilations: dilation of each convolution, as many as kernel_sizes.
-        activation: one of `ACTIVATIONS`, with its activation_params.
-        activation_params: arguments of the activation.
-        norm: see `StreamableConv1d`, like norm_params, causal and pad_mode.
-        norm_params: arguments of the normalisation.
-        causal: whether the convolutions are causal.
-        pad_mode: how they pad.
-        compress: the bottleneck has dim // compress channels.
-        true_skip: whether the skip is the identity; a convolution of one tap otherwise.
-
-    Shape:
-        [B, dim, T] -> [B, dim, T].
-
-    Raises:
-        ConfigError: if the two lists differ in length, compress leaves no channel, or a name is unknown.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        kernel_sizes: Sequence[int] = (3, 1),
-        dilations: Sequence[int] = (1, 1),
-        activation: str = "ELU",
-        activation_params: Mapping[str, Any] | None = None,
-        norm: str = "none",
-        norm_params: Mapping[str, Any] | None = None,
-        causal: bool = False,
-        pad_mode: str = "reflect",
-        compress: int = 2,
-        true_skip: bool = True,
-    ) -> None:
-        super().__init__()
-        if len(kernel_sizes) != len(dilations):
-            raise ConfigError(
-                f"kernel_sizes={kernel_sizes} with dilations={dilations}; give as many of both."
-            )
-        if not 1 <= compress <= dim:
-            raise ConfigError(f"compress={compress} on {dim} channels; choose from 1 to {dim}.")
-        widths = [dim, *[dim // compress] * (len(kernel_sizes) - 1), dim]
-        style: dict[str, Any] = {
-            "norm": norm,
-            "norm_kwargs": norm_params,
-            "causal": causal,
-            "pad_mode": pad_mode,
-        }
-        block: list[nn.Module] = []
-        for i, (kernel_size, dilation) in enumerate(zip(kernel_sizes, dilations, strict=True)):
-            block.append(_activation(activation, activation_params))
-            block.append(StreamableConv1d(widths[i], widths[i + 1], kernel_size, dilation=dilation, **style))
-        self.block = nn.Sequential(*block)
-        self.shortcut = nn.Identity() if true_skip else StreamableConv1d(dim, dim, 1, **style)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the block's output to the skip connection."""
-        y: Tensor = self.shortcut(x) + self.block(x)
-        return y
-
-
 class SEANetEncoder(nn.Module):
     """Waveform to latent. Its keywords are the fields of `SEANetOptions`; ConfigError for any other.
 
@@ -255,7 +187,7 @@ class SEANetDecoder(nn.Module):
             layers += opt.residual_layers(width, block=blocks - done)
         layers += [opt.act(), opt.conv(width, opt.channels, opt.last_kernel_size, block=0)]
         if opt.final_activation is not None:
-            layers.append(_activation(opt.final_activation, opt.final_activation_params))
+            layers.append(make_activation(opt.final_activation, opt.final_activation_params))
         self.model = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -273,13 +205,3 @@ def _parse(kind: type[_Options], options: dict[str, Any]) -> _Options:
         if name not in allowed:
             raise ConfigError(f"seanet.{name}={value!r} is unknown; choose among: {', '.join(allowed)}.")
     return kind(**options)
-
-
-def _activation(name: str, params: Mapping[str, Any] | None) -> nn.Module:
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"activation={name!r}; choose one of: {', '.join(ACTIVATIONS)}.")
-    try:
-        module: nn.Module = getattr(nn, name)(**(params or {}))
-    except TypeError as error:
-        raise ConfigError(f"activation_params={dict(params or {})} for torch.nn.{name}: {error}.") from error
-    return module

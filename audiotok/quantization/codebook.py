@@ -78,9 +78,7 @@ class EuclideanCodebook(nn.Module):
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Codes [...] of x [..., D]."""
-        # Autocast would take the distances in half precision, where many codes look equally far.
-        with torch.autocast(x.device.type, enabled=False):
-            return nearest(x.reshape(-1, x.shape[-1]).to(self.embed), self.embed).view(x.shape[:-1])
+        return nearest(x.reshape(-1, x.shape[-1]).to(self.embed), self.embed).view(x.shape[:-1])
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

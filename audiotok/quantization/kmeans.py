@@ -52,10 +52,15 @@ def kmeans(
 
 def nearest(samples: Tensor, means: Tensor, chunk: int = CHUNK) -> Tensor:
     """Index [N] of the mean [K, D] next to each of the samples [N, D]; the first of equals."""
-    # |x|^2 is the same for all means: leaving it out saves a pass and keeps more digits.
-    half_norms = means.pow(2).sum(dim=1) / 2
-    blocks = torch.split(samples, chunk)
-    return torch.cat([torch.addmm(half_norms, x, means.t(), alpha=-1).min(dim=1).indices for x in blocks])
+    codes = []
+    # Autocast would take the distances in half precision, where many means look equally far.
+    with torch.autocast(samples.device.type, enabled=False):
+        norms = means.pow(2).sum(dim=1)
+        for x in torch.split(samples, chunk):
+            # (|x|^2 - 2 x.m) + |m|^2 in this order: near ties fall by rounding, as they do in EnCodec.
+            distances = torch.addmm(x.pow(2).sum(dim=1, keepdim=True), x, means.t(), alpha=-2).add_(norms)
+            codes.append(distances.min(dim=1).indices)
+    return torch.cat(codes)
 
 
 def tally(samples: Tensor, indices: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:

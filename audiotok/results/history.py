@@ -51,11 +51,11 @@ def read_history(path: Path, problems: list[str]) -> History:
 
 def last_metrics(history: History) -> dict[str, float]:
     """Last value of every `stage.metric`, even where the last epochs did not measure it."""
-    last: dict[str, float] = {}
+    last: dict[str, dict[str, float]] = {}
     for stages in history:
         for stage, metrics in stages.items():
-            last.update((f"{stage}.{name}", value) for name, value in metrics.items())
-    return last
+            last.setdefault(stage, {}).update(metrics)
+    return {f"{stage}.{name}": value for stage, metrics in last.items() for name, value in metrics.items()}
 
 
 def best_epoch(history: History, best_by: str) -> int | None:
@@ -88,14 +88,14 @@ def history_frame(histories: Sequence[tuple[str, History]]) -> pd.DataFrame:
         for stage in dict.fromkeys(stage for stages in history for stage in stages):
             epochs = [n for n, stages in enumerate(history, 1) if stages.get(stage)]
             blocks.append((row, stage, epochs, [history[n - 1][stage] for n in epochs]))
-    names = dict.fromkeys(name for *_, rows in blocks for metrics in rows for name in metrics)
+    names = dict.fromkeys(name for *_, rows in blocks for name in _names(rows))
     size = sum(len(epochs) for _, _, epochs, _ in blocks)
     metrics = {
         name: np.full(size, np.nan) for name in sorted(names, key=lambda name: _rank(name, list(METRICS)))
     }
     start = 0
     for _, _, epochs, rows in blocks:
-        for name in dict.fromkeys(name for values in rows for name in values):
+        for name in _names(rows):
             metrics[name][start : start + len(epochs)] = [values.get(name, math.nan) for values in rows]
         start += len(epochs)
     keys = [(row, n, _rank(stage, STAGES), stage) for row, stage, epochs, _ in blocks for n in epochs]
@@ -109,6 +109,11 @@ def history_frame(histories: Sequence[tuple[str, History]]) -> pd.DataFrame:
         f"metric.{name}" if name in columns else name: values[order] for name, values in metrics.items()
     }
     return pd.DataFrame(columns)
+
+
+def _names(rows: Sequence[dict[str, float]]) -> dict[str, None]:
+    """Names in any of the rows; the rows of a stage mostly have the same ones, so whole sets are compared."""
+    return dict.fromkeys(name for names in dict.fromkeys(map(tuple, rows)) for name in names)
 
 
 def _numbers(stage: str, metrics: dict[str, object], found: dict[str, None]) -> dict[str, float]:

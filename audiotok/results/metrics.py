@@ -29,7 +29,7 @@ METRICS: dict[str, Metric] = {
     "visqol": Metric("higher", "MOS", "ViSQOL, audio mode, from 1 to 5"),
     "mel": Metric("lower", "", "L1 distance between log-mel spectrograms"),
     "msspec": Metric("lower", "", "L1 and L2 distance between mel spectrograms at several scales"),
-    "stft": Metric("lower", "", "distance between magnitude spectrograms at several scales"),
+    "mrstft": Metric("lower", "", "distance between magnitude spectrograms at several scales"),
     "l1": Metric("lower", "", "mean absolute error of the waveform"),
     "l2": Metric("lower", "", "mean squared error of the waveform"),
     "mmd": Metric(
@@ -41,6 +41,7 @@ METRICS: dict[str, Metric] = {
     "d_loss": Metric("neutral", "", "loss of the discriminators"),
     "g_loss": Metric("neutral", "", "sum of the balanced losses of the generator"),
     "penalty": Metric("neutral", "", "commitment loss of the quantizer"),
+    "grad_norm": Metric("neutral", "", "norm of the gradient of the codec, before clipping"),
     "duration": Metric("neutral", "s", "wall time of the stage"),
 }
 

@@ -69,7 +69,7 @@ class MacroBatch:
         latent = torch.cat(latents).requires_grad_(weight != 0)
         value = stream_mmd(self.loss, model, latent, self.stream, self._generator())
         if weight != 0:
-            (gradient,) = torch.autograd.grad(value, latent)
+            (gradient,) = torch.autograd.grad(weight * value, latent)
             for wav, share in zip(wavs, gradient.split(sizes), strict=True):
                 model.encode_latent(wav.to(device))[0].backward(share)
         self.steps += 1

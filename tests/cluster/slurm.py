@@ -1,11 +1,12 @@
-"""A real SLURM of two nodes on this machine, with accounting, from Debian's packages: up in seconds, gone without trace.
+"""A real SLURM of two nodes on this machine, with accounting: up in seconds, gone without trace.
 
-Everything it writes stands in one folder, every port is free and on the loopback, and every daemon is a child of this
-process, ended by its id. Each node has two cores and two "GPUs" (mapped to /dev/null and /dev/zero), so `--gres=gpu:2`
-and CUDA_VISIBLE_DEVICES behave.
+Everything it writes stands in one folder, every port is free and on the loopback, and every daemon is a
+child of this process, ended by its id. Each node has two cores and two "GPUs" (mapped to /dev/null and
+/dev/zero), so `--gres=gpu:2` and CUDA_VISIBLE_DEVICES behave.
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -44,6 +45,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 MpiDefault=none
+SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5
 MaxArraySize=1001
@@ -51,15 +53,16 @@ GresTypes=gpu
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={slurmdbd}
-AccountingStorageEnforce=0
+AccountingStoragePass={root}/munge.socket
 JobAcctGatherType=jobacct_gather/none
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=10000 Gres=gpu:2
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 RealMemory=10000 Gres=gpu:2
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=100000 Gres=gpu:2
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 RealMemory=100000 Gres=gpu:2
 PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
 """
 _SLURMDBD_CONF = """\
 AuthType=auth/munge
 AuthInfo=socket={root}/munge.socket
+CommunicationParameters=NoInAddrAny
 DbdHost=localhost
 DbdAddr=127.0.0.1
 DbdPort={slurmdbd}
@@ -106,7 +109,7 @@ class TestCluster:
         self.stop()
 
     def start(self) -> None:
-        """Bring up authentication, accounting, the controller and both nodes, and wait until nodes are idle."""
+        """Bring up authentication, accounting, the controller and both nodes; returns when nodes are idle."""
         self._write_files()
         munged = ["--force", f"--socket={self.root}/munge.socket", f"--key-file={self.root}/munge.key"]
         files = [f"--{name}-file={self.root}/munge.{name}" for name in ("pid", "log", "seed")]
@@ -125,7 +128,7 @@ class TestCluster:
         """End all daemons and what they started."""
         with contextlib.suppress(OSError, sp.SubprocessError):
             if self._daemons and (self.root / "slurmctld.pid").exists():
-                sp.run(["scancel", "--me"], env={**os.environ, **self.environ}, timeout=10, capture_output=True)
+                self.output("scancel", "--user=0")
                 self._until(lambda: not self.output("squeue", "-h"), seconds=15.0)
         for _, process in reversed(self._daemons):
             process.send_signal(signal.SIGTERM)
@@ -137,14 +140,21 @@ class TestCluster:
         self._daemons.clear()
 
     def run(self, *command: str) -> str:
-        """Run a command of the cluster and return its output; fails if it fails."""
-        return sp.run(
-            command, env={**os.environ, **self.environ}, check=True, capture_output=True, text=True, timeout=60
-        ).stdout
+        """Run a command of the cluster and return its output.
+
+        Raises:
+            RuntimeError: if it fails, with what it said.
+        """
+        process = sp.run(
+            command, env={**os.environ, **self.environ}, capture_output=True, text=True, timeout=60
+        )
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {process.stdout} {process.stderr}")
+        return process.stdout
 
     def output(self, *command: str) -> str:
         """Run a command of the cluster and return its output, "" if it fails."""
-        with contextlib.suppress(sp.SubprocessError):
+        with contextlib.suppress(RuntimeError, sp.TimeoutExpired):
             return self.run(*command)
         return ""
 
@@ -153,38 +163,43 @@ class TestCluster:
             (self.root / name).mkdir(parents=True)
         (self.root / "slurm.conf").write_text(_SLURM_CONF.format(**self._values))
         (self.root / "gres.conf").write_text(_GRES_CONF)
-        for name, content in (("slurmdbd.conf", _SLURMDBD_CONF.format(**self._values).encode()), ("munge.key", None)):
+        secrets = {
+            "slurmdbd.conf": _SLURMDBD_CONF.format(**self._values).encode(),
+            "munge.key": os.urandom(128),
+        }
+        for name, content in secrets.items():
             (self.root / name).touch(mode=0o600)
-            (self.root / name).write_bytes(os.urandom(128) if content is None else content)
+            (self.root / name).write_bytes(content)
 
     def _start_database(self) -> None:
         """Make an empty database that only this folder's socket and one user on the loopback can reach."""
         data = ["--no-defaults", f"--datadir={self.root}/database", "--user=root"]
-        install = ["mariadb-install-db", *data, "--skip-test-db", "--auth-root-authentication-method=normal"]
-        sp.run(install, check=True, capture_output=True, timeout=120)
-        here = [f"--socket={self.root}/mariadb.socket", "--bind-address=127.0.0.1", f"--port={self._values['mariadb']}"]
-        small = ["--innodb-buffer-pool-size=32M", "--innodb-flush-log-at-trx-commit=0", f"--pid-file={self.root}/mariadb.pid"]
-        self._spawn("mariadbd", *data, *here, *small)
-        client = ["mariadb", "--no-defaults", f"--socket={self.root}/mariadb.socket", "-u", "root", "-e"]
+        self.run("mariadb-install-db", *data, "--skip-test-db")
+        here = f"--socket={self.root}/mariadb.socket"
+        network = ["--bind-address=127.0.0.1", f"--port={self._values['mariadb']}"]
+        small = ["--innodb-buffer-pool-size=32M", "--innodb-flush-log-at-trx-commit=0"]
+        self._spawn("mariadbd", *data, here, *network, *small, f"--pid-file={self.root}/mariadb.pid")
+        client = ["mariadb", "--no-defaults", here, "-u", "root", "-e"]
         self._wait("mariadbd", lambda: bool(self.output(*client, "SELECT 1")))
-        self.run(*client, "CREATE DATABASE slurm; GRANT ALL ON slurm.* TO 'slurm'@'127.0.0.1' IDENTIFIED BY 'slurm'")
+        grant = "GRANT ALL ON slurm.* TO 'slurm'@'127.0.0.1' IDENTIFIED BY 'slurm'"
+        self.run(*client, f"CREATE DATABASE slurm; {grant}")
 
     def _spawn(self, program: str, *arguments: str) -> None:
         with (self.root / f"{program}.out").open("ab") as output:
             process = sp.Popen(
                 [program, *arguments],
-                env={**os.environ, **self.environ, "SLURM_CONF": str(self.root / "slurm.conf")},
+                env={**os.environ, **self.environ},
                 stdin=sp.DEVNULL,
                 stdout=output,
                 stderr=sp.STDOUT,
                 start_new_session=True,
+                preexec_fn=_die_with_the_tests,
             )
         self._daemons.append((program, process))
 
     def _answers(self, name: str) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(self._values[name])), timeout=1):
-            return True
-        return False
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(self._values[name]))) == 0
 
     def _wait(self, program: str, ready: Callable[[], bool]) -> None:
         def ready_or_dead() -> bool:
@@ -192,8 +207,8 @@ class TestCluster:
 
         self._until(ready_or_dead, seconds=START_S)
         if not ready():
-            tails = [f"{path.name}:\n{path.read_text(errors='replace')[-1500:]}" for path in self.root.glob("*.[lo]*")]
-            raise RuntimeError(f"{program} did not come up\n" + "\n".join(tails))
+            logs = {path.name: path.read_text(errors="replace")[-1500:] for path in self.root.glob("*.out")}
+            raise RuntimeError(f"{program} did not come up: {logs}")
 
     @staticmethod
     def _until(condition: Callable[[], bool], *, seconds: float) -> None:
@@ -202,8 +217,13 @@ class TestCluster:
             time.sleep(0.1)
 
 
+def _die_with_the_tests() -> None:
+    """Have the kernel end a daemon when the process that started it is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def missing_reason(environ: Mapping[str, str]) -> str | None:
-    """Tell why this machine cannot have the cluster, None if it can; installs the packages where that is possible."""
+    """Tell why this machine cannot have the cluster, None if it can; installs the packages if need be."""
     if os.geteuid() != 0:
         return "a test cluster needs root"
     if all(shutil.which(program) for program in DAEMONS):

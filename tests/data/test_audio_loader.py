@@ -126,8 +126,9 @@ def test_bad_files_end_in_one_readable_line(metas: list[AudioMeta], num_workers:
 
 def test_values_out_of_range(metas: list[AudioMeta]) -> None:
     dataset = dataset_of(metas)
-    for wrong in ({"batch_size": 0}, {"num_workers": -1}, {"rank": 1}, {"world_size": 0}):
-        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
-            get_loader(dataset, **{"batch_size": 1, **wrong})
+    for name, value in (("batch_size", 0), ("num_workers", -1), ("rank", 1), ("world_size", 0)):
+        options: dict[str, Any] = {"batch_size": 1, name: value}
+        with pytest.raises(ConfigError, match=f"{name}={value}"):
+            get_loader(dataset, **options)
     with pytest.raises(ConfigError, match=r"num_samples=26 does not fill one batch of 14 in each of 2"):
         get_loader(dataset, batch_size=14, world_size=2, drop_last=True)

@@ -136,7 +136,8 @@ def test_a_parameter_that_is_not_overridden_comes_from_the_configuration(
     make_experiment("00000003", ["seed=3"], config="seed: [")
     runs = load_grid(GRID, root).runs.set_index("sig")
     assert runs["seed"].to_dict() == {"00000001": 1, "00000002": 2036, "00000003": 3}
-    assert runs.loc["00000002", ["solver", "losses.mmd"]].tolist() == ["compression/b", 5]
+    assert runs["solver"].to_dict()["00000002"] == "compression/b"
+    assert runs["losses.mmd"].to_dict()["00000002"] == 5
     assert runs.loc[["00000001", "00000003"], "losses.mmd"].isna().all()
     assert (runs["problems"] != "").to_dict() == {"00000001": False, "00000002": False, "00000003": True}
 
@@ -177,7 +178,7 @@ def test_names_that_collide_stay_apart(root: Path, make_experiment: Make) -> Non
     assert (row["param.state"], row["param.evaluate.every"], row["label"]) == (3, 25, "x")
     assert (row["state"], row["evaluate.every"]) == ("NOT_STARTED", 1.0)
     assert experiments.parameters == ("param.state", "param.evaluate.every", "label")
-    assert experiments.history.loc[0, ["epoch", "metric.epoch"]].tolist() == [1, 7.0]
+    assert experiments.history[["epoch", "metric.epoch"]].values.tolist()[0] == [1, 7.0]
 
 
 def test_strange_texts_are_no_error(root: Path, make_experiment: Make, done: dict[str, Any]) -> None:

@@ -88,6 +88,14 @@ def test_other_damaged_files(make_experiment: Callable[..., Path]) -> None:
     ]
 
 
+@pytest.mark.parametrize("updated", ["soon", [1], {"a": 1}, 10**400])
+def test_a_status_that_makes_no_sense(make_experiment: Callable[..., Path], updated: object) -> None:
+    folder = make_experiment("0a1b2c3d", ["seed=1"], [], status={"state": "RUNNING", "updated": updated})
+    experiment = read_experiment(folder)
+    assert experiment.state == "UNKNOWN"
+    assert len(experiment.problems) == 1 and "status.json" in experiment.problems[0]
+
+
 def test_a_folder_without_anything(tmp_path: Path) -> None:
     assert read_experiment(tmp_path / "0a1b2c3d").problems == ["no folder for this signature"]
     (tmp_path / "0a1b2c3d").mkdir()

@@ -13,16 +13,11 @@ from dora.xp import get_xp
 
 from audiotok.errors import DataError
 from audiotok.status import StatusWriter
-from launchers.hooks import install, one_line_errors
+from launchers.hooks import install
 
 
 @hydra_main(config_name="config", config_path="config", version_base="1.3")  # type: ignore[untyped-decorator]
 def main(cfg: Any) -> None:
-    with one_line_errors():
-        train(cfg)
-
-
-def train(cfg: Any) -> None:
     if cfg.end == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     xp, began = get_xp(), time.time()
@@ -30,12 +25,13 @@ def train(cfg: Any) -> None:
     status.start(epoch=0)
     for _ in range(cfg.children):
         sp.Popen(["sleep", "600"])
-    print(f"index {cfg.index} here in {os.environ.get('HYDRA_ORIGINAL_DIR', '')}", flush=True)
+    print(f"index {cfg.index} here in {Path.cwd()}", flush=True)
     for epoch in range(1, cfg.epochs + 1):
         time.sleep(cfg.seconds / cfg.epochs)
         xp.link.push_metrics({"valid": {"loss": 1.0 / epoch + cfg.index}})
         status.beat(epoch=epoch)
-    seen = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TINY_SECRET")}
+    names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "SLURM_JOB_ID", "SLURM_CPUS_PER_TASK")
+    seen = {name: os.environ.get(name) for name in names}
     content = {"began": began, "ended": time.time(), "environ": seen, "argv": list(xp.argv)}
     (Path(xp.folder) / "span.json").write_text(json.dumps(content))
     if cfg.end == "exception":

@@ -1,0 +1,153 @@
+"""The solver on real files: metrics, resuming, crashes, divergence, weights from elsewhere."""
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from audiotok import checkpoint
+from audiotok.errors import CheckpointError, ConfigError, DivergedError
+from audiotok.solvers import CompressionSolver
+
+pytestmark = pytest.mark.slow
+Enter = Callable[..., AbstractContextManager[CompressionSolver]]
+
+ADVERSARIAL = [
+    "adversarial.adversaries=[msstftd]",
+    "msstftd.filters=2",
+    "msstftd.n_ffts=[256]",
+    "msstftd.hop_lengths=[128]",
+    "msstftd.win_lengths=[256]",
+    "losses.adv=1",
+    "losses.feat=1",
+    "losses.msspec=1",
+    "balancer.balance_grads=true",
+    "balancer.ema_decay=0.9",
+]
+
+
+def without_duration(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {stage: {k: v for k, v in metrics.items() if k != "duration"} for stage, metrics in epoch.items()}
+        for epoch in history
+    ]
+
+
+def test_history_has_the_metrics_of_every_stage(tmp_path: Path, solver_in: Enter) -> None:
+    with solver_in(tmp_path, *ADVERSARIAL) as solver:
+        solver.run()
+        history = json.loads((Path(solver.folder) / "history.json").read_text())
+    names = {"bandwidth", "adv", "feat", "l1", "msspec", "penalty", "mmd", "duration"}
+    assert names | {"d_loss", "d_msstftd", "adv_msstftd", "feat_msstftd", "g_loss", "grad_norm"} == set(
+        history[0]["train"]
+    )
+    assert names | {"sisnr", "mel", "l2", "mrstft"} <= set(history[0]["valid"])
+    assert set(history[0]) == {"train", "valid"} and set(history[1]) == {"train", "valid", "evaluate", "generate"}
+    assert {"sisnr", "mel", "mmd"} <= set(history[1]["evaluate"])
+    values = [v for epoch in history for metrics in epoch.values() for v in metrics.values()]
+    assert all(math.isfinite(value) for value in values)
+    # 2 codebooks of 16 at 16000 / 640 Hz
+    assert history[0]["train"]["bandwidth"] == pytest.approx(2 * 4 * 25 / 1000)
+
+
+def test_samples_are_written_beside_their_reference(tmp_path: Path, solver_in: Enter) -> None:
+    with solver_in(tmp_path, "optim.epochs=1", "generate.every=1") as solver:
+        solver.run()
+        samples = Path(solver.folder) / "samples"
+    names = {path.name for path in (samples / "reference").iterdir()}
+    assert names and names == {path.name for path in (samples / "epoch_0001").iterdir()}
+
+
+@pytest.mark.parametrize("schedule", ["null", "cosine"])
+def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, solver_in: Enter, schedule: str) -> None:
+    # 4 updates an epoch and macro-batches of 3: batches are pending at every epoch's end.
+    overrides = [*ADVERSARIAL, "optim.epochs=3", "mmd.num_batches_mmd=3", f"schedule.lr_scheduler={schedule}"]
+    with solver_in(tmp_path / "whole", *overrides) as solver:
+        solver.run()
+        whole = without_duration(solver.history)
+        weights = solver.model.state_dict()
+    for _ in range(3):  # killed after each epoch
+        with solver_in(tmp_path / "parts", *overrides) as solver:
+            solver.restore()
+            solver.run_epoch()
+            solver.commit()
+            parts = without_duration(solver.history)
+    assert parts == whole
+    assert all(torch.equal(value, weights[name]) for name, value in solver.model.state_dict().items())
+
+
+def test_history_follows_the_checkpoint_after_a_crash_between_them(tmp_path: Path, solver_in: Enter) -> None:
+    with solver_in(tmp_path) as solver:
+        solver.run()
+        file = Path(solver.folder) / "history.json"
+        whole = file.read_text()
+    file.write_text(json.dumps(json.loads(whole)[:1]))  # the checkpoint was saved, the history was not
+    with solver_in(tmp_path) as solver:
+        solver.run()
+        assert json.loads(file.read_text()) == json.loads(whole)
+
+
+def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    tmp_path: Path, solver_in: Enter
+) -> None:
+    with solver_in(tmp_path) as solver:
+        solver.run_epoch()
+        solver.commit()
+        kept = solver.checkpoint_path.read_bytes()
+        with torch.no_grad():
+            next(solver.model.parameters()).fill_(float("nan"))
+        with pytest.raises(DivergedError, match=r"l1=nan.* at step 1 of train, epoch 2"):
+            solver.run_epoch()
+        assert solver.epoch == 2
+        assert solver.checkpoint_path.read_bytes() == kept
+
+
+def test_epoch_checkpoints_follow_the_schedule(tmp_path: Path, solver_in: Enter) -> None:
+    overrides = ["optim.epochs=5", "checkpoint.save_every=1", "checkpoint.keep_last=2"]
+    with solver_in(tmp_path, *overrides, "checkpoint.keep_every_states=[best_state]") as solver:
+        solver.run()
+        folder = Path(solver.folder)
+    assert sorted(p.name for p in folder.glob("*.th")) == ["checkpoint.th", "checkpoint_4.th", "checkpoint_5.th"]
+    assert set(checkpoint.load_checkpoint(folder / "checkpoint_5.th")) == {"best_state", "xp.cfg", "xp.sig"}
+
+
+def test_continue_from_starts_with_the_best_weights_of_another(tmp_path: Path, solver_in: Enter) -> None:
+    with solver_in(tmp_path, "optim.epochs=1") as solver:
+        solver.run()
+        best, sig, path = solver.best_state.states["model"], solver.xp.sig, solver.checkpoint_path
+    for source in (f"//sig/{sig}", str(path), str(path.parent), f"//pretrained/{path}"):
+        with solver_in(tmp_path, "optim.epochs=1", "seed=7", f"continue_from='{source}'") as other:
+            assert other.restore() and other.epoch == 1
+            assert all(torch.equal(v, best[k]) for k, v in other.model.state_dict().items())
+            assert other.ema is not None
+            assert all(torch.equal(v, best[k]) for k, v in other.ema.average.items())
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, solver_in: Enter) -> None:
+    with solver_in(tmp_path, "optim.epochs=1") as solver:
+        solver.run()
+        path = solver.checkpoint_path
+    with (
+        solver_in(tmp_path, "rvq.bins=8", f"continue_from={path}") as other,
+        pytest.raises(CheckpointError, match="do not fit"),
+    ):
+        other.restore()
+
+
+def test_one_codebook_trains_without_mmd_and_refuses_it(tmp_path: Path, solver_in: Enter) -> None:
+    with solver_in(tmp_path, "rvq.n_q=1", "losses.mmd=0", "optim.epochs=1") as solver:
+        solver.run()
+        assert "mmd" not in solver.history[0]["valid"] and "mmd" not in solver.history[0]["evaluate"]
+    with pytest.raises(ConfigError, match=r"losses\.mmd=1\.0 with 1 codebook"), solver_in(tmp_path, "rvq.n_q=1"):
+        pass
+
+
+def test_baseline_measures_the_mmd_it_does_not_train(tmp_path: Path, solver_in: Enter) -> None:
+    with solver_in(tmp_path, "losses.mmd=0", "optim.epochs=1") as solver:
+        solver.run()
+        assert all("mmd" in solver.history[0][stage] for stage in ("train", "valid", "evaluate"))

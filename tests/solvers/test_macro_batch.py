@@ -1,0 +1,86 @@
+"""The MMD step: the gradient of all batches together, at the memory of one, and nothing touched but the encoder."""
+
+import pytest
+import torch
+
+from audiotok.errors import ConfigError
+from audiotok.losses import MMDLoss
+from audiotok.models.encodec import EncodecModel
+from audiotok.modules.seanet import SEANetDecoder, SEANetEncoder
+from audiotok.quantization import DummyQuantizer, ResidualVectorQuantizer
+from audiotok.quantization.base import BaseQuantizer
+from audiotok.solvers.macro_batch import MacroBatch, stream_mmd
+
+
+def tiny_model(quantizer: BaseQuantizer | None = None) -> EncodecModel:
+    torch.manual_seed(0)
+    sizes = {"channels": 1, "dimension": 6, "n_filters": 2, "ratios": [4, 2], "lstm": 1, "norm": "weight_norm"}
+    quantizer = quantizer or ResidualVectorQuantizer(dimension=6, n_q=3, bins=8, kmeans_init=False)
+    model = EncodecModel(
+        SEANetEncoder(**sizes), SEANetDecoder(**sizes), quantizer, frame_rate=100, sample_rate=800, channels=1
+    )
+    return model.train()
+
+
+def batches(count: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 1, 160, generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("stream", ["input", "residual", "code"])
+def test_gradient_is_that_of_one_large_batch(stream: str) -> None:
+    # In float64, where rounding cannot hide a mistake.
+    model, wavs, weight = tiny_model().double(), [wav.double() for wav in batches(3)], 7.0
+    loss = MMDLoss("median", "unbiased", True)
+    macro = MacroBatch(loss, stream, num_batches=3, seed=5)
+    assert [macro.add(wav) for wav in wavs] == [False, False, True]
+    value = macro.value(model, weight)
+    cached = {name: p.grad.clone() for name, p in model.encoder.named_parameters() if p.grad is not None}
+
+    model.zero_grad()
+    latent = model.encode_latent(torch.cat(wavs))[0]
+    direct = stream_mmd(loss, model, latent, stream, torch.Generator().manual_seed(5))
+    (weight * direct).backward()
+    assert value == pytest.approx(direct.item(), rel=1e-8)
+    assert cached and max(g.abs().max() for g in cached.values()) > 0
+    for name, parameter in model.encoder.named_parameters():
+        torch.testing.assert_close(cached[name], parameter.grad, rtol=1e-6, atol=1e-9)
+    assert all(p.grad is None for p in model.decoder.parameters())
+
+
+def test_quantiser_is_left_alone_and_batches_are_dropped() -> None:
+    model = tiny_model()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    macro = MacroBatch(MMDLoss([1.0], "samples", False), "code", num_batches=1, seed=0)
+    macro.add(batches(1)[0])
+    macro.value(model, weight=1.0)
+    assert macro.pending == [] and macro.steps == 1
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_weight_zero_only_measures() -> None:
+    model = tiny_model()
+    macro = MacroBatch(MMDLoss([1.0], "unbiased", True), "residual", num_batches=1, seed=0)
+    macro.add(batches(1)[0])
+    assert torch.isfinite(macro.value(model, weight=0.0))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_saved_batches_give_the_same_step() -> None:
+    model, wavs = tiny_model(), batches(2)
+    one = MacroBatch(MMDLoss([5.0], "unbiased", True), "residual", num_batches=2, seed=3)
+    two = MacroBatch(MMDLoss([5.0], "unbiased", True), "residual", num_batches=2, seed=3)
+    one.steps = 4
+    one.add(wavs[0])
+    two.load_state_dict(one.state_dict())
+    one.add(wavs[1])
+    two.add(wavs[1])
+    assert one.value(model, 0.0) == two.value(model, 0.0)
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ConfigError, match="num_batches_mmd=0"):
+        MacroBatch(MMDLoss([1.0], "unbiased", True), "residual", num_batches=0, seed=0)
+    model = tiny_model(DummyQuantizer())
+    with pytest.raises(ConfigError, match="quantizer=rvq"):
+        stream_mmd(MMDLoss([1.0], "unbiased", True), model, torch.zeros(2, 6, 20), "code", torch.Generator())

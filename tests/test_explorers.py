@@ -1,0 +1,88 @@
+"""The tables of `dora grid`: last values, empty cells, and a history that is left as it was."""
+
+import ast
+import copy
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import treetable as tt
+
+from audiotok import explorers
+from audiotok.explorers import CompressionExplorer, log_ping
+
+HISTORY: list[dict[str, dict[str, Any]]] = [
+    {"train": {"adv": 2.0, "mmd": 0.5, "duration": 90.0}, "evaluate": {"sisnr": 4.25, "visqol": 3.5}},
+    {"train": {"adv": 1.0, "duration": 120.0}, "valid": {"msspec": 0.75, "sisnr": -1.5}},
+]
+
+
+def _table(explorer: CompressionExplorer, lines: list[dict[str, Any]]) -> str:
+    """What `dora.grid.monitor` makes of an explorer."""
+    groups = [tt.group("Meta", explorer.get_grid_meta()), *explorer.get_grid_metrics()]
+    return str(tt.treetable(lines, tt.table(shorten=True, groups=groups)))
+
+
+@pytest.fixture
+def explorer() -> CompressionExplorer:
+    """An explorer of an empty grid."""
+    return CompressionExplorer(lambda launcher: None)
+
+
+def test_last_values_by_stage(explorer: CompressionExplorer) -> None:
+    history = copy.deepcopy(HISTORY)
+    parts = explorer.process_sheep(SimpleNamespace(log=None), history)
+    assert parts == {
+        "train": {"adv": 1.0, "mmd": 0.5, "duration": 2.0, "epoch": 2},
+        "valid": {"msspec": 0.75, "sisnr": -1.5},
+        "evaluate": {"sisnr": 4.25, "visqol": 3.5},
+    }
+    assert history == HISTORY
+    assert explorer.process_sheep(SimpleNamespace(log=None), history) == parts  # minutes stay minutes
+
+
+def test_the_table_shows_every_line(explorer: CompressionExplorer) -> None:
+    broken: list[Any] = [{"train": {"adv": None, "mmd": [1]}, "valid": 3}, {"odd": {"x": 1.0}}]
+    lines = []
+    for index, history in enumerate(([], HISTORY, broken)):
+        meta = {"index": index, "name": f"xp{index}", "state": "RUN", "sig": f"{index:08x}", "sid": ""}
+        lines.append({"Meta": meta} | explorer.process_sheep(SimpleNamespace(log=None), history))
+    header, *rows = _table(explorer, lines).splitlines()[1:]
+    for name in ("epoch", "bandwidth", "d_loss", "msspec", "mel", "visqol"):
+        assert name in header
+    assert [row.split()[:4] for row in rows] == [[str(i), f"xp{i}", "RUN", f"{i:08x}"] for i in range(3)]
+    assert "4.25" in rows[1] and "3.500" in rows[1] and "0.7500" in rows[1]
+    assert rows[0].replace("|", "").split()[4:] == ["0"]  # no epoch yet, all else empty
+
+
+def test_ping_is_the_age_of_the_log(explorer: CompressionExplorer, tmp_path: Path) -> None:
+    log = tmp_path / "7_0_log.out"
+    assert log_ping(None) is None and log_ping(log) is None
+    log.touch()
+    for age_s, text in ((5, "5s"), (90, "1.5m"), (5400, "1.5h"), (129600, "1.5d"), (-60, "0s")):
+        os.utime(log, (time.time() - age_s,) * 2)
+        assert log_ping(log) == text
+    parts = explorer.process_sheep(SimpleNamespace(log=log), [])
+    assert {stage: part["ping"] for stage, part in parts.items()} == dict.fromkeys(parts, "0s")
+
+
+def test_it_decorates_an_explore_function() -> None:
+    calls: list[Any] = []
+    launcher: Any = object()
+
+    @CompressionExplorer
+    def explorer(launcher: Any) -> None:
+        calls.append(launcher)
+
+    explorer(launcher)
+    assert calls == [launcher]
+
+
+def test_it_does_not_import_torch_itself() -> None:
+    tree = ast.parse(Path(explorers.__file__).read_text(encoding="utf-8"))
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert modules == {"time", "collections.abc", "typing", "treetable", "dora.explore"}
