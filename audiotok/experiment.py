@@ -19,7 +19,7 @@ from audiotok.errors import ConfigError
 _SIG = re.compile(r"[0-9a-zA-Z_-]+")
 
 
-class ExperimentMain(HydraMain):  # type: ignore[misc]
+class ExperimentMain(HydraMain):
     """Entry point of the experiments; see `dora.hydra.HydraMain`."""
 
     _slow = False  # bases are composed once, so a process pool costs more than it saves
@@ -38,9 +38,10 @@ class ExperimentMain(HydraMain):  # type: ignore[misc]
             if "=" not in argument:
                 raise ConfigError(f"override {argument!r} has no '='; write key=value, such as losses.mmd=10")
         try:
-            return super().get_xp(argv)
+            xp: XP = super().get_xp(argv)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"{_first_sentence(error)} (overrides: {' '.join(argv)})") from error
+        return xp
 
     def get_argv_from_sig(self, sig: str) -> Sequence[str]:
         """Overrides that a signature stands for.
@@ -57,9 +58,7 @@ class ExperimentMain(HydraMain):  # type: ignore[misc]
         argv: Sequence[str] = super().get_argv_from_sig(sig)
         return argv
 
-    def _get_base_config(
-        self, overrides: Sequence[str] = ()
-    ) -> tuple[DictConfig, list[tuple[str, str]]]:
+    def _get_base_config(self, overrides: Sequence[str] = ()) -> tuple[DictConfig, list[tuple[str, str]]]:
         groups = tuple(o for o in overrides if o.split("=", 1)[0] in self._config_groups)
         if groups not in self._bases:
             self._bases[groups] = super()._get_base_config(list(groups))

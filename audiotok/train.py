@@ -7,16 +7,17 @@ is why solvers are imported where they are built.
 import logging
 import sys
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from dora import XP
 from dora.git_save import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
-from launchers.hooks import install
 from audiotok.errors import AudiotokError, ConfigError, DivergedError
 from audiotok.experiment import experiment_main
 from audiotok.status import StatusWriter
+from launchers.hooks import install
 
 if TYPE_CHECKING:
     from audiotok.solvers import StandardSolver
@@ -33,7 +34,8 @@ def get_solver(cfg: DictConfig) -> "StandardSolver":
     """
     from audiotok import solvers
 
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    cfg = deepcopy(cfg)
+    OmegaConf.resolve(cfg)
     for split in ("train", "valid", "evaluate", "generate"):
         if cfg.datasource[split]:
             cfg.datasource[split] = str(to_absolute_path(cfg.datasource[split]))
@@ -51,7 +53,8 @@ def get_solver_from_xp(
         restore: load the last checkpoint.
         load_best: put the best weights into the model rather than the last ones.
     """
-    cfg = xp.cfg if override_cfg is None else OmegaConf.merge(xp.cfg, OmegaConf.create(dict(override_cfg)))
+    cfg = OmegaConf.merge(xp.cfg, OmegaConf.create(dict(override_cfg or {})))
+    assert isinstance(cfg, DictConfig)
     with xp.enter():
         solver = get_solver(cfg)
         if restore:
@@ -59,7 +62,9 @@ def get_solver_from_xp(
     return solver
 
 
-def get_solver_from_sig(sig: str, override_cfg: Mapping[str, Any] | None = None, **kwargs: Any) -> "StandardSolver":
+def get_solver_from_sig(
+    sig: str, override_cfg: Mapping[str, Any] | None = None, **kwargs: Any
+) -> "StandardSolver":
     """Solver of a signature; see `get_solver_from_xp`.
 
     Raises:

@@ -61,7 +61,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds a Tensor"):
         checkpoint.load_checkpoint(tmp_path / "tensor.th")
     (tmp_path / "text.th").write_text("not a checkpoint")
-    with pytest.raises(CheckpointError, match="text.th"):
+    with pytest.raises(CheckpointError, match=r"text\.th"):
         checkpoint.load_checkpoint(tmp_path / "text.th")
 
 
@@ -80,7 +80,9 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
         "except errors.CheckpointError as error:\n"
         "    print(error)\n"
     )
-    run = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr
     assert f"cannot save {path}" in run.stdout and "previous checkpoint" in run.stdout
     assert torch.equal(checkpoint.load_checkpoint(path)["w"], torch.ones(10))
@@ -108,6 +110,10 @@ def test_flush_keeps_the_newest_epochs_and_the_last_checkpoint(tmp_path: Path) -
     for name in ("checkpoint.th", *(checkpoint.epoch_name(epoch) for epoch in (5, 25, 100))):
         (tmp_path / name).touch()
     checkpoint.flush_old_epochs(tmp_path, 2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.th", "checkpoint_100.th", "checkpoint_25.th"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint.th",
+        "checkpoint_100.th",
+        "checkpoint_25.th",
+    ]
     checkpoint.flush_old_epochs(tmp_path, None)
     assert len(list(tmp_path.iterdir())) == 3

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_model_comes_the_same_from_everywhere(trained: Trained, tmp_path: Path) 
     path, exported = trained.folder / "checkpoint.th", tmp_path / "deep" / "model.bin"
     assert export.export_encodec(path, exported) == exported
     wav = torch.randn(2, 1, 3001, generator=torch.Generator().manual_seed(0))
-    models = [
+    models: list[Any] = [
         CompressionSolver.model_from_checkpoint(f"//sig/{trained.sig}"),
         CompressionSolver.model_from_checkpoint(path),
         CompressionSolver.model_from_checkpoint(trained.folder),
@@ -88,7 +89,7 @@ def test_exported_file_is_small_and_says_what_it_is(trained: Trained, tmp_path: 
         export.export_encodec(exported, tmp_path / "again.bin")
 
 
-def test_weights_that_are_not_those_of_the_configuration_are_refused(trained: Trained, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_their_configuration_are_refused(trained: Trained, tmp_path: Path) -> None:
     state = load_checkpoint(trained.folder / "checkpoint.th")
     state["best_state"]["model"].popitem()
     save_checkpoint(state, tmp_path / "checkpoint.th")
@@ -111,10 +112,9 @@ def test_every_snippet_of_the_guide_runs(trained: Trained, tmp_path: Path) -> No
     (tmp_path / "foo/bar").mkdir(parents=True)
     shutil.copy(trained.folder / "checkpoint.th", tmp_path / "foo/bar/checkpoint.th")
     for snippet in snippets:
-        for written, real in (("SIG", trained.sig), ("/foo/bar", f"{tmp_path}/foo/bar"), ("/checkpoints", str(tmp_path))):
-            snippet = snippet.replace(written, real)
-        run = subprocess.run(
-            [sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert run.returncode == 0, f"{snippet}\n{run.stderr}"
+        code = snippet.replace("SIG", trained.sig).replace("/foo/bar", f"{tmp_path}/foo/bar")
+        code = code.replace("/checkpoints", str(tmp_path))
+        command = [sys.executable, "-c", code]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, f"{code}\n{run.stderr}"
     assert (tmp_path / "my_audio_lm/compression_state_dict.bin").is_file()

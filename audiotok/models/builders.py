@@ -38,9 +38,7 @@ def get_compression_model(cfg: DictConfig) -> CompressionModel:
     _choose("encodec.autoencoder", encodec.get("autoencoder"), ("seanet",))
     encoder, decoder = _seanet(cfg)
     quantizer = _quantizer(encodec.get("quantizer"), cfg, encoder.dimension)
-    sample_rate, channels = (
-        _positive(f"encodec.{key}", encodec.get(key)) for key in ("sample_rate", "channels")
-    )
+    sample_rate, channels = (_positive(f"encodec.{key}", encodec.get(key)) for key in ("sample_rate", "channels"))
     if not channels == encoder.channels == decoder.channels:
         raise ConfigError(
             f"encodec.channels={channels}, but seanet has channels={encoder.channels} in the encoder and "
@@ -95,9 +93,7 @@ def _section(cfg: DictConfig, name: str, allowed: tuple[str, ...], required: boo
     try:
         values = OmegaConf.to_container(section, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(
-            f"{name} in the configuration: {str(error).splitlines()[0]}. Set that key."
-        ) from error
+        raise ConfigError(f"{name} in the configuration: {str(error).splitlines()[0]}. Set that key.") from error
     assert isinstance(values, dict)
     _refuse_unknown(name, values, allowed)
     return {str(key): value for key, value in values.items()}

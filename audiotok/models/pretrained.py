@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from audiotok.checkpoint import load_checkpoint, resolve_checkpoint
 from audiotok.errors import CheckpointError
@@ -40,7 +40,10 @@ def load_pretrained(name: str | Path, device: torch.device | str = "cpu") -> Com
 def _build(cfg_text: Any, weights: Any, path: Path) -> CompressionModel:
     if not isinstance(cfg_text, str) or not isinstance(weights, dict):
         raise CheckpointError(f"{path} does not hold the configuration as text and the weights as a dict")
-    model = get_compression_model(OmegaConf.create(cfg_text))
+    cfg = OmegaConf.create(cfg_text)
+    if not isinstance(cfg, DictConfig):
+        raise CheckpointError(f"{path} holds a configuration that is no mapping; was it written by a solver?")
+    model = get_compression_model(cfg)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

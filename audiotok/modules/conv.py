@@ -194,9 +194,7 @@ class StreamableConvTranspose1d(nn.Module):
         if not 0.0 <= trim_right_ratio <= 1.0:
             raise ConfigError(f"trim_right_ratio={trim_right_ratio}; it is a share, from 0 to 1.")
         if trim_right_ratio != 1.0 and not causal:
-            raise ConfigError(
-                f"trim_right_ratio={trim_right_ratio} needs causal=true; leave it at 1 otherwise."
-            )
+            raise ConfigError(f"trim_right_ratio={trim_right_ratio} needs causal=true; leave it at 1 otherwise.")
         self.convtr = NormConvTranspose1d(
             in_channels, out_channels, kernel_size, stride, causal=causal, norm=norm, norm_kwargs=norm_kwargs
         )
@@ -234,9 +232,7 @@ def _normalise(conv: _Conv, norm: str, causal: bool, norm_kwargs: Params) -> nn.
 def _overlap(span: int, stride: int) -> int:
     """Samples that two neighbouring windows share: the padding that keeps T / stride frames."""
     if span < stride:
-        raise ConfigError(
-            f"kernel of {span} samples with stride {stride}; the kernel must span at least the stride."
-        )
+        raise ConfigError(f"kernel of {span} samples with stride {stride}; the kernel must span at least the stride.")
     return span - stride
 
 

@@ -56,9 +56,7 @@ class SEANetResnetBlock(nn.Module):
     ) -> None:
         super().__init__()
         if len(kernel_sizes) != len(dilations):
-            raise ConfigError(
-                f"kernel_sizes={kernel_sizes} with dilations={dilations}; give as many of both."
-            )
+            raise ConfigError(f"kernel_sizes={kernel_sizes} with dilations={dilations}; give as many of both.")
         if not 1 <= compress <= dim:
             raise ConfigError(f"compress={compress} on {dim} channels; choose from 1 to {dim}.")
         widths = [dim, *[dim // compress] * (len(kernel_sizes) - 1), dim]

@@ -97,6 +97,4 @@ class DummyQuantizer(BaseQuantizer):
     def set_num_codebooks(self, n: int) -> None:
         """Accept 1 only."""
         if n != 1:
-            raise ConfigError(
-                f"num_codebooks={n} with quantizer='no_quant', which has one; use quantizer='rvq'."
-            )
+            raise ConfigError(f"num_codebooks={n} with quantizer='no_quant', which has one; use quantizer='rvq'.")

@@ -35,9 +35,7 @@ def kmeans(
         DataError: if there is no sample.
     """
     if num_clusters < 1 or num_iters < 1:
-        raise ConfigError(
-            f"k-means with num_clusters={num_clusters}, num_iters={num_iters}; both start at 1."
-        )
+        raise ConfigError(f"k-means with num_clusters={num_clusters}, num_iters={num_iters}; both start at 1.")
     if samples.dim() != 2 or samples.shape[0] == 0:
         raise DataError(f"k-means needs samples [N, D] with N >= 1, not {list(samples.shape)}.")
     means = draw(samples, num_clusters, generator) if init is None else init.to(samples).clone()

@@ -199,9 +199,7 @@ class ResidualVectorQuantizer(BaseQuantizer):
 
     def _checked_count(self, n: int) -> int:
         if not 1 <= n <= self.total_codebooks:
-            raise ConfigError(
-                f"num_codebooks={n}; this quantiser has {self.total_codebooks}, choose from 1 up."
-            )
+            raise ConfigError(f"num_codebooks={n}; this quantiser has {self.total_codebooks}, choose from 1 up.")
         return n
 
     def _check_latent(self, latent: Tensor) -> None:
@@ -230,9 +228,7 @@ class _Stages(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleDict({"_codebook": codebook}) for codebook in codebooks)
 
     def codebooks(self, n_q: int) -> list[EuclideanCodebook]:
-        return [
-            cast(EuclideanCodebook, cast(nn.ModuleDict, layer)["_codebook"]) for layer in self.layers[:n_q]
-        ]
+        return [cast(EuclideanCodebook, cast(nn.ModuleDict, layer)["_codebook"]) for layer in self.layers[:n_q]]
 
 
 def _similarity(vectors: Tensor) -> Tensor:

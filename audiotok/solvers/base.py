@@ -29,7 +29,7 @@ STAGES = ("valid", "evaluate", "generate")  # those that can run alone
 Metrics = dict[str, Any]
 
 
-class StandardSolver(ABC, flashy.BaseSolver):  # type: ignore[misc]
+class StandardSolver(ABC, flashy.BaseSolver):
     """Train, valid, evaluate and generate a model, epoch after epoch, from the last checkpoint on.
 
     A solver builds its model, optimiser and loaders, and says what one step does.
@@ -270,7 +270,9 @@ class StandardSolver(ABC, flashy.BaseSolver):  # type: ignore[misc]
 
     def load_pretrained_state(self, source: str) -> State:
         """State dict of the model that `source` names; see `checkpoint.resolve_checkpoint`."""
-        path = checkpoint.resolve_checkpoint(source.removeprefix(checkpoint.PRETRAINED_PREFIX), self.xp.dora.dir)
+        path = checkpoint.resolve_checkpoint(
+            source.removeprefix(checkpoint.PRETRAINED_PREFIX), self.xp.dora.dir
+        )
         state = checkpoint.load_checkpoint(path)
         best: State = state.get("best_state") or {}
         if not state.get("exported"):

@@ -47,25 +47,27 @@ SPLITS = ("train", "valid", "evaluate", "generate")
 
 
 def settings(cfg: Any) -> dict[str, Any]:
-    """A section of the configuration as plain, resolved containers."""
-    return dict(OmegaConf.to_container(cfg, resolve=True)) if cfg is not None else {}  # type: ignore[arg-type]
+    """A section of the configuration as plain, resolved containers; a section left empty is {}."""
+    section = OmegaConf.to_container(cfg, resolve=True) if cfg is not None else {}
+    assert isinstance(section, dict)
+    return {str(key): value for key, value in section.items()}
 
 
 def get_optimizer(params: Iterable[nn.Parameter], cfg: DictConfig) -> torch.optim.Optimizer:
     """Optimiser of the `optim` section."""
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    kinds: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if cfg.optimizer not in kinds:
         raise ConfigError(f"optim.optimizer={cfg.optimizer!r}; choose one of: {', '.join(kinds)}")
     adam = settings(cfg.adam)
-    return kinds[cfg.optimizer](params, lr=cfg.lr, betas=tuple(adam["betas"]), weight_decay=adam["weight_decay"])
+    return kinds[cfg.optimizer](
+        params, lr=cfg.lr, betas=tuple(adam["betas"]), weight_decay=adam["weight_decay"]
+    )
 
 
 def get_signal_loss(name: str, cfg: DictConfig) -> nn.Module:
     """One loss between two signals, with the settings of the section of its name."""
     if name not in SIGNAL_LOSSES:
-        raise ConfigError(
-            f"losses.{name}; choose among: {', '.join(SIGNAL_LOSSES)}, adv, feat, mmd"
-        )
+        raise ConfigError(f"losses.{name}; choose among: {', '.join(SIGNAL_LOSSES)}, adv, feat, mmd")
     return SIGNAL_LOSSES[name](**settings(cfg.get(name)))
 
 
@@ -80,25 +82,31 @@ def get_signal_losses(cfg: DictConfig) -> tuple[nn.ModuleDict, nn.ModuleDict]:
 def check_weights(cfg: DictConfig) -> dict[str, float]:
     """The `losses` section, of which no weight may be negative."""
     weights = settings(cfg.losses)
-    bad = {name: weight for name, weight in weights.items() if not isinstance(weight, int | float) or weight < 0}
+    bad = {
+        name: weight for name, weight in weights.items() if not isinstance(weight, int | float) or weight < 0
+    }
     if bad:
         found = ", ".join(f"losses.{name}={weight!r}" for name, weight in bad.items())
         raise ConfigError(f"{found}; a weight is a number, 0 or more")
     return weights
 
 
-def get_adversaries(cfg: DictConfig) -> nn.ModuleDict:
+def get_adversaries(cfg: DictConfig) -> dict[str, AdversarialLoss]:
     """Discriminators with their losses and optimisers, by name."""
     adversarial = cfg.adversarial
     if adversarial.every < 1:
         raise ConfigError(f"adversarial.every={adversarial.every}; give 1 or more steps")
     unknown = [name for name in adversarial.adversaries if name not in ADVERSARIES]
     if unknown:
-        raise ConfigError(f"adversarial.adversaries has {', '.join(unknown)}; choose among: {', '.join(ADVERSARIES)}")
+        raise ConfigError(
+            f"adversarial.adversaries has {', '.join(unknown)}; choose among: {', '.join(ADVERSARIES)}"
+        )
     features = {"l1": nn.L1Loss, "l2": nn.MSELoss}
     if adversarial.feat_loss not in features:
-        raise ConfigError(f"adversarial.feat_loss={adversarial.feat_loss!r}; choose one of: {', '.join(features)}")
-    losses = nn.ModuleDict()
+        raise ConfigError(
+            f"adversarial.feat_loss={adversarial.feat_loss!r}; choose one of: {', '.join(features)}"
+        )
+    losses: dict[str, AdversarialLoss] = {}
     for name in adversarial.adversaries:
         adversary = ADVERSARIES[name](**settings(cfg[name]))
         losses[name] = AdversarialLoss(
@@ -128,8 +136,8 @@ def get_mmd(cfg: DictConfig) -> MMDLoss:
     """The criterion of an `mmd` section."""
     if cfg.stream not in STREAMS:
         raise ConfigError(f"mmd.stream={cfg.stream!r}; choose one of: {', '.join(STREAMS)}")
-    sigmas = OmegaConf.to_container(cfg.sigmas) if OmegaConf.is_config(cfg.sigmas) else cfg.sigmas
-    return MMDLoss(sigmas, cfg.estimator, cfg.delay)
+    values = settings(cfg)
+    return MMDLoss(values["sigmas"], values["estimator"], values["delay"])
 
 
 def get_macro_batch(cfg: DictConfig) -> MacroBatch:

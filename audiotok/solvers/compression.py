@@ -4,7 +4,6 @@ Source: Defossez et al., High Fidelity Neural Audio Compression, 2022 (losses, b
 al., An Independence-promoting Loss for Music Generation with Language Models, ICML 2024 (MMD over codebooks).
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import flashy
 import torch
 from torch import Tensor, nn
 
+from audiotok.adversarial import AdversarialLoss
 from audiotok.checkpoint import PRETRAINED_PREFIX
 from audiotok.data.audio import write_audio
 from audiotok.errors import ConfigError
@@ -31,13 +31,15 @@ class CompressionSolver(StandardSolver):
     """
 
     model: EncodecModel
+    adversaries: dict[str, AdversarialLoss]
 
     def build_model(self) -> None:
         """Codec, adversaries, losses, balancer and the MMD step."""
         cfg = self.cfg
         self.model = build_encodec(cfg).to(self.device)
         self.optimizer = builders.get_optimizer(self.model.parameters(), cfg.optim)
-        self.adv_losses = builders.get_adversaries(cfg).to(self.device)
+        self.adversaries = builders.get_adversaries(cfg)
+        self.adv_losses = nn.ModuleDict(self.adversaries).to(self.device)
         self.aux_losses, self.info_losses = builders.get_signal_losses(cfg)
         self.aux_losses.to(self.device)
         self.info_losses.to(self.device)
@@ -80,23 +82,25 @@ class CompressionSolver(StandardSolver):
             metrics.update(self._update(batch, result, losses))
         else:  # what is only reported need not slow training down
             metrics.update(self._valid_mmd(batch))
-            metrics.update({name: loss(estimate=result.x, reference=batch) for name, loss in self.info_losses.items()})
+            metrics.update(
+                {name: loss(estimate=result.x, reference=batch) for name, loss in self.info_losses.items()}
+            )
         if "sisnr" in metrics:
             metrics["sisnr"] = -metrics["sisnr"]  # the loss is minimised; people read dB, higher is better
         return metrics
 
     def _train_adversaries(self, estimate: Tensor, reference: Tensor) -> Metrics:
-        if not self.adv_losses or torch.rand(1, generator=self.rng).item() > 1 / self.cfg.adversarial.every:
+        if not self.adversaries or torch.rand(1, generator=self.rng).item() > 1 / self.cfg.adversarial.every:
             return {}
         losses: Metrics = {
             f"d_{name}": adversary.train_adv(fake=estimate, real=reference)
-            for name, adversary in self.adv_losses.items()
+            for name, adversary in self.adversaries.items()
         }
         return {"d_loss": torch.stack(list(losses.values())).sum(), **losses}
 
     def _balanced_losses(self, estimate: Tensor, reference: Tensor) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
-        for name, adversary in self.adv_losses.items():
+        for name, adversary in self.adversaries.items():
             losses[f"adv_{name}"], losses[f"feat_{name}"] = adversary(fake=estimate, real=reference)
         for name, loss in self.aux_losses.items():
             losses[name] = loss(estimate=estimate, reference=reference)
@@ -122,7 +126,9 @@ class CompressionSolver(StandardSolver):
         """Valid stage; its MMD is the training criterion on as many batches."""
         if self.macro_batch is not None:
             self.valid_batches = builders.get_macro_batch(self.cfg)
-            self.valid_batches.num_batches = min(self.valid_batches.num_batches, len(self.dataloaders["valid"]))
+            self.valid_batches.num_batches = min(
+                self.valid_batches.num_batches, len(self.dataloaders["valid"])
+            )
         return super().valid()
 
     def _valid_mmd(self, batch: Tensor) -> Metrics:
@@ -139,10 +145,14 @@ class CompressionSolver(StandardSolver):
         averages: Metrics = {}
         latents: list[Tensor] = []
         items = 0
-        for batch in self.log_progress("evaluate", loader, total=len(loader), updates=self.cfg.logging.log_updates):
+        for batch in self.log_progress(
+            "evaluate", loader, total=len(loader), updates=self.cfg.logging.log_updates
+        ):
             reference = batch.to(self.device)
             estimate = self.model(reference).x
-            metrics = {name: measure(estimate=estimate, reference=reference) for name, measure in measures.items()}
+            metrics = {
+                name: measure(estimate=estimate, reference=reference) for name, measure in measures.items()
+            }
             averages = average(to_floats(metrics), len(batch))
             items += len(batch)
             if self.macro_batch is not None and self.cfg.evaluate.metrics.mmd:
@@ -166,12 +176,19 @@ class CompressionSolver(StandardSolver):
         loader = self.dataloaders["generate"]
         audio = self.cfg.generate.audio
         folder = Path(self.folder) / "samples"
-        for batch, infos in self.log_progress("generate", loader, total=len(loader), updates=self.cfg.logging.log_updates):
+        for batch, infos in self.log_progress(
+            "generate", loader, total=len(loader), updates=self.cfg.logging.log_updates
+        ):
             estimates = self.model(batch.to(self.device)).x.cpu()
             for reference, estimate, info in zip(batch, estimates, infos, strict=True):
                 name = f"{Path(info.path).stem}_{info.start_s:.1f}s.{audio.format}"
                 for parent, wav in (("reference", reference), (f"epoch_{self.epoch:04d}", estimate)):
-                    write_audio(folder / parent / name, wav[:, : info.n_frames], self.cfg.sample_rate, strategy=audio.strategy)
+                    write_audio(
+                        folder / parent / name,
+                        wav[:, : info.n_frames],
+                        self.cfg.sample_rate,
+                        strategy=audio.strategy,
+                    )
             self.on_progress(self.epoch)
         flashy.distrib.barrier()
         return {}
@@ -202,5 +219,3 @@ def build_encodec(cfg: Any) -> EncodecModel:
     if not isinstance(model, EncodecModel):
         raise ConfigError(f"compression_model={cfg.compression_model!r} cannot be trained; choose encodec")
     return model
-
-

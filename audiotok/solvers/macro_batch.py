@@ -3,7 +3,7 @@
 One batch holds too few frames to estimate a dependence, and the graph of many does not fit in memory. So batches are
 kept as waveforms; once `num_batches` are there, their latents are computed without a graph, the MMD is differentiated
 with respect to these latents, and each batch goes through the encoder once more to receive its share of the gradient.
-The result is the gradient of the MMD of all batches together, at the memory of one (gradient caching: Gao et al., 2021).
+The result is the gradient of the MMD of all batches together, at the memory of one (gradient caching, Gao et al. 2021).
 """
 
 from typing import Any
@@ -21,7 +21,9 @@ def stream_mmd(
 ) -> torch.Tensor:
     """MMD of the codebook streams of a latent [B, D, T], with a gradient to the latent if it asks for one."""
     if not isinstance(model.quantizer, ResidualVectorQuantizer):
-        raise ConfigError("losses.mmd needs the codebooks of encodec.quantizer=rvq; set losses.mmd=0 without them")
+        raise ConfigError(
+            "losses.mmd needs the codebooks of encodec.quantizer=rvq; set losses.mmd=0 without them"
+        )
     value: torch.Tensor = loss(model.quantizer.streams(latent, stream), generator=generator)
     return value
 

@@ -48,9 +48,7 @@ def test_convolution_equals_its_definition(
     kernel_size: int, stride: int, dilation: int, length: int, causal: bool, pad_mode: str
 ) -> None:
     torch.manual_seed(kernel_size + length)
-    conv = StreamableConv1d(
-        2, 3, kernel_size, stride, dilation, causal=causal, pad_mode=pad_mode, bias=False
-    ).double()
+    conv = StreamableConv1d(2, 3, kernel_size, stride, dilation, causal=causal, pad_mode=pad_mode, bias=False).double()
     x = torch.randn(1, 2, length, dtype=torch.float64)
     weight = conv.conv.conv.weight.detach().numpy()
     expected = padded_reference(x[0].numpy(), weight, stride, dilation, causal, pad_mode)
@@ -81,9 +79,7 @@ def test_frames_cover_the_input_and_decode_to_at_least_its_length(
 def test_transposed_convolution_overlaps_adds_and_trims(causal: bool, ratio: float, trim_left: int) -> None:
     torch.manual_seed(0)
     stride, kernel_size, frames = 3, 10, 6
-    layer = StreamableConvTranspose1d(
-        2, 2, kernel_size, stride, causal=causal, trim_right_ratio=ratio
-    ).double()
+    layer = StreamableConvTranspose1d(2, 2, kernel_size, stride, causal=causal, trim_right_ratio=ratio).double()
     x = torch.randn(1, 2, frames, dtype=torch.float64)
     weight, bias = layer.convtr.convtr.weight.detach().numpy(), layer.convtr.convtr.bias
     full = np.zeros((2, (frames - 1) * stride + kernel_size))

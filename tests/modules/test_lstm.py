@@ -11,8 +11,7 @@ from audiotok.modules import StreamableLSTM
 def lstm_reference(state: dict[str, torch.Tensor], frames: np.ndarray, layers: int) -> np.ndarray:
     for layer in range(layers):
         w_x, w_h, b_x, b_h = (
-            state[f"lstm.{name}_l{layer}"].numpy()
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            state[f"lstm.{name}_l{layer}"].numpy() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         h = c = np.zeros(frames.shape[1])
         out = []

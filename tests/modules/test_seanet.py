@@ -109,9 +109,7 @@ def test_outer_blocks_without_norm_are_counted_from_the_waveform(blocks: int, no
     for network, layers in ((SEANetEncoder, [0, 2, 4, 6, 8]), (SEANetDecoder, [8, 6, 4, 2, 0])):
         keys = network(**options).state_dict()
         found = [
-            i
-            for i, layer in enumerate(layers)
-            if any(k.startswith(f"model.{layer}.") and "_g" in k for k in keys)
+            i for i, layer in enumerate(layers) if any(k.startswith(f"model.{layer}.") and "_g" in k for k in keys)
         ]
         assert found == normed
 

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 
 from audiotok.quantization import ResidualVectorQuantizer
 
-DIM, BINS, STEPS = 4, 16, 8
+DIM, STEPS = 4, 8
 
 
 def batch(rank: int, step: int) -> Tensor:
@@ -20,12 +20,12 @@ def batch(rank: int, step: int) -> Tensor:
     return 3 * rank + torch.randn(2, DIM, 30 + rank, generator=generator)
 
 
-def quantizer(kmeans_init: bool, threshold: float, q_dropout: bool, decay: float) -> ResidualVectorQuantizer:
+def quantizer(bins: int, kmeans_init: bool, threshold: float, q_dropout: bool, decay: float) -> ResidualVectorQuantizer:
     torch.manual_seed(7)
     return ResidualVectorQuantizer(
         dimension=DIM,
         n_q=3,
-        bins=BINS,
+        bins=bins,
         decay=decay,
         kmeans_init=kmeans_init,
         threshold_ema_dead_code=threshold,
@@ -38,10 +38,10 @@ def main() -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
-    plain = quantizer(kmeans_init=False, threshold=0.0, q_dropout=False, decay=0.99)
+    plain = quantizer(bins=16, kmeans_init=False, threshold=0.0, q_dropout=False, decay=0.99)
     for step in range(STEPS):
         plain(batch(rank, step), 50)
-    busy = quantizer(kmeans_init=True, threshold=2.0, q_dropout=True, decay=0.5)
+    busy = quantizer(bins=64, kmeans_init=True, threshold=2.0, q_dropout=True, decay=0.5)
     torch.manual_seed(rank)  # the ranks' own choices differ: only shared ones may count
     counts, vectors = [], []
     for step in range(3 * STEPS):

@@ -73,9 +73,9 @@ def test_dead_codes_come_back_to_life(threshold: float, used: int) -> None:
     codebook = EuclideanCodebook(2, 8, kmeans_init=False, threshold_ema_dead_code=threshold).train()
     # One vector close to the data takes it all, the others are out of reach.
     codebook.embed.copy_(torch.tensor([[0.0, 0.0]] + [[1e3, 1e3]] * 7))
-    codebook.embed_avg.copy_(codebook.embed * 50)
-    codebook.cluster_size.fill_(50.0)
-    for _ in range(300):
+    codebook.embed_avg.copy_(codebook.embed * 5)
+    codebook.cluster_size.fill_(5.0)
+    for _ in range(150):
         codebook(torch.randn(400, 2))
     codes = codebook.encode(torch.randn(400, 2))
     assert len(set(codes.tolist())) == used

@@ -45,9 +45,7 @@ def test_single_precision_is_no_worse_than_naive_lloyd() -> None:
 
 def test_more_rounds_never_raise_the_objective() -> None:
     samples = torch.randn(400, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    errors = [
-        objective(samples.numpy(), kmeans(samples, 12, n, init=samples[:12])[0].numpy()) for n in range(1, 9)
-    ]
+    errors = [objective(samples.numpy(), kmeans(samples, 12, n, init=samples[:12])[0].numpy()) for n in range(1, 9)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0]
 

@@ -22,9 +22,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ddp")
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(folder)], env=env, stderr=subprocess.PIPE
-        )
+        subprocess.Popen([sys.executable, str(WORKER), str(rank), str(folder)], env=env, stderr=subprocess.PIPE)
         for rank in range(2)
     ]
     try:

@@ -103,9 +103,7 @@ def test_gradient_passes_straight_through_and_the_penalty_commits(latent: Tensor
     assert result.penalty is not None
     assert float(result.penalty.detach()) == pytest.approx(weight * (after**2).mean(), rel=1e-5)
     (grad,) = torch.autograd.grad(result.penalty, x)
-    np.testing.assert_allclose(
-        grad.numpy(), 2 * weight * after.sum(axis=1) / after.size, rtol=1e-4, atol=1e-8
-    )
+    np.testing.assert_allclose(grad.numpy(), 2 * weight * after.sum(axis=1) / after.size, rtol=1e-4, atol=1e-8)
 
 
 def test_orthogonality_is_the_mean_squared_cosine(latent: Tensor) -> None:
@@ -126,9 +124,7 @@ def test_dropout_uses_every_count_in_training_only(latent: Tensor) -> None:
     results = [rvq(latent, 50) for _ in range(60)]
     counts = [result.codes.shape[1] for result in results]
     assert set(counts) == {1, 2, 3, 4}
-    assert [float(r.bandwidth) for r in results] == pytest.approx(
-        [n * math.log2(BINS) * 0.05 for n in counts]
-    )
+    assert [float(r.bandwidth) for r in results] == pytest.approx([n * math.log2(BINS) * 0.05 for n in counts])
     rvq.set_num_codebooks(2)
     assert {rvq(latent, 50).codes.shape[1] for _ in range(30)} == {1, 2}
     assert {rvq.eval()(latent, 50).codes.shape[1] for _ in range(10)} == {2}
@@ -166,7 +162,7 @@ def test_streams_concern_the_codebooks_in_use(rvq: ResidualVectorQuantizer, late
 
 
 def test_streams_refuse_what_they_cannot_give(rvq: ResidualVectorQuantizer, latent: Tensor) -> None:
-    with pytest.raises(ConfigError, match="kind='inputs'; choose one of: input, residual, code"):
+    with pytest.raises(ConfigError, match=r"kind='inputs'; choose one of: input, residual, code"):
         rvq.streams(latent, "inputs")
     with pytest.raises(ConfigError, match="num_codebooks=5"):
         rvq.streams(latent, "code", n_q=5)
@@ -179,9 +175,7 @@ def test_streams_refuse_what_they_cannot_give(rvq: ResidualVectorQuantizer, late
 
 def test_state_names_are_those_of_the_files(rvq: ResidualVectorQuantizer) -> None:
     names = [
-        f"vq.layers.{k}._codebook.{b}"
-        for k in range(N_Q)
-        for b in ("inited", "cluster_size", "embed", "embed_avg")
+        f"vq.layers.{k}._codebook.{b}" for k in range(N_Q) for b in ("inited", "cluster_size", "embed", "embed_avg")
     ]
     assert list(rvq.state_dict()) == names
     assert list(rvq.parameters()) == []
@@ -201,7 +195,7 @@ def test_wrong_input_is_refused(rvq: ResidualVectorQuantizer) -> None:
     for value in (-1, BINS):
         with pytest.raises(DataError, match=rf"go from {value} to {value}.*bins=16"):
             rvq.decode(torch.full((1, 2, 3), value))
-    with pytest.raises(ConfigError, match="rvq.n_q=0"):
+    with pytest.raises(ConfigError, match=r"rvq.n_q=0"):
         ResidualVectorQuantizer(n_q=0)
     with pytest.raises(ConfigError, match=r"rvq.commitment_weight=-1.0"):
         ResidualVectorQuantizer(commitment_weight=-1.0)
@@ -212,9 +206,7 @@ def test_no_quantiser_is_the_identity(latent: Tensor) -> None:
     result = none(latent, 50)
     assert torch.equal(result.x, latent)
     assert torch.equal(none.decode(none.encode(latent)), latent)
-    assert float(result.bandwidth) == pytest.approx(
-        32 * DIM * 50 / 1000
-    )  # D floats of 32 bits, 50 times a second
+    assert float(result.bandwidth) == pytest.approx(32 * DIM * 50 / 1000)  # D floats of 32 bits, 50 times a second
     none.set_num_codebooks(1)
     with pytest.raises(ConfigError, match="num_codebooks=2"):
         none.set_num_codebooks(2)

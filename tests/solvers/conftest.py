@@ -1,7 +1,7 @@
 """Solvers inside experiments of a temporary Dora folder."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,11 +9,11 @@ import pytest
 from audiotok import train
 from audiotok.solvers import CompressionSolver
 
-Enter = Callable[..., "contextmanager[CompressionSolver]"]
+Enter = Callable[..., AbstractContextManager[CompressionSolver]]
 
 
 @pytest.fixture
-def solver_in(debug_overrides: list[str]) -> Callable[..., Iterator[CompressionSolver]]:
+def solver_in(debug_overrides: list[str]) -> Enter:
     """Function of a Dora folder and overrides: a context with the solver of that experiment, inside it."""
 
     @contextmanager
@@ -28,4 +28,4 @@ def solver_in(debug_overrides: list[str]) -> Callable[..., Iterator[CompressionS
         finally:
             train.main.dora.dir = old
 
-    return enter  # type: ignore[return-value]
+    return enter

@@ -18,7 +18,8 @@ def test_average_is_the_unbiased_exponential_one() -> None:
             seen.append(module.weight.double().clone())
         ema.step()
     weights = [decay ** (len(seen) - 1 - i) for i in range(len(seen))]
-    expected = sum(w * x for w, x in zip(weights, seen, strict=True)) / sum(weights)
+    weighted = [w * x for w, x in zip(weights, seen, strict=True)]
+    expected = torch.stack(weighted).sum(0) / sum(weights)
     assert torch.allclose(ema.average["weight"].double(), expected, atol=1e-6)
     assert "running_mean" in ema.average and "num_batches_tracked" not in ema.average
     assert set(ema.full_state()) == set(module.state_dict())

@@ -47,7 +47,12 @@ def test_history_has_the_metrics_of_every_stage(tmp_path: Path, solver_in: Enter
         history[0]["train"]
     )
     assert names | {"sisnr", "mel", "l2", "mrstft"} <= set(history[0]["valid"])
-    assert set(history[0]) == {"train", "valid"} and set(history[1]) == {"train", "valid", "evaluate", "generate"}
+    assert set(history[0]) == {"train", "valid"} and set(history[1]) == {
+        "train",
+        "valid",
+        "evaluate",
+        "generate",
+    }
     assert {"sisnr", "mel", "mmd"} <= set(history[1]["evaluate"])
     values = [v for epoch in history for metrics in epoch.values() for v in metrics.values()]
     assert all(math.isfinite(value) for value in values)
@@ -112,7 +117,11 @@ def test_epoch_checkpoints_follow_the_schedule(tmp_path: Path, solver_in: Enter)
     with solver_in(tmp_path, *overrides, "checkpoint.keep_every_states=[best_state]") as solver:
         solver.run()
         folder = Path(solver.folder)
-    assert sorted(p.name for p in folder.glob("*.th")) == ["checkpoint.th", "checkpoint_4.th", "checkpoint_5.th"]
+    assert sorted(p.name for p in folder.glob("*.th")) == [
+        "checkpoint.th",
+        "checkpoint_4.th",
+        "checkpoint_5.th",
+    ]
     assert set(checkpoint.load_checkpoint(folder / "checkpoint_5.th")) == {"best_state", "xp.cfg", "xp.sig"}
 
 
@@ -143,7 +152,10 @@ def test_one_codebook_trains_without_mmd_and_refuses_it(tmp_path: Path, solver_i
     with solver_in(tmp_path, "rvq.n_q=1", "losses.mmd=0", "optim.epochs=1") as solver:
         solver.run()
         assert "mmd" not in solver.history[0]["valid"] and "mmd" not in solver.history[0]["evaluate"]
-    with pytest.raises(ConfigError, match=r"losses\.mmd=1\.0 with 1 codebook"), solver_in(tmp_path, "rvq.n_q=1"):
+    with (
+        pytest.raises(ConfigError, match=r"losses\.mmd=1\.0 with 1 codebook"),
+        solver_in(tmp_path, "rvq.n_q=1"),
+    ):
         pass
 
 

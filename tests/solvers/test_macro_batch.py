@@ -14,7 +14,14 @@ from audiotok.solvers.macro_batch import MacroBatch, stream_mmd
 
 def tiny_model(quantizer: BaseQuantizer | None = None) -> EncodecModel:
     torch.manual_seed(0)
-    sizes = {"channels": 1, "dimension": 6, "n_filters": 2, "ratios": [4, 2], "lstm": 1, "norm": "weight_norm"}
+    sizes = {
+        "channels": 1,
+        "dimension": 6,
+        "n_filters": 2,
+        "ratios": [4, 2],
+        "lstm": 1,
+        "norm": "weight_norm",
+    }
     quantizer = quantizer or ResidualVectorQuantizer(dimension=6, n_q=3, bins=8, kmeans_init=False)
     model = EncodecModel(
         SEANetEncoder(**sizes), SEANetDecoder(**sizes), quantizer, frame_rate=100, sample_rate=800, channels=1
