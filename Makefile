@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := audiotok grids launchers tests
+DEMO := compression.encodec_mmd_demo
 
 .PHONY: install demo test test-fast lint constraints clean
 
@@ -16,7 +17,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install  ## a small grid of EnCodec-MMD experiments on real music, ending in a table
 	$(BIN)/audiotok data demo --output data/demo
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grids.demo
+	AUDIOTOK_LAUNCHER=local $(BIN)/dora grid $(DEMO) --retry --interval 0.25
+	$(BIN)/audiotok results $(DEMO) --samples --check
 
 test: lint  ## everything; as root on Debian with a real SLURM
 	$(BIN)/python -m pytest

@@ -17,6 +17,7 @@ from audiotok.errors import AudiotokError, ConfigError, ResultsError
 
 logger = logging.getLogger(__name__)
 
+EXIT_INCOMPLETE = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_PIPE = 141  # 128 + SIGPIPE
@@ -29,14 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments, default those of the process.
 
     Returns:
-        Exit code: 0, 2 for a mistake of the user, 130 when interrupted, 141 when stdout is closed.
+        Exit code: 0, 1 for a failed check, 2 for a mistake of the user, 130 when interrupted, 141 when stdout is closed.
     """
     args = _parser().parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without é still gets its table
     try:
-        args.run(args)
+        code: int = args.run(args) or 0
         sys.stdout.flush()
     except AudiotokError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PIPE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    return 0
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,29 +75,45 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         help="names or patterns, such as 'sig,seed,valid.*' (default: the headline ones; csv: all)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of stdout")
+    parser.add_argument("--samples", action="store_true", help="then say where the reconstructed samples lie")
+    parser.add_argument("--check", action="store_true", help="exit with 1 unless every experiment has completed")
     parser.set_defaults(run=_results)
 
 
-def _results(args: argparse.Namespace) -> None:
+def _results(args: argparse.Namespace) -> int:
     from audiotok import results
 
     if args.grid is None:
         print("".join(f"{name}\n" for name in results.list_grids(args.root)), end="")
-        return
+        return 0
     experiments = results.load_grid(args.grid, args.root)
     columns = None if args.format == "csv" else results.headline_columns(experiments)
     if args.columns is not None:
         columns = [name.strip() for name in args.columns.split(",")]
     table = results.format_table(experiments.runs, args.format, columns)
     logger.info("%r", experiments)
-    if args.output is None:
-        print(table, end="")
+    _write(table, args.output)
+    if args.samples:
+        for record in experiments.records:
+            for folder in sorted(record.folder.glob("samples/*")):
+                logger.info("samples: %s", folder)
+    incomplete = [record for record in experiments.records if record.state != "COMPLETED"]
+    if args.check and incomplete:
+        for record in incomplete:
+            logger.error("not completed: %s %s %s", record.sig, record.state, record.reason)
+        return EXIT_INCOMPLETE
+    return 0
+
+
+def _write(table: str, output: Path | None) -> None:
+    if output is None:
+        print(table, end="", flush=True)
         return
     try:
-        args.output.write_text(table, encoding="utf-8")
+        output.write_text(table, encoding="utf-8")
     except OSError as error:
-        raise ResultsError(f"cannot write {args.output}: {error.strerror}.") from error
-    logger.info("wrote %s", args.output)
+        raise ResultsError(f"cannot write {output}: {error.strerror}.") from error
+    logger.info("wrote %s", output)
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -141,10 +158,10 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from audiotok.data.demo import fetch_demo
+    from audiotok.data.demo import SPLITS, fetch_demo
     from audiotok.data.prepare import prepare
 
-    print(prepare([fetch_demo(args.output)], args.output))
+    print(prepare([fetch_demo(args.output)], args.output, splits=SPLITS))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from dora.shep import Shepherd, _JobArray
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from audiotok.errors import ConfigError, LaunchError
-from audiotok.status import is_locked, read_json, write_json
+from audiotok.status import JOB_FILE, is_locked, read_json, write_json
 from launchers.jobs import flock_now
 
 GPUS_PER_NODE = 8
@@ -93,10 +93,19 @@ class SlurmShepherd(Shepherd):
             write_json(sheep._json_job_file, {**job, "slurm_config": asdict(job_array.slurm_config)})
 
     def _cancel(self, jobs: list[Any]) -> None:
-        """Cancel jobs. scancel goes on after one it may not cancel; what comes after this must go on too."""
+        """Cancel jobs. scancel goes on after one it may not cancel; what comes after this must go on too.
+
+        A killed job cannot write down its own end, so `job.json` remembers the cancellation for the results.
+        """
         failure = _run(["scancel", *(job.job_id for job in jobs)])[1]
         if failure:
             self.log(f"Not all jobs could be cancelled: {failure}")
+            return
+        for job in jobs:
+            path = self._by_id / job.job_id / JOB_FILE
+            content = read_json(path)
+            if content is not None and content.get("job_id") == job.job_id:
+                write_json(path, {**content, "cancelled": time.time()})
 
     def _check_orphans(self) -> None:
         """Cancel jobs of commands that died between sbatch and writing down its answer."""

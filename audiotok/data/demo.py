@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = "immich-memories-music"
 VERSION = "0.1.0"
+SPLITS = {"train": 0.75, "valid": 0.1, "evaluate": 0.1, "generate": 0.05}
 TIMEOUT_S = 600
 INSTEAD = "Or put music of your own in a folder and run `audiotok data prepare FOLDER --output ...`."
 

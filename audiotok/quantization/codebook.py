@@ -107,6 +107,7 @@ class EuclideanCodebook(nn.Module):
             self.cluster_size.copy_(counts.clamp(min=1))
         take_from_source_(self.embed)
         take_from_source_(self.cluster_size)
+        # The average is a sum over the uses: with anything else the first update would undo k-means.
         self.embed_avg.copy_(self.embed * self.cluster_size[:, None])
         self.inited.fill_(1.0)
 

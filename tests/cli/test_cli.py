@@ -166,3 +166,19 @@ def test_data_demo_fetches_then_prepares(
     assert asked == [tmp_path / "demo"]
     assert "10 at 8000 Hz" in capsys.readouterr().out
     assert len(list((tmp_path / "demo").iterdir())) == 4
+
+
+def test_check_and_samples_name_what_failed_and_where_to_listen(
+    root: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    good, bad = root / "xps" / "00000001", root / "xps" / "00000002"
+    for folder, state in ((good, "COMPLETED"), (bad, "FAILED")):
+        status = {"state": state, "reason": "a reason", "updated": 0.0}
+        (folder / "status.json").write_text(json.dumps(status))
+    (good / "samples" / "epoch_0001").mkdir(parents=True)
+    assert cli.main(["results", GRID, "--root", str(root), "--samples", "--check"]) == 1
+    assert "not completed: 00000002 FAILED a reason" in caplog.text and "not completed: 00000001" not in caplog.text
+    assert f"samples: {good / 'samples' / 'epoch_0001'}" in caplog.text
+    (bad / "status.json").write_text(json.dumps({"state": "COMPLETED", "updated": 0.0}))
+    assert cli.main(["results", GRID, "--root", str(root), "--check"]) == 0

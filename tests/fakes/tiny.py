@@ -1,9 +1,11 @@
 """Drives the tiny Dora project as a user does: real `python -m dora …` commands in processes of their own."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess as sp
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launchers.jobs import JobStore
+from launchers.local import LocalJob, cancel_jobs
 
 FAKES = Path(__file__).parent
 REPOSITORY = FAKES.parent.parent
@@ -31,12 +34,12 @@ class TinyProject:
         path = os.pathsep.join([str(FAKES / "torch_stub"), str(REPOSITORY)])
         self.environ = {**clean, "PYTHONPATH": path, **environ}
 
-    def start(self, *arguments: str, **environ: str) -> "sp.Popen[str]":
+    def start(self, *arguments: str, environ: Mapping[str, str] | None = None) -> "sp.Popen[str]":
         """Start a dora command in a session of its own, as in a terminal of its own."""
         return sp.Popen(
             [sys.executable, "-m", "dora", "-P", "tinyxp", *arguments],
             cwd=self.folder,
-            env={**self.environ, **environ},
+            env={**self.environ, **(environ or {})},
             stdin=sp.PIPE,
             stdout=sp.PIPE,
             stderr=sp.STDOUT,
@@ -44,16 +47,16 @@ class TinyProject:
             start_new_session=True,
         )
 
-    def dora(self, *arguments: str, code: int = 0, answer: str = "", **environ: str) -> str:
+    def dora(self, *arguments: str, code: int = 0, answer: str = "", environ: Mapping[str, str] | None = None) -> str:
         """Run a dora command to its end and return all it says."""
-        process = self.start(*arguments, **environ)
+        process = self.start(*arguments, environ=environ)
         said, _ = process.communicate(answer, timeout=120)
         assert process.returncode == code, said
         return said
 
-    def states(self, grid: str, *options: str, **environ: str) -> list[str]:
+    def states(self, grid: str, **environ: str) -> list[str]:
         """Return the states that `dora grid` shows, by experiment."""
-        said = self.dora("grid", grid, "--no_monitoring", *options, **environ)
+        said = self.dora("grid", grid, "--no_monitoring", environ=environ)
         return re.findall(r"^\S*\d+  .*?\b(PEN|RUN|COM|FAI|CAN|NOD|N/A)\b", said, flags=re.MULTILINE)
 
     def experiment(self, **values: Any) -> Path:
@@ -84,11 +87,14 @@ class TinyProject:
 
     def close(self) -> None:
         """Cancel what is left, so that no test leaves a process behind."""
-        from launchers.local import LocalJob, cancel_jobs
-
         cancel_jobs(self.store, [LocalJob(self.store, name) for name in self.store.unfinished()])
-        if self.store.root.exists():
-            self.wait(lambda: not self.store.is_held("supervisor"))
+        with contextlib.suppress(LookupError, ProcessLookupError):
+            os.kill(self.supervisor_pid(), signal.SIGTERM)
+        self.wait(lambda: not self.store.is_held("supervisor"))
+
+    def supervisor_pid(self) -> int:
+        """Return the process id of the supervisor of this project."""
+        return process_of("launchers.supervisor", str(self.store.root))
 
     @staticmethod
     def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -97,3 +103,15 @@ class TinyProject:
         while not condition():
             assert time.monotonic() < deadline, "what the test waits for did not happen"
             time.sleep(0.05)
+
+
+def process_of(*words: str) -> int:
+    """Return the id of the process with all these words among its arguments."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        if all(word in arguments for word in words):
+            return int(folder.name)
+    raise LookupError(f"no process of {words}")

@@ -1,11 +1,12 @@
-"""The tiny project on the local launcher."""
+"""The tiny project on the local launcher, and on a SLURM made of fakes."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.tiny import TinyProject
+from tests.fakes.tiny import FAKES, TinyProject
 
 
 @pytest.fixture
@@ -21,3 +22,16 @@ def project(tmp_path: Path) -> Iterator[TinyProject]:
     )
     yield tiny
     tiny.close()
+
+
+@pytest.fixture
+def slurm_project(tmp_path: Path) -> TinyProject:
+    """The tiny project where all SLURM commands are fakes; see tests/fakes/slurm_command.sh."""
+    commands, answers = tmp_path / "bin", tmp_path / "slurm"
+    commands.mkdir()
+    answers.mkdir()
+    for name in ("sbatch", "srun", "squeue", "scancel", "sacct"):
+        (commands / name).symlink_to(FAKES / "slurm_command.sh")
+    (answers / "sbatch").write_text("Submitted batch job 101\n")
+    path = os.pathsep.join([str(commands), os.environ["PATH"]])
+    return TinyProject(tmp_path / "project", {"PATH": path, "FAKE_SLURM": str(answers)})

@@ -81,7 +81,6 @@ def test_sizes_follow_the_configuration_which_stays_as_it_was() -> None:
     assert (model.sample_rate, model.channels, model.frame_rate) == (32000, 1, 50)
     assert (model.total_codebooks, model.cardinality) == (4, 32)
     assert model.encode(torch.zeros(1, 1, 1300))[0].shape == (1, 4, 3)
-    assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
 def test_state_names_are_those_of_the_files() -> None:
@@ -97,9 +96,7 @@ def test_state_names_are_those_of_the_files() -> None:
 
 def test_the_full_32_khz_configuration_has_56_9_million_parameters() -> None:
     with torch.device("meta"):
-        cfg = config(seanet__dimension=128, seanet__n_filters=64, rvq__bins=2048)
-        del cfg.device
-        model = get_compression_model(cfg)
+        model = build(seanet__dimension=128, seanet__n_filters=64, rvq__bins=2048)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 56.9
 
 
@@ -115,7 +112,7 @@ def test_training_values_reach_the_quantiser() -> None:
     stereo = build(channels=2, encodec__renormalize=True, rvq__commitment_weight=0.0, rvq__kmeans_init=False)
     assert isinstance(stereo, EncodecModel)
     assert stereo.renormalize
-    assert float(stereo.train()(torch.randn(2, 2, 640)).penalty) == 0.0
+    assert stereo.train()(torch.randn(2, 2, 640)).penalty.detach() == 0.0
     assert build(encodec__causal=True)(torch.randn(1, 1, 10)).x.shape == (1, 1, 10)
 
 
@@ -157,9 +154,10 @@ def test_mistakes_are_named_with_what_is_allowed(overrides: dict[str, Any], mess
         build(**overrides)
 
 
-def test_a_missing_model_or_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_is_named() -> None:
     with pytest.raises(ConfigError, match="compression_model=None"):
         get_compression_model(OmegaConf.create({}))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="device='cuda'.*device=cpu"):
-        build(device="cuda")
+
+
+def test_fresh_weights_lie_on_the_cpu_whatever_the_device() -> None:
+    assert {p.device.type for p in build(device="cuda").parameters()} == {"cpu"}

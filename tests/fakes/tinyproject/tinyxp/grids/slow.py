@@ -5,6 +5,6 @@ from dora.explore import Explorer, Launcher
 
 @Explorer
 def explorer(launcher: Launcher) -> None:
-    launcher.slurm_(gpus=0)  # type: ignore[no-untyped-call]
+    launcher.slurm_(gpus=0)
     for index in range(1, 4):
         launcher({"index": index, "seconds": 600, "end": "stubborn" if index == 1 else "well"})

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Stands in for every SLURM command. Writes each call to $FAKE_SLURM/calls and answers with the file of the
+# command's name there; a file `COMMAND.fails` makes it fail with that text. sbatch keeps the script it is given.
+name=$(basename "$0")
+echo "$name $*" >> "$FAKE_SLURM/calls"
+if [ "$name" = sbatch ]; then cp "$1" "$FAKE_SLURM/script"; fi
+if [ -f "$FAKE_SLURM/$name.fails" ]; then cat "$FAKE_SLURM/$name.fails" >&2; exit 1; fi
+if [ -f "$FAKE_SLURM/$name" ]; then cat "$FAKE_SLURM/$name"; fi

@@ -1,0 +1,49 @@
+"""How a machine is divided among local jobs."""
+
+from pathlib import Path
+
+import pytest
+
+from audiotok.errors import ConfigError
+from launchers.machine import find_gpus, share
+
+
+@pytest.mark.parametrize(
+    ("gpus", "environ", "cores", "slots", "granted", "threads"),
+    [
+        (0, {"CUDA_VISIBLE_DEVICES": ""}, 8, 4, 0, 2),
+        (0, {"CUDA_VISIBLE_DEVICES": ""}, 1, 1, 0, 1),
+        (1, {"CUDA_VISIBLE_DEVICES": ""}, 8, 4, 0, 2),  # no GPU here: on the CPU
+        (1, {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 16, 4, 1, 4),
+        (2, {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 16, 4, 2, 4),  # two jobs of two processes
+        (8, {"CUDA_VISIBLE_DEVICES": "5"}, 16, 1, 1, 16),
+        (0, {"CUDA_VISIBLE_DEVICES": "0", "AUDIOTOK_LOCAL_SLOTS": "3"}, 16, 3, 0, 5),
+        (1, {"CUDA_VISIBLE_DEVICES": "-1"}, 4, 2, 0, 2),
+    ],
+)
+def test_share(gpus: int, environ: dict[str, str], cores: int, slots: int, granted: int, threads: int) -> None:
+    portion = share(gpus, environ, cores=cores)
+    assert (portion.slots, portion.gpus, portion.threads) == (slots, granted, threads)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SLOTS", "0"), ("SLOTS", "-1"), ("SLOTS", "two"), ("GRACE_S", "soon"), ("GRACE_S", "-1"), ("GRACE_S", "nan")],
+)
+def test_numbers_that_are_none_are_named(name: str, value: str) -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "", f"AUDIOTOK_LOCAL_{name}": value}
+    with pytest.raises(ConfigError, match=f"AUDIOTOK_LOCAL_{name}='{value}'"):
+        share(0, environ, cores=2)
+
+
+def test_gpus_are_those_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho 'GPU 1: A (UUID: y)'\necho '  MIG 1g'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert find_gpus({}) == ("0", "1")
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert find_gpus({}) == ()
+    program.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_gpus({}) == ()

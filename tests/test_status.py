@@ -1,0 +1,104 @@
+"""What a job says about itself, and the verdict on an experiment folder."""
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from audiotok.status import StatusWriter, experiment_state, job_identity, read_status, write_json
+
+
+def test_a_run_from_start_to_end(tmp_path: Path) -> None:
+    began = time.time()
+    status = StatusWriter(tmp_path, epochs=3, beat_s=100.0)
+    status.start(epoch=1)
+    status.beat(epoch=2)
+    told = read_status(tmp_path)
+    assert told is not None
+    assert (told["state"], told["epoch"], told["epochs"], told["pid"]) == ("RUNNING", 2, 3, os.getpid())
+    assert began <= told["started"] <= told["updated"] <= time.time() and told["ended"] is None
+    status.end("DIVERGED", "loss is nan at epoch 3")
+    told = read_status(tmp_path)
+    assert told is not None and told["ended"] >= told["started"]
+    assert experiment_state(tmp_path) == ("DIVERGED", "loss is nan at epoch 3")
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_heartbeats_within_an_epoch_are_rare(tmp_path: Path) -> None:
+    status = StatusWriter(tmp_path, beat_s=3600.0)
+    status.start(epoch=0)
+    first = (tmp_path / "status.json").stat().st_ino
+    for _ in range(100):
+        status.beat(epoch=0)
+    assert (tmp_path / "status.json").stat().st_ino == first
+    status.beat_s = 0.0
+    status.beat(epoch=0)
+    assert (tmp_path / "status.json").stat().st_ino != first
+
+
+def test_a_full_disk_does_not_stop_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    status = StatusWriter(tmp_path)
+    status.start()
+    before = (tmp_path / "status.json").read_text()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(json, "dump", full)
+    status.end("COMPLETED")
+    assert "No space left on device" in caplog.text
+    assert (tmp_path / "status.json").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"state": "RUN', b"[1]", b"\xff\xfe", b"null"])
+def test_damaged_files_are_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "status.json").write_bytes(content)
+    assert read_status(tmp_path) is None
+    assert experiment_state(tmp_path) is None
+    assert read_status(tmp_path / "nowhere") is None
+
+
+def test_a_run_without_a_launcher_goes_stale(tmp_path: Path) -> None:
+    StatusWriter(tmp_path).start()
+    assert experiment_state(tmp_path) == ("RUNNING", "")
+    state = experiment_state(tmp_path, stale_s=-1.0)
+    assert state is not None and state.state == "STALE"
+
+
+def test_local_jobs_are_judged_by_their_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    job = {"launcher": "local", "job_id": "L4", "state": "RUNNING", "reason": "", "lock": str(lock)}
+    write_json(tmp_path / "job.json", job)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert experiment_state(tmp_path) == ("RUNNING", "")
+    assert experiment_state(tmp_path) == ("NODE_FAIL", "its process vanished")
+    write_json(tmp_path / "job.json", {**job, "state": "FAILED", "reason": "exit code 1"})
+    assert experiment_state(tmp_path) == ("FAILED", "exit code 1")
+    write_json(tmp_path / "status.json", {"job_id": "L4", "state": "DIVERGED", "reason": "loss is nan"})
+    assert experiment_state(tmp_path) == ("DIVERGED", "loss is nan")
+    write_json(tmp_path / "job.json", {**job, "job_id": "L5", "state": "PENDING"})
+    assert experiment_state(tmp_path) == ("PENDING", "")
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, ("none", None)),
+        ({"SLURM_JOB_ID": "7"}, ("none", None)),  # by hand within an allocation
+        ({"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7"}, ("slurm", "7")),
+        (
+            {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"},
+            ("slurm", "7_2"),
+        ),
+        ({"AUDIOTOK_JOB_ID": "L3", "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7"}, ("local", "L3")),
+    ],
+)
+def test_identity(environ: dict[str, str], expected: tuple[str, str | None]) -> None:
+    assert job_identity(environ) == expected
