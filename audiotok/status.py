@@ -94,26 +94,42 @@ class ExperimentState(NamedTuple):
 def experiment_state(folder: Path, *, stale_s: float = STALE_S) -> ExperimentState | None:
     """Judge an experiment from its folder alone; None if it was never submitted nor run.
 
-    A local job is judged by its record and by the lock that its process holds, so it is exact. Any other
-    job is judged by what it wrote itself: PENDING until it starts, STALE if its heartbeat is older than
-    `stale_s`.
+    A local job is judged by its record and by the lock that its process holds, so it is exact. Any other job is judged
+    by what it wrote itself: PENDING until it starts, STALE if its heartbeat is older than `stale_s`. What counts is the
+    latest job, or a run by hand that began after it.
     """
     job, status = read_json(Path(folder) / JOB_FILE), read_status(folder)
-    if status is not None and job is not None and status.get("job_id") not in (None, job.get("job_id")):
-        status = None  # of an earlier job: the one in job.json has not started yet
-    told = str((status or {}).get("reason") or "")
+    if job is not None and status is not None and status.get("job_id") != job.get("job_id"):
+        by_hand = status.get("job_id") is None and _time(status, "started") >= _time(job, "submitted")
+        job, status = (None, status) if by_hand else (job, None)
     if job is not None and job.get("launcher") == "local":
-        state, reason = str(job.get("state")), str(job.get("reason") or "")
-        if state == "RUNNING" and not is_locked(Path(str(job.get("lock")))):
-            return ExperimentState("NODE_FAIL", "its process vanished")
-        diverged = state == "FAILED" and status is not None and status.get("state") == "DIVERGED"
-        return ExperimentState("DIVERGED" if diverged else state, told if diverged else reason or told)
+        return _judge_local(Path(folder), job, status or {})
     if status is None:
-        return None if job is None else ExperimentState("PENDING", "")
-    silence_s = time.time() - float(status.get("updated") or 0)
-    if status.get("state") == "RUNNING" and silence_s > stale_s:
+        return None if job is None else ExperimentState("CANCELLED" if "cancelled" in job else "PENDING", "")
+    if status.get("state") != "RUNNING":
+        return ExperimentState(str(status.get("state")), str(status.get("reason") or ""))
+    if job is not None and "cancelled" in job:
+        return ExperimentState("CANCELLED", "")
+    silence_s = time.time() - _time(status, "updated")
+    if silence_s > stale_s:
         return ExperimentState("STALE", f"no sign of life for {silence_s / 60:.0f} minutes")
-    return ExperimentState(str(status.get("state")), told)
+    return ExperimentState("RUNNING", "")
+
+
+def _judge_local(folder: Path, job: dict[str, Any], status: dict[str, Any]) -> ExperimentState:
+    """Judge a local job by its record; what it wrote itself only tells that it diverged."""
+    if job.get("state") == "RUNNING" and not is_locked(Path(str(job.get("lock")))):
+        job = read_json(folder / JOB_FILE) or job  # it may have ended properly between the two looks
+        if job.get("state") == "RUNNING":
+            return ExperimentState("NODE_FAIL", "its process vanished")
+    if job.get("state") == "FAILED" and status.get("state") == "DIVERGED":
+        return ExperimentState("DIVERGED", str(status.get("reason") or ""))
+    return ExperimentState(str(job.get("state")), str(job.get("reason") or ""))
+
+
+def _time(content: Mapping[str, Any], name: str) -> float:
+    value = content.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

@@ -99,9 +99,7 @@ class _OneLineHook:
     def __init__(self, previous: _Hook) -> None:
         self._previous = previous
 
-    def __call__(
-        self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-    ) -> None:
+    def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if not isinstance(error, AudiotokError):
             self._previous(kind, error, traceback)
             return

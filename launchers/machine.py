@@ -92,7 +92,5 @@ def _grace_s(environ: Mapping[str, str]) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise ConfigError(
-            f"{GRACE_VARIABLE}={text!r} in the environment; give a number of seconds, 0 or more."
-        )
+        raise ConfigError(f"{GRACE_VARIABLE}={text!r} in the environment; give a number of seconds, 0 or more.")
     return seconds

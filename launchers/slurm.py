@@ -70,9 +70,7 @@ def sbatch_parameters(config: SlurmConfig) -> dict[str, Any]:
 class SlurmShepherd(Shepherd):
     """Submits experiments with sbatch."""
 
-    def _get_submitit_executor(
-        self, name: str, folder: Path, slurm_config: SlurmConfig
-    ) -> submitit.SlurmExecutor:
+    def _get_submitit_executor(self, name: str, folder: Path, slurm_config: SlurmConfig) -> submitit.SlurmExecutor:
         executor = submitit.SlurmExecutor(
             folder=folder, max_num_timeout=slurm_config.max_num_timeout, python=slurm_config.python
         )

@@ -37,9 +37,7 @@ def ensure(store: JobStore) -> None:
     deadline = time.monotonic() + START_S
     while not store.is_held("supervisor"):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise LaunchError(
-                f"the supervisor of local jobs did not start; read {log_file(store)} and try again."
-            )
+            raise LaunchError(f"the supervisor of local jobs did not start; read {log_file(store)} and try again.")
         time.sleep(0.02)
 
 

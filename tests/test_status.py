@@ -87,6 +87,24 @@ def test_local_jobs_are_judged_by_their_lock(tmp_path: Path) -> None:
     assert experiment_state(tmp_path) == ("PENDING", "")
 
 
+def test_a_run_by_hand_after_the_last_job_counts(tmp_path: Path) -> None:
+    write_json(tmp_path / "job.json", {"launcher": "local", "job_id": "L1", "state": "FAILED", "submitted": 100.0})
+    write_json(tmp_path / "status.json", {"job_id": None, "state": "COMPLETED", "started": 50.0})
+    state = experiment_state(tmp_path)
+    assert state is not None and state.state == "FAILED"
+    write_json(tmp_path / "status.json", {"job_id": None, "state": "COMPLETED", "started": 150.0})
+    assert experiment_state(tmp_path) == ("COMPLETED", "")
+
+
+def test_a_cancelled_slurm_job_cannot_tell_so_itself(tmp_path: Path) -> None:
+    write_json(tmp_path / "job.json", {"launcher": "slurm", "job_id": "7", "cancelled": 100.0})
+    assert experiment_state(tmp_path) == ("CANCELLED", "")
+    write_json(tmp_path / "status.json", {"job_id": "7", "state": "RUNNING", "updated": time.time()})
+    assert experiment_state(tmp_path) == ("CANCELLED", "")
+    write_json(tmp_path / "status.json", {"job_id": "7", "state": "COMPLETED"})
+    assert experiment_state(tmp_path) == ("COMPLETED", "")
+
+
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [

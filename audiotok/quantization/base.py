@@ -58,6 +58,11 @@ class BaseQuantizer(nn.Module, ABC):
     def num_codebooks(self) -> int:
         """How many codebooks are in use."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether all codebooks in use hold vectors; False before the first training steps if k-means sets them."""
+        return True
+
     @abstractmethod
     def set_num_codebooks(self, n: int) -> None:
         """Use the first n codebooks only; ConfigError if there are not as many."""

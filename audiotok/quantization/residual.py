@@ -193,6 +193,11 @@ class ResidualVectorQuantizer(BaseQuantizer):
         """How many codebooks are in use."""
         return self._n_q
 
+    @property
+    def ready(self) -> bool:
+        """Whether all codebooks in use hold vectors."""
+        return all(codebook.ready for codebook in self.vq.codebooks(self._n_q))
+
     def set_num_codebooks(self, n: int) -> None:
         """Use the first n codebooks only; ConfigError if there are not as many."""
         self._n_q = self._checked_count(n)

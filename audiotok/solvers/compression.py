@@ -113,7 +113,8 @@ class CompressionSolver(StandardSolver):
             result.penalty.backward(retain_graph=True)
         metrics["g_loss"] = self.balancer.backward(losses, result.x)
         metrics.update(self.balancer.metrics)
-        if self.macro_batch is not None and self.macro_batch.add(batch):
+        # With quantiser dropout, the last codebooks are set some steps after the first ones.
+        if self.macro_batch is not None and self.macro_batch.add(batch) and self.model.quantizer.ready:
             metrics["mmd"] = self.macro_batch.value(self.model, self.cfg.losses.mmd)
         flashy.distrib.sync_gradients(self.model.parameters())
         limit = self.cfg.optim.max_norm or float("inf")
@@ -132,7 +133,7 @@ class CompressionSolver(StandardSolver):
         return super().valid()
 
     def _valid_mmd(self, batch: Tensor) -> Metrics:
-        if self.macro_batch is None or not self.valid_batches.add(batch):
+        if self.macro_batch is None or not self.valid_batches.add(batch) or not self.model.quantizer.ready:
             return {}
         return {"mmd": self.valid_batches.value(self.model, weight=0.0)}
 
@@ -155,7 +156,7 @@ class CompressionSolver(StandardSolver):
             }
             averages = average(to_floats(metrics), len(batch))
             items += len(batch)
-            if self.macro_batch is not None and self.cfg.evaluate.metrics.mmd:
+            if self.macro_batch is not None and self.cfg.evaluate.metrics.mmd and self.model.quantizer.ready:
                 latents.append(self.model.encode_latent(reference)[0])
             self.on_progress(self.epoch)
         if latents:

@@ -49,8 +49,8 @@ class MacroBatch:
         self.steps = 0
 
     def add(self, wav: torch.Tensor) -> bool:
-        """Keep a batch [B, C, T]; True once enough are there for `value`."""
-        self.pending.append(wav.detach().cpu())
+        """Keep a batch [B, C, T], and no more than the last `num_batches`; True once that many are there."""
+        self.pending = [*self.pending, wav.detach().cpu()][-self.num_batches :]
         return len(self.pending) >= self.num_batches
 
     def value(self, model: EncodecModel, weight: float) -> torch.Tensor:

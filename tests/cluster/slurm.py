@@ -145,9 +145,7 @@ class TestCluster:
         Raises:
             RuntimeError: if it fails, with what it said.
         """
-        process = sp.run(
-            command, env={**os.environ, **self.environ}, capture_output=True, text=True, timeout=60
-        )
+        process = sp.run(command, env={**os.environ, **self.environ}, capture_output=True, text=True, timeout=60)
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)}: {process.stdout} {process.stderr}")
         return process.stdout

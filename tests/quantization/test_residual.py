@@ -212,3 +212,14 @@ def test_no_quantiser_is_the_identity(latent: Tensor) -> None:
         none.set_num_codebooks(2)
     with pytest.raises(ConfigError, match="no_quant"):
         _ = none.bins
+
+
+def test_ready_means_that_all_codebooks_in_use_hold_vectors() -> None:
+    torch.manual_seed(0)
+    model = ResidualVectorQuantizer(dimension=4, n_q=2, bins=4, kmeans_iters=2, q_dropout=False)
+    assert not model.ready
+    model.set_num_codebooks(1)
+    model.train()(torch.randn(2, 4, 20), frame_rate=50)
+    assert model.ready
+    model.set_num_codebooks(2)
+    assert not model.ready
