@@ -4,6 +4,7 @@ Environment variables: AUDIOTOK_LOCAL_SLOTS (most jobs at once), AUDIOTOK_LOCAL_
 cancelled job gets to end by itself), CUDA_VISIBLE_DEVICES (the GPUs that may be used). Standard library only.
 """
 
+import functools
 import logging
 import os
 import shutil
@@ -66,8 +67,11 @@ def find_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
         names = (name.strip() for name in chosen.split(","))
         return tuple(name for name in names if name not in ("", "-1", "NoDevFiles"))
     program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
+    return _list_gpus(program) if program else ()
+
+
+@functools.cache  # a grid asks once for each experiment, and the answer takes a second
+def _list_gpus(program: str) -> tuple[str, ...]:
     try:
         listing = sp.run([program, "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, sp.SubprocessError) as error:

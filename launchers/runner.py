@@ -2,8 +2,8 @@
 
 Each running job has such a small process as its parent. It holds the lock of the job, so that others see
 that it runs; it knows the exit code, so that the verdict stays right when the supervisor is killed; and it
-stops the job when a cancel mark appears. If the runner itself is killed, the kernel ends the job with it
-(Linux). Standard library only.
+stops the job when a cancel mark appears. If the runner itself is killed, the kernel ends the job with it, and
+the supervisor ends what the job had started (Linux). Standard library only.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from audiotok.status import read_status
 from launchers.jobs import JobRecord, JobStore
 
 POLL_S = 0.1
+LOCK_VARIABLE = "AUDIOTOK_JOB_LOCK"  # path of the lock of a job: tells its processes from all others
 REASON_CHARS = 200
 LOG_TAIL_BYTES = 8192
 _PR_SET_PDEATHSIG = 1
@@ -62,7 +63,7 @@ def job_environment(record: JobRecord, environ: Mapping[str, str]) -> dict[str, 
         result.setdefault(name, str(record.threads))
     result.setdefault("PYTHONUNBUFFERED", "1")
     result.setdefault("HYDRA_FULL_ERROR", "1")
-    result["AUDIOTOK_JOB_ID"] = record.job_id
+    result["AUDIOTOK_JOB_ID"], result[LOCK_VARIABLE] = record.job_id, record.lock
     if record.visible:
         result["CUDA_VISIBLE_DEVICES"] = ",".join(record.devices)
     if record.gpus <= 1:
@@ -93,6 +94,15 @@ def last_error(log: Path) -> str:
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
     errors = [line for line in lines if _ERROR_LINE.match(line)]
     return next(iter(errors[-1:] or lines[-1:]), "")[:REASON_CHARS]
+
+
+def end_leftovers(record: JobRecord) -> None:
+    """Kill the processes of a job whose runner vanished; they are known by their environment, not by an id."""
+    mark = f"{LOCK_VARIABLE}={record.lock}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def _start(record: JobRecord, environ: Mapping[str, str]) -> "sp.Popen[bytes]":

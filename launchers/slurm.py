@@ -15,7 +15,6 @@ import subprocess as sp
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ class SlurmShepherd(Shepherd):
         for sheep in job_array.sheeps:
             job = read_json(sheep._json_job_file) or {}
             job.update(launcher="slurm", sig=sheep.xp.sig, submitted=time.time(), log=str(sheep.log))
-            write_json(sheep._json_job_file, {**job, "slurm_config": asdict(job_array.slurm_config)})
+            write_json(sheep._json_job_file, job)
 
     def _cancel(self, jobs: list[Any]) -> None:
         """Cancel jobs. scancel goes on after one it may not cancel; what comes after this must go on too.

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from audiotok.errors import LaunchError
 from launchers.jobs import VANISHED, JobRecord, JobStore
+from launchers.runner import end_leftovers
 
 POLL_S = 0.2
 LINGER_S = 3.0  # a supervisor without work waits this long for more before it leaves
@@ -117,6 +118,7 @@ def _bury(store: JobStore, job_id: str) -> None:
             return
         record = store.read(job_id)
         if record is not None and record.state == "RUNNING":
+            end_leftovers(record)
             store.finish(record, "NODE_FAIL", VANISHED)
         elif record is None or record.is_over:
             store.forget(job_id)

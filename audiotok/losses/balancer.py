@@ -128,14 +128,10 @@ class Balancer:
     def _active(self, losses: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         unknown = sorted(set(losses) - set(self.weights))
         if unknown:
-            raise ConfigError(
-                f"losses {unknown} have no weight; weighted are: {', '.join(sorted(self.weights))}."
-            )
+            raise ConfigError(f"losses {unknown} have no weight; weighted are: {', '.join(sorted(self.weights))}.")
         active = {name: loss for name, loss in losses.items() if self.weights[name] > 0}
         if not active:
-            raise ConfigError(
-                f"the weights of {sorted(losses)} sum to 0; give one of these losses a weight above 0."
-            )
+            raise ConfigError(f"the weights of {sorted(losses)} sum to 0; give one of these losses a weight above 0.")
         return active
 
     def _norm(self, grad: torch.Tensor) -> torch.Tensor:
@@ -154,9 +150,7 @@ class Balancer:
         # Only now, so that every rank sees the same thing and none waits for another in the reduction above.
         broken = sorted(name for name, value in averaged.items() if not math.isfinite(value))
         if broken:
-            raise DivergedError(
-                f"the gradients of {broken} are not finite; lower the learning rate or check the data."
-            )
+            raise DivergedError(f"the gradients of {broken} are not finite; lower the learning rate or check the data.")
         return averaged
 
 

@@ -5,10 +5,11 @@ Source: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, Lemma 6 and secti
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 ESTIMATORS = ("clips", "samples", "unbiased")
 MEDIAN_SAMPLES = 1024
@@ -33,18 +34,20 @@ def squared_mmd(
     - 'clips': (Sxx - W B) / (B (B-1)) + (Syy - W B) / (B (B-1)) - 2 Sxy / B^2, then clamped at 0.
 
     Args:
-        x: samples of one law, [N, F].
-        y: samples of the other, [N, F].
+        x: samples of one law.
+        y: as many samples of the other.
         sigmas: kernel widths a.
         estimator: one of ESTIMATORS.
         n_clips: B, needed by 'clips' only.
         row_block: rows of a kernel matrix held at once.
+
+    Shape:
+        x [N, F], y [N, F] -> scalar, which can be differentiated once.
     """
     assert x.shape == y.shape and x.dim() == 2
     n, diagonal = len(x), len(sigmas) * len(x)
-    xx = _kernel_sum(x, x, sigmas, row_block, skip_diagonal=True)
-    yy = _kernel_sum(y, y, sigmas, row_block, skip_diagonal=True)
-    xy = _kernel_sum(x, y, sigmas, row_block, skip_diagonal=False)
+    widths = torch.stack([torch.as_tensor(a, dtype=x.dtype, device=x.device) for a in sigmas])
+    xx, yy, xy = (_KernelSum.apply(*pair, widths, row_block) for pair in ((x, None), (y, None), (x, y)))
     if estimator == "unbiased":
         return (xx + yy) / (n * (n - 1)) - 2 * xy / n**2
     if estimator == "samples":
@@ -66,31 +69,52 @@ def median_sigma(x: torch.Tensor) -> torch.Tensor:
     return middle.clamp(min=_MINIMAL_SIGMA)
 
 
-def _kernel_sum(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    sigmas: Sequence[float | torch.Tensor],
-    row_block: int,
-    skip_diagonal: bool,
-) -> torch.Tensor:
-    """Sum of the kernel over pairs (x_i, y_j), without i = j if asked: those are known exactly."""
-    total = x.new_zeros(())
-    for start in range(0, len(x), row_block):
-        rows = x[start : start + row_block]
-        diagonal = start if skip_diagonal else None
-        total = total + checkpoint(
-            _block_sum, rows, y, sigmas, diagonal, use_reentrant=False, preserve_rng_state=False
-        )
-    return total
+class _KernelSum(torch.autograd.Function):
+    """Sum of the kernel over the pairs (x_i, y_j), or over i != j of x with itself when y is None.
+
+    The gradient of exp(-|u - v|^2 / (2 a)) with respect to u is (v - u) / a times the kernel, so that the
+    forward pass makes it on the way, block by block, and no kernel matrix outlives its block.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, y: torch.Tensor | None, sigmas: torch.Tensor, row_block: int
+    ) -> torch.Tensor:
+        other = x if y is None else y
+        wants_x, wants_y = ctx.needs_input_grad[:2]
+        grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(other)
+        total = x.new_zeros(())
+        for start in range(0, len(x), row_block):
+            block = slice(start, start + row_block)
+            kernel, slope = _block(x[block], other, sigmas, diagonal=start if y is None else None)
+            total += kernel.sum()
+            if wants_x:
+                grad_x[block] = slope @ other - slope.sum(1, keepdim=True) * x[block]
+            if wants_y:
+                grad_y += slope.T @ x[block] - slope.sum(0)[:, None] * other
+        ctx.save_for_backward(2 * grad_x if y is None else grad_x, None if y is None else grad_y)
+        return total
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_x, grad_y = ctx.saved_tensors
+        return grad * grad_x, None if grad_y is None else grad * grad_y, None, None
 
 
-def _block_sum(
-    rows: torch.Tensor, y: torch.Tensor, sigmas: Sequence[float | torch.Tensor], diagonal: int | None
-) -> torch.Tensor:
-    squared = rows.square().sum(1)[:, None] + y.square().sum(1) - 2 * rows @ y.T
-    squared = squared.clamp(min=0)
+def _block(
+    rows: torch.Tensor, others: torch.Tensor, sigmas: torch.Tensor, diagonal: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the kernel between rows and others, and the sum over a of its terms divided by a.
+
+    With diagonal set, row i is the same sample as number diagonal + i of the others, and that pair counts 0.
+    """
+    squared = (rows.square().sum(1)[:, None] + others.square().sum(1) - 2 * rows @ others.T).clamp_(min=0)
     if diagonal is not None:
-        index = torch.arange(len(y), device=y.device)
-        same = index[diagonal : diagonal + len(rows), None] == index
-        squared = squared.masked_fill(same, math.inf)
-    return torch.stack([torch.exp(squared * (-0.5 / a)).sum() for a in sigmas]).sum()
+        squared.diagonal(diagonal).fill_(math.inf)
+    kernel, slope = torch.zeros_like(squared), torch.zeros_like(squared)
+    for a in sigmas:
+        term = torch.exp(squared * (-0.5 / a))
+        kernel += term
+        slope += term / a
+    return kernel, slope

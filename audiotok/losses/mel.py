@@ -67,9 +67,7 @@ class MelPower(nn.Module):
             )
         empty = int((self.transform.mel_scale.fb.amax(dim=0) == 0).sum())
         if empty:
-            _LOGGER.debug(
-                "%d of %d mel bands are empty with n_fft=%d at %d Hz", empty, n_mels, n_fft, sample_rate
-            )
+            _LOGGER.debug("%d of %d mel bands are empty with n_fft=%d at %d Hz", empty, n_mels, n_fft, sample_rate)
 
     def forward(self, wav: torch.Tensor) -> torch.Tensor:
         """Transform [B, C, T] to [B, C, n_mels, ceil(T / hop)]."""

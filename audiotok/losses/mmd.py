@@ -40,8 +40,9 @@ class MMDLoss(nn.Module):
     it with the same loss on shuffled streams, not with 0. `squared_mmd` on separate sets of samples is free
     of it.
 
-    Cost: three N x N kernel sums taken in blocks of rows that the backward pass recomputes; memory grows with
-    row_block * N, never N * N. At least float32, whatever autocast says; float64 stays float64.
+    Cost: three N x N kernel sums taken in blocks of rows, with their gradient; memory grows with row_block *
+        N,
+    never N * N. At least float32, whatever autocast says; float64 stays float64.
 
     Args:
         sigmas: kernel widths a of exp(-d^2 / (2 a)), in squared units of the standardised stream, all > 0; or
@@ -69,9 +70,7 @@ class MMDLoss(nn.Module):
         if estimator not in ESTIMATORS:
             raise ConfigError(f"mmd.estimator={estimator!r}; choose one of: {', '.join(ESTIMATORS)}.")
         if row_block < 1:
-            raise ConfigError(
-                f"mmd.row_block={row_block}; it counts rows of a kernel matrix and must be 1 or more."
-            )
+            raise ConfigError(f"mmd.row_block={row_block}; it counts rows of a kernel matrix and must be 1 or more.")
         self.sigmas = _checked_sigmas(sigmas)
         self.estimator = estimator
         self.delay = delay
@@ -120,17 +119,11 @@ class MMDLoss(nn.Module):
         frames = t - k if self.delay else t
         if frames < 1:
             needed = k + 1 if self.delay else 1
-            raise DataError(
-                f"MMD streams hold T={t} frames; delaying K={k} codebooks needs {needed} or more."
-            )
+            raise DataError(f"MMD streams hold T={t} frames; delaying K={k} codebooks needs {needed} or more.")
         if b * frames < 2:
-            raise DataError(
-                f"MMD streams hold {b * frames} sample(s) after the delay; statistics need 2 or more."
-            )
+            raise DataError(f"MMD streams hold {b * frames} sample(s) after the delay; statistics need 2 or more.")
         if self.estimator == "clips" and b < 2:
-            raise DataError(
-                f"mmd.estimator='clips' divides by B - 1 with B={b} clip; give 2 clips, or use 'unbiased'."
-            )
+            raise DataError(f"mmd.estimator='clips' divides by B - 1 with B={b} clip; give 2 clips, or use 'unbiased'.")
         if not torch.isfinite(streams).all():
             raise DataError(f"MMD streams {list(streams.shape)} hold NaN or infinite values.")
 
@@ -180,13 +173,9 @@ def marginal_samples(x: torch.Tensor, permutations: torch.Tensor) -> torch.Tenso
 def _checked_sigmas(sigmas: Sequence[float] | str) -> tuple[float, ...] | str:
     if isinstance(sigmas, str):
         if sigmas != MEDIAN:
-            raise ConfigError(
-                f"mmd.sigmas={sigmas!r}; give a list of positive widths or the word {MEDIAN!r}."
-            )
+            raise ConfigError(f"mmd.sigmas={sigmas!r}; give a list of positive widths or the word {MEDIAN!r}.")
         return sigmas
     widths = tuple(float(a) for a in sigmas)
     if not widths or not all(math.isfinite(a) and a > 0 for a in widths):
-        raise ConfigError(
-            f"mmd.sigmas={list(sigmas)}; give one or more finite widths > 0, or the word {MEDIAN!r}."
-        )
+        raise ConfigError(f"mmd.sigmas={list(sigmas)}; give one or more finite widths > 0, or the word {MEDIAN!r}.")
     return widths

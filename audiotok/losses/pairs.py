@@ -25,6 +25,4 @@ def check_length(wav: torch.Tensor, minimum: int, purpose: str) -> None:
         DataError: naming the length found, the one needed (in samples) and the purpose.
     """
     if wav.shape[-1] < minimum:
-        raise DataError(
-            f"a signal of {wav.shape[-1]} samples is too short; {purpose} needs {minimum} or more."
-        )
+        raise DataError(f"a signal of {wav.shape[-1]} samples is too short; {purpose} needs {minimum} or more.")

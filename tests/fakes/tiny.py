@@ -57,7 +57,7 @@ class TinyProject:
     def states(self, grid: str, **environ: str) -> list[str]:
         """Return the states that `dora grid` shows, by experiment."""
         said = self.dora("grid", grid, "--no_monitoring", environ=environ)
-        return re.findall(r"^\S*\d+  .*?\b(PEN|RUN|COM|FAI|CAN|NOD|N/A)\b", said, flags=re.MULTILINE)
+        return re.findall(r"^\S*\d+  .*?\b([A-Z]{3}|N/A)\b", said, flags=re.MULTILINE)
 
     def experiment(self, **values: Any) -> Path:
         """Return the folder of the experiment with these values."""

@@ -27,11 +27,16 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def leads_to(link: Path, folder: Path) -> bool:
-    try:
-        return link.readlink().is_relative_to(folder)
-    except OSError:
-        return False
+def processes_in(folder: Path) -> list[str]:
+    """Ids of the processes whose working directory this is."""
+
+    def leads_there(link: Path) -> bool:
+        try:
+            return link.readlink() == folder
+        except OSError:
+            return False
+
+    return [link.parent.name for link in Path("/proc").glob("[0-9]*/cwd") if leads_there(link)]
 
 
 def test_a_grid_runs_a_few_at_once_and_tells_the_truth(project: TinyProject) -> None:
@@ -120,15 +125,17 @@ def test_killed_supervisor_leaves_true_states_and_a_queue_that_goes_on(project: 
 def test_killed_runner_takes_its_job_along_and_nothing_runs_for_ever(project: TinyProject) -> None:
     project.dora("launch", "--no_tail", "index=5", "seconds=600", "children=1")
     project.wait(lambda: project.book() == {"L1": "RUNNING"})
-    record = project.job(index=5)
+    record, folder = project.job(index=5), project.experiment(index=5)
+    project.wait(lambda: len(processes_in(folder)) == 1)  # a child of the job
     for pid in (project.supervisor_pid(), process_of("launchers.runner", str(project.store.root), "L1")):
         os.kill(pid, signal.SIGKILL)
     project.wait(lambda: not is_alive(record["pid"]))
-    state = experiment_state(project.experiment(index=5))
+    state = experiment_state(folder)
     assert state is not None and state.state == "NODE_FAIL"
     assert "state=NODE_FAIL" in project.dora("info", "-f", record["sig"])
     project.settle()
     assert project.job(index=5)["state"] == "NODE_FAIL"
+    project.wait(lambda: not processes_in(folder))
 
 
 def test_jobs_outlive_the_terminal(project: TinyProject) -> None:
@@ -159,8 +166,7 @@ def test_launch_follows_the_log_and_the_job_leaves_no_child(project: TinyProject
     assert "finished with state FAILED" in said
     assert "Traceback" not in said
     assert project.job(index=7)["exit_code"] == 2
-    children = [path for path in Path("/proc").glob("[0-9]*/cwd") if leads_to(path, project.outputs)]
-    assert not children
+    assert not processes_in(project.experiment(index=7))
 
 
 def test_every_gpu_serves_one_job_at_a_time(project: TinyProject) -> None:

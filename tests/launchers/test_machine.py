@@ -37,13 +37,17 @@ def test_numbers_that_are_none_are_named(name: str, value: str) -> None:
 
 
 def test_gpus_are_those_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho 'GPU 1: A (UUID: y)'\necho '  MIG 1g'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert find_gpus({}) == ("0", "1")
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert find_gpus({}) == ()
-    program.unlink()
+    scripts = {
+        "works": "#!/bin/sh\necho 'GPU 0: A (UUID: x)'\necho 'GPU 1: A (UUID: y)'\necho '  MIG 1g'\n",
+        "fails": "#!/bin/sh\necho 'GPU 0: A (UUID: x)'\nexit 9\n",
+    }
+    found = {}
+    for name, script in scripts.items():
+        program = tmp_path / name / "nvidia-smi"
+        program.parent.mkdir()
+        program.write_text(script)
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(program.parent))
+        found[name] = find_gpus({})
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_gpus({}) == ()
+    assert (found, find_gpus({})) == ({"works": ("0", "1"), "fails": ()}, ())

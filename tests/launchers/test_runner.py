@@ -20,7 +20,7 @@ def record(folder: Path, command: list[str] | None = None, **values: object) -> 
 def test_environment_of_one_process(tmp_path: Path) -> None:
     submitted = {"PATH": "/bin", "WORLD_SIZE": "7", "OMP_NUM_THREADS": "3"}
     environ = job_environment(record(tmp_path, threads=2), submitted)
-    assert environ["PATH"] == "/bin" and environ["AUDIOTOK_JOB_ID"] == "L1"
+    assert environ["PATH"] == "/bin" and environ["AUDIOTOK_JOB_ID"] == "L1"  # which StatusWriter looks for
     assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("0", "0", "1")
     assert (environ["OMP_NUM_THREADS"], environ["MKL_NUM_THREADS"]) == ("3", "2")  # the user's own word holds
     assert "CUDA_VISIBLE_DEVICES" not in environ

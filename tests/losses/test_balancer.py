@@ -81,9 +81,7 @@ def test_monitor_reports_shares_of_the_norms() -> None:
     assert balancer.metrics == {}
     step(balancer, slopes)
     norms = {name: norm(slope, True) for name, slope in slopes.items()}
-    assert balancer.metrics == pytest.approx(
-        {f"ratio_{k}": v / sum(norms.values()) for k, v in norms.items()}
-    )
+    assert balancer.metrics == pytest.approx({f"ratio_{k}": v / sum(norms.values()) for k, v in norms.items()})
 
 
 def test_losses_of_weight_zero_or_left_out_change_nothing() -> None:

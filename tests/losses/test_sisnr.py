@@ -27,9 +27,7 @@ def make(length: int, channels: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return pair[0] + 0.4 * pair[1] + 0.1, pair[0]
 
 
-@pytest.mark.parametrize(
-    ("length", "segment", "overlap"), [(800, 0.8, 0.5), (1000, 0.1, 0.5), (997, 0.3, 0.75)]
-)
+@pytest.mark.parametrize(("length", "segment", "overlap"), [(800, 0.8, 0.5), (1000, 0.1, 0.5), (997, 0.3, 0.75)])
 def test_value_is_the_mean_over_segments_of_the_formula(length: int, segment: float, overlap: float) -> None:
     rate = 1000
     estimate, reference = make(length)
@@ -76,9 +74,7 @@ def test_silence_is_finite_with_a_finite_gradient() -> None:
     assert loss.item() == 0 and torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize(
-    ("segment", "overlap"), [(1.0, 1.0), (1.0, -0.1), (0.0, 0.5), (1e-3, 0.5), (None, 2.0)]
-)
+@pytest.mark.parametrize(("segment", "overlap"), [(1.0, 1.0), (1.0, -0.1), (0.0, 0.5), (1e-3, 0.5), (None, 2.0)])
 def test_segments_without_a_sample_are_refused(segment: float | None, overlap: float) -> None:
     with pytest.raises(ConfigError, match=r"sisnr\.segment=.*sisnr\.overlap="):
         SISNRLoss(1000, segment, overlap)

@@ -62,9 +62,7 @@ def triangles(n_fft: int, n_mels: int, f_min: float, f_max: float) -> Array:
     return np.array(rows)
 
 
-def slow_mel(
-    wav: torch.Tensor, n_fft: int, hop: int, win: int, n_mels: int, f_min: float, normalized: bool
-) -> Array:
+def slow_mel(wav: torch.Tensor, n_fft: int, hop: int, win: int, n_mels: int, f_min: float, normalized: bool) -> Array:
     side = (n_fft - hop) // 2
     frames = math.ceil(wav.shape[-1] / hop)
     padded = np.pad(wav.numpy(), ((0, 0), (0, 0), (side, side)), mode="reflect")
@@ -83,12 +81,8 @@ def slow_mel(
 @pytest.mark.parametrize("length", [4096, 3001])
 def test_mel_loss_is_that_of_scipy(log: bool, normalized: bool, length: int) -> None:
     estimate, reference = make(length, channels=2)
-    loss = MelSpectrogramL1Loss(
-        RATE, 1024, 256, 800, n_mels=40, f_min=64, log=log, normalized=normalized
-    ).double()
-    a, b = (
-        slow_mel(w, 1024, 256, 800, n_mels=40, f_min=64, normalized=normalized) for w in (estimate, reference)
-    )
+    loss = MelSpectrogramL1Loss(RATE, 1024, 256, 800, n_mels=40, f_min=64, log=log, normalized=normalized).double()
+    a, b = (slow_mel(w, 1024, 256, 800, n_mels=40, f_min=64, normalized=normalized) for w in (estimate, reference))
     if log:
         a, b = np.log10(1e-5 + a), np.log10(1e-5 + b)
     wanted = float(np.abs(a - b).mean())
@@ -122,9 +116,7 @@ def test_multi_resolution_loss_is_that_of_scipy(normalized: bool) -> None:
         scale = n_fft**-0.5 if normalized else 1
         x, y = (
             np.sqrt(
-                np.maximum(
-                    1e-7, (scale * magnitude(np.pad(w.numpy(), sides, "reflect"), hann(win, n_fft), hop)) ** 2
-                )
+                np.maximum(1e-7, (scale * magnitude(np.pad(w.numpy(), sides, "reflect"), hann(win, n_fft), hop)) ** 2)
             )
             for w in (estimate, reference)
         )
