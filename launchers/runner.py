@@ -25,7 +25,10 @@ LOCK_VARIABLE = "AUDIOTOK_JOB_LOCK"  # path of the lock of a job: tells its proc
 REASON_CHARS = 200
 LOG_TAIL_BYTES = 8192
 _PR_SET_PDEATHSIG = 1
-_ERROR_LINE = re.compile(r"^(error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_ERROR_LINE = re.compile(
+    r"^(?:error: |(?=[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b)|.*\[(?:ERROR|CRITICAL)\] - )(.*)"
+)
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -84,15 +87,15 @@ def verdict(record: JobRecord, code: int, *, cancelled: bool) -> tuple[str, str]
 
 
 def last_error(log: Path) -> str:
-    """Return the last line of a log that reads as an error, else the last line; "" if it is empty."""
+    """Return what the last line of a log that reads as an error says, else the last line; "" if it is empty."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
             tail = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in tail.splitlines() if line.strip()]
-    errors = [line for line in lines if _ERROR_LINE.match(line)]
+    lines = [line.strip() for line in _COLOUR.sub("", tail).splitlines() if line.strip()]
+    errors = [match[1] for line in lines if (match := _ERROR_LINE.match(line))]
     return next(iter(errors[-1:] or lines[-1:]), "")[:REASON_CHARS]
 
 

@@ -97,7 +97,7 @@ class AdversarialLoss(nn.Module):
         loss = self._reduce([self.loss_fake(f) + self.loss_real(r) for f, r in pairs])
         self.optimizer.zero_grad()
         with flashy.distrib.eager_sync_model(self.adversary):
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         self.optimizer.step()
         return loss.detach()
 

@@ -105,7 +105,7 @@ class Balancer:
         if self.monitor:
             summed = sum(norms.values()) or 1.0
             self._metrics = {f"ratio_{name}": norm / summed for name, norm in norms.items()}
-        output.backward(total)  # type: ignore[no-untyped-call]
+        output.backward(total)
         return effective
 
     def state_dict(self) -> dict[str, dict[str, float]]:

@@ -13,14 +13,14 @@ from torch.autograd.function import once_differentiable
 
 ESTIMATORS = ("clips", "samples", "unbiased")
 MEDIAN_SAMPLES = 1024
-ROW_BLOCK = 512
+ROW_BLOCK = 256
 _MINIMAL_SIGMA = 1e-8
 
 
 def squared_mmd(
     x: torch.Tensor,
     y: torch.Tensor,
-    sigmas: Sequence[float | torch.Tensor],
+    sigmas: Sequence[float],
     estimator: str = "unbiased",
     n_clips: int | None = None,
     row_block: int = ROW_BLOCK,
@@ -46,8 +46,9 @@ def squared_mmd(
     """
     assert x.shape == y.shape and x.dim() == 2
     n, diagonal = len(x), len(sigmas) * len(x)
-    widths = torch.stack([torch.as_tensor(a, dtype=x.dtype, device=x.device) for a in sigmas])
-    xx, yy, xy = (_KernelSum.apply(*pair, widths, row_block) for pair in ((x, None), (y, None), (x, y)))
+    xx = _kernel_sum(x, None, sigmas, row_block)
+    yy = _kernel_sum(y, None, sigmas, row_block)
+    xy = _kernel_sum(x, y, sigmas, row_block)
     if estimator == "unbiased":
         return (xx + yy) / (n * (n - 1)) - 2 * xy / n**2
     if estimator == "samples":
@@ -57,16 +58,22 @@ def squared_mmd(
     return ((xx + yy + 2 * excess) / (n_clips * (n_clips - 1)) - 2 * xy / n_clips**2).clamp(min=0)
 
 
-def median_sigma(x: torch.Tensor) -> torch.Tensor:
-    """Kernel width by the median heuristic: a = median of |x_i - x_j|^2 over pairs i < j, without gradient.
+def median_sigma(x: torch.Tensor) -> float:
+    """Kernel width by the median heuristic: a = median of |x_i - x_j|^2 over pairs i < j.
 
     Taken on the rows 0, s, 2 s, … of x [N, F] with s = ceil(N / 1024), so on at most 1024 samples; the kernel
     is then exp(-1/2) at the median distance. An even number of pairs takes the mean of the two middle ones.
+    It is a plain number: no gradient flows through it.
     """
     strided = x.detach()[:: math.ceil(len(x) / MEDIAN_SAMPLES)]
     distances, _ = nn.functional.pdist(strided).square().sort()
     middle = (distances[(len(distances) - 1) // 2] + distances[len(distances) // 2]) / 2
-    return middle.clamp(min=_MINIMAL_SIGMA)
+    return max(float(middle), _MINIMAL_SIGMA)
+
+
+def _kernel_sum(x: torch.Tensor, y: torch.Tensor | None, sigmas: Sequence[float], row_block: int) -> torch.Tensor:
+    total: torch.Tensor = _KernelSum.apply(x, y, sigmas, row_block)  # type: ignore[no-untyped-call]
+    return total
 
 
 class _KernelSum(torch.autograd.Function):
@@ -78,32 +85,35 @@ class _KernelSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, y: torch.Tensor | None, sigmas: torch.Tensor, row_block: int
+        ctx: Any, x: torch.Tensor, y: torch.Tensor | None, sigmas: Sequence[float], row_block: int
     ) -> torch.Tensor:
         other = x if y is None else y
         wants_x, wants_y = ctx.needs_input_grad[:2]
-        grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(other)
+        grad_x = torch.zeros_like(x) if wants_x else None
+        grad_y = torch.zeros_like(other) if wants_y else None
         total = x.new_zeros(())
         for start in range(0, len(x), row_block):
             block = slice(start, start + row_block)
             kernel, slope = _block(x[block], other, sigmas, diagonal=start if y is None else None)
             total += kernel.sum()
-            if wants_x:
+            if grad_x is not None:
                 grad_x[block] = slope @ other - slope.sum(1, keepdim=True) * x[block]
-            if wants_y:
+            if grad_y is not None:
                 grad_y += slope.T @ x[block] - slope.sum(0)[:, None] * other
-        ctx.save_for_backward(2 * grad_x if y is None else grad_x, None if y is None else grad_y)
+        if y is None and grad_x is not None:
+            grad_x *= 2  # x is on both sides of a symmetric kernel
+        ctx.save_for_backward(grad_x, grad_y)
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_x, grad_y = ctx.saved_tensors
-        return grad * grad_x, None if grad_y is None else grad * grad_y, None, None
+        return None if grad_x is None else grad * grad_x, None if grad_y is None else grad * grad_y, None, None
 
 
 def _block(
-    rows: torch.Tensor, others: torch.Tensor, sigmas: torch.Tensor, diagonal: int | None
+    rows: torch.Tensor, others: torch.Tensor, sigmas: Sequence[float], diagonal: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the kernel between rows and others, and the sum over a of its terms divided by a.
 
@@ -114,7 +124,7 @@ def _block(
         squared.diagonal(diagonal).fill_(math.inf)
     kernel, slope = torch.zeros_like(squared), torch.zeros_like(squared)
     for a in sigmas:
-        term = torch.exp(squared * (-0.5 / a))
+        term = (squared * (-0.5 / a)).exp_()
         kernel += term
-        slope += term / a
+        slope.add_(term, alpha=1 / a)
     return kernel, slope

@@ -113,7 +113,7 @@ def test_update_is_one_optimizer_step_on_the_adversarys_loss() -> None:
     assert isinstance(weights, nn.Parameter)
     wanted = sum((w * a).square().mean() + (w * b - 1).square().mean() for w in weights) / 2
     assert isinstance(wanted, torch.Tensor)
-    wanted.backward()  # type: ignore[no-untyped-call]
+    wanted.backward()
     reference.optimizer.step()
     torch.testing.assert_close(value, wanted.detach())
     torch.testing.assert_close(loss.adversary.state_dict(), reference.adversary.state_dict())

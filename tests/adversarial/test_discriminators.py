@@ -37,9 +37,7 @@ def period_discriminator(**changes: Any) -> MultiPeriodDiscriminator:
 def scale_discriminator(**changes: Any) -> MultiScaleDiscriminator:
     torch.manual_seed(0)
     small = {"scale_norms": ["spectral_norm", "weight_norm", "weight_norm"], "filters": 8, "max_filters": 16}
-    return MultiScaleDiscriminator(
-        **{**small, "downsample_scales": [4, 4], "groups": [4, 4], **SLOPE, **changes}
-    )
+    return MultiScaleDiscriminator(**{**small, "downsample_scales": [4, 4], "groups": [4, 4], **SLOPE, **changes})
 
 
 def draw(length: int = 1000, channels: int = 1, batch: int = 2) -> torch.Tensor:
@@ -172,9 +170,7 @@ def test_parameter_names_are_those_of_published_files() -> None:
     assert {f"discriminators.1.convs.0.conv.{n}" for n in ("weight", "bias")} <= names
     assert {f"discriminators.1.convs.4.conv.{n}" for n in ("weight_g", "weight_v", "bias")} <= names
     assert {f"discriminators.1.conv_post.conv.{n}" for n in ("weight_g", "weight_v", "bias")} <= names
-    assert {f"discriminators.1.convs.2.conv.{n}" for n in ("weight_g", "weight_v")} <= set(
-        period.state_dict()
-    )
+    assert {f"discriminators.1.convs.2.conv.{n}" for n in ("weight_g", "weight_v")} <= set(period.state_dict())
     names = set(scale.state_dict())
     assert {f"discriminators.0.convs.0.1.conv.{n}" for n in ("weight_orig", "weight_u", "weight_v")} <= names
     assert {f"discriminators.2.convs.3.conv.{n}" for n in ("weight_g", "weight_v", "bias")} <= names

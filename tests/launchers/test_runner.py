@@ -57,6 +57,20 @@ def test_the_reason_is_what_the_job_says_else_its_log(tmp_path: Path) -> None:
     assert verdict(record(tmp_path), 1, cancelled=False)[1] == "exit code 1: loss is nan"
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("error: no audio; run it", "no audio; run it"),
+        ("torch.OutOfMemoryError: 3 GB", "torch.OutOfMemoryError: 3 GB"),
+        ("KeyboardInterrupt", "KeyboardInterrupt"),
+        ("\x1b[36m[12:00]\x1b[0m[audiotok.train][\x1b[31mERROR\x1b[0m] - manifest is gone", "manifest is gone"),
+    ],
+)
+def test_lines_that_read_as_errors(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "log").write_text(f"ValueError: earlier\n{line}\n[12:00][x][INFO] - bye\nerrors: 3\n")
+    assert last_error(tmp_path / "log") == says
+
+
 def test_last_line_of_a_log_without_errors(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"x" * 20000 + b"\n" + b"y" * 300 + b"\xff\n\n")
     assert last_error(tmp_path / "log") == "y" * 200

@@ -42,9 +42,7 @@ def slaney_filters(window: int, bands: int) -> Array:
     edges = [to_hz(mel) for mel in np.linspace(0, top, bands + 2)]
     bins = np.arange(window // 2 + 1) * RATE / window
     rows = [
-        np.maximum(0, np.minimum((bins - low) / (peak - low), (high - bins) / (high - peak)))
-        * 2
-        / (high - low)
+        np.maximum(0, np.minimum((bins - low) / (peak - low), (high - bins) / (high - peak))) * 2 / (high - low)
         for low, peak, high in zip(edges[:-2], edges[1:-1], edges[2:], strict=True)
     ]
     return np.array(rows)
@@ -68,9 +66,7 @@ def test_mel_distance_is_that_of_scipy_per_clip() -> None:
     wanted: Any = 0
     for window, bands in ((2048, 150), (512, 80)):
         filters = slaney_filters(window, bands)
-        wanted = wanted + distance(
-            filters @ magnitude(estimate, window), filters @ magnitude(reference, window)
-        )
+        wanted = wanted + distance(filters @ magnitude(estimate, window), filters @ magnitude(reference, window))
     found = mel_distance(estimate=estimate, reference=reference, sample_rate=RATE)
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4)
     assert found[0] < found[1]

@@ -35,9 +35,7 @@ class MultiDiscriminator(nn.Module):
         self.in_channels = in_channels
         self.min_length = min_length
         if not self.discriminators:
-            raise ConfigError(
-                f"{type(self).__name__} has no sub-discriminator; give at least one scale or period."
-            )
+            raise ConfigError(f"{type(self).__name__} has no sub-discriminator; give at least one scale or period.")
 
     @property
     def num_discriminators(self) -> int:

@@ -68,9 +68,7 @@ class PeriodDiscriminator(nn.Module):
             wider = min(filters * filters_scale ** (depth + 1), max_filters)
             hop = 1 if depth == n_layers - 1 else stride
             padding = ((inner - 1) // 2, 0)
-            self.convs.append(
-                NormConv2d(channels, wider, (inner, 1), stride=(hop, 1), padding=padding, norm=norm)
-            )
+            self.convs.append(NormConv2d(channels, wider, (inner, 1), stride=(hop, 1), padding=padding, norm=norm))
             channels = wider
         padding = ((last - 1) // 2, 0)
         self.conv_post = NormConv2d(channels, out_channels, (last, 1), padding=padding, norm=norm)

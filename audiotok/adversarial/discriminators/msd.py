@@ -130,8 +130,7 @@ class MultiScaleDiscriminator(MultiDiscriminator):
         **kwargs: Any,
     ) -> None:
         discriminators = [
-            ScaleDiscriminator(in_channels, out_channels, kernel_sizes, norm=norm, **kwargs)
-            for norm in scale_norms
+            ScaleDiscriminator(in_channels, out_channels, kernel_sizes, norm=norm, **kwargs) for norm in scale_norms
         ]
         # The first kernel mirrors half of itself at each end of the most decimated signal.
         decimation = downsample_factor ** (len(discriminators) - 1) if discriminators else 1
@@ -145,9 +144,7 @@ class MultiScaleDiscriminator(MultiDiscriminator):
             yield wav
 
 
-def _check_sizes(
-    kernel_sizes: Sequence[int], downsample_scales: Sequence[int], *lists: Sequence[int] | None
-) -> None:
+def _check_sizes(kernel_sizes: Sequence[int], downsample_scales: Sequence[int], *lists: Sequence[int] | None) -> None:
     if len(kernel_sizes) != 2 or any(size % 2 == 0 for size in kernel_sizes):
         raise ConfigError(f"msd.kernel_sizes={list(kernel_sizes)}; give two odd numbers.")
     wrong = [list(values) for values in lists if values and len(values) != len(downsample_scales)]

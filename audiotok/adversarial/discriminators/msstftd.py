@@ -138,9 +138,7 @@ class MultiScaleSTFTDiscriminator(MultiDiscriminator):
             raise ConfigError(f"msstftd has {counts}; give as many of each, at least one.")
         channels = 1 if sep_channels else in_channels
         sizes = zip(n_ffts, hop_lengths, win_lengths, strict=True)
-        discriminators = [
-            DiscriminatorSTFT(filters, channels, out_channels, *size, **kwargs) for size in sizes
-        ]
+        discriminators = [DiscriminatorSTFT(filters, channels, out_channels, *size, **kwargs) for size in sizes]
         super().__init__(discriminators, in_channels, min_length=max(n_ffts))
         self.sep_channels = sep_channels
 
