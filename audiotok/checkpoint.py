@@ -105,9 +105,7 @@ def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
     if text.startswith(SIG_PREFIX):
         sig = text.removeprefix(SIG_PREFIX).strip("/")
         if not _SIG.fullmatch(sig):
-            raise CheckpointError(
-                f"{text!r} is no signature; write //sig/ and the 8 characters of `dora grid`"
-            )
+            raise CheckpointError(f"{text!r} is no signature; write //sig/ and the 8 characters of `dora grid`")
         xps = (root or output_root()) / "xps"
         path = xps / sig
         if not path.is_dir():

@@ -65,9 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.description = "Print a grid as a table; without GRID, the names of the grids there are."
     parser.add_argument("grid", nargs="?", metavar="GRID", help="name as given to `dora grid`")
-    parser.add_argument(
-        "--root", metavar="DIR", help="results folder (default: $AUDIOTOK_OUTPUT_DIR or ./outputs)"
-    )
+    parser.add_argument("--root", metavar="DIR", help="results folder (default: $AUDIOTOK_OUTPUT_DIR or ./outputs)")
     parser.add_argument("--format", choices=("table", "csv", "markdown"), default="table")
     parser.add_argument(
         "--columns",
@@ -151,9 +149,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output", type=Path, default=Path("data/demo"), metavar="DIR", help="default: data/demo"
-    )
+    parser.add_argument("--output", type=Path, default=Path("data/demo"), metavar="DIR", help="default: data/demo")
     parser.set_defaults(run=_demo)
 
 

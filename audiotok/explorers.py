@@ -44,9 +44,7 @@ class CompressionExplorer(Explorer):
 
     def __init__(self, explore: Any) -> None:
         super().__init__(explore)
-        self._more_evaluated: dict[
-            str, None
-        ] = {}  # metrics met on the way, e.g. visqol where it is switched on
+        self._more_evaluated: dict[str, None] = {}  # metrics met on the way, e.g. visqol where it is switched on
 
     def get_grid_meta(self) -> list[Any]:
         """Columns that say which experiment a line is about."""
@@ -80,9 +78,7 @@ class CompressionExplorer(Explorer):
         for epoch in history:
             for stage, metrics in epoch.items():
                 if isinstance(metrics, Mapping):
-                    numbers = {
-                        name: value for name, value in metrics.items() if isinstance(value, int | float)
-                    }
+                    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
                     parts.setdefault(stage, {}).update(numbers)
         parts["train"]["epoch"] = len(history)
         ping = log_ping(sheep.log)

@@ -62,9 +62,7 @@ def get_solver_from_xp(
     return solver
 
 
-def get_solver_from_sig(
-    sig: str, override_cfg: Mapping[str, Any] | None = None, **kwargs: Any
-) -> "StandardSolver":
+def get_solver_from_sig(sig: str, override_cfg: Mapping[str, Any] | None = None, **kwargs: Any) -> "StandardSolver":
     """Solver of a signature; see `get_solver_from_xp`.
 
     Raises:

@@ -125,9 +125,11 @@ class LocalShepherd(Shepherd):
     def _submit(self, job_array: _JobArray) -> None:
         if not job_array.sheeps:
             return
-        if job_array.slurm_config.gpus < 0:
-            raise ConfigError(f"slurm.gpus={job_array.slurm_config.gpus}; give 0 or more.")
-        portion = share(job_array.slurm_config.gpus, os.environ)
+        asked = job_array.slurm_config
+        if asked.gpus < 0:
+            raise ConfigError(f"slurm.gpus={asked.gpus}; give 0 or more.")
+        # What a job with GPUs asks for is meant for a cluster's node; without GPUs here it gets the usual share.
+        portion = share(asked.gpus, os.environ, cpus_wanted=None if asked.gpus else asked.cpus_per_task)
         sheeps = cast(list[LocalSheep], job_array.sheeps)
         with self._code(sheeps), self.store.submitting():
             for sheep in sheeps:

@@ -17,6 +17,7 @@ from audiotok.errors import ConfigError
 SLOTS_VARIABLE = "AUDIOTOK_LOCAL_SLOTS"
 GRACE_VARIABLE = "AUDIOTOK_LOCAL_GRACE_S"
 GRACE_S = 10.0
+CPUS = 2
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +36,18 @@ class Share:
     grace_s: float
 
 
-def share(gpus_wanted: int, environ: Mapping[str, str], *, cores: int | None = None) -> Share:
+def share(
+    gpus_wanted: int, environ: Mapping[str, str], *, cpus_wanted: int | None = None, cores: int | None = None
+) -> Share:
     """Divide this machine among jobs of one kind.
 
-    By default GPU jobs run one per GPU (or per group of GPUs), other jobs one per two cores. A job that asks
+    By default GPU jobs run one per GPU (or per group of GPUs), other jobs one per `cpus_wanted` cores. A job that asks
     for more GPUs than there are runs on those there are, or on the CPU: one grid serves cluster and laptop.
 
     Args:
         gpus_wanted: GPUs that the configuration asks for, 0 for none.
         environ: environment variables.
+        cpus_wanted: cores for a job without GPU; by default two.
         cores: CPU cores that may be used; by default those this process may run on.
 
     Raises:
@@ -54,7 +58,7 @@ def share(gpus_wanted: int, environ: Mapping[str, str], *, cores: int | None = N
     gpus = min(gpus_wanted, len(visible))
     if gpus < gpus_wanted:
         logger.info("%d GPUs asked for, this machine has %d: running on those", gpus_wanted, len(visible))
-    slots = _slots_asked(environ) or (len(visible) if gpus else max(1, cores // 2))
+    slots = _slots_asked(environ) or (len(visible) if gpus else max(1, cores // (cpus_wanted or CPUS)))
     at_once = max(1, min(slots, len(visible) // gpus if gpus else slots))
     threads = max(1, cores // (at_once * max(1, gpus)))
     return Share(gpus=gpus, visible=visible, slots=slots, threads=threads, grace_s=_grace_s(environ))

@@ -40,9 +40,7 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data_overrides(music: Path) -> list[str]:
     """Overrides that point an experiment to the manifests of `music`."""
-    return [
-        f"datasource.{split}={music}/{split}.jsonl.gz" for split in ("train", "valid", "evaluate", "generate")
-    ]
+    return [f"datasource.{split}={music}/{split}.jsonl.gz" for split in ("train", "valid", "evaluate", "generate")]
 
 
 @pytest.fixture

@@ -80,9 +80,7 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
         "except errors.CheckpointError as error:\n"
         "    print(error)\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120
-    )
+    run = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert f"cannot save {path}" in run.stdout and "previous checkpoint" in run.stdout
     assert torch.equal(checkpoint.load_checkpoint(path)["w"], torch.ones(10))

@@ -19,9 +19,7 @@ from audiotok.models.builders import get_compression_model
 from audiotok.solvers import builders
 
 ROOT = Path(__file__).parent.parent
-PRESETS = sorted(
-    path.stem for path in (ROOT / "config/solver/compression").glob("*.yaml") if path.stem != "default"
-)
+PRESETS = sorted(path.stem for path in (ROOT / "config/solver/compression").glob("*.yaml") if path.stem != "default")
 PROFILES = sorted(path.stem for path in (ROOT / "config/cluster").glob("*.yaml"))
 
 

@@ -201,14 +201,10 @@ def read_frames(handle: Any, start: int, frames: int | None = None) -> torch.Ten
     handle.seek(start)
     samples = handle.read(wanted, dtype="float32", always_2d=True)
     if wanted - len(samples) > SHORT_READ_S * handle.samplerate or (wanted and not len(samples)):
-        raise DataError(
-            f"{handle.name}: cut off or damaged: {len(samples)} of {wanted} frames after frame {start}."
-        )
+        raise DataError(f"{handle.name}: cut off or damaged: {len(samples)} of {wanted} frames after frame {start}.")
     wav = torch.from_numpy(samples).T.contiguous()
     if not bool(torch.isfinite(wav).all()):
-        raise DataError(
-            f"{handle.name}: holds NaN or infinity after frame {start}. Leave it out or repair it."
-        )
+        raise DataError(f"{handle.name}: holds NaN or infinity after frame {start}. Leave it out or repair it.")
     return wav
 
 
@@ -238,9 +234,7 @@ def _fit_full_scale(path: Path, wav: torch.Tensor, strategy: str) -> torch.Tenso
 
 def _unreadable(path: str | Path, err: Exception) -> DataError:
     allowed = ", ".join(ENCODINGS)
-    return DataError(
-        f"{path}: not readable as audio ({_reason(err)}). Leave it out, or convert to {allowed}."
-    )
+    return DataError(f"{path}: not readable as audio ({_reason(err)}). Leave it out, or convert to {allowed}.")
 
 
 def _reason(err: Exception) -> str:

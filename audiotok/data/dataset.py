@@ -76,9 +76,7 @@ class AudioDataset(Dataset[Item]):
         max_channels: int | None = None,
         return_info: bool = False,
     ) -> None:
-        _check_ranges(
-            segment_s, sample_rate, channels, num_samples, seed, min_segment_ratio, max_bad_fraction
-        )
+        _check_ranges(segment_s, sample_rate, channels, num_samples, seed, min_segment_ratio, max_bad_fraction)
         _check_supported("sample_rate", sample_rate, max_sample_rate)
         _check_supported("channels", channels, max_channels)
         self.segment_s = segment_s
@@ -162,9 +160,7 @@ class AudioDataset(Dataset[Item]):
         rng = np.random.default_rng((self.seed, epoch if self.shuffle else 0, index))
         while True:
             mark = rng.random() * self._cumulative[-1]
-            meta = self.metas[
-                min(int(np.searchsorted(self._cumulative, mark, side="right")), len(self.metas) - 1)
-            ]
+            meta = self.metas[min(int(np.searchsorted(self._cumulative, mark, side="right")), len(self.metas) - 1)]
             yield meta, rng.random() * (meta.duration - self._min_duration_s)
 
     def _read(self, meta: AudioMeta, start_s: float) -> Item:

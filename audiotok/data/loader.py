@@ -52,9 +52,7 @@ class ShardSampler(Sampler[tuple[int, int]]):
     repeating the first ones (up to the same count everywhere).
     """
 
-    def __init__(
-        self, dataset: AudioDataset, *, batch_size: int, world_size: int, rank: int, drop_last: bool
-    ) -> None:
+    def __init__(self, dataset: AudioDataset, *, batch_size: int, world_size: int, rank: int, drop_last: bool) -> None:
         self.dataset = dataset
         self.world_size = world_size
         self.rank = rank
@@ -104,9 +102,7 @@ def get_loader(
             f"batch_size={batch_size}, num_workers={num_workers}, rank={rank}, world_size={world_size}: "
             "expected batch_size >= 1, num_workers >= 0 and 0 <= rank < world_size."
         )
-    sampler = ShardSampler(
-        dataset, batch_size=batch_size, world_size=world_size, rank=rank, drop_last=drop_last
-    )
+    sampler = ShardSampler(dataset, batch_size=batch_size, world_size=world_size, rank=rank, drop_last=drop_last)
     if len(sampler) == 0:
         raise ConfigError(
             f"num_samples={len(dataset)} does not fill one batch of {batch_size} in each of {world_size} "

@@ -49,9 +49,7 @@ def write_manifest(path: str | Path, metas: Iterable[AudioMeta]) -> Path:
         metas: the tracks, in the order in which they shall stand.
     """
     path = Path(path)
-    lines = [
-        json.dumps({**asdict(meta), "path": _relative_to(path.parent, meta.path)}) + "\n" for meta in metas
-    ]
+    lines = [json.dumps({**asdict(meta), "path": _relative_to(path.parent, meta.path)}) + "\n" for meta in metas]
     data = "".join(lines).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

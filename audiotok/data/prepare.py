@@ -21,9 +21,7 @@ from audiotok.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-SPLITS: Mapping[str, float] = MappingProxyType(
-    {"train": 0.8, "valid": 0.1, "evaluate": 0.05, "generate": 0.05}
-)
+SPLITS: Mapping[str, float] = MappingProxyType({"train": 0.8, "valid": 0.1, "evaluate": 0.05, "generate": 0.05})
 """The stages of a solver, and the share of the tracks each gets."""
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
@@ -71,9 +69,7 @@ class PrepareReport:
             f"{name:<10} {split.tracks:>7} tracks {split.hours:>9.3f} h  {split.manifest}"
             for name, split in self.splits.items()
         ]
-        lines.append(
-            "sample rates: " + ", ".join(f"{n} at {rate} Hz" for rate, n in self.sample_rates.items())
-        )
+        lines.append("sample rates: " + ", ".join(f"{n} at {rate} Hz" for rate, n in self.sample_rates.items()))
         lines.append("channels: " + ", ".join(f"{n} with {count}" for count, n in self.channels.items()))
         lines += [f"too short, left out: {path}" for path in self.too_short]
         lines += [f"unreadable, left out: {reason}" for reason in self.unreadable.values()]

@@ -156,9 +156,7 @@ def _facts(record: Experiment, best_by: str) -> dict[str, Any]:
         "state": record.state,
         "reason": record.reason,
         "epochs": len(record.history),
-        "last_epoch": max(
-            (n for n, stages in enumerate(record.history, 1) if any(stages.values())), default=0
-        ),
+        "last_epoch": max((n for n, stages in enumerate(record.history, 1) if any(stages.values())), default=0),
         "best_epoch": best_epoch(record.history, best_by),
         "duration": _duration(record),
         "host": encodable(str(record.status.get("host") or "")),
@@ -168,10 +166,7 @@ def _facts(record: Experiment, best_by: str) -> dict[str, Any]:
 def _duration(record: Experiment) -> float:
     """Seconds of work: all stages of all epochs, else what the status tells of its last job."""
     durations = [
-        metrics["duration"]
-        for stages in record.history
-        for metrics in stages.values()
-        if "duration" in metrics
+        metrics["duration"] for stages in record.history for metrics in stages.values() if "duration" in metrics
     ]
     if durations:
         return math.fsum(durations)

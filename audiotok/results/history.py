@@ -90,9 +90,7 @@ def history_frame(histories: Sequence[tuple[str, History]]) -> pd.DataFrame:
             blocks.append((row, stage, epochs, [history[n - 1][stage] for n in epochs]))
     names = dict.fromkeys(name for *_, rows in blocks for name in _names(rows))
     size = sum(len(epochs) for _, _, epochs, _ in blocks)
-    metrics = {
-        name: np.full(size, np.nan) for name in sorted(names, key=lambda name: _rank(name, list(METRICS)))
-    }
+    metrics = {name: np.full(size, np.nan) for name in sorted(names, key=lambda name: _rank(name, list(METRICS)))}
     start = 0
     for _, _, epochs, rows in blocks:
         for name in _names(rows):
@@ -105,9 +103,7 @@ def history_frame(histories: Sequence[tuple[str, History]]) -> pd.DataFrame:
         "epoch": np.array([keys[i][1] for i in order], np.int64),
         "stage": [keys[i][3] for i in order],
     }
-    columns |= {
-        f"metric.{name}" if name in columns else name: values[order] for name, values in metrics.items()
-    }
+    columns |= {f"metric.{name}" if name in columns else name: values[order] for name, values in metrics.items()}
     return pd.DataFrame(columns)
 
 

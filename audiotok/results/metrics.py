@@ -32,9 +32,7 @@ METRICS: dict[str, Metric] = {
     "mrstft": Metric("lower", "", "distance between magnitude spectrograms at several scales"),
     "l1": Metric("lower", "", "mean absolute error of the waveform"),
     "l2": Metric("lower", "", "mean squared error of the waveform"),
-    "mmd": Metric(
-        "lower", "", "squared MMD between the joint law of the codebooks and the product of their laws"
-    ),
+    "mmd": Metric("lower", "", "squared MMD between the joint law of the codebooks and the product of their laws"),
     "bandwidth": Metric("neutral", "kb/s", "bit rate of the codes"),
     "adv": Metric("neutral", "", "adversarial loss of the generator"),
     "feat": Metric("neutral", "", "feature matching loss"),
@@ -60,7 +58,5 @@ def metric_direction(column: str) -> Literal["higher", "lower"]:
     if metric is None or metric.direction == "neutral":
         allowed = ", ".join(name for name, known in METRICS.items() if known.direction != "neutral")
         found = "has no better direction" if metric else "is not a known stage.metric"
-        raise ResultsError(
-            f"cannot choose a best epoch by {column!r}: it {found}; metrics that have one: {allowed}."
-        )
+        raise ResultsError(f"cannot choose a best epoch by {column!r}: it {found}; metrics that have one: {allowed}.")
     return metric.direction

@@ -92,9 +92,7 @@ class SavedConfig:
 
         A value that is one plain `${other.key}` is followed; other interpolations stay as text.
         """
-        if (
-            key in self._choices
-        ):  # first: the group `solver` may share its name with a key of the configuration
+        if key in self._choices:  # first: the group `solver` may share its name with a key of the configuration
             return self._choices[key]
         value = _lookup(self._config, key)
         for _ in range(_MAX_REFERENCES):

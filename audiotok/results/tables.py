@@ -107,9 +107,7 @@ def _format_column(items: Sequence[Any]) -> list[str]:
 def _decimals(floats: Sequence[float]) -> int | None:
     """Digits after the point for a whole column; None where each number is better written on its own."""
     sizes = [abs(value) for value in floats if value]
-    if not sizes or all(
-        len(f"{value:g}") <= _SHORT_NUMBER and float(f"{value:g}") == value for value in floats
-    ):
+    if not sizes or all(len(f"{value:g}") <= _SHORT_NUMBER and float(f"{value:g}") == value for value in floats):
         return None
     decimals = min(max(3 - math.floor(math.log10(max(sizes))), 0), 6)
     return decimals if min(sizes) >= 10.0 ** (1 - decimals) else None

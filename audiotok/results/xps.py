@@ -114,9 +114,7 @@ def require_signatures(root: str | Path | None, sigs: Iterable[str]) -> list[str
     known = list_signatures(root)
     for sig in (wanted := list(dict.fromkeys(sigs))):
         if sig not in known:
-            raise ResultsError(
-                f"no experiment {sig!r} in {output_root(root) / 'xps'}; {_nearest(sig, known)}"
-            )
+            raise ResultsError(f"no experiment {sig!r} in {output_root(root) / 'xps'}; {_nearest(sig, known)}")
     return wanted
 
 

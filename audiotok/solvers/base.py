@@ -56,9 +56,7 @@ class StandardSolver(ABC, flashy.BaseSolver):
         flashy.distrib.broadcast_model(self.model)
         self.best_state = BestState()
         self.ema = WeightEMA(self.model, cfg.optim.ema.decay) if cfg.optim.ema.use else None
-        self.scheduler = get_lr_scheduler(
-            self.optimizer, cfg.schedule, self.updates_per_epoch * cfg.optim.epochs
-        )
+        self.scheduler = get_lr_scheduler(self.optimizer, cfg.schedule, self.updates_per_epoch * cfg.optim.epochs)
         self.register_stateful("model", "optimizer", "best_state")
         if self.ema is not None:
             self.register_stateful("ema")
@@ -270,9 +268,7 @@ class StandardSolver(ABC, flashy.BaseSolver):
 
     def load_pretrained_state(self, source: str) -> State:
         """State dict of the model that `source` names; see `checkpoint.resolve_checkpoint`."""
-        path = checkpoint.resolve_checkpoint(
-            source.removeprefix(checkpoint.PRETRAINED_PREFIX), self.xp.dora.dir
-        )
+        path = checkpoint.resolve_checkpoint(source.removeprefix(checkpoint.PRETRAINED_PREFIX), self.xp.dora.dir)
         state = checkpoint.load_checkpoint(path)
         best: State = state.get("best_state") or {}
         if not state.get("exported"):

@@ -59,9 +59,7 @@ def get_optimizer(params: Iterable[nn.Parameter], cfg: DictConfig) -> torch.opti
     if cfg.optimizer not in kinds:
         raise ConfigError(f"optim.optimizer={cfg.optimizer!r}; choose one of: {', '.join(kinds)}")
     adam = settings(cfg.adam)
-    return kinds[cfg.optimizer](
-        params, lr=cfg.lr, betas=tuple(adam["betas"]), weight_decay=adam["weight_decay"]
-    )
+    return kinds[cfg.optimizer](params, lr=cfg.lr, betas=tuple(adam["betas"]), weight_decay=adam["weight_decay"])
 
 
 def get_signal_loss(name: str, cfg: DictConfig) -> nn.Module:
@@ -82,9 +80,7 @@ def get_signal_losses(cfg: DictConfig) -> tuple[nn.ModuleDict, nn.ModuleDict]:
 def check_weights(cfg: DictConfig) -> dict[str, float]:
     """The `losses` section, of which no weight may be negative."""
     weights = settings(cfg.losses)
-    bad = {
-        name: weight for name, weight in weights.items() if not isinstance(weight, int | float) or weight < 0
-    }
+    bad = {name: weight for name, weight in weights.items() if not isinstance(weight, int | float) or weight < 0}
     if bad:
         found = ", ".join(f"losses.{name}={weight!r}" for name, weight in bad.items())
         raise ConfigError(f"{found}; a weight is a number, 0 or more")
@@ -98,14 +94,10 @@ def get_adversaries(cfg: DictConfig) -> dict[str, AdversarialLoss]:
         raise ConfigError(f"adversarial.every={adversarial.every}; give 1 or more steps")
     unknown = [name for name in adversarial.adversaries if name not in ADVERSARIES]
     if unknown:
-        raise ConfigError(
-            f"adversarial.adversaries has {', '.join(unknown)}; choose among: {', '.join(ADVERSARIES)}"
-        )
+        raise ConfigError(f"adversarial.adversaries has {', '.join(unknown)}; choose among: {', '.join(ADVERSARIES)}")
     features = {"l1": nn.L1Loss, "l2": nn.MSELoss}
     if adversarial.feat_loss not in features:
-        raise ConfigError(
-            f"adversarial.feat_loss={adversarial.feat_loss!r}; choose one of: {', '.join(features)}"
-        )
+        raise ConfigError(f"adversarial.feat_loss={adversarial.feat_loss!r}; choose one of: {', '.join(features)}")
     losses: dict[str, AdversarialLoss] = {}
     for name in adversarial.adversaries:
         adversary = ADVERSARIES[name](**settings(cfg[name]))

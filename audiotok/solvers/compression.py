@@ -82,9 +82,7 @@ class CompressionSolver(StandardSolver):
             metrics.update(self._update(batch, result, losses))
         else:  # what is only reported need not slow training down
             metrics.update(self._valid_mmd(batch))
-            metrics.update(
-                {name: loss(estimate=result.x, reference=batch) for name, loss in self.info_losses.items()}
-            )
+            metrics.update({name: loss(estimate=result.x, reference=batch) for name, loss in self.info_losses.items()})
         if "sisnr" in metrics:
             metrics["sisnr"] = -metrics["sisnr"]  # the loss is minimised; people read dB, higher is better
         return metrics
@@ -127,9 +125,7 @@ class CompressionSolver(StandardSolver):
         """Valid stage; its MMD is the training criterion on as many batches."""
         if self.macro_batch is not None:
             self.valid_batches = builders.get_macro_batch(self.cfg)
-            self.valid_batches.num_batches = min(
-                self.valid_batches.num_batches, len(self.dataloaders["valid"])
-            )
+            self.valid_batches.num_batches = min(self.valid_batches.num_batches, len(self.dataloaders["valid"]))
         return super().valid()
 
     def _valid_mmd(self, batch: Tensor) -> Metrics:
@@ -146,14 +142,10 @@ class CompressionSolver(StandardSolver):
         averages: Metrics = {}
         latents: list[Tensor] = []
         items = 0
-        for batch in self.log_progress(
-            "evaluate", loader, total=len(loader), updates=self.cfg.logging.log_updates
-        ):
+        for batch in self.log_progress("evaluate", loader, total=len(loader), updates=self.cfg.logging.log_updates):
             reference = batch.to(self.device)
             estimate = self.model(reference).x
-            metrics = {
-                name: measure(estimate=estimate, reference=reference) for name, measure in measures.items()
-            }
+            metrics = {name: measure(estimate=estimate, reference=reference) for name, measure in measures.items()}
             averages = average(to_floats(metrics), len(batch))
             items += len(batch)
             if self.macro_batch is not None and self.cfg.evaluate.metrics.mmd and self.model.quantizer.ready:
@@ -195,9 +187,7 @@ class CompressionSolver(StandardSolver):
         return {}
 
     @staticmethod
-    def model_from_checkpoint(
-        checkpoint_path: str | Path, device: torch.device | str = "cpu"
-    ) -> CompressionModel:
+    def model_from_checkpoint(checkpoint_path: str | Path, device: torch.device | str = "cpu") -> CompressionModel:
         """Model of a checkpoint, with its best weights, in eval mode.
 
         Args:

@@ -21,9 +21,7 @@ def stream_mmd(
 ) -> torch.Tensor:
     """MMD of the codebook streams of a latent [B, D, T], with a gradient to the latent if it asks for one."""
     if not isinstance(model.quantizer, ResidualVectorQuantizer):
-        raise ConfigError(
-            "losses.mmd needs the codebooks of encodec.quantizer=rvq; set losses.mmd=0 without them"
-        )
+        raise ConfigError("losses.mmd needs the codebooks of encodec.quantizer=rvq; set losses.mmd=0 without them")
     value: torch.Tensor = loss(model.quantizer.streams(latent, stream), generator=generator)
     return value
 

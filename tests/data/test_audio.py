@@ -22,9 +22,7 @@ def snr_db(estimate: NDArray[np.float64], reference: NDArray[np.float64]) -> flo
 
 
 @pytest.mark.parametrize("extension", ALL)
-def test_header_and_whole_file_hold_what_was_written(
-    tmp_path: Path, make_audio: MakeAudio, extension: str
-) -> None:
+def test_header_and_whole_file_hold_what_was_written(tmp_path: Path, make_audio: MakeAudio, extension: str) -> None:
     path = tmp_path / f"a.{extension}"
     signal = make_audio(path, seconds=2.5, rate=24000, channels=2)
     wav, rate = read_audio(path)
@@ -49,9 +47,7 @@ def test_a_part_is_the_same_stretch_of_the_whole(
     np.testing.assert_allclose(part.numpy(), whole[:, start : start + 12000], rtol=0, atol=tolerance)
 
 
-def test_past_the_end_is_padded_or_short_and_beyond_it_an_error(
-    tmp_path: Path, make_audio: MakeAudio
-) -> None:
+def test_past_the_end_is_padded_or_short_and_beyond_it_an_error(tmp_path: Path, make_audio: MakeAudio) -> None:
     path = tmp_path / "a.wav"
     make_audio(path, seconds=1.0, rate=8000)
     short, _ = read_audio(path, start_s=0.75, duration_s=1.0)
@@ -82,9 +78,7 @@ def test_unreadable_files_are_named_with_the_reason(tmp_path: Path, make_audio: 
 
 
 @pytest.mark.parametrize("extension", ["flac", "mp3"])
-def test_a_file_cut_off_after_its_header_is_an_error(
-    tmp_path: Path, make_audio: MakeAudio, extension: str
-) -> None:
+def test_a_file_cut_off_after_its_header_is_an_error(tmp_path: Path, make_audio: MakeAudio, extension: str) -> None:
     path = tmp_path / f"cut.{extension}"
     make_audio(path, seconds=4.0, rate=24000)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -204,9 +204,7 @@ def test_unsuitable_tracks_are_left_out(metas: list[AudioMeta], caplog: pytest.L
 def test_asking_for_more_than_the_data_has(metas: list[AudioMeta], caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(DataError, match=r"segment_s=6\.0 is longer than every track.*c\.wav with 5\.000 s"):
         dataset_of(metas, segment_s=6.0)
-    with pytest.raises(
-        DataError, match="sample_rate=8000, but the data supports at most max_sample_rate=4000"
-    ):
+    with pytest.raises(DataError, match="sample_rate=8000, but the data supports at most max_sample_rate=4000"):
         dataset_of(metas, max_sample_rate=4000)
     with pytest.raises(DataError, match="max_channels=1"):
         dataset_of(metas, channels=2, max_channels=1)

@@ -77,9 +77,7 @@ def test_whole_tracks_are_padded_in_a_batch(metas: list[AudioMeta]) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 40])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_filled_up_shares_are_equal_and_miss_nothing(
-    metas: list[AudioMeta], world_size: int, batch_size: int
-) -> None:
+def test_filled_up_shares_are_equal_and_miss_nothing(metas: list[AudioMeta], world_size: int, batch_size: int) -> None:
     dataset = dataset_of(metas)
     shares = [
         list(ShardSampler(dataset, batch_size=batch_size, world_size=world_size, rank=r, drop_last=False))
@@ -92,13 +90,10 @@ def test_filled_up_shares_are_equal_and_miss_nothing(
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_dropped_shares_are_equal_whole_batches_without_repeats(
-    metas: list[AudioMeta], world_size: int
-) -> None:
+def test_dropped_shares_are_equal_whole_batches_without_repeats(metas: list[AudioMeta], world_size: int) -> None:
     dataset = dataset_of(metas)
     loaders = [
-        get_loader(dataset, batch_size=4, world_size=world_size, rank=r, drop_last=True)
-        for r in range(world_size)
+        get_loader(dataset, batch_size=4, world_size=world_size, rank=r, drop_last=True) for r in range(world_size)
     ]
     assert {len(loader) for loader in loaders} == {26 // (4 * world_size)}
     batches = [batch for loader in loaders for batch in epoch_of(loader, 0)]

@@ -68,9 +68,7 @@ def test_tracks_and_licence_are_unpacked_and_nothing_leaves_the_folder(tmp_path:
 
 
 def test_a_package_without_music_or_none_at_all_is_an_error(tmp_path: Path, shop: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"cannot get immich.*No matching distribution.*audiotok data prepare"
-    ):
+    with pytest.raises(DataError, match=r"cannot get immich.*No matching distribution.*audiotok data prepare"):
         fetch_demo(tmp_path / "demo")
     make_wheel(shop, {"pkg/readme.txt": b"no music"})
     with pytest.raises(DataError, match=r"holds no audio.*audiotok data prepare"):

@@ -105,9 +105,7 @@ def test_a_bad_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     }
     for name, (data, message) in cases.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(
-            DataError, match=rf"{re.escape(name)}.*{re.escape(message)}.*audiotok data prepare"
-        ):
+        with pytest.raises(DataError, match=rf"{re.escape(name)}.*{re.escape(message)}.*audiotok data prepare"):
             read_manifest(tmp_path / name)
     with pytest.raises(DataError, match=r"none\.jsonl does not exist.*audiotok data prepare"):
         read_manifest(tmp_path / "none.jsonl")

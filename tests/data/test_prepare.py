@@ -34,9 +34,7 @@ def test_every_track_is_in_exactly_one_split(tmp_path: Path, music: Path) -> Non
     read = {name: read_manifest(tmp_path / "egs" / f"{name}.jsonl.gz") for name in SPLITS}
     paths = [meta.path for metas in read.values() for meta in metas]
     assert sorted(paths) == sorted(p for p in music.rglob("*") if p.is_file())
-    assert {name: split.tracks for name, split in report.splits.items()} == {
-        k: len(v) for k, v in read.items()
-    }
+    assert {name: split.tracks for name, split in report.splits.items()} == {k: len(v) for k, v in read.items()}
     assert {name: len(metas) for name, metas in read.items()} == {
         "train": 7,
         "valid": 1,
@@ -61,9 +59,7 @@ def test_same_seed_same_bytes_anywhere_and_another_seed_another_split(tmp_path: 
     music.rename(tmp_path / "a" / "moved")
     moved = prepare([tmp_path / "a" / "moved"], tmp_path / "d")
     names = {k: [m.path.name for m in read_manifest(v.manifest)] for k, v in moved.splits.items()}
-    assert names == {
-        k: [m.path.name for m in read_manifest(tmp_path / "b" / f"{k}.jsonl.gz")] for k in SPLITS
-    }
+    assert names == {k: [m.path.name for m in read_manifest(tmp_path / "b" / f"{k}.jsonl.gz")] for k in SPLITS}
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -108,10 +104,7 @@ def test_a_file_reached_twice_counts_once_and_link_loops_end(tmp_path: Path, mus
     (tmp_path / "linked").symlink_to(music / "mood1")
     found = find_audio([music, music / "mood0", tmp_path / "linked"])
     assert len(found) == 10
-    assert (
-        next(iter(found)) == music / "mood0" / "t0.wav"
-        and found[music / "mood0" / "t0.wav"] == "mood0/t0.wav"
-    )
+    assert next(iter(found)) == music / "mood0" / "t0.wav" and found[music / "mood0" / "t0.wav"] == "mood0/t0.wav"
 
 
 def test_extensions_are_taken_in_any_case_and_without_dot(tmp_path: Path, make_audio: MakeAudio) -> None:

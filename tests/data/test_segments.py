@@ -23,9 +23,7 @@ def test_a_segment_is_a_stretch_of_the_whole_file_resampled(
 ) -> None:
     make_audio(tmp_path / "a.wav", seconds=1.7, rate=rate, channels=2)
     whole = convert_audio(read_audio(tmp_path / "a.wav")[0], rate, 32000, 1)
-    wav, true_start_s = read_segment(
-        tmp_path / "a.wav", start_s=start_s, n_frames=16000, sample_rate=32000, channels=1
-    )
+    wav, true_start_s = read_segment(tmp_path / "a.wav", start_s=start_s, n_frames=16000, sample_rate=32000, channels=1)
     grid_s = 1 / np.gcd(rate, 32000)
     first = round(true_start_s * 32000)
     assert start_s - grid_s < true_start_s <= start_s
@@ -37,9 +35,7 @@ def test_a_segment_is_a_stretch_of_the_whole_file_resampled(
 def test_without_resampling_a_segment_is_exact_to_the_frame(tmp_path: Path, make_audio: MakeAudio) -> None:
     make_audio(tmp_path / "a.flac", seconds=1.0, rate=32000)
     whole, _ = read_audio(tmp_path / "a.flac")
-    wav, start_s = read_segment(
-        tmp_path / "a.flac", start_s=1234 / 32000, n_frames=500, sample_rate=32000, channels=1
-    )
+    wav, start_s = read_segment(tmp_path / "a.flac", start_s=1234 / 32000, n_frames=500, sample_rate=32000, channels=1)
     assert start_s == 1234 / 32000 and torch.equal(wav, whole[:, 1234:1734])
     rest, _ = read_segment(tmp_path / "a.flac", start_s=0, n_frames=None, sample_rate=32000, channels=2)
     assert torch.equal(rest, whole.expand(2, -1))

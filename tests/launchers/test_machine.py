@@ -26,6 +26,12 @@ def test_share(gpus: int, environ: dict[str, str], cores: int, slots: int, grant
     assert (portion.slots, portion.gpus, portion.threads) == (slots, granted, threads)
 
 
+@pytest.mark.parametrize(("cpus", "slots", "threads"), [(None, 4, 2), (1, 8, 1), (3, 2, 4), (64, 1, 8)])
+def test_jobs_without_gpu_get_the_cores_they_ask_for(cpus: int | None, slots: int, threads: int) -> None:
+    portion = share(0, {"CUDA_VISIBLE_DEVICES": ""}, cpus_wanted=cpus, cores=8)
+    assert (portion.slots, portion.threads) == (slots, threads)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("SLOTS", "0"), ("SLOTS", "-1"), ("SLOTS", "two"), ("GRACE_S", "soon"), ("GRACE_S", "-1"), ("GRACE_S", "nan")],

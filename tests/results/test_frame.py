@@ -127,9 +127,7 @@ def test_mixed_values_are_sorted_without_an_error(root: Path, make_experiment: M
     assert labels == [None, -1.5, True, 3, "n2", "n10", '{"a": 1}', (2, 1), (10,), ("a",)]
 
 
-def test_a_parameter_that_is_not_overridden_comes_from_the_configuration(
-    root: Path, make_experiment: Make
-) -> None:
+def test_a_parameter_that_is_not_overridden_comes_from_the_configuration(root: Path, make_experiment: Make) -> None:
     config = "seed: 2036\nlosses: {mmd: 0.0}\n"
     make_experiment("00000001", ["seed=1", "solver=compression/a"])
     make_experiment("00000002", ["losses.mmd=5"], config=config, choices={"solver": "compression/b"})

@@ -78,14 +78,10 @@ def _save(folder: Path, config: str, hydra: str = "") -> SavedConfig:
 
 
 def test_saved_values_groups_and_references(tmp_path: Path) -> None:
-    config = (
-        "solver: compression\nseed: 7\noptim: {lr: 3.0e-4}\na: ${optim.lr}\nb: ${c}\nc: ${b}\nd: x${seed}\n"
-    )
+    config = "solver: compression\nseed: 7\noptim: {lr: 3.0e-4}\na: ${optim.lr}\nb: ${c}\nc: ${b}\nd: x${seed}\n"
     saved = _save(tmp_path, config, "hydra: {runtime: {choices: {solver: compression/demo}}}\n")
     assert saved.get("optim.lr") == 3e-4
-    assert (
-        saved.get("solver") == "compression/demo"
-    )  # the group that was chosen, not the key of the same name
+    assert saved.get("solver") == "compression/demo"  # the group that was chosen, not the key of the same name
     assert saved.get("a") == 3e-4
     assert saved.get("b") in ("${b}", "${c}")  # a circle ends
     assert saved.get("d") == "x${seed}"

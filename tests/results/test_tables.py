@@ -131,9 +131,7 @@ def test_columns_can_be_chosen(runs: pd.DataFrame) -> None:
 
 
 def test_the_headline(root: Path, make_experiment: Callable[..., Path], done: dict[str, Any]) -> None:
-    history = [
-        {"train": {"l1": 1.0}, "valid": {"msspec": 1.0, "adv": 2.0, "odd": 3.0}, "evaluate": {"mel": 1.0}}
-    ]
+    history = [{"train": {"l1": 1.0}, "valid": {"msspec": 1.0, "adv": 2.0, "odd": 3.0}, "evaluate": {"mel": 1.0}}]
     make_experiment("00000001", ["seed=1", "label=x"], history, status=done)
     make_experiment("00000002", ["seed=2", "label=x"], history, status=done)
     columns = ["sig", "seed", "state", "epochs", "duration", "valid.msspec", "evaluate.mel"]

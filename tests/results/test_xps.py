@@ -61,11 +61,7 @@ def test_a_damaged_history_is_a_problem(make_experiment: Callable[..., Path], te
 
 
 def test_damaged_parts_of_a_history(make_experiment: Callable[..., Path]) -> None:
-    text = (
-        '[{"train": {"a": NaN, "b": null, "c": "x", "d": 1, "e": 1'
-        + "0" * 400
-        + '}, "valid": 3}, 5, {"v": {}}]'
-    )
+    text = '[{"train": {"a": NaN, "b": null, "c": "x", "d": 1, "e": 1' + "0" * 400 + '}, "valid": 3}, 5, {"v": {}}]'
     experiment = read_experiment(make_experiment("0a1b2c3d", [], text))
     train = experiment.history[0]["train"]
     assert math.isnan(train["a"]) and math.isnan(train["b"]) and train["d"] == 1.0
@@ -107,9 +103,7 @@ def test_lone_surrogates_are_replaced(make_experiment: Callable[..., Path]) -> N
     assert read_experiment(folder).history == [{"train": {"x?": 1.5}}]
 
 
-def test_a_copy_from_another_machine(
-    root: Path, make_experiment: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_copy_from_another_machine(root: Path, make_experiment: Callable[..., Path], tmp_path: Path) -> None:
     make_experiment("0a1b2c3d", ["seed=1"], link="/nowhere/xps/0a1b2c3d")
     copy = tmp_path / "copy"
     shutil.copytree(root, copy, symlinks=True)
@@ -119,9 +113,7 @@ def test_a_copy_from_another_machine(
     assert read_experiment(folder).overrides == {"seed": 1}
 
 
-def test_the_copy_is_read_and_not_its_origin(
-    root: Path, make_experiment: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_the_copy_is_read_and_not_its_origin(root: Path, make_experiment: Callable[..., Path], tmp_path: Path) -> None:
     origin = make_experiment("0a1b2c3d", ["seed=1"])
     copy = tmp_path / "copy"
     shutil.copytree(root, copy, symlinks=True)  # its link still leads to the origin

@@ -97,9 +97,7 @@ def test_history_follows_the_checkpoint_after_a_crash_between_them(tmp_path: Pat
         assert json.loads(file.read_text()) == json.loads(whole)
 
 
-def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
-    tmp_path: Path, solver_in: Enter
-) -> None:
+def test_a_value_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path, solver_in: Enter) -> None:
     with solver_in(tmp_path) as solver:
         solver.run_epoch()
         solver.commit()
