@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments, default those of the process.
 
     Returns:
-        Exit code: 0, 1 for a failed check, 2 for a mistake of the user, 130 when interrupted, 141 when stdout is closed.
+        Exit code: 0, 1 for a failed check, 2 for a mistake of the user, 130 if interrupted, 141 if stdout is closed.
     """
     args = _parser().parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiotok.data.demo import SPLITS, fetch_demo
 from audiotok.data.prepare import prepare
 
 Runner = Callable[..., Any]
@@ -35,6 +36,14 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(8):
         soundfile.write(folder / f"track{index}.flac", chords(index, 4.0), RATE)
     prepare([folder], folder, splits={"train": 0.5, "valid": 0.2, "evaluate": 0.15, "generate": 0.15})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_music(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `demo` of `audiotok data demo`: real music, fetched as a user would."""
+    folder = tmp_path_factory.mktemp("real") / "demo"
+    prepare([fetch_demo(folder)], folder, splits=SPLITS)
     return folder
 
 

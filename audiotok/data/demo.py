@@ -1,7 +1,6 @@
 """Demo music for a first run: 28 generated tracks from a Python package, so that no web site is needed.
 
-Source: `immich-memories-music` 0.1.0 (MIT), music made with ACE-Step 1.5 for the immich-memories project:
-    14.7
+Source: `immich-memories-music` 0.1.0 (MIT), music made with ACE-Step 1.5 for the immich-memories project: 14.7
 minutes in 30-second tracks, opus at 48 kHz stereo, in five folders named after moods (calm, energetic, happy,
 nostalgic, tender). The licence file is copied beside the tracks.
 """

@@ -33,15 +33,13 @@ class MMDLoss(nn.Module):
     2 W (T' - 1) / (B - 1) for W widths, and its gradient is about T'^2 times that of `samples`, which is what
     the released weight of 1000 counts on.
 
-    Bias: each sample of Y holds codebooks of K samples of X, so that K of the N pairs per sample share one
-        and
+    Bias: each sample of Y holds codebooks of K samples of X, so that K of the N pairs per sample share one and
     lie closer. Independent codebooks therefore get -2 (K / N) (E[k | one codebook equal] - E[k]) on average
     from `unbiased` (and 2 W / N more from `samples`), which is far beyond the spread of the estimate: compare
     it with the same loss on shuffled streams, not with 0. `squared_mmd` on separate sets of samples is free
     of it.
 
-    Cost: three N x N kernel sums taken in blocks of rows, with their gradient; memory grows with row_block *
-        N,
+    Cost: three N x N kernel sums taken in blocks of rows, with their gradient; memory grows with row_block * N,
     never N * N. At least float32, whatever autocast says; float64 stays float64.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from audiotok.errors import ConfigError
+from audiotok.errors import ConfigError, DivergedError
 from audiotok.losses.mmd import MMDLoss
 from audiotok.models.encodec import EncodecModel
 from audiotok.quantization import ResidualVectorQuantizer
@@ -22,6 +22,8 @@ def stream_mmd(
     """MMD of the codebook streams of a latent [B, D, T], with a gradient to the latent if it asks for one."""
     if not isinstance(model.quantizer, ResidualVectorQuantizer):
         raise ConfigError("losses.mmd needs the codebooks of encodec.quantizer=rvq; set losses.mmd=0 without them")
+    if not torch.isfinite(latent).all():
+        raise DivergedError("the encoder's output is not finite, so there is no MMD; lower optim.lr or losses.mmd")
     value: torch.Tensor = loss(model.quantizer.streams(latent, stream), generator=generator)
     return value
 

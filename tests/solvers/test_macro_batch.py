@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from audiotok.errors import ConfigError
+from audiotok.errors import ConfigError, DivergedError
 from audiotok.losses import MMDLoss
 from audiotok.models.encodec import EncodecModel
 from audiotok.modules.seanet import SEANetDecoder, SEANetEncoder
@@ -91,3 +91,10 @@ def test_mistakes_are_named() -> None:
     model = tiny_model(DummyQuantizer())
     with pytest.raises(ConfigError, match="quantizer=rvq"):
         stream_mmd(MMDLoss([1.0], "unbiased", True), model, torch.zeros(2, 6, 20), "code", torch.Generator())
+
+
+def test_an_encoder_that_diverged_is_said_so() -> None:
+    latent = torch.zeros(2, 6, 20)
+    latent[1, 2, 3] = float("inf")
+    with pytest.raises(DivergedError, match="not finite"):
+        stream_mmd(MMDLoss([1.0], "unbiased", True), tiny_model(), latent, "code", torch.Generator())
