@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from audiotok.errors import ConfigError
 from audiotok.quantization.kmeans import draw, kmeans, nearest, tally
-from audiotok.quantization.sync import is_source, sum_over_ranks_, take_from_source_
+from audiotok.distributed import is_source, sum_over_ranks_, take_from_source_
 
 # A code is never dead while it gets this share of the average use. Otherwise a threshold of 2, at 3200 frames
 # per update and 2048 codes (1.6 uses each), would declare most of the codebook dead at every update.

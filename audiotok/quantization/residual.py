@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from audiotok.errors import AudiotokError, ConfigError, DataError
 from audiotok.quantization.base import BaseQuantizer, QuantizedResult
 from audiotok.quantization.codebook import EuclideanCodebook
-from audiotok.quantization.sync import shared_randint
+from audiotok.distributed import shared_randint
 
 STREAM_KINDS = ("input", "residual", "code")
 

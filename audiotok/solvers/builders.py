@@ -27,7 +27,7 @@ from audiotok.losses import (
     MultiScaleMelSpectrogramLoss,
     SISNRLoss,
 )
-from audiotok.solvers.macro_batch import MacroBatch
+from audiotok.solvers.macro_batch import MacroBatch, MMDWeight
 
 SIGNAL_LOSSES: dict[str, type[nn.Module]] = {
     "l1": L1Loss,
@@ -135,6 +135,11 @@ def get_mmd(cfg: DictConfig) -> MMDLoss:
 def get_macro_batch(cfg: DictConfig) -> MacroBatch:
     """The MMD step of training."""
     return MacroBatch(get_mmd(cfg.mmd), cfg.mmd.stream, cfg.mmd.num_batches_mmd, cfg.seed)
+
+
+def get_mmd_weight(cfg: DictConfig) -> MMDWeight:
+    """Weight of the MMD as a function of the epoch."""
+    return MMDWeight(cfg.losses.mmd, cfg.mmd.start_epoch, cfg.mmd.ramp_epochs)
 
 
 def get_evaluation_metrics(cfg: DictConfig) -> dict[str, Callable[..., Tensor]]:

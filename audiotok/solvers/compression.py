@@ -46,6 +46,7 @@ class CompressionSolver(StandardSolver):
         self.balancer = builders.get_balancer(cfg)
         self.register_stateful("adv_losses", "balancer")
         self.macro_batch: MacroBatch | None = None
+        self.mmd_weight = builders.get_mmd_weight(cfg)
         if self.model.num_codebooks > 1:
             self.macro_batch = builders.get_macro_batch(cfg)
             self.register_stateful("macro_batch")
@@ -111,9 +112,9 @@ class CompressionSolver(StandardSolver):
             result.penalty.backward(retain_graph=True)
         metrics["g_loss"] = self.balancer.backward(losses, result.x)
         metrics.update(self.balancer.metrics)
-        # With quantiser dropout, the last codebooks are set some steps after the first ones.
-        if self.macro_batch is not None and self.macro_batch.add(batch) and self.model.quantizer.ready:
-            metrics["mmd"] = self.macro_batch.value(self.model, self.cfg.losses.mmd)
+        n_q = result.codes.shape[1]  # with quantiser dropout, a draw that is the same on all ranks
+        if self.macro_batch is not None and self.macro_batch.add(batch) and n_q > 1:
+            metrics["mmd"] = self.macro_batch.value(self.model, self.mmd_weight(self.epoch), n_q)
         flashy.distrib.sync_gradients(self.model.parameters())
         limit = self.cfg.optim.max_norm or float("inf")
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)

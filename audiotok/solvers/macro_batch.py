@@ -6,35 +6,82 @@ with respect to these latents, and each batch goes through the encoder once more
 The result is the gradient of the MMD of all batches together, at the memory of one (gradient caching, Gao et al. 2021).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from audiotok.distributed import gather_clips, own_clips, world_size
 from audiotok.errors import ConfigError, DivergedError
 from audiotok.losses.mmd import MMDLoss
 from audiotok.models.encodec import EncodecModel
 from audiotok.quantization import ResidualVectorQuantizer
 
 
+@dataclass(frozen=True)
+class MMDWeight:
+    """Weight of the MMD by epoch: 0 before `start_epoch`, then up in `ramp_epochs` equal steps, then constant.
+
+    The weight of epoch e, counted from 1, is weight * min(1, (e - start_epoch + 1) / ramp_epochs) from start_epoch on:
+    the first epoch of a ramp over 4 has a quarter of it, the fourth has all.
+
+    Args:
+        weight: of the loss after the ramp.
+        start_epoch: first epoch with a weight above 0; from 1.
+        ramp_epochs: how many epochs the ramp takes; 0 or 1 for none.
+
+    Raises:
+        ConfigError: if an epoch is not a whole number or too small.
+    """
+
+    weight: float
+    start_epoch: int = 1
+    ramp_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("start_epoch", self.start_epoch, 1), ("ramp_epochs", self.ramp_epochs, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"mmd.{name}={value!r}; give a whole number of epochs, {least} or more")
+
+    def __call__(self, epoch: int) -> float:
+        """Weight at an epoch, from 1 on."""
+        done = epoch - self.start_epoch + 1
+        return self.weight * min(1.0, max(0, done) / max(1, self.ramp_epochs))
+
+
 def stream_mmd(
-    loss: MMDLoss, model: EncodecModel, latent: torch.Tensor, stream: str, generator: torch.Generator
+    loss: MMDLoss,
+    model: EncodecModel,
+    latent: torch.Tensor,
+    stream: str,
+    generator: torch.Generator,
+    n_q: int | None = None,
 ) -> torch.Tensor:
-    """MMD of the codebook streams of a latent [B, D, T], with a gradient to the latent if it asks for one."""
+    """MMD of the streams of the first n_q codebooks (None: of those in use) of a latent [B, D, T], with its graph."""
     if not isinstance(model.quantizer, ResidualVectorQuantizer):
         raise ConfigError("losses.mmd needs the codebooks of encodec.quantizer=rvq; set losses.mmd=0 without them")
     if not torch.isfinite(latent).all():
         raise DivergedError("the encoder's output is not finite, so there is no MMD; lower optim.lr or losses.mmd")
-    value: torch.Tensor = loss(model.quantizer.streams(latent, stream), generator=generator)
+    value: torch.Tensor = loss(model.quantizer.streams(latent, stream, n_q), generator=generator)
     return value
 
 
 class MacroBatch:
     """Pending batches of the MMD step, and the step itself.
 
+    Ranks: pending batches are those of all ranks, and so is the MMD. Value and averaged gradient are those of one
+    process that reads everything, and a run may be resumed by another number of processes. Whether a step runs depends
+    on numbers that are the same on every rank; both methods hold collectives, so that all ranks must call them.
+
+    Quantiser dropout: a codebook that a training step does not use takes no part in the MMD of that step. The step that
+    completes a macro-batch thus decides for all of its batches, whatever their own steps had drawn: each number of
+    codebooks gets MMD steps as often as training draws it, and each step has all samples. With one codebook there is
+    nothing to compare; the step then waits for the next draw, with the latest batches.
+
     Args:
         loss: the criterion.
         stream: which streams of the quantiser it compares: input, residual or code.
-        num_batches: batches gathered for one step, on each rank.
+        num_batches: batches gathered for one step, on each rank; 1 for a step on every batch.
         seed: of the permutations; the same on every rank.
     """
 
@@ -49,36 +96,41 @@ class MacroBatch:
         self.steps = 0
 
     def add(self, wav: torch.Tensor) -> bool:
-        """Keep a batch [B, C, T], and no more than the last `num_batches`; True once that many are there."""
-        self.pending = [*self.pending, wav.detach().cpu()][-self.num_batches :]
+        """Keep a batch [B, C, T] of each rank, and the last `num_batches` of them; True once that many are there."""
+        self.pending = [*self.pending, gather_clips(wav).cpu()][-self.num_batches :]
         return len(self.pending) >= self.num_batches
 
-    def value(self, model: EncodecModel, weight: float) -> torch.Tensor:
+    def value(self, model: EncodecModel, weight: float, n_q: int | None = None) -> torch.Tensor:
         """MMD of the pending batches, which are then dropped; adds `weight` times its gradient to the encoder's.
+
+        A rank gets world_size times what its own clips contribute, so that the average over ranks is the gradient.
 
         Args:
             model: the codec; its quantiser's buffers are read, never written.
             weight: of the loss; 0 measures only.
+            n_q: codebooks to compare, 2 or more; None for those in use.
 
         Returns:
-            The unweighted MMD, a scalar without graph.
+            The unweighted MMD, a scalar without graph, the same on every rank.
         """
         device = next(model.parameters()).device
-        wavs, self.pending = self.pending, []
-        with torch.no_grad():
-            latents = [model.encode_latent(wav.to(device))[0] for wav in wavs]
-        sizes = [len(latent) for latent in latents]
-        latent = torch.cat(latents).requires_grad_(weight != 0)
-        value = stream_mmd(self.loss, model, latent, self.stream, self._generator())
-        if weight != 0:
-            (gradient,) = torch.autograd.grad(weight * value, latent)
-            for wav, share in zip(wavs, gradient.split(sizes), strict=True):
-                model.encode_latent(wav.to(device))[0].backward(share)
+        wavs, self.pending = [own_clips(wav) for wav in self.pending], []
+        keep_graph = weight != 0 and len(wavs) == 1  # a single batch needs no second pass
+        with torch.set_grad_enabled(keep_graph):
+            own = torch.cat([model.encode_latent(wav.to(device))[0] for wav in wavs])
+        latent = gather_clips(own).requires_grad_(weight != 0)
+        value = stream_mmd(self.loss, model, latent, self.stream, self._generator(), n_q)
         self.steps += 1
+        if weight != 0:
+            (gradient,) = torch.autograd.grad(weight * world_size() * value, latent)
+            shares = own_clips(gradient).split([len(wav) for wav in wavs])
+            for wav, share in zip(wavs, shares, strict=True):
+                graph = own if keep_graph else model.encode_latent(wav.to(device))[0]
+                graph.backward(share)
         return value.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Pending batches and count, so that a resumed run takes the same steps."""
+        """Pending batches of all ranks, and the count, so that a resumed run takes the same steps."""
         return {"pending": list(self.pending), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,69 @@
+"""The few collectives of training that flashy does not have; they do nothing in a single process.
+
+A collective hangs unless all ranks reach it, so callers decide on values that are the same everywhere.
+"""
+
+import torch
+from torch import Tensor, distributed
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return world_size() > 1
+
+
+def is_source() -> bool:
+    """Whether this process is the one whose choices count."""
+    return not is_distributed() or distributed.get_rank() == 0
+
+
+def sum_over_ranks_(tensor: Tensor) -> Tensor:
+    """Replace tensor by its sum over all ranks."""
+    if is_distributed():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def take_from_source_(tensor: Tensor) -> Tensor:
+    """Replace tensor by the one of rank 0."""
+    if is_distributed():
+        distributed.broadcast(tensor, src=0)
+    return tensor
+
+
+def shared_randint(low: int, high: int, device: torch.device) -> int:
+    """Random number in [low, high], the same on every rank; device is where collectives work."""
+    draw = torch.randint(low, high + 1, (1,))
+    if is_distributed():
+        draw = take_from_source_(draw.to(device))
+    return int(draw)
+
+
+def gather_clips(clips: Tensor) -> Tensor:
+    """Clips of all ranks, in the order in which one process would have read them, without graph.
+
+    Clip j of rank r becomes clip j * world_size + r, since a loader deals the data set out like cards. `own_clips` is
+    the way back.
+
+    Args:
+        clips: [B, ...], of the same shape on every rank, on a device where collectives work.
+
+    Returns:
+        [B * world_size, ...], the same on every rank.
+    """
+    clips = clips.detach()
+    if not is_distributed():
+        return clips
+    ranks = [torch.empty_like(clips, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    distributed.all_gather(ranks, clips.contiguous())
+    return torch.stack(ranks, dim=1).flatten(0, 1)
+
+
+def own_clips(clips: Tensor) -> Tensor:
+    """This rank's part [B, ...] of gathered clips [B * world_size, ...]."""
+    return clips[distributed.get_rank() :: world_size()] if is_distributed() else clips
