@@ -129,7 +129,10 @@ def _judge_local(folder: Path, job: dict[str, Any], status: dict[str, Any]) -> E
 
 def _time(content: Mapping[str, Any], name: str) -> float:
     value = content.get(name)
-    return float(value) if isinstance(value, int | float) else 0.0
+    try:
+        return float(value) if isinstance(value, int | float) else 0.0
+    except OverflowError:  # JSON allows integers of any size
+        return 0.0
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

@@ -129,11 +129,7 @@ def read_experiment(folder: str | Path) -> Experiment:
     for name in (STATUS_FILE, JOB_FILE):
         if (folder / name).exists() and read_json(folder / name) is None:
             problems.append(f"{name} cannot be read")
-    try:
-        state, reason = experiment_state(folder) or ("NOT_STARTED", "")
-    except (TypeError, ValueError, OverflowError) as error:  # valid JSON, yet not what a job writes
-        state, reason = "UNKNOWN", ""
-        problems.append(f"{STATUS_FILE} and {JOB_FILE} make no sense ({error})")
+    state, reason = experiment_state(folder) or ("NOT_STARTED", "")
     return Experiment(
         sig=folder.name,
         folder=folder,
