@@ -1,0 +1,101 @@
+"""Codes as samples: checks, delay alignment, shuffles of whole clips or of frames, and entropies of counts.
+
+Sources: Miller, "Note on the bias of information estimates", 1955 (entropy correction); Copet et al., "Simple and
+Controllable Music Generation", NeurIPS 2023 (delay pattern).
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from audiotok.errors import ConfigError, DataError
+from audiotok.losses.mmd import draw_permutations, joint_samples
+
+SHUFFLES = ("clips", "frames")
+Codes = torch.Tensor | npt.NDArray[np.integer]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+_DENSE = 8  # a table of counts is kept whole up to this many cells per sample, and sparse beyond
+
+
+def check_codes(codes: Codes, bins: int) -> torch.Tensor:
+    """Codes [B, K, T] as int64 on the CPU, from a tensor or an array of integers.
+
+    Raises:
+        ConfigError: if bins < 1.
+        DataError: if codes are not integers [B, K, T] in 0..bins-1, or there are none.
+    """
+    if bins < 1:
+        raise ConfigError(f"bins={bins}; a codebook holds 1 code or more.")
+    found = codes if isinstance(codes, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(codes))
+    if found.dim() != 3 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise DataError(f"codes {list(found.shape)} of {found.dtype}; expected integers [B, K, T].")
+    if found.numel() == 0:
+        raise DataError(f"codes {list(found.shape)} are empty; give one clip, codebook and frame or more.")
+    found = found.detach().to("cpu", torch.int64)
+    low, high = int(found.min()), int(found.max())
+    if low < 0 or high >= bins:
+        raise DataError(f"codes from {low} to {high}; bins={bins} allows 0 to {bins - 1}.")
+    return found
+
+
+def check_shuffle(shuffle: str, clips: int) -> None:
+    """Raise ConfigError for an unknown kind of shuffle, DataError for one clip that should be exchanged."""
+    if shuffle not in SHUFFLES:
+        raise ConfigError(f"shuffle={shuffle!r}; choose one of: {', '.join(SHUFFLES)}.")
+    if shuffle == "clips" and clips < 2:
+        raise DataError(f"shuffle='clips' exchanges clips and there is {clips}; give 20 or more, or use 'frames'.")
+
+
+def samples_of(codes: torch.Tensor, delay: bool) -> Ints:
+    """Samples [K, N] of codes [B, K, T], N = B * T' in the order b * T' + t.
+
+    With delay, stream k is shifted right by k frames and the first K frames are dropped, so that sample t holds
+    code t - k of codebook k, for t in K..T-1, and T' = T - K; else T' = T.
+
+    Raises:
+        DataError: if the delay leaves no frame.
+    """
+    _, k, t = codes.shape
+    if delay and t <= k:
+        raise DataError(f"codes hold T={t} frames; delaying K={k} codebooks needs {k + 1} or more.")
+    return joint_samples(codes[:, :, None], delay)[..., 0].T.contiguous().numpy()
+
+
+def draw_shuffles(n_codebooks: int, clips: int, frames: int, shuffle: str, generator: torch.Generator) -> torch.Tensor:
+    """One shuffle of the clips * frames samples per codebook, indices [K, N].
+
+    'frames' lets every sample go anywhere. 'clips' exchanges whole clips and keeps time inside them: the only
+    exact null when neighbouring frames resemble each other and clips are drawn independently.
+    """
+    cpu = torch.device("cpu")
+    if shuffle == "frames":
+        return draw_permutations(n_codebooks, clips * frames, cpu, generator)
+    order = draw_permutations(n_codebooks, clips, cpu, generator)
+    return (order[:, :, None] * frames + torch.arange(frames)).flatten(1)
+
+
+def count_cells(cells: Ints, size: int) -> Ints:
+    """How often each cell that occurs does, for cells [N] in 0..size-1; memory grows with N, not with size."""
+    if size <= _DENSE * len(cells):
+        counts = np.bincount(cells, minlength=1)
+        return counts[counts > 0]
+    return np.unique(cells, return_counts=True)[1]
+
+
+def entropy_bits(counts: Ints) -> float:
+    """Plug-in entropy in bits of counts that are all > 0: the entropy of the observed frequencies, biased low."""
+    n = counts.sum()
+    return max(0.0, float(np.log2(n) - (counts * np.log2(counts)).sum() / n))
+
+
+def miller_madow(occupied: int, samples: int) -> float:
+    """Bits that Miller's correction adds to a plug-in entropy: (occupied cells - 1) / (2 N ln 2)."""
+    return (occupied - 1) / (2 * samples * math.log(2))
+
+
+def p_value(observed: float, null: Floats, slack: float = 1e-12) -> float:
+    """(1 + how many of the R null values reach the observed one) / (1 + R); ties within `slack` count as reached."""
+    return float((1 + (null >= observed - slack).sum()) / (1 + len(null)))
