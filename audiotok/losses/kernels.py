@@ -1,20 +1,30 @@
 """Gaussian kernels between two sets of samples: squared MMD estimates and the median heuristic for the width.
 
+The N x N kernel matrices are visited in square tiles. One visit gives a tile's share of the sums and of their gradient,
+a tile and its mirror image are visited once, and only three tiles are ever held.
+
 Source: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, Lemma 6 and section 8.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from audiotok.losses.recompute import recomputed
+
 ESTIMATORS = ("clips", "samples", "unbiased")
 MEDIAN_SAMPLES = 1024
-ROW_BLOCK = 256
+ROW_BLOCKS = {"cpu": 1536, "cuda": 4096}
 _MINIMAL_SIGMA = 1e-8
+
+Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 def squared_mmd(
@@ -23,7 +33,7 @@ def squared_mmd(
     sigmas: Sequence[float],
     estimator: str = "unbiased",
     n_clips: int | None = None,
-    row_block: int = ROW_BLOCK,
+    row_block: int | None = None,
 ) -> torch.Tensor:
     """Squared MMD between two sets of N samples under k(u, v) = sum over a of exp(-|u - v|^2 / (2 a)).
 
@@ -39,23 +49,57 @@ def squared_mmd(
         sigmas: kernel widths a.
         estimator: one of ESTIMATORS.
         n_clips: B, needed by 'clips' only.
-        row_block: rows of a kernel matrix held at once.
+        row_block: side of a tile; ROW_BLOCKS of the device when None.
 
     Shape:
-        x [N, F], y [N, F] -> scalar, which can be differentiated once.
+        x [N, F], y [N, F] -> scalar, which can be differentiated once. Half precision is computed in float32.
+    """
+    n, w = len(x), len(sigmas)
+    if estimator == "unbiased":
+        value = kernel_sums(x, y, sigmas, 1 / (n * (n - 1)), -2 / n**2, row_block)
+    elif estimator == "samples":
+        value = (kernel_sums(x, y, sigmas, 1, -2, row_block) + 2 * w * n) / n**2
+    else:
+        assert estimator == "clips" and n_clips is not None
+        b, pairs = n_clips, n_clips * (n_clips - 1)
+        value = kernel_sums(x, y, sigmas, 1 / pairs, -2 / b**2, row_block) + 2 * w * (n - b) / pairs
+        value = value.clamp(min=0)
+    return value.to(x.dtype)
+
+
+def kernel_sums(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    sigmas: Sequence[float],
+    within: float,
+    across: float,
+    row_block: int | None = None,
+) -> torch.Tensor:
+    """Return within * (Sxx + Syy) + across * Sxy in float64, where Sxx and Syy leave out the pairs i = j.
+
+    Widths and tiles as in `squared_mmd`; x [N, F], y [N, F] -> scalar.
     """
     assert x.shape == y.shape and x.dim() == 2
-    n, diagonal = len(x), len(sigmas) * len(x)
-    xx = _kernel_sum(x, None, sigmas, row_block)
-    yy = _kernel_sum(y, None, sigmas, row_block)
-    xy = _kernel_sum(x, y, sigmas, row_block)
-    if estimator == "unbiased":
-        return (xx + yy) / (n * (n - 1)) - 2 * xy / n**2
-    if estimator == "samples":
-        return (xx + yy + 2 * diagonal - 2 * xy) / n**2
-    assert estimator == "clips" and n_clips is not None
-    excess = diagonal - len(sigmas) * n_clips
-    return ((xx + yy + 2 * excess) / (n_clips * (n_clips - 1)) - 2 * xy / n_clips**2).clamp(min=0)
+    if x.dtype != torch.float64:
+        x, y = x.float(), y.float()
+    row_block = row_block or ROW_BLOCKS.get(x.device.type, ROW_BLOCKS["cpu"])
+    differentiate = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    total: torch.Tensor = _KernelSums.apply(  # type: ignore[no-untyped-call]
+        x, y, sorted(sigmas, reverse=True), within, across, row_block, differentiate
+    )
+    return total
+
+
+def pair_sum(
+    x: torch.Tensor, y: torch.Tensor, i: torch.Tensor, j: torch.Tensor, sigmas: Sequence[float]
+) -> torch.Tensor:
+    """Return the sum over p of k(x[i_p], y[j_p]) in float64, computed anew in the backward pass."""
+
+    def summed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        squared = (x.index_select(0, i) - y.index_select(0, j)).square().sum(1).double()
+        return torch.stack([(squared * (-0.5 / a)).exp().sum() for a in sigmas]).sum()
+
+    return recomputed(summed, x, y)
 
 
 def median_sigma(x: torch.Tensor) -> float:
@@ -71,60 +115,125 @@ def median_sigma(x: torch.Tensor) -> float:
     return max(float(middle), _MINIMAL_SIGMA)
 
 
-def _kernel_sum(x: torch.Tensor, y: torch.Tensor | None, sigmas: Sequence[float], row_block: int) -> torch.Tensor:
-    total: torch.Tensor = _KernelSum.apply(x, y, sigmas, row_block)  # type: ignore[no-untyped-call]
-    return total
+class _KernelSums(torch.autograd.Function):
+    """The weighted sums of `kernel_sums`, and on the way their gradient.
 
-
-class _KernelSum(torch.autograd.Function):
-    """Sum of the kernel over the pairs (x_i, y_j), or over i != j of x with itself when y is None.
-
-    The gradient of exp(-|u - v|^2 / (2 a)) with respect to u is (v - u) / a times the kernel, so that the
-    forward pass makes it on the way, block by block, and no kernel matrix outlives its block.
+    The gradient of exp(-|u - v|^2 / (2 a)) with respect to u is (v - u) / a times the kernel. With s_ij the sum over a
+    of the terms divided by a, sample i is pulled by sum_j s_ij z_j - (sum_j s_ij) z_i: one matrix product per tile.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, y: torch.Tensor | None, sigmas: Sequence[float], row_block: int
+        ctx: Any,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        widths: Sequence[float],
+        within: float,
+        across: float,
+        row_block: int,
+        differentiate: bool,
     ) -> torch.Tensor:
-        other = x if y is None else y
-        wants_x, wants_y = ctx.needs_input_grad[:2]
-        grad_x = torch.zeros_like(x) if wants_x else None
-        grad_y = torch.zeros_like(other) if wants_y else None
-        total = x.new_zeros(())
-        for start in range(0, len(x), row_block):
-            block = slice(start, start + row_block)
-            kernel, slope = _block(x[block], other, sigmas, diagonal=start if y is None else None)
-            total += kernel.sum()
-            if grad_x is not None:
-                grad_x[block] = slope @ other - slope.sum(1, keepdim=True) * x[block]
-            if grad_y is not None:
-                grad_y += slope.T @ x[block] - slope.sum(0)[:, None] * other
-        if y is None and grad_x is not None:
-            grad_x *= 2  # x is on both sides of a symmetric kernel
-        ctx.save_for_backward(grad_x, grad_y)
+        z = torch.cat([x, y])
+        z -= z.mean(0)  # distances stay, and lose fewer digits
+        blocks = _blocks(len(x), row_block)
+        norms = torch.cat([z[block].square().sum(1) for block in blocks])
+        side = max(block.stop - block.start for block in blocks)
+        buffers = z.new_empty(2, side * side)
+        terms = _terms_for(z, widths, side)
+        total = z.new_zeros((), dtype=torch.float64)
+        grad, shrink = torch.zeros_like(z) if differentiate else None, z.new_zeros(len(z))
+        for rows, columns, weight in _tiles(blocks, len(x), within, across):
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            squared, slope = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+            torch.add(norms[rows, None], norms[columns], out=squared).addmm_(z[rows], z[columns].T, alpha=-2)
+            if rows == columns:
+                squared.fill_diagonal_(math.inf)  # a sample and itself do not count
+            kernel_sum = terms(squared, slope)
+            if kernel_sum is None:
+                continue
+            total.add_(kernel_sum, alpha=weight)
+            if grad is not None:
+                twice = 2 if rows == columns else 1  # a symmetric tile pulls both its sides alike
+                for near, far, pull in ((rows, columns, slope), (columns, rows, slope.T))[: 3 - twice]:
+                    grad[near].addmm_(pull, z[far], alpha=twice * weight / widths[0])
+                    shrink[near].add_(pull.sum(1), alpha=twice * weight / widths[0])
+        if grad is not None:
+            ctx.save_for_backward(grad.addcmul_(shrink[:, None], z, value=-1))
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_x, grad_y = ctx.saved_tensors
-        return None if grad_x is None else grad * grad_x, None if grad_y is None else grad * grad_y, None, None
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return *grad.mul(outer).chunk(2), None, None, None, None, None
 
 
-def _block(
-    rows: torch.Tensor, others: torch.Tensor, sigmas: Sequence[float], diagonal: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the kernel between rows and others, and the sum over a of its terms divided by a.
+def _blocks(n: int, row_block: int) -> list[slice]:
+    """Cut 0..n-1, then n..2n-1, into the fewest nearly equal blocks of at most row_block."""
+    count = math.ceil(n / row_block)
+    edges = [n * i // count for i in range(count + 1)]
+    return [slice(half + a, half + b) for half in (0, n) for a, b in pairwise(edges)]
 
-    With diagonal set, row i is the same sample as number diagonal + i of the others, and that pair counts 0.
+
+def _tiles(blocks: list[slice], n: int, within: float, across: float) -> Iterator[tuple[slice, slice, float]]:
+    """Pairs of blocks, each once, and the weight of their sum: a tile within x or y stands for its mirror too."""
+    for number, rows in enumerate(blocks):
+        for columns in blocks[number:]:
+            crosses = rows.stop <= n <= columns.start
+            yield rows, columns, across if crosses else within if rows == columns else 2 * within
+
+
+def _terms_for(z: torch.Tensor, widths: Sequence[float], side: int) -> Terms:
+    if z.is_cuda and find_spec("triton"):
+        from audiotok.losses.triton_kernels import fused_terms  # optional, and slow to import
+
+        return fused_terms(widths, z)
+    return partial(tile_terms, widths=widths, spare=z.new_empty(side * side))
+
+
+def tile_terms(
+    squared: torch.Tensor, slope: torch.Tensor, *, widths: Sequence[float], spare: torch.Tensor
+) -> torch.Tensor | None:
+    """Fill slope with the sum over a of (a_0 / a) exp(-squared / (2 a)) and return the sum of the kernel over the tile.
+
+    Two savings cost no digit. A term below a quarter of the last digit of the widest one, at the least distance of the
+    tile and so at any other, would vanish in the sum: it is left out. And what is too small for a normal number counts
+    0 before exp sees it, which takes a hundred times longer over such numbers.
+
+    Args:
+        squared: squared distances [R, C], inf for a pair that does not count; rounding below 0 is put right.
+        slope: [R, C], written.
+        widths: a_0 >= a_1 >= … .
+        spare: room for R * C numbers or more.
+
+    Returns:
+        A scalar; None if every pair gives 0, and slope then means nothing.
     """
-    squared = (rows.square().sum(1)[:, None] + others.square().sum(1) - 2 * rows @ others.T).clamp_(min=0)
-    if diagonal is not None:
-        squared.diagonal(diagonal).fill_(math.inf)
-    kernel, slope = torch.zeros_like(squared), torch.zeros_like(squared)
-    for a in sigmas:
-        term = (squared * (-0.5 / a)).exp_()
-        kernel += term
-        slope.add_(term, alpha=1 / a)
-    return kernel, slope
+    limits = torch.finfo(squared.dtype)
+    lowest = math.log(limits.tiny) + 0.5
+    if squared.is_cuda:  # asking would wait for the device
+        least, most = 0.0, math.inf
+        squared.clamp_(min=0)
+    else:
+        least, most = (float(bound) for bound in squared.aminmax())
+        if least < 0:
+            least, squared = 0.0, squared.clamp_(min=0)
+    if -0.5 * least / widths[0] < lowest:
+        return None
+    total = _exponentials(squared, widths[0], most, lowest, slope).sum()
+    for a in widths[1:]:
+        ratio = widths[0] / a
+        if ratio * math.exp(0.5 * least / widths[0] * (1 - ratio)) < limits.eps / 4:
+            continue
+        term = _exponentials(squared, a, most, lowest, spare[: squared.numel()].view_as(squared))
+        total += term.sum()
+        slope.add_(term, alpha=ratio)
+    return total
+
+
+def _exponentials(squared: torch.Tensor, a: float, most: float, lowest: float, out: torch.Tensor) -> torch.Tensor:
+    """Write exp(-squared / (2 a)) to out, 0 where the exponent is not above lowest; no distance is beyond most."""
+    torch.mul(squared, -0.5 / a, out=out)
+    if -0.5 * most / a > lowest:
+        return out.exp_()
+    return torch.threshold_(out.clamp_(min=lowest).exp_(), math.exp(lowest) * (1 + 1e-6), 0.0)

@@ -9,6 +9,7 @@ Independence-promoting Loss for Music Generation with Language Models", ICML 202
 widths).
 """
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -16,10 +17,17 @@ import torch
 from torch import nn
 
 from audiotok.errors import ConfigError, DataError
-from audiotok.losses.kernels import ESTIMATORS, ROW_BLOCK, median_sigma, squared_mmd
+from audiotok.losses.kernels import ESTIMATORS as PAIR_ESTIMATORS
+from audiotok.losses.kernels import kernel_sums, median_sigma, pair_sum, squared_mmd
+from audiotok.losses.rff import squared_mmd_rff
+
+logger = logging.getLogger(__name__)
 
 RELEASED_SIGMAS = (0.1, 1.0, 5.0, 10.0, 20.0, 50.0)
 MEDIAN = "median"
+ESTIMATORS = (*PAIR_ESTIMATORS, "disjoint", "rff")
+FEW_SAMPLES = 16
+"""Samples per codebook below which a warning is logged: more than 1/16 of the pairs would share a codebook."""
 _VARIANCE_FLOOR = 1e-8
 
 
@@ -35,26 +43,30 @@ class MMDLoss(nn.Module):
 
     Bias: each sample of Y holds codebooks of K samples of X, so that K of the N pairs per sample share one and
     lie closer. Independent codebooks therefore get -2 (K / N) (E[k | one codebook equal] - E[k]) on average
-    from `unbiased` (and 2 W / N more from `samples`), which is far beyond the spread of the estimate: compare
-    it with the same loss on shuffled streams, not with 0. `squared_mmd` on separate sets of samples is free
-    of it.
+    from `unbiased` and `rff` (and 2 W / N more from `samples`), which is far beyond the spread of the estimate:
+    compare it with the same loss on shuffled streams, not with 0. `disjoint` is free of it: it leaves these
+    pairs out of Sxy. Of every codebook, each pair left in each of the three sums then compares two different
+    samples, so that all have one expectation if codebooks are independent, samples exchangeable and widths given.
 
-    Cost: three N x N kernel sums taken in blocks of rows, with their gradient; memory grows with row_block * N,
-    never N * N. At least float32, whatever autocast says; float64 stays float64.
+    Cost: kernel sums with their gradient, in square tiles: time grows with N^2, memory with N. `rff` takes
+    time that grows with N. At least float32, whatever autocast says; float64 stays float64.
 
     Args:
         sigmas: kernel widths a of exp(-d^2 / (2 a)), in squared units of the standardised stream, all > 0; or
             'median' for the one width given by `median_sigma`.
-        estimator: 'clips' (as released), 'samples' (V-statistic) or 'unbiased' (U-statistic); see
-            squared_mmd.
+        estimator: 'clips' (as released), 'samples' (V-statistic) or 'unbiased' (U-statistic), see
+            squared_mmd; 'disjoint' (above); 'rff' (random Fourier features, see squared_mmd_rff).
         delay: shift stream k right by k frames and drop the first K frames, as MusicGen's pattern does.
-        row_block: rows of a kernel matrix held at once; changes memory and speed, not the value.
+        row_block: side of a tile of a kernel matrix; changes memory and speed, not the value. None suits the
+            device.
+        num_features: random frequencies of 'rff'.
+        seed: of these frequencies, the same at every call.
 
     Shape:
         streams [B, K, D, T] -> scalar.
 
     Raises:
-        ConfigError: for unusable sigmas, an unknown estimator or row_block < 1.
+        ConfigError: for unusable sigmas, an unknown estimator, row_block < 1 or fewer features than widths.
     """
 
     def __init__(
@@ -62,17 +74,25 @@ class MMDLoss(nn.Module):
         sigmas: Sequence[float] | str = RELEASED_SIGMAS,
         estimator: str = "clips",
         delay: bool = True,
-        row_block: int = ROW_BLOCK,
+        row_block: int | None = None,
+        num_features: int = 1024,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if estimator not in ESTIMATORS:
             raise ConfigError(f"mmd.estimator={estimator!r}; choose one of: {', '.join(ESTIMATORS)}.")
-        if row_block < 1:
+        if row_block is not None and row_block < 1:
             raise ConfigError(f"mmd.row_block={row_block}; it counts rows of a kernel matrix and must be 1 or more.")
         self.sigmas = _checked_sigmas(sigmas)
+        n_widths = 1 if isinstance(self.sigmas, str) else len(self.sigmas)
+        if num_features < n_widths:
+            raise ConfigError(f"mmd.num_features={num_features} for {n_widths} width(s); each needs one or more.")
         self.estimator = estimator
         self.delay = delay
         self.row_block = row_block
+        self.num_features = num_features
+        self.seed = seed
+        self._warned = False
 
     def forward(
         self,
@@ -100,10 +120,17 @@ class MMDLoss(nn.Module):
             if permutations is None:
                 permutations = draw_permutations(k, n, x.device, generator)
             y = marginal_samples(x, permutations)
-            x, y = x.flatten(1), y.flatten(1)
-            sigmas = (median_sigma(x),) if self.sigmas == MEDIAN else self.sigmas
-            assert not isinstance(sigmas, str)
-            return squared_mmd(x, y, sigmas, self.estimator, n_clips=len(streams), row_block=self.row_block)
+            sigmas = (median_sigma(x.flatten(1)),) if isinstance(self.sigmas, str) else self.sigmas
+            return self._estimate(x.flatten(1), y.flatten(1), sigmas, permutations, n_clips=len(streams))
+
+    def _estimate(
+        self, x: torch.Tensor, y: torch.Tensor, sigmas: Sequence[float], permutations: torch.Tensor, n_clips: int
+    ) -> torch.Tensor:
+        if self.estimator == "rff":
+            return squared_mmd_rff(x, y, sigmas, self.num_features, self.seed)
+        if self.estimator == "disjoint":
+            return disjoint_mmd(x, y, sigmas, permutations, self.row_block)
+        return squared_mmd(x, y, sigmas, self.estimator, n_clips, self.row_block)
 
     def _check(self, streams: torch.Tensor) -> None:
         if streams.dim() != 4 or not streams.is_floating_point():
@@ -124,6 +151,13 @@ class MMDLoss(nn.Module):
             raise DataError(f"mmd.estimator='clips' divides by B - 1 with B={b} clip; give 2 clips, or use 'unbiased'.")
         if not torch.isfinite(streams).all():
             raise DataError(f"MMD streams {list(streams.shape)} hold NaN or infinite values.")
+        if b * frames < FEW_SAMPLES * k and not self._warned:
+            self._warned = True
+            logger.warning(
+                "MMD of N=%d samples of K=%d codebooks: a share K/N of the pairs has a codebook in common and the "
+                "noise is of the order 1/N; %d samples or more make sense (raise num_batches_mmd, batches or segments)",
+                b * frames, k, FEW_SAMPLES * k,
+            )  # fmt: skip
 
 
 def joint_samples(streams: torch.Tensor, delay: bool) -> torch.Tensor:
@@ -139,8 +173,14 @@ def joint_samples(streams: torch.Tensor, delay: bool) -> torch.Tensor:
 
 
 def standardise(x: torch.Tensor) -> torch.Tensor:
-    """Centre and scale every dimension over the first axis: unbiased variance, floored by 1e-8."""
-    return (x - x.mean(dim=0)) / torch.sqrt(x.var(dim=0) + _VARIANCE_FLOOR)
+    """Centre and scale every dimension over the first axis: unbiased variance, floored by 1e-8.
+
+    The first sample is taken off beforehand, which changes nothing but rounding: a large offset costs no digits of the
+    variance. A dimension that never varies is exactly 0 in every sample and takes no gradient.
+    """
+    x = x - x[:1].detach()
+    scale = torch.rsqrt(x.var(dim=0) + _VARIANCE_FLOOR)
+    return (x - x.mean(dim=0)) * torch.where((x != 0).any(dim=0), scale, 0.0)
 
 
 def draw_permutations(
@@ -166,6 +206,37 @@ def marginal_samples(x: torch.Tensor, permutations: torch.Tensor) -> torch.Tenso
     if not torch.equal(order.sort(dim=1).values, torch.arange(n, device=x.device).expand(k, n)):
         raise DataError(f"MMD permutations: every row must hold each of 0..{n - 1} exactly once.")
     return torch.stack([x[order[i], i] for i in range(k)], dim=1)
+
+
+def disjoint_mmd(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    sigmas: Sequence[float],
+    permutations: torch.Tensor,
+    row_block: int | None = None,
+) -> torch.Tensor:
+    """The 'unbiased' estimate without the pairs (x_i, y_j) that share a sample of a codebook.
+
+    Value: (Sxx - W N) / (N (N-1)) + (Syy - W N) / (N (N-1)) - 2 (Sxy - C) / (N^2 - M), where M <= K N pairs share one
+    and C is the sum of their kernels.
+
+    Shape:
+        x [N, K * D], y [N, K * D], permutations [K, N] -> scalar.
+
+    Raises:
+        DataError: if every pair shares one.
+    """
+    k, n = permutations.shape
+    order = permutations.to(x.device, torch.long)
+    shared, count = x.new_zeros((), dtype=torch.float64), 0
+    for i in range(k):
+        (new,) = (order[:i] != order[i]).all(dim=0).nonzero(as_tuple=True)  # two codebooks of one sample: one pair
+        shared = shared + pair_sum(x, y, order[i, new], new, sigmas)
+        count += len(new)
+    if count == n * n:
+        raise DataError(f"mmd.estimator='disjoint' has no pair left among N={n} samples of K={k} codebooks; give more.")
+    rest = n * n - count
+    return (kernel_sums(x, y, sigmas, 1 / (n * (n - 1)), -2 / rest, row_block) + 2 * shared / rest).to(x.dtype)
 
 
 def _checked_sigmas(sigmas: Sequence[float] | str) -> tuple[float, ...] | str:

@@ -45,8 +45,8 @@ class MMDTest:
     samples: int
 
     def metrics(self) -> dict[str, float]:
-        """The numbers to report: mmd_test, mmd_test_err, mmd_test_p."""
-        return {"mmd_test": self.mmd, "mmd_test_err": self.error, "mmd_test_p": self.p}
+        """The numbers to report: mmd, mmd_err, mmd_p."""
+        return {"mmd": self.mmd, "mmd_err": self.error, "mmd_p": self.p}
 
 
 @torch.no_grad()

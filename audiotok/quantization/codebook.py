@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiotok.errors import ConfigError
-from audiotok.quantization.kmeans import draw, kmeans, nearest, tally
 from audiotok.distributed import is_source, sum_over_ranks_, take_from_source_
+from audiotok.errors import ConfigError
+from audiotok.quantization.kmeans import STARTS, draw, kmeans, nearest, tally
 
 # A code is never dead while it gets this share of the average use. Otherwise a threshold of 2, at 3200 frames
 # per update and 2048 codes (1.6 uses each), would declare most of the codebook dead at every update.
@@ -28,10 +28,11 @@ class EuclideanCodebook(nn.Module):
         bins: number of vectors, at least 2.
         decay: weight of the past in the moving averages, in [0, 1).
         kmeans_init: whether the first training batch (rank 0's part of it) sets the vectors.
-        kmeans_iters: rounds of k-means for that.
+        kmeans_iters: rounds of k-means for that, at most.
         threshold_ema_dead_code: uses per update (moving average, all ranks) below which a code is replaced by
             a sample of the batch; 0 for never. Lowered to `FAIR_SHARE` of the average use if that is less.
         epsilon: smoothing of the use counts.
+        kmeans_start: which samples k-means starts from, "sample" or "plusplus"; see `kmeans`.
 
     Shape:
         [..., D] -> quantised [..., D] without gradient, and codes [...].
@@ -54,12 +55,16 @@ class EuclideanCodebook(nn.Module):
         kmeans_iters: int = 10,
         threshold_ema_dead_code: float = 2.0,
         epsilon: float = 1e-5,
+        kmeans_start: str = "sample",
     ) -> None:
         super().__init__()
         _check(dim, bins, decay, kmeans_iters, threshold_ema_dead_code)
+        if kmeans_start not in STARTS:
+            raise ConfigError(f"rvq.kmeans_start={kmeans_start!r}; choose one of: {', '.join(STARTS)}.")
         self.bins = bins
         self.decay = decay
         self.kmeans_iters = kmeans_iters
+        self.kmeans_start = kmeans_start
         self.threshold_ema_dead_code = threshold_ema_dead_code
         self.epsilon = epsilon
         embed = torch.zeros(bins, dim)
@@ -101,7 +106,7 @@ class EuclideanCodebook(nn.Module):
     def _start(self, samples: Tensor) -> None:
         """Set the vectors by k-means on rank 0's samples."""
         if is_source():
-            embed, counts = kmeans(samples, self.bins, self.kmeans_iters)
+            embed, counts = kmeans(samples, self.bins, self.kmeans_iters, start=self.kmeans_start)
             self.embed.copy_(embed)
             # A cluster left empty counts as one sample, so that its vector survives the first average.
             self.cluster_size.copy_(counts.clamp(min=1))

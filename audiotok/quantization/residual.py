@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audiotok.distributed import shared_randint
 from audiotok.errors import AudiotokError, ConfigError, DataError
 from audiotok.quantization.base import BaseQuantizer, QuantizedResult
 from audiotok.quantization.codebook import EuclideanCodebook
-from audiotok.distributed import shared_randint
 
 STREAM_KINDS = ("input", "residual", "code")
 
@@ -36,6 +36,7 @@ class ResidualVectorQuantizer(BaseQuantizer):
         orthogonal_reg_active_codes_only: whether that concerns only the vectors in use in the batch.
         orthogonal_reg_max_codes: how many of them, at random; None for all.
         commitment_weight: weight in the penalty of the mean squared error of each stage.
+        kmeans_start: which samples of that batch k-means starts from: "sample" (at random) or "plusplus" (k-means++).
 
     Shape:
         latent [B, dimension, T] <-> codes [B, num_codebooks, T].
@@ -58,6 +59,7 @@ class ResidualVectorQuantizer(BaseQuantizer):
         orthogonal_reg_active_codes_only: bool = False,
         orthogonal_reg_max_codes: int | None = None,
         commitment_weight: float = 1.0,
+        kmeans_start: str = "sample",
     ) -> None:
         super().__init__()
         if not isinstance(n_q, int) or n_q < 1:
@@ -76,7 +78,9 @@ class ResidualVectorQuantizer(BaseQuantizer):
         self._bins = bins
         self._n_q = n_q
         self.vq = _Stages(
-            EuclideanCodebook(dimension, bins, decay, kmeans_init, kmeans_iters, threshold_ema_dead_code)
+            EuclideanCodebook(
+                dimension, bins, decay, kmeans_init, kmeans_iters, threshold_ema_dead_code, kmeans_start=kmeans_start
+            )
             for _ in range(n_q)
         )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import flashy
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from audiotok.adversarial import AdversarialLoss, FeatureMatchingLoss
@@ -28,6 +28,7 @@ from audiotok.losses import (
     SISNRLoss,
 )
 from audiotok.solvers.macro_batch import MacroBatch, MMDWeight
+from audiotok.solvers.settings import settings
 
 SIGNAL_LOSSES: dict[str, type[nn.Module]] = {
     "l1": L1Loss,
@@ -44,13 +45,6 @@ ADVERSARIES: dict[str, type[nn.Module]] = {
 }
 STREAMS = ("input", "residual", "code")
 SPLITS = ("train", "valid", "evaluate", "generate")
-
-
-def settings(cfg: Any) -> dict[str, Any]:
-    """A section of the configuration as plain, resolved containers; a section left empty is {}."""
-    section = OmegaConf.to_container(cfg, resolve=True) if cfg is not None else {}
-    assert isinstance(section, dict)
-    return {str(key): value for key, value in section.items()}
 
 
 def get_optimizer(params: Iterable[nn.Parameter], cfg: DictConfig) -> torch.optim.Optimizer:
@@ -129,7 +123,13 @@ def get_mmd(cfg: DictConfig) -> MMDLoss:
     if cfg.stream not in STREAMS:
         raise ConfigError(f"mmd.stream={cfg.stream!r}; choose one of: {', '.join(STREAMS)}")
     values = settings(cfg)
-    return MMDLoss(values["sigmas"], values["estimator"], values["delay"])
+    return MMDLoss(
+        values["sigmas"],
+        values["estimator"],
+        values["delay"],
+        num_features=values["num_features"],
+        seed=values["features_seed"],
+    )
 
 
 def get_macro_batch(cfg: DictConfig) -> MacroBatch:

@@ -20,7 +20,8 @@ from audiotok.models.encodec import CompressionModel, EncodecModel
 from audiotok.models.pretrained import load_pretrained
 from audiotok.solvers import builders
 from audiotok.solvers.base import Metrics, StandardSolver, to_floats
-from audiotok.solvers.macro_batch import MacroBatch, stream_mmd
+from audiotok.solvers.codebooks import CodebookMeasures
+from audiotok.solvers.macro_batch import MacroBatch
 
 
 class CompressionSolver(StandardSolver):
@@ -135,34 +136,23 @@ class CompressionSolver(StandardSolver):
         return {"mmd": self.valid_batches.value(self.model, weight=0.0)}
 
     def evaluate(self) -> Metrics:
-        """Reconstruction metrics over the evaluate split, and the dependence of the codebooks by a fixed ruler."""
+        """Reconstruction metrics over the evaluate split, and what its codes say about the codebooks."""
         self.model.eval()
         loader = self.dataloaders["evaluate"]
         measures = builders.get_evaluation_metrics(self.cfg)
+        codebooks = CodebookMeasures(self.model, self.cfg)
         average = flashy.averager()
         averages: Metrics = {}
-        latents: list[Tensor] = []
         items = 0
         for batch in self.log_progress("evaluate", loader, total=len(loader), updates=self.cfg.logging.log_updates):
             reference = batch.to(self.device)
-            estimate = self.model(reference).x
-            metrics = {name: measure(estimate=estimate, reference=reference) for name, measure in measures.items()}
+            result = self.model(reference)
+            metrics = {name: measure(estimate=result.x, reference=reference) for name, measure in measures.items()}
             averages = average(to_floats(metrics), len(batch))
             items += len(batch)
-            if self.macro_batch is not None and self.cfg.evaluate.metrics.mmd and self.model.quantizer.ready:
-                latents.append(self.model.encode_latent(reference)[0])
+            codebooks.add(reference, result.codes)
             self.on_progress(self.epoch)
-        if latents:
-            averages = {**averages, "mmd": self._ruler_mmd(latents)}
-        return dict(flashy.distrib.average_metrics(averages, items))
-
-    def _ruler_mmd(self, latents: list[Tensor]) -> float:
-        ruler = self.cfg.metrics.mmd
-        latent = torch.cat([latent for latent in latents if latent.shape[-1] == latents[0].shape[-1]])
-        clips = max(2, ruler.max_frames // latent.shape[-1])
-        generator = torch.Generator().manual_seed(self.cfg.seed)
-        value = stream_mmd(builders.get_mmd(ruler), self.model, latent[:clips], ruler.stream, generator)
-        return float(value)
+        return {**flashy.distrib.average_metrics(averages, items), **codebooks.metrics()}
 
     def generate(self) -> Metrics:
         """Write the generate split and its reconstruction under `samples/` of the experiment."""

@@ -43,11 +43,11 @@ def main() -> None:
         plain(batch(rank, step), 50)
     busy = quantizer(bins=64, kmeans_init=True, threshold=2.0, q_dropout=True, decay=0.5)
     torch.manual_seed(rank)  # the ranks' own choices differ: only shared ones may count
-    counts, vectors = [], []
+    counts, states = [], []
     for step in range(3 * STEPS):
         counts.append(busy(batch(rank, step), 50).codes.shape[1])
-        vectors.append(busy.state_dict()["vq.layers.0._codebook.embed"].clone())
-    result = {"plain": plain.state_dict(), "busy": busy.state_dict(), "counts": counts, "vectors": vectors}
+        states.append({name: value.clone() for name, value in busy.state_dict().items()})
+    result = {"plain": [plain.state_dict()], "busy": states, "counts": counts}
     torch.save(result, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 

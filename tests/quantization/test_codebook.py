@@ -1,5 +1,7 @@
 """One codebook: moving averages against their formula, the k-means start, and the renewal of dead codes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,14 @@ def test_first_training_batch_sets_the_vectors_and_one_update_keeps_them() -> No
     assert len(set(codebook.encode(centers).tolist())) == 4
     np.testing.assert_allclose(codebook.embed[codebook.encode(centers)].numpy(), centers.numpy(), atol=0.05)
     np.testing.assert_allclose(codebook.cluster_size.numpy(), 50, rtol=1e-5)
+
+
+def test_a_start_apart_finds_every_cluster_at_once() -> None:
+    centers = 20 * torch.eye(16)
+    codebook = EuclideanCodebook(16, 16, threshold_ema_dead_code=0, kmeans_start="plusplus").train()
+    torch.manual_seed(0)
+    codebook(centers.repeat(20, 1) + 0.01 * torch.randn(320, 16))
+    np.testing.assert_allclose(codebook.decode(codebook.encode(centers)), centers, atol=0.05)
 
 
 def test_evaluation_changes_nothing() -> None:
@@ -121,10 +131,11 @@ def test_half_precision_input_is_quantised_in_single_precision() -> None:
         ({"bins": 4.0}, "rvq.bins=4.0"),
         ({"decay": 1.0}, "rvq.decay=1.0"),
         ({"kmeans_iters": 0}, "rvq.kmeans_iters=0"),
+        ({"kmeans_start": "best"}, "rvq.kmeans_start='best'; choose one of: sample, plusplus"),
         ({"threshold_ema_dead_code": -1.0}, "rvq.threshold_ema_dead_code=-1.0"),
     ],
 )
-def test_impossible_values_are_refused_by_name(options: dict[str, float], message: str) -> None:
-    kwargs: dict[str, float] = {"dim": 2, "bins": 4, **options}
+def test_impossible_values_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    kwargs: dict[str, Any] = {"dim": 2, "bins": 4, **options}
     with pytest.raises(ConfigError, match=message):
-        EuclideanCodebook(**kwargs)  # type: ignore[arg-type]
+        EuclideanCodebook(**kwargs)

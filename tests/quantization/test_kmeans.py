@@ -1,12 +1,16 @@
 """k-means against Lloyd's algorithm written out in double precision."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
 
 from audiotok.errors import ConfigError, DataError
 from audiotok.quantization import kmeans
-from audiotok.quantization.kmeans import draw, nearest
+from audiotok.quantization.kmeans import STARTS, draw, draw_apart, nearest
+
+module = importlib.import_module("audiotok.quantization.kmeans")  # the package gives the function under that name
 
 
 def lloyd(samples: np.ndarray, means: np.ndarray, rounds: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +54,56 @@ def test_more_rounds_never_raise_the_objective() -> None:
     assert errors[-1] < errors[0]
 
 
+@pytest.mark.parametrize("num_clusters", [2, 12, 80])
+def test_stopping_early_changes_nothing(num_clusters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = np.random.default_rng(2).normal(size=(60, 2))
+    start = samples[np.arange(num_clusters) % 60]  # 80 hold duplicates
+    rounds = []
+
+    def watched(samples: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+        rounds.append(means)
+        return nearest(samples, means)
+
+    monkeypatch.setattr(module, "nearest", watched)
+    means, counts = kmeans(torch.from_numpy(samples), num_clusters, 200, init=torch.from_numpy(start))
+    expected, found = lloyd(samples, start, rounds=200)
+    np.testing.assert_allclose(means.numpy(), expected, atol=1e-12)
+    assert counts.tolist() == found.tolist()
+    assert len(rounds) < 40
+
+
+def test_plusplus_draws_by_squared_distance() -> None:
+    # From 0, 1 and 3 the squared distances are 1, 4 and 9, and the first point is any with the same chance.
+    samples, generator = torch.tensor([[0.0], [1.0], [3.0]]), torch.Generator().manual_seed(0)
+    squared = {(0, 1): 1, (0, 3): 9, (1, 0): 1, (1, 3): 4, (3, 0): 9, (3, 1): 4}
+    rounds = 6000
+    pairs = [tuple(int(x) for x in draw_apart(samples, 2, generator).flatten()) for _ in range(rounds)]
+    for (first, second), distance in squared.items():
+        chance = distance / sum(d for pair, d in squared.items() if pair[0] == first) / 3
+        spread = (rounds * chance * (1 - chance)) ** 0.5
+        assert abs(pairs.count((first, second)) - rounds * chance) < 4 * spread
+
+
+def test_plusplus_takes_no_sample_twice_while_another_is_left() -> None:
+    samples = torch.tensor([[0.0, 0.0], [1e-3, 0.0], [0.0, 5.0], [1e3, 1e3]]).repeat(6, 1)
+    for seed in range(20):
+        chosen = draw_apart(samples, 9, torch.Generator().manual_seed(seed)).tolist()
+        assert len({tuple(x) for x in chosen[:4]}) == len({tuple(x) for x in chosen}) == 4
+
+
+def test_plusplus_finds_clusters_that_a_random_start_misses() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centers = 100 * torch.randn(20, 8, generator=generator)
+    samples = centers.repeat(10, 1) + torch.randn(200, 8, generator=generator)
+    errors: dict[str, list[float]] = {start: [] for start in STARTS}
+    for start, found in errors.items():
+        for seed in range(10):
+            means, _ = kmeans(samples, 20, 50, torch.Generator().manual_seed(seed), start=start)
+            found.append(objective(samples.numpy(), means.numpy()))
+    assert np.median(errors["plusplus"]) < 0.5 * np.median(errors["sample"])
+    assert min(errors["plusplus"]) == pytest.approx(200 * 8 * 0.9, rel=0.1)  # noise alone, less 20 means
+
+
 def test_empty_clusters_keep_their_start() -> None:
     samples = torch.tensor([[0.0], [1.0], [2.0]])
     means, counts = kmeans(samples, 2, 3, init=torch.tensor([[1.0], [50.0]]))
@@ -90,5 +144,7 @@ def test_impossible_requests_are_refused() -> None:
         kmeans(torch.zeros(3, 1), 0, 1)
     with pytest.raises(ConfigError, match=r"init is \[2, 1\]; give \[3, 1\]"):
         kmeans(torch.zeros(5, 1), 3, 1, init=torch.zeros(2, 1))
+    with pytest.raises(ConfigError, match="start='best'; choose one of: sample, plusplus"):
+        kmeans(torch.zeros(5, 1), 2, 1, start="best")
     with pytest.raises(DataError, match="N >= 1"):
         kmeans(torch.zeros(0, 4), 3, 1)

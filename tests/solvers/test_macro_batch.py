@@ -9,7 +9,7 @@ from audiotok.models.encodec import EncodecModel
 from audiotok.modules.seanet import SEANetDecoder, SEANetEncoder
 from audiotok.quantization import DummyQuantizer, ResidualVectorQuantizer
 from audiotok.quantization.base import BaseQuantizer
-from audiotok.solvers.macro_batch import MacroBatch, stream_mmd
+from audiotok.solvers.macro_batch import MacroBatch, MMDWeight, stream_mmd
 
 
 def tiny_model(quantizer: BaseQuantizer | None = None) -> EncodecModel:
@@ -53,6 +53,65 @@ def test_gradient_is_that_of_one_large_batch(stream: str) -> None:
     for name, parameter in model.encoder.named_parameters():
         torch.testing.assert_close(cached[name], parameter.grad, rtol=1e-6, atol=1e-9)
     assert all(p.grad is None for p in model.decoder.parameters())
+
+
+@pytest.mark.parametrize(("count", "passes"), [(1, 1), (3, 6)])
+def test_a_single_batch_is_encoded_once_and_more_of_them_twice(count: int, passes: int) -> None:
+    model, seen = tiny_model(), []
+    model.encoder.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    macro = MacroBatch(MMDLoss([1.0], "unbiased", True), "residual", num_batches=count, seed=0)
+    for wav in batches(count):
+        macro.add(wav)
+    macro.value(model, weight=1.0)
+    assert len(seen) == passes and sum(seen) == count  # with a graph, each batch once
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_codebooks_that_the_step_did_not_use_take_no_part(count: int) -> None:
+    model, wavs = tiny_model().double(), [wav.double() for wav in batches(count)]
+    model.state_dict()["quantizer.vq.layers.2._codebook.inited"].zero_()  # not even set, as before its k-means start
+    loss = MMDLoss([5.0], "unbiased", True)
+    macro = MacroBatch(loss, "residual", num_batches=count, seed=0)
+    for wav in wavs:
+        macro.add(wav)
+    value = macro.value(model, 1.0, n_q=2)
+    cached = [p.grad.clone() for p in model.encoder.parameters() if p.grad is not None]
+    model.zero_grad()
+    model.quantizer.set_num_codebooks(2)
+    latent = model.encode_latent(torch.cat(wavs))[0]
+    direct = stream_mmd(loss, model, latent, "residual", torch.Generator().manual_seed(0))
+    direct.backward()
+    assert value == pytest.approx(direct.item(), rel=1e-8)
+    torch.testing.assert_close(cached, [p.grad for p in model.encoder.parameters()], rtol=1e-6, atol=1e-9)
+
+
+def test_the_latest_batches_are_kept() -> None:
+    macro = MacroBatch(MMDLoss([1.0], "unbiased", True), "residual", num_batches=2, seed=0)
+    wavs = batches(4)
+    assert [macro.add(wav) for wav in wavs] == [False, True, True, True]
+    assert all(torch.equal(kept, wav) for kept, wav in zip(macro.pending, wavs[2:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("start", "ramp", "shares"),
+    [
+        (1, 0, [1, 1, 1, 1, 1, 1]),
+        (1, 1, [1, 1, 1, 1, 1, 1]),
+        (3, 0, [0, 0, 1, 1, 1, 1]),
+        (1, 4, [0.25, 0.5, 0.75, 1, 1, 1]),
+        (3, 2, [0, 0, 0.5, 1, 1, 1]),
+    ],
+)
+def test_the_weight_follows_the_epoch(start: int, ramp: int, shares: list[float]) -> None:
+    weight = MMDWeight(1000.0, start, ramp)
+    assert [weight(epoch) for epoch in range(1, 7)] == [1000 * share for share in shares]
+    assert [MMDWeight(0.0, start, ramp)(epoch) for epoch in range(1, 7)] == [0] * 6
+
+
+@pytest.mark.parametrize(("options", "message"), [((0, 0), "start_epoch=0"), ((1, -1), "ramp_epochs=-1")])
+def test_impossible_epochs_are_refused(options: tuple[int, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"mmd.{message}; give a whole number"):
+        MMDWeight(1.0, *options)
 
 
 def test_quantiser_is_left_alone_and_batches_are_dropped() -> None:

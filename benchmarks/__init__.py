@@ -1,0 +1,1 @@
+"""Side-by-side measurements, each run by hand with one command; tables go to docs/benchmarks."""

@@ -1,0 +1,69 @@
+"""The MMD step inside the solver: its weight by epoch, and what it does when the quantiser drops codebooks."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import torch
+
+from audiotok.errors import ConfigError
+from audiotok.models.encodec import EncodecModel
+from audiotok.solvers import CompressionSolver
+from audiotok.solvers.macro_batch import MacroBatch
+
+pytestmark = pytest.mark.slow
+Enter = Callable[..., AbstractContextManager[CompressionSolver]]
+Calls = list[tuple[float, int | None]]
+SMALL = [
+    "mmd.num_batches_mmd=1",
+    "optim.updates_per_epoch=2",
+    "dataset.batch_size=2",
+    "dataset.segment_duration=0.4",
+    "rvq.kmeans_iters=3",
+]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Weight and number of codebooks of every MMD step."""
+    seen: Calls = []
+    value = MacroBatch.value
+
+    def watched(self: MacroBatch, model: EncodecModel, weight: float, n_q: int | None = None) -> torch.Tensor:
+        seen.append((weight, n_q))
+        return value(self, model, weight, n_q)
+
+    monkeypatch.setattr(MacroBatch, "value", watched)
+    return seen
+
+
+def train(solver: CompressionSolver) -> None:
+    """Train stages only."""
+    for _ in range(solver.cfg.optim.epochs):
+        solver.run_stage("train", solver.train)  # type: ignore[no-untyped-call]
+        solver.commit(save_checkpoint=False)
+
+
+def test_the_weight_grows_over_the_epochs_from_its_start(tmp_path: Path, solver_in: Enter, calls: Calls) -> None:
+    overrides = ["losses.mmd=8", "mmd.start_epoch=2", "mmd.ramp_epochs=2", "optim.epochs=4"]
+    with solver_in(tmp_path, *SMALL, *overrides) as solver:
+        train(solver)
+        updates = solver.updates_per_epoch
+        assert all("mmd" in epoch["train"] for epoch in solver.history)
+    assert [weight for weight, _ in calls] == [weight for weight in (0.0, 4.0, 8.0, 8.0) for _ in range(updates)]
+
+
+def test_with_dropout_a_step_compares_the_codebooks_it_used(tmp_path: Path, solver_in: Enter, calls: Calls) -> None:
+    drawn: list[int] = []
+    overrides = ["rvq.q_dropout=true", "rvq.n_q=3", "losses.mmd=1", "optim.epochs=6"]
+    with solver_in(tmp_path, *SMALL, *overrides) as solver:
+        solver.model.quantizer.register_forward_hook(lambda module, args, result: drawn.append(result.codes.shape[1]))
+        train(solver)
+    assert set(drawn) == {1, 2, 3}
+    assert [n_q for _, n_q in calls] == [n_q for n_q in drawn if n_q > 1]
+
+
+def test_epochs_that_cannot_be_are_refused(tmp_path: Path, solver_in: Enter) -> None:
+    with pytest.raises(ConfigError, match=r"mmd\.start_epoch=0"), solver_in(tmp_path, "mmd.start_epoch=0"):
+        pass
