@@ -1,35 +1,31 @@
-"""The training loop shared by all solvers: stages, averaged weights, schedules, checkpoints, resuming.
+"""The training loop shared by all solvers: stages, averaged weights, schedules.
 
-Built on flashy (registry of states, stages, logging). What it adds: checkpoints that are plain data and atomic, a
-history that is never out of step with them, an epoch whose randomness depends on (seed, epoch, rank) alone so that a
-resumed run repeats the uninterrupted one, and a stop at the first value that is not finite.
+Built on flashy (registry of states, stages, logging). What it adds: an epoch whose randomness depends on (seed, epoch,
+rank) alone, so that a resumed run repeats the uninterrupted one, and a stop at the first value that is not finite.
 """
 
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import flashy
 import numpy as np
 import torch
 from flashy.formatter import Formatter
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from omegaconf import DictConfig
 
-from audiotok import checkpoint
-from audiotok.errors import CheckpointError, ConfigError, DivergedError
-from audiotok.solvers.averages import BestState, State, WeightEMA
+from audiotok.errors import ConfigError, DivergedError
+from audiotok.solvers.averages import WeightEMA
+from audiotok.solvers.checkpointed import CheckpointedSolver
 from audiotok.solvers.schedules import get_lr_scheduler
 
 STAGES = ("valid", "evaluate", "generate")  # those that can run alone
 Metrics = dict[str, Any]
 
 
-class StandardSolver(ABC, flashy.BaseSolver):
+class StandardSolver(CheckpointedSolver, ABC):
     """Train, valid, evaluate and generate a model, epoch after epoch, from the last checkpoint on.
 
     A solver builds its model, optimiser and loaders, and says what one step does.
@@ -38,13 +34,11 @@ class StandardSolver(ABC, flashy.BaseSolver):
         cfg: the resolved configuration of the experiment; read, never changed.
     """
 
-    model: nn.Module
     optimizer: torch.optim.Optimizer
     dataloaders: dict[str, Any]
 
     def __init__(self, cfg: DictConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
+        super().__init__(cfg)
         self.device = resolve_device(cfg.device)
         self.on_progress: Callable[[int], None] = lambda epoch: None
         if cfg.logging.log_tensorboard:
@@ -54,8 +48,8 @@ class StandardSolver(ABC, flashy.BaseSolver):
         self.updates_per_epoch = len(self.dataloaders["train"])
         self.build_model()
         flashy.distrib.broadcast_model(self.model)
-        self.best_state = BestState()
-        self.ema = WeightEMA(self.model, cfg.optim.ema.decay) if cfg.optim.ema.use else None
+        if cfg.optim.ema.use:
+            self.ema = WeightEMA(self.model, cfg.optim.ema.decay)
         self.scheduler = get_lr_scheduler(self.optimizer, cfg.schedule, self.updates_per_epoch * cfg.optim.epochs)
         self.register_stateful("model", "optimizer", "best_state")
         if self.ema is not None:
@@ -88,11 +82,6 @@ class StandardSolver(ABC, flashy.BaseSolver):
         """Whether the current stage is train."""
         return bool(self.current_stage == "train")
 
-    @property
-    def checkpoint_path(self) -> Path:
-        """The last checkpoint of this experiment."""
-        return Path(self.folder) / checkpoint.LAST
-
     def get_formatter(self, stage_name: str) -> Formatter:
         """Number formats of the log."""
         return Formatter({"mmd": ".3e", "duration": ".1f"}, default_format=".4f")
@@ -101,8 +90,6 @@ class StandardSolver(ABC, flashy.BaseSolver):
         """Log the model and its size."""
         count = sum(p.numel() for p in self.model.parameters())
         self.logger.info("%s\n%.2f M parameters", self.model, count / 1e6)
-
-    # Running
 
     def run(self) -> None:
         """Train from the last checkpoint, if there is one, to the last epoch."""
@@ -190,8 +177,6 @@ class StandardSolver(ABC, flashy.BaseSolver):
                 f"that loss, or set optim.max_norm; the checkpoint of epoch {self.epoch - 1} is kept"
             )
 
-    # States
-
     @property
     def best_metric(self) -> str | None:
         """Metric of the valid stage whose lowest value marks the best state; None: the last state is the best."""
@@ -205,98 +190,6 @@ class StandardSolver(ABC, flashy.BaseSolver):
             if now > min(past, default=math.inf):
                 return
         self.best_state.update("model", self.model.state_dict())
-
-    @contextmanager
-    def swapped_state(self, state: State | None) -> Iterator[None]:
-        """Run a block with another state in the model; None changes nothing."""
-        if state is None:
-            yield
-            return
-        own = {key: value.clone() for key, value in self.model.state_dict().items()}
-        self.model.load_state_dict(state)
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(own)
-
-    def state_dict(self) -> State:
-        """All registered states, as tensors, numbers and text."""
-        state: State = super().state_dict()
-        state["xp.cfg"] = OmegaConf.to_yaml(self.cfg, resolve=True)
-        return state
-
-    def commit(self, save_checkpoint: bool = True) -> None:
-        """Close the epoch: checkpoint first, then the history, so that a crash between them can be mended."""
-        self.history.append(self._pending_metrics)
-        self._start_epoch()
-        if not flashy.distrib.is_rank_zero():
-            return
-        if save_checkpoint:
-            state = self.state_dict()
-            epoch, keep = len(self.history), self.cfg.checkpoint
-            if keep.save_every and epoch % keep.save_every == 0:
-                names = keep.keep_every_states
-                kept = {k: v for k, v in state.items() if not names or k in names or k.startswith("xp.")}
-                checkpoint.save_checkpoint(kept, Path(self.folder) / checkpoint.epoch_name(epoch))
-                checkpoint.flush_old_epochs(Path(self.folder), keep.keep_last)
-            checkpoint.save_checkpoint(state, self.checkpoint_path)
-        self.xp.link.update_history(self.history)
-
-    def restore(self, load_best: bool = False) -> bool:
-        """Load the last checkpoint of this experiment, else the weights that `continue_from` names.
-
-        Args:
-            load_best: put the best state into the model, to use it rather than to train on.
-
-        Returns:
-            Whether anything was loaded.
-
-        Raises:
-            CheckpointError: if the file is damaged, unsafe or does not fit.
-        """
-        if self.checkpoint_path.exists():
-            self._load(checkpoint.load_checkpoint(self.checkpoint_path))
-            self.logger.info("Restored %s: %d epochs done", self.checkpoint_path, len(self.history))
-        elif self.cfg.continue_from:
-            self._load_weights(self.load_pretrained_state(self.cfg.continue_from))
-            self.logger.info("Continuing from %s", self.cfg.continue_from)
-        else:
-            return False
-        if load_best:
-            self._load_weights(self.best_state.states["model"])
-        return True
-
-    def load_pretrained_state(self, source: str) -> State:
-        """State dict of the model that `source` names; see `checkpoint.resolve_checkpoint`."""
-        path = checkpoint.resolve_checkpoint(source.removeprefix(checkpoint.PRETRAINED_PREFIX), self.xp.dora.dir)
-        state = checkpoint.load_checkpoint(path)
-        best: State = state.get("best_state") or {}
-        if not state.get("exported"):
-            best = best.get("model") or {}
-        if not best:
-            raise CheckpointError(f"{path} holds no best state to continue from; was it written by a solver?")
-        return best
-
-    def _load(self, state: State) -> None:
-        missing = [name for name in self.stateful.sources if name not in state]
-        if missing:
-            raise CheckpointError(
-                f"{self.checkpoint_path} lacks {', '.join(missing)}: it was written under another configuration; "
-                "continue from it in a new experiment with continue_from=PATH"
-            )
-        try:
-            self.load_state_dict({name: state[name] for name in self.stateful.sources})
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{self.checkpoint_path} does not fit this experiment: {error}") from error
-
-    def _load_weights(self, weights: State) -> None:
-        try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"the weights to continue from do not fit the model: {error}") from error
-        self.best_state.update("model", self.model.state_dict())
-        if self.ema is not None:
-            self.ema = WeightEMA(self.model, self.cfg.optim.ema.decay)
 
 
 def resolve_device(name: str) -> torch.device:
