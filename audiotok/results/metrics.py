@@ -56,6 +56,20 @@ METRICS: dict[str, Metric] = {
     "duration": Metric("neutral", "s", "wall time of the stage"),
 }
 
+HEADLINE = (
+    "train.mmd",
+    "valid.msspec",
+    "valid.sisnr",
+    "valid.mmd",
+    "evaluate.sisnr",
+    "evaluate.mel",
+    "evaluate.mi_groups",
+    "evaluate.mmd",
+    "evaluate.mmd_p",
+    "evaluate.usage",
+)
+"""The columns that a table shows unless asked for others: how good the codec is, and how independent its codebooks."""
+
 
 def metric_direction(column: str) -> Literal["higher", "lower"]:
     """Say which way a `stage.metric` column is better.

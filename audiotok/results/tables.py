@@ -17,7 +17,7 @@ import pandas as pd
 
 from audiotok.errors import ResultsError
 from audiotok.results.frame import Experiments
-from audiotok.results.metrics import METRICS
+from audiotok.results.metrics import HEADLINE
 
 TableFormat = Literal["table", "csv", "markdown"]
 MAX_TEXT = 60
@@ -76,11 +76,7 @@ def headline_columns(experiments: Experiments) -> list[str]:
     """Columns worth reading first: what was swept, how it went, and the metrics that judge it."""
     runs = experiments.runs
     said = [name for name in ("reason", "problems") if (runs[name] != "").any()]
-    judged = []
-    for column in runs.columns:
-        stage, _, name = str(column).partition(".")
-        if stage in ("valid", "evaluate") and name in METRICS and METRICS[name].direction != "neutral":
-            judged.append(str(column))
+    judged = [column for column in HEADLINE if column in runs.columns]
     return ["sig", *experiments.swept, "state", "epochs", "duration", *judged, *said]
 
 
