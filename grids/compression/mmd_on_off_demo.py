@@ -13,7 +13,7 @@ def explorer(launcher: Launcher) -> None:
     """Two conditions, paired by seed; more held-out clips than the demo, since mutual information wants frames."""
     launcher.slurm_(gpus=0, cpus_per_task=1, mem_per_gpu=4, time=60)
     launcher.bind_(solver="compression/demo", device="cpu")
-    launcher.bind_({"mmd.sigmas": "median", "dataset.evaluate.num_samples": 128, "optim.epochs": 20})
+    launcher.bind_({"mmd.sigmas": "median", "dataset.evaluate.num_samples": 128, "optim.epochs": 8})
     with launcher.job_array():
         for seed in SEEDS:
             for weight in WEIGHTS:
