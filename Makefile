@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := audiotok grids launchers tests
+SOURCES := audiotok benchmarks grids launchers tests
 DEMO := compression.encodec_mmd_demo
 
 .PHONY: install demo test test-fast lint constraints clean
@@ -19,6 +19,9 @@ demo: install  ## a small grid of EnCodec-MMD experiments on real music, ending 
 	$(BIN)/audiotok data demo --output data/demo
 	AUDIOTOK_LAUNCHER=local $(BIN)/dora grid $(DEMO) --retry --interval 0.25
 	$(BIN)/audiotok results $(DEMO) --samples --check
+
+# Tensors of tests are tiny: several threads would only wait for each other, for ever so long on a busy machine.
+test test-fast: export OMP_NUM_THREADS ?= 1
 
 test: lint  ## everything; as root on Debian with a real SLURM
 	$(BIN)/python -m pytest
