@@ -40,11 +40,7 @@ class CompressionExplorer(Explorer):
         ("sisnr", ".2f"),
         ("mmd", ".3g"),
     )
-    evaluate_metrics = (("sisnr", ".2f"), ("mel", ".4f"), ("mmd", ".3g"))
-
-    def __init__(self, explore: Any) -> None:
-        super().__init__(explore)
-        self._more_evaluated: dict[str, None] = {}  # metrics met on the way, e.g. visqol where it is switched on
+    evaluate_metrics = (("sisnr", ".2f"), ("mel", ".4f"), ("mi_groups", ".4f"), ("mmd", ".3g"), ("usage", ".2f"))
 
     def get_grid_meta(self) -> list[Any]:
         """Columns that say which experiment a line is about."""
@@ -60,11 +56,10 @@ class CompressionExplorer(Explorer):
         """Columns per stage, under their whole names."""
         progress = (("duration", ".1f", "minutes"), ("ping", "", "ping"))
         train = [tt.leaf(name, form, display=display) for name, form, display in progress]
-        more = [(name, ".3f") for name in self._more_evaluated]
         return [
             _group("train", self.train_metrics, train),
             _group("valid", self.valid_metrics),
-            _group("evaluate", (*self.evaluate_metrics, *more)),
+            _group("evaluate", self.evaluate_metrics),
         ]
 
     def process_sheep(self, sheep: Any, history: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -87,8 +82,6 @@ class CompressionExplorer(Explorer):
                 part["duration"] /= 60
             if ping is not None:
                 part["ping"] = ping
-        known = {name for name, _ in self.evaluate_metrics} | {"duration", "ping"}
-        self._more_evaluated |= dict.fromkeys(name for name in parts["evaluate"] if name not in known)
         return parts
 
 
