@@ -27,6 +27,7 @@ from audiotok.losses import (
     MultiScaleMelSpectrogramLoss,
     SISNRLoss,
 )
+from audiotok.quantization import STREAM_KINDS
 from audiotok.solvers.macro_batch import MacroBatch, MMDWeight
 from audiotok.solvers.settings import settings
 
@@ -43,7 +44,6 @@ ADVERSARIES: dict[str, type[nn.Module]] = {
     "mpd": MultiPeriodDiscriminator,
     "msd": MultiScaleDiscriminator,
 }
-STREAMS = ("input", "residual", "code")
 SPLITS = ("train", "valid", "evaluate", "generate")
 
 
@@ -120,8 +120,8 @@ def get_balancer(cfg: DictConfig) -> Balancer:
 
 def get_mmd(cfg: DictConfig) -> MMDLoss:
     """The criterion of an `mmd` section."""
-    if cfg.stream not in STREAMS:
-        raise ConfigError(f"mmd.stream={cfg.stream!r}; choose one of: {', '.join(STREAMS)}")
+    if cfg.stream not in STREAM_KINDS:
+        raise ConfigError(f"mmd.stream={cfg.stream!r}; choose one of: {', '.join(STREAM_KINDS)}")
     values = settings(cfg)
     return MMDLoss(
         values["sigmas"],
