@@ -1,0 +1,55 @@
+"""The `audiotok` command: thin commands over the library, a file each, each importing only what it needs.
+
+Data goes to stdout, everything else to stderr. A mistake of the user is one line and exit code 2.
+"""
+
+import argparse
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from audiotok import __version__
+from audiotok.cli import data, results
+from audiotok.errors import AudiotokError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments, default those of the process.
+
+    Returns:
+        Exit code: 0, 1 for a failed check, 2 for a mistake of the user, 130 if interrupted, 141 if stdout is closed.
+    """
+    args = _parser().parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without é still gets its table
+    try:
+        code: int = args.run(args) or 0
+        sys.stdout.flush()
+    except AudiotokError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except BrokenPipeError:  # `audiotok results GRID | head`: no word, nor when Python flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="audiotok", description="Grids of neural audio codec experiments.")
+    parser.add_argument("--version", action="version", version=f"audiotok {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in (results, data):
+        command.add_to(commands)
+    return parser
