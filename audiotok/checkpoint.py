@@ -23,6 +23,10 @@ _SIG = re.compile(r"[0-9a-zA-Z_-]+")
 _EPOCH_FILE = re.compile(r"checkpoint_(\d+)\.th")
 
 
+class NotSavedError(CheckpointError):
+    """A checkpoint that could not be written; the previous one is untouched, and a free disk mends it."""
+
+
 def epoch_name(epoch: int) -> str:
     """File name of the copy kept for one epoch."""
     return f"checkpoint_{epoch}.th"
@@ -32,7 +36,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write `state` so that `path` holds either the whole new checkpoint or the whole previous one.
 
     Raises:
-        CheckpointError: if it cannot be written (a full disk, a lost right); the previous file is untouched.
+        NotSavedError: if it cannot be written (a full disk, a lost right); the previous file is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -42,9 +46,9 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        raise CheckpointError(
-            f"cannot save {path}: {_first_line(error)}; the previous checkpoint, if any, is untouched: free some "
+    except (OSError, RuntimeError) as error:
+        raise NotSavedError(
+            f"{_why_not_written(error)}: cannot save {path}; the previous checkpoint, if any, is untouched: free some "
             "space or check the rights of the folder, then run the same command again to resume"
         ) from error
     finally:
@@ -121,5 +125,15 @@ def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
     return path
 
 
-def _first_line(error: Exception) -> str:
+def _why_not_written(error: BaseException) -> str:
+    """The system's word, such as `No space left on device`; torch often puts an error of its own over it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        seen = seen.__cause__ or seen.__context__
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

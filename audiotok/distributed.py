@@ -3,6 +3,8 @@
 A collective hangs unless all ranks reach it, so callers decide on values that are the same everywhere.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed
 
@@ -42,6 +44,58 @@ def shared_randint(low: int, high: int, device: torch.device) -> int:
     if is_distributed():
         draw = take_from_source_(draw.to(device))
     return int(draw)
+
+
+def gather_objects(own: Any) -> list[Any]:
+    """Small object of each rank, in their order, the same list on all of them."""
+    if not is_distributed():
+        return [own]
+    objects: list[Any] = [None] * world_size()
+    distributed.all_gather_object(objects, own)
+    return objects
+
+
+def object_of_source(own: Any) -> Any:
+    """Small object of rank 0; the other ranks wait for it."""
+    if not is_distributed():
+        return own
+    box = [own]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class Agreement:
+    """The largest request of all ranks, heard by all of them at the same call.
+
+    A call starts the exchange and gives the result of the one before, so that nobody waits for it and no device is
+    synchronised for it: what is asked at one step is heard at the next. A single process hears itself at once.
+
+    Args:
+        device: where collectives work.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._underway: tuple[distributed.Work, Tensor] | None = None
+
+    def __call__(self, request: int) -> int:
+        """Ask for `request`, 0 for nothing; every rank must call this equally often."""
+        if not is_distributed():
+            return request
+        heard = self.finish()
+        box = torch.full((1,), request, dtype=torch.int32, device=self.device)
+        work = distributed.all_reduce(box, distributed.ReduceOp.MAX, async_op=True)
+        assert work is not None
+        self._underway = work, box
+        return heard
+
+    def finish(self) -> int:
+        """Wait for the exchange under way, if any."""
+        if self._underway is None:
+            return 0
+        (work, box), self._underway = self._underway, None
+        work.wait()
+        return int(box)
 
 
 def gather_clips(clips: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Entry point of every experiment: `dora run solver=compression/demo`, and from Python the solver of a signature.
 
+Exit codes: 0 done; 1 a defect of ours or of the machine, such as a full disk; 2 a mistake of the user; 3 diverged; 143
+stopped by a signal, 130 from the keyboard. After 1, 130 and 143 the same command goes on from the last checkpoint.
+
 Nothing heavy is imported here: `dora grid` and `dora info` go through this file, and need neither torch nor a GPU. That
 is why solvers are imported where they are built.
 """
@@ -10,11 +13,11 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from dora import XP
+from dora import XP, get_xp
 from dora.git_save import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
-from audiotok.errors import AudiotokError, ConfigError, DivergedError
+from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
 from audiotok.experiment import experiment_main
 from audiotok.status import StatusWriter
 from launchers.hooks import install
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from audiotok.solvers import StandardSolver
 
 logger = logging.getLogger(__name__)
+
+MACHINE_FAILURE, USER_MISTAKE, DIVERGED = 1, 2, 3
+"""Exit codes of errors; see above."""
 
 
 def get_solver(cfg: DictConfig) -> "StandardSolver":
@@ -36,10 +42,15 @@ def get_solver(cfg: DictConfig) -> "StandardSolver":
 
     cfg = deepcopy(cfg)
     OmegaConf.resolve(cfg)
+    resolve_datasource(cfg)
+    return solvers.get_solver(cfg)
+
+
+def resolve_datasource(cfg: DictConfig) -> None:
+    """Make the manifests of the splits absolute paths; relative ones count from where dora was run."""
     for split in ("train", "valid", "evaluate", "generate"):
         if cfg.datasource[split]:
             cfg.datasource[split] = str(to_absolute_path(cfg.datasource[split]))
-    return solvers.get_solver(cfg)
 
 
 def get_solver_from_xp(
@@ -75,17 +86,32 @@ def get_solver_from_sig(sig: str, override_cfg: Mapping[str, Any] | None = None,
 def main(cfg: DictConfig) -> None:
     """Train the experiment that the command line describes, from its last checkpoint on."""
     try:
-        setup(cfg)
-        solver = get_solver(cfg)
-        if cfg.show:
-            solver.show()
-        elif cfg.execute_only:
-            run_stage(solver, cfg.execute_only)
+        if cfg.show or cfg.execute_only:
+            look(cfg)
         else:
-            train(solver)
+            train(cfg)
     except AudiotokError as error:
         logger.error("%s", error)
-        sys.exit(2)
+        sys.exit(exit_code(error))
+
+
+def exit_code(error: AudiotokError) -> int:
+    """Exit code that an error ends the process with."""
+    from audiotok.checkpoint import NotSavedError
+
+    if isinstance(error, DivergedError):
+        return DIVERGED
+    return MACHINE_FAILURE if isinstance(error, NotSavedError) else USER_MISTAKE
+
+
+def look(cfg: DictConfig) -> None:
+    """Show the model, or run one stage; neither changes the experiment."""
+    setup(cfg)
+    solver = get_solver(cfg)
+    if cfg.show:
+        solver.show()
+    else:
+        run_stage(solver, cfg.execute_only)
 
 
 def setup(cfg: DictConfig) -> None:
@@ -101,29 +127,77 @@ def setup(cfg: DictConfig) -> None:
     flashy.distrib.init(backend="nccl" if torch.cuda.is_available() and cfg.device != "cpu" else "gloo")
 
 
-def train(solver: "StandardSolver") -> None:
-    """Train to the last epoch; what happens is told in the experiment's `status.json`."""
-    import flashy
+def train(cfg: DictConfig) -> None:
+    """Train to the last epoch; what happens, from the first line on, is told in the experiment's `status.json`.
 
-    if not flashy.distrib.is_rank_zero():
-        solver.run()
-        return
-    status = StatusWriter(solver.folder, epochs=solver.cfg.optim.epochs)
-    solver.on_progress = lambda epoch: status.beat(epoch=epoch - 1)
-    status.start()
-    try:
-        solver.run()
-    except DivergedError as error:
-        status.end("DIVERGED", str(error))
-        raise
-    except (KeyboardInterrupt, SystemExit):
-        status.end("INTERRUPTED", "stopped by a signal; the same command resumes it")
-        raise
-    except Exception as error:
-        status.end("FAILED", f"{type(error).__name__}: {error}")
-        raise
-    status.beat(epoch=solver.cfg.optim.epochs)
-    status.end("COMPLETED")
+    A signal to stop ends it after the step at hand with `audiotok.solvers.interruption.Interrupted`.
+    """
+    from dora.distrib import get_distrib_spec
+
+    from audiotok.checkpoint import NotSavedError
+    from audiotok.solvers.interruption import Interrupted, StopSignals
+
+    epochs = OmegaConf.select(cfg, "optim.epochs")  # a configuration without solver has none
+    status = StatusWriter(get_xp().folder, epochs=epochs, silent=get_distrib_spec().rank > 0)
+    with StopSignals() as stop:
+        status.start()
+        try:
+            setup(cfg)
+            solver = get_solver(cfg)
+            solver.stop_signal = lambda: stop.signum
+            solver.on_progress = lambda: tell_progress(solver, status)
+            stop.patient = True
+            solver.run()
+        except BaseException as error:
+            end = ending(error)
+            if end[0] == "INTERRUPTED":
+                logger.warning("%s", end[1])
+            status.end(*end)
+            if stop.patient and isinstance(error, Interrupted | NotSavedError):  # which all ranks have in common
+                leave_others()
+            raise
+        tell_progress(solver, status)
+        status.end("COMPLETED")
+        leave_others()
+
+
+def tell_progress(solver: "StandardSolver", status: StatusWriter) -> None:
+    """Tell where training is."""
+    durations = [sum(stage.get("duration", 0.0) for stage in epoch.values()) for epoch in solver.history]
+    status.beat(
+        epoch=len(solver.history),
+        update=solver.progress.updates,
+        updates_per_epoch=solver.updates_per_epoch,
+        epoch_s=sum(durations) / len(durations) if durations else None,
+    )
+
+
+def ending(error: BaseException) -> tuple[str, str, str]:
+    """State, reason and kind that `status.json` says of an error that ended training."""
+    from audiotok.solvers.interruption import Interrupted
+
+    if isinstance(error, Interrupted):
+        return "INTERRUPTED", error.reason, "interrupted"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "INTERRUPTED", "stopped at once; the same command goes on from the last checkpoint", "interrupted"
+    if isinstance(error, DivergedError):
+        return "DIVERGED", str(error), "diverged"
+    if isinstance(error, AudiotokError):
+        kind = "config" if isinstance(error, ConfigError) else "data" if isinstance(error, DataError) else "error"
+        return "FAILED", str(error), kind
+    first_line = (str(error).splitlines() or [""])[0]
+    return "FAILED", f"{type(error).__name__}: {first_line}", "error"
+
+
+def leave_others() -> None:
+    """Leave the other ranks, all at once: the first to go with an error may have the others killed."""
+    from torch import distributed
+
+    from audiotok.distributed import is_distributed
+
+    if is_distributed():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def run_stage(solver: "StandardSolver", stage: str) -> None:

@@ -1,6 +1,10 @@
 """Batches for one process: which indices it takes, how they travel to the workers, how errors come back."""
 
 import math
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
@@ -19,14 +23,16 @@ class AudioLoader:
     out as the same one-line DataError that it is without workers.
     """
 
-    def __init__(self, dataset: AudioDataset, build: Callable[[], DataLoader[Item]]) -> None:
+    def __init__(self, dataset: AudioDataset, sampler: "ShardSampler", build: Callable[[], DataLoader[Item]]) -> None:
         self.dataset = dataset
+        self._sampler = sampler
         self._build = build
         self._loader = build()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, and how many of its batches are passed over without reading."""
         self.dataset.set_epoch(epoch)
+        self._sampler.start = start
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -54,8 +60,10 @@ class ShardSampler(Sampler[tuple[int, int]]):
 
     def __init__(self, dataset: AudioDataset, *, batch_size: int, world_size: int, rank: int, drop_last: bool) -> None:
         self.dataset = dataset
+        self.batch_size = batch_size
         self.world_size = world_size
         self.rank = rank
+        self.start = 0  # batches to pass over
         unit = world_size * batch_size if drop_last else world_size
         whole = len(dataset) // unit if drop_last else math.ceil(len(dataset) / unit)
         self.total = whole * unit
@@ -66,8 +74,29 @@ class ShardSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.dataset.epoch
         order = self.dataset.order(epoch)
-        for position in range(self.rank, self.total, self.world_size):
+        first = self.rank + self.start * self.batch_size * self.world_size
+        for position in range(first, self.total, self.world_size):
             yield epoch, order[position % len(order)]
+
+
+def shield_worker(worker_id: int) -> None:
+    """Let a data worker outlive the signals that ask the trainer, or its whole process group, to stop.
+
+    The trainer still reads until the step at hand is done; torch would turn the death of a worker into an error in the
+    middle of it. Only the trainer itself ends its workers, which the sender of the signal tells.
+    """
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+    if sys.platform != "linux":  # others do not tell the sender
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def get_loader(
@@ -115,7 +144,8 @@ def get_loader(
         sampler=cast("Sampler[int]", sampler),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=shield_worker,
         collate_fn=collate,
         pin_memory=pin_memory,
     )
-    return AudioLoader(dataset, build)
+    return AudioLoader(dataset, sampler, build)

@@ -2,7 +2,8 @@
 
 The fields are those of AudioCraft's manifests plus `channels`, so that a manifest written by either is read
 here. Paths are written relative to the manifest's own folder and read against it: a data folder can be
-moved as a whole.
+moved as a whole. Where a cluster keeps the audio of a preset elsewhere, the `dataset_paths` of its profile say so, and
+this is the one place that follows them.
 """
 
 import gzip
@@ -10,11 +11,12 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from audiotok.cluster import dataset_paths, map_path
 from audiotok.errors import DataError
 
 HINT = "Write it with `audiotok data prepare FOLDER --output ...`."
@@ -66,16 +68,19 @@ def read_manifest(path: str | Path) -> list[AudioMeta]:
     """Read the tracks of a manifest, with absolute paths.
 
     Args:
-        path: a .jsonl or .jsonl.gz file, or a folder that holds data.jsonl.gz or data.jsonl.
+        path: a .jsonl or .jsonl.gz file, or a folder that holds data.jsonl.gz or data.jsonl. It and absolute paths in
+            it are looked up in the `dataset_paths` of this cluster's profile (see `audiotok.cluster`).
 
     Raises:
+        ConfigError: if that profile cannot be read.
         DataError: if the manifest is missing, empty, not gzip despite its name, or has a line (named) that
             is not a JSON object with a path, a duration and a sample rate.
     """
-    path = _find_manifest(Path(path))
+    paths = dataset_paths(os.environ)
+    path = _find_manifest(map_path(Path(path), paths), Path(path))
     folder = path.parent.resolve()
     lines = _read_text(path).splitlines()
-    metas = [_parse(line, path, number, folder) for number, line in enumerate(lines, 1) if line.strip()]
+    metas = [_parse(line, path, number, folder, paths) for number, line in enumerate(lines, 1) if line.strip()]
     if not metas:
         raise DataError(f"manifest {path} is empty. {HINT}")
     return metas
@@ -93,7 +98,7 @@ def _relative_to(folder: Path, audio: Path) -> str:
     return Path(os.path.relpath(there.parent.resolve() / there.name, here.resolve())).as_posix()
 
 
-def _find_manifest(path: Path) -> Path:
+def _find_manifest(path: Path, asked: Path) -> Path:
     if path.is_dir():
         found = [path / name for name in FOLDER_NAMES if (path / name).is_file()]
         if not found:
@@ -104,7 +109,8 @@ def _find_manifest(path: Path) -> Path:
             )
         return found[0]
     if not path.is_file():
-        raise DataError(f"manifest {path} does not exist. {HINT}")
+        mapped = "" if path == asked else f" (dataset_paths of the cluster profile lead there from {asked})"
+        raise DataError(f"manifest {path} does not exist{mapped}. {HINT}")
     return path
 
 
@@ -119,7 +125,7 @@ def _read_text(path: Path) -> str:
         raise DataError(f"manifest {path} is not UTF-8 text ({err.reason}{named}). {HINT}") from err
 
 
-def _parse(line: str, path: Path, number: int, folder: Path) -> AudioMeta:
+def _parse(line: str, path: Path, number: int, folder: Path, paths: Mapping[str, str]) -> AudioMeta:
     where = f"manifest {path}, line {number}"
     try:
         entry = json.loads(line)
@@ -133,8 +139,11 @@ def _parse(line: str, path: Path, number: int, folder: Path) -> AudioMeta:
     if not isinstance(entry["path"], str) or not entry["path"]:
         raise DataError(f"{where}: path={entry['path']!r}; expected the name of an audio file. {HINT}")
     channels = _number(entry, "channels", where, minimum=1)
+    audio = Path(entry["path"])
+    if paths and audio.is_absolute():  # a relative one follows its manifest
+        audio = map_path(audio, paths)
     return AudioMeta(
-        path=Path(os.path.normpath(folder / entry["path"])),
+        path=Path(os.path.normpath(folder / audio)),
         duration=_required(entry, "duration", where, minimum=0),
         sample_rate=int(_required(entry, "sample_rate", where, minimum=1)),
         channels=None if channels is None else int(channels),

@@ -1,5 +1,6 @@
-"""Weights beside the ones being trained: their moving average, and the best ones so far."""
+"""Averages: of metrics over a stage, of weights over training; and the best weights so far."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,6 +18,52 @@ def copy_to_cpu(state: State) -> State:
         if isinstance(value, dict)
         else value
         for key, value in state.items()
+    }
+
+
+def to_floats(metrics: dict[str, Any]) -> dict[str, float]:
+    """Metrics as Python floats, with one transfer from the device for all tensors."""
+    floats = {name: float(value) for name, value in metrics.items() if not isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in metrics.items() if isinstance(value, torch.Tensor)}
+    if tensors:
+        stacked = torch.stack([value.detach().float().reshape(()) for value in tensors.values()])
+        floats.update(zip(tensors, stacked.tolist(), strict=True))
+    return {name: floats[name] for name in metrics}
+
+
+class MetricAverages:
+    """Running means of metrics, each over the steps that reported it."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+
+    def add(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Take in the metrics of a step; returns the means so far."""
+        for name, value in metrics.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        return self.means()
+
+    def means(self) -> dict[str, float]:
+        """The means so far."""
+        return {name: total / self.counts[name] for name, total in self.totals.items()}
+
+    def state_dict(self) -> State:
+        """Sums and counts, for the checkpoint."""
+        return {"totals": dict(self.totals), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take over saved sums and counts."""
+        self.totals, self.counts = dict(state["totals"]), dict(state["counts"])
+
+
+def merged(states: Iterable[State]) -> State:
+    """Mean of the states of the `MetricAverages` of several ranks, for another number of ranks."""
+    ranks = list(states)
+    return {
+        part: {name: sum(rank[part].get(name, 0.0) for rank in ranks) / len(ranks) for name in ranks[0][part]}
+        for part in ("totals", "counts")
     }
 
 

@@ -1,25 +1,29 @@
 """The training loop shared by all solvers: stages, averaged weights, schedules.
 
 Built on flashy (registry of states, stages, logging). What it adds: an epoch whose randomness depends on (seed, epoch,
-rank) alone, so that a resumed run repeats the uninterrupted one, and a stop at the first value that is not finite.
+rank) alone, so that a resumed run repeats the uninterrupted one, a stop after any step when a signal asks for it, and
+one at the first value that is not finite.
 """
 
 import math
-import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import flashy
-import numpy as np
 import torch
 from flashy.formatter import Formatter
 from omegaconf import DictConfig
 
+from audiotok.distributed import Agreement
 from audiotok.errors import ConfigError, DivergedError
-from audiotok.solvers.averages import WeightEMA
+from audiotok.solvers.averages import MetricAverages, State, WeightEMA, to_floats
 from audiotok.solvers.checkpointed import CheckpointedSolver
+from audiotok.solvers.interruption import SAVE, Interrupted
+from audiotok.solvers.randomness import keeping_rng, rng_state, seed_everything, set_rng_state
 from audiotok.solvers.schedules import get_lr_scheduler
+from audiotok.solvers.settings import resolve_device
 
 STAGES = ("valid", "evaluate", "generate")  # those that can run alone
 Metrics = dict[str, Any]
@@ -40,7 +44,9 @@ class StandardSolver(CheckpointedSolver, ABC):
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
         self.device = resolve_device(cfg.device)
-        self.on_progress: Callable[[int], None] = lambda epoch: None
+        self.on_progress: Callable[[], None] = lambda: None  # called after every step
+        self.stop_signal: Callable[[], int] = lambda: 0  # number of the signal that asked this process to stop
+        self.agreement = Agreement(self.device)
         if cfg.logging.log_tensorboard:
             self.init_tensorboard()
         seed_everything(cfg.seed)  # every rank starts from the same weights
@@ -97,23 +103,81 @@ class StandardSolver(CheckpointedSolver, ABC):
         if flashy.distrib.is_rank_zero():
             # A crash between checkpoint and history leaves the history one epoch short: the checkpoint is right.
             self.xp.link.update_history(self.history)
-        for epoch in range(self.epoch, self.cfg.optim.epochs + 1):
-            self.on_progress(epoch)
+        self.save_clock.restart()
+        while self.epoch <= self.cfg.optim.epochs:
+            self.on_progress()
             self.run_epoch()
             self.commit()
+        self.agreement.finish()
 
     def run_epoch(self) -> None:
-        """Train and validate; evaluate and generate when their turn has come."""
-        seed_everything(self.cfg.seed, self.epoch, flashy.distrib.rank())
-        self.run_stage("train", self.train)
+        """Train and validate; evaluate and generate when their turn has come. Goes on where the last stop was.
+
+        Raises:
+            Interrupted: if a signal asked for a stop; the checkpoint to go on from is then written.
+        """
+        own, self.progress.own = self.progress.own, None
+        self._pending_metrics = dict(self.progress.stages)
+        self.averages = MetricAverages()
+        if own is not None:
+            self.load_rank_state(own)
+        if not self.progress.begun:
+            self.averages = MetricAverages()
+            seed_everything(self.cfg.seed, self.epoch, flashy.distrib.rank())
+        try:
+            self._run_stages()
+        except Interrupted:
+            self.save_progress()
+            raise
+
+    def load_rank_state(self, state: State) -> None:
+        """Take up what `rank_state` gave; after a change in the number of ranks it has averages only."""
+        self.averages.load_state_dict(state["averages"])
+        if "rng" in state:
+            set_rng_state(state["rng"])
+        elif self.progress.begun:
+            self.logger.warning("Going on with another number of processes: random numbers are drawn anew.")
+            seed_everything(self.cfg.seed, self.epoch, flashy.distrib.rank(), self.progress.updates)
+
+    def _run_stages(self) -> None:
+        if "train" not in self._pending_metrics:
+            metrics = self.run_stage("train", self.train)
+            metrics["duration"] += self.progress.elapsed_s
         with torch.no_grad():
-            with self.swapped_state(self.ema.full_state() if self.ema else None):
-                self.run_stage("valid", self.valid)
-                self.update_best_state()
-            with self.swapped_state(self.best_state.states["model"]):
+            if "valid" not in self._pending_metrics:
+                with self.swapped_state(self.ema.full_state() if self.ema else None):
+                    self.run_stage("valid", self.valid)
+                    self.update_best_state()
+            with self.swapped_state(self.best_weights()):
                 for name in ("evaluate", "generate"):
-                    if self.should_run_stage(name):
+                    if self.should_run_stage(name) and name not in self._pending_metrics:
                         self.run_stage(name, getattr(self, name))
+
+    def run_stage(self, stage_name: str, method: Callable[..., Metrics], *args: Any, **kwargs: Any) -> Metrics:
+        """Run one stage; see flashy. What is needed to start it again is kept until it ends."""
+        self.stage_rng = None if stage_name == "train" else rng_state()
+        self.stage_began = time.monotonic()
+        metrics: Metrics = super().run_stage(stage_name, method, *args, **kwargs)
+        self.stage_rng = None
+        return metrics
+
+    def after_step(self) -> None:
+        """To be called after every step of every stage, equally often on all ranks.
+
+        Raises:
+            Interrupted: if a signal asked any rank to stop.
+        """
+        self.on_progress()
+        heard = self.agreement(self.stop_signal() or (SAVE if flashy.distrib.is_rank_zero() and self._is_due() else 0))
+        if heard > SAVE:
+            total = self.updates_per_epoch
+            where = f"epoch {self.epoch}, {self.current_stage}, update {self.progress.updates} of {total}"
+            raise Interrupted(heard, where)
+        if heard == SAVE and self.is_training:
+            self.save_progress()
+
+    def _is_due(self) -> bool:
+        return self.is_training and self.save_clock.due()
 
     def run_one_stage(self, name: str) -> Metrics:
         """Run valid, evaluate or generate alone, with the best state; nothing is committed.
@@ -123,7 +187,7 @@ class StandardSolver(CheckpointedSolver, ABC):
         """
         if name not in STAGES:
             raise ConfigError(f"execute_only={name!r}; choose one of: {', '.join(STAGES)}")
-        with torch.no_grad(), self.swapped_state(self.best_state.states["model"]):
+        with torch.no_grad(), self.swapped_state(self.best_weights()):
             metrics: Metrics = self.run_stage(name, getattr(self, name))
         return metrics
 
@@ -148,21 +212,22 @@ class StandardSolver(CheckpointedSolver, ABC):
         """
         self.model.train(self.is_training)
         loader = self.dataloaders[split]
-        loader.set_epoch(self.epoch)
-        progress = self.log_progress(split, loader, total=len(loader), updates=self.cfg.logging.log_updates)
-        average = flashy.averager()
-        averages: Metrics = {}
-        for index, batch in enumerate(progress):
+        start = self.progress.updates if self.is_training else 0
+        average = self.averages if self.is_training else MetricAverages()
+        loader.set_epoch(self.epoch, start)
+        batches = keeping_rng(loader) if start else loader
+        progress = self.log_progress(split, batches, total=len(loader) - start, updates=self.cfg.logging.log_updates)
+        for index, batch in enumerate(progress, start):
             metrics = to_floats(self.run_step(batch.to(self.device)))
             self._check_finite(metrics, split, index)
             if self.is_training:
                 self._after_update(index)
-            averages = average(metrics)
-            progress.update(**averages)
-            self.on_progress(self.epoch)
-        return dict(flashy.distrib.average_metrics(averages, len(loader)))
+            progress.update(**average.add(metrics))
+            self.after_step()
+        return dict(flashy.distrib.average_metrics(average.means(), len(loader)))
 
     def _after_update(self, index: int) -> None:
+        self.progress.updates = index + 1
         if self.scheduler is not None:
             self.scheduler.step()
         if self.ema is not None and (index + 1) % self.cfg.optim.ema.updates == 0:
@@ -190,35 +255,3 @@ class StandardSolver(CheckpointedSolver, ABC):
             if now > min(past, default=math.inf):
                 return
         self.best_state.update("model", self.model.state_dict())
-
-
-def resolve_device(name: str) -> torch.device:
-    """Device named in the configuration; `auto` is cuda where there is one.
-
-    Raises:
-        ConfigError: if the device is not there.
-    """
-    available = torch.cuda.is_available()
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device={name!r}; choose one of: auto, cpu, cuda")
-    if name == "cuda" and not available:
-        raise ConfigError("device=cuda, but torch sees no GPU here; use device=auto or device=cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
-def seed_everything(seed: int, *parts: int) -> None:
-    """Seed Python, NumPy and torch with a mix of the experiment's seed and what it is for."""
-    words = np.random.SeedSequence([seed, *parts]).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]))
-
-
-def to_floats(metrics: Metrics) -> dict[str, float]:
-    """Metrics as Python floats, with one transfer from the device for all tensors."""
-    floats = {name: float(value) for name, value in metrics.items() if not isinstance(value, torch.Tensor)}
-    tensors = {name: value for name, value in metrics.items() if isinstance(value, torch.Tensor)}
-    if tensors:
-        stacked = torch.stack([value.detach().float().reshape(()) for value in tensors.values()])
-        floats.update(zip(tensors, stacked.tolist(), strict=True))
-    return {name: floats[name] for name in metrics}

@@ -1,6 +1,7 @@
 """What a solver keeps on disk: checkpoints that are plain data and atomic, a history in step with them, resuming."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,8 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from audiotok import checkpoint
-from audiotok.errors import CheckpointError
-from audiotok.solvers.averages import BestState, State, WeightEMA
+from audiotok.distributed import gather_objects, is_distributed, is_source, object_of_source, world_size
+from audiotok.errors import CheckpointError, ConfigError
+from audiotok.solvers.averages import BestState, MetricAverages, State, WeightEMA
+from audiotok.solvers.interruption import PROGRESS, Progress, SaveClock
+from audiotok.solvers.randomness import rng_state
 
 
 class CheckpointedSolver(flashy.BaseSolver):
@@ -27,6 +31,14 @@ class CheckpointedSolver(flashy.BaseSolver):
         self.cfg = cfg
         self.best_state = BestState()
         self.ema: WeightEMA | None = None
+        self.progress = Progress()
+        self.averages = MetricAverages()  # of the train stage
+        self.stage_rng: State | None = None  # at the start of the current stage, unless it is train
+        self.stage_began = 0.0  # by the monotonic clock
+        minutes = cfg.checkpoint.every_minutes
+        if not isinstance(minutes, int | float) or minutes < 0:
+            raise ConfigError(f"checkpoint.every_minutes={minutes!r}; give a number of minutes, 0 for never")
+        self.save_clock = SaveClock(minutes)
 
     @property
     def checkpoint_path(self) -> Path:
@@ -52,22 +64,71 @@ class CheckpointedSolver(flashy.BaseSolver):
         state["xp.cfg"] = OmegaConf.to_yaml(self.cfg, resolve=True)
         return state
 
+    def rank_state(self) -> State:
+        """What each rank has of its own; plain data."""
+        return {"rng": self.stage_rng or rng_state(), "averages": self.averages.state_dict()}
+
+    def save_progress(self) -> None:
+        """Write a checkpoint within an epoch, to go on from this very step; every rank must call this.
+
+        In the other stages than train, it is the start of the stage that a resumed run goes on from.
+
+        Raises:
+            NotSavedError: if it cannot be written.
+        """
+        now = Progress(self.progress.updates, dict(self._pending_metrics), self.progress.elapsed_s)
+        if "train" not in now.stages:
+            now.elapsed_s += time.monotonic() - self.stage_began
+        ranks = gather_objects(self.rank_state())
+
+        def save() -> None:
+            checkpoint.save_checkpoint({**self.state_dict(), PROGRESS: now.state_dict(ranks)}, self.checkpoint_path)
+
+        self._on_source(save)
+        self.save_clock.restart()
+
     def commit(self, save_checkpoint: bool = True) -> None:
-        """Close the epoch: checkpoint first, then the history, so that a crash between them can be mended."""
+        """Close the epoch: checkpoint first, then the history, so that a crash between them can be mended.
+
+        Raises:
+            NotSavedError: if the checkpoint cannot be written.
+        """
         self.history.append(self._pending_metrics)
         self._start_epoch()
-        if not flashy.distrib.is_rank_zero():
-            return
-        if save_checkpoint:
-            state = self.state_dict()
-            epoch, keep = len(self.history), self.cfg.checkpoint
-            if keep.save_every and epoch % keep.save_every == 0:
-                names = keep.keep_every_states
-                kept = {k: v for k, v in state.items() if not names or k in names or k.startswith("xp.")}
-                checkpoint.save_checkpoint(kept, Path(self.folder) / checkpoint.epoch_name(epoch))
-                checkpoint.flush_old_epochs(Path(self.folder), keep.keep_last)
-            checkpoint.save_checkpoint(state, self.checkpoint_path)
-        self.xp.link.update_history(self.history)
+        self.progress = Progress()
+        ranks = gather_objects(self.rank_state()) if is_distributed() else None
+
+        def save() -> None:
+            if save_checkpoint:
+                self._save_epoch({PROGRESS: self.progress.state_dict(ranks)} if ranks else {})
+            self.xp.link.update_history(self.history)
+
+        self._on_source(save)
+        self.save_clock.restart()
+
+    def _save_epoch(self, progress: State) -> None:
+        state = {**self.state_dict(), **progress}
+        epoch, keep = len(self.history), self.cfg.checkpoint
+        if keep.save_every and epoch % keep.save_every == 0:
+            names = keep.keep_every_states
+            kept = {k: v for k, v in state.items() if not names or k in names or k.startswith("xp.")}
+            checkpoint.save_checkpoint(kept, Path(self.folder) / checkpoint.epoch_name(epoch))
+            checkpoint.flush_old_epochs(Path(self.folder), keep.keep_last)
+        checkpoint.save_checkpoint(state, self.checkpoint_path)
+
+    def _on_source(self, save: Callable[[], None]) -> None:
+        """Let rank 0 write; the others wait, and fail with it rather than wait for it for ever."""
+        failure: str | None = None
+        if is_source():
+            try:
+                save()
+            except checkpoint.NotSavedError as error:
+                failure = str(error)
+            except OSError as error:
+                failure = f"{error.strerror or error}: cannot write to {self.folder}; the last checkpoint is untouched"
+        failure = object_of_source(failure)
+        if failure is not None:
+            raise checkpoint.NotSavedError(failure)
 
     def restore(self, load_best: bool = False) -> bool:
         """Load the last checkpoint of this experiment, else the weights that `continue_from` names.
@@ -83,15 +144,29 @@ class CheckpointedSolver(flashy.BaseSolver):
         """
         if self.checkpoint_path.exists():
             self._load(checkpoint.load_checkpoint(self.checkpoint_path))
-            self.logger.info("Restored %s: %d epochs done", self.checkpoint_path, len(self.history))
+            within = f" and {self.progress.updates} updates" if self.progress.begun else ""
+            self.logger.info("Restored %s: %d epochs%s done", self.checkpoint_path, len(self.history), within)
         elif self.cfg.continue_from:
             self._load_weights(self.load_pretrained_state(self.cfg.continue_from))
             self.logger.info("Continuing from %s", self.cfg.continue_from)
         else:
             return False
         if load_best:
-            self._load_weights(self.best_state.states["model"])
+            self._load_weights(self.best_weights())
         return True
+
+    def best_weights(self) -> State:
+        """State dict of the best model so far.
+
+        Raises:
+            CheckpointError: before the end of the first epoch.
+        """
+        if "model" not in self.best_state.states:
+            raise CheckpointError(
+                f"{self.checkpoint_path} holds no best state: its first epoch is not finished; train on, or load the "
+                "weights in training (load_best=False)"
+            )
+        return self.best_state.states["model"]
 
     def load_pretrained_state(self, source: str) -> State:
         """State dict of the model that `source` names; see `checkpoint.resolve_checkpoint`."""
@@ -113,6 +188,8 @@ class CheckpointedSolver(flashy.BaseSolver):
             )
         try:
             self.load_state_dict({name: state[name] for name in self.stateful.sources})
+            if PROGRESS in state:
+                self.progress = Progress.from_state(state[PROGRESS], flashy.distrib.rank(), world_size())
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"{self.checkpoint_path} does not fit this experiment: {error}") from error
 

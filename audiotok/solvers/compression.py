@@ -4,6 +4,9 @@ Source: Defossez et al., High Fidelity Neural Audio Compression, 2022 (losses, b
 al., An Independence-promoting Loss for Music Generation with Language Models, ICML 2024 (MMD over codebooks).
 """
 
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,18 @@ from torch import Tensor, nn
 
 from audiotok.adversarial import AdversarialLoss
 from audiotok.checkpoint import PRETRAINED_PREFIX
-from audiotok.data.audio import write_audio
-from audiotok.errors import ConfigError
+from audiotok.data.audio import ClipStrategy, write_audio
+from audiotok.errors import ConfigError, DataError
 from audiotok.models.builders import get_compression_model
 from audiotok.models.encodec import CompressionModel, EncodecModel
 from audiotok.models.pretrained import load_pretrained
 from audiotok.solvers import builders
-from audiotok.solvers.base import Metrics, StandardSolver, to_floats
+from audiotok.solvers.averages import State, to_floats
+from audiotok.solvers.base import Metrics, StandardSolver
 from audiotok.solvers.codebooks import CodebookMeasures
 from audiotok.solvers.macro_batch import MacroBatch
+
+LIBSNDFILE_SYSTEM_ERROR = 2
 
 
 class CompressionSolver(StandardSolver):
@@ -65,6 +71,19 @@ class CompressionSolver(StandardSolver):
         """Run the stages; which steps train the adversaries depends on seed and epoch, alike on all ranks."""
         self.rng = torch.Generator().manual_seed(self.cfg.seed + self.epoch)
         super().run_epoch()
+
+    def rank_state(self) -> State:
+        """With the averages of the balancer, which are each rank's own, and the draws of the adversaries."""
+        own = {"balancer": self.balancer.state_dict(), "adversaries": self.rng.get_state()}
+        return {**super().rank_state(), **own}
+
+    def load_rank_state(self, state: State) -> None:
+        """Take up what `rank_state` gave."""
+        super().load_rank_state(state)
+        if "balancer" in state:
+            self.balancer.load_state_dict(state["balancer"])
+        if "adversaries" in state and self.progress.begun:
+            self.rng.set_state(state["adversaries"])
 
     def run_step(self, batch: Tensor) -> Metrics:
         """Reconstruct a batch [B, C, T], measure, and in training update adversaries and codec."""
@@ -151,7 +170,7 @@ class CompressionSolver(StandardSolver):
             averages = average(to_floats(metrics), len(batch))
             items += len(batch)
             codebooks.add(reference, result.codes)
-            self.on_progress(self.epoch)
+            self.after_step()
         return {**flashy.distrib.average_metrics(averages, items), **codebooks.metrics()}
 
     def generate(self) -> Metrics:
@@ -167,13 +186,8 @@ class CompressionSolver(StandardSolver):
             for reference, estimate, info in zip(batch, estimates, infos, strict=True):
                 name = f"{Path(info.path).stem}_{info.start_s:.1f}s.{audio.format}"
                 for parent, wav in (("reference", reference), (f"epoch_{self.epoch:04d}", estimate)):
-                    write_audio(
-                        folder / parent / name,
-                        wav[:, : info.n_frames],
-                        self.cfg.sample_rate,
-                        strategy=audio.strategy,
-                    )
-            self.on_progress(self.epoch)
+                    save_sample(folder / parent / name, wav[:, : info.n_frames], self.cfg.sample_rate, audio.strategy)
+            self.after_step()
         flashy.distrib.barrier()
         return {}
 
@@ -189,6 +203,23 @@ class CompressionSolver(StandardSolver):
             CheckpointError: if it cannot be found or read.
         """
         return load_pretrained(str(checkpoint_path).removeprefix(PRETRAINED_PREFIX), device)
+
+
+def save_sample(path: Path, wav: Tensor, sample_rate: int, strategy: ClipStrategy) -> None:
+    """Write a sample; a disk that refuses is the machine's failure, though libsndfile does not tell which.
+
+    Raises:
+        DataError: if the sample or its settings cannot be written in this format.
+        OSError: if the disk refuses.
+    """
+    try:
+        write_audio(path, wav, sample_rate, strategy=strategy)
+    except DataError as error:
+        if getattr(error.__cause__, "code", None) != LIBSNDFILE_SYSTEM_ERROR:
+            raise
+        full = shutil.disk_usage(path.parent).free < wav.nbytes  # the half-written file is gone again
+        number = errno.ENOSPC if full else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def build_encodec(cfg: Any) -> EncodecModel:

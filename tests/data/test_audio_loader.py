@@ -43,6 +43,38 @@ def epoch_of(loader: AudioLoader, epoch: int) -> list[torch.Tensor]:
     return batches
 
 
+@pytest.mark.parametrize(("world_size", "num_workers", "drop_last"), [(1, 0, False), (1, 1, True), (2, 0, False)])
+def test_an_epoch_can_start_anywhere_without_reading_what_is_before(
+    metas: list[AudioMeta], world_size: int, num_workers: int, drop_last: bool
+) -> None:
+    read: list[int] = []
+
+    class Watched(AudioDataset):
+        def __getitem__(self, key: int | tuple[int, int]) -> Any:
+            read.append(key[1] if isinstance(key, tuple) else key)
+            return super().__getitem__(key)
+
+    options: dict[str, Any] = {"segment_s": 0.25, "sample_rate": 8000, "channels": 1, "num_samples": 26}
+    for rank in range(world_size):
+        loader = get_loader(
+            Watched(metas, **options),
+            batch_size=4,
+            num_workers=num_workers,
+            world_size=world_size,
+            rank=rank,
+            drop_last=drop_last,
+        )
+        whole = epoch_of(loader, 3)
+        for start in (0, 1, len(loader) - 1, len(loader)):
+            loader.set_epoch(3, start)
+            read.clear()
+            batches = [batch for batch in loader if isinstance(batch, torch.Tensor)]
+            assert len(loader) == len(whole)  # of the whole epoch still
+            assert all(torch.equal(a, b) for a, b in zip(batches, whole[start:], strict=True))
+            assert all(index >= start * 4 * world_size for index in read)
+        assert len(epoch_of(loader, 3)) == len(whole)
+
+
 def test_batches_do_not_depend_on_workers(metas: list[AudioMeta]) -> None:
     alone = get_loader(dataset_of(metas), batch_size=4, num_workers=0)
     helped = get_loader(dataset_of(metas), batch_size=4, num_workers=2)

@@ -111,3 +111,19 @@ def test_a_bad_file_is_named_with_what_to_do(tmp_path: Path) -> None:
         read_manifest(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match=r"folder without data\.jsonl\.gz.*cut\.jsonl\.gz, empty\.jsonl"):
         read_manifest(tmp_path)
+
+
+def test_a_cluster_says_where_its_audio_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, far = tmp_path / "home", tmp_path / "home" / "far"  # below the folder it stands for: nothing is moved twice
+    absolute = {"path": str(home / "b.wav"), "duration": 1, "sample_rate": 8000}
+    far.mkdir(parents=True)
+    (far / "data.jsonl").write_text(f"{GOOD}\n{json.dumps(absolute)}\n")
+    monkeypatch.setenv("AUDIOTOK_DATASET_PATHS", json.dumps({str(home): str(far)}))
+    expected = [far / "a.wav", far / "b.wav"]
+    assert [meta.path for meta in read_manifest(home / "data.jsonl")] == expected
+    monkeypatch.chdir(home)
+    assert [meta.path for meta in read_manifest("data.jsonl")] == expected
+    with pytest.raises(DataError, match=re.escape(f"manifest {far}/no.jsonl does not exist (dataset_paths")):
+        read_manifest(home / "no.jsonl")
+    monkeypatch.delenv("AUDIOTOK_DATASET_PATHS")
+    assert [meta.path for meta in read_manifest(far)] == [far / "a.wav", home / "b.wav"]

@@ -1,18 +1,23 @@
 """The solver on real files: metrics, resuming, crashes, divergence, weights from elsewhere."""
 
+import errno
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from audiotok import checkpoint
-from audiotok.errors import CheckpointError, ConfigError, DivergedError
+from audiotok.errors import CheckpointError, ConfigError, DataError, DivergedError
 from audiotok.solvers import CompressionSolver
+from audiotok.solvers.compression import save_sample
 
 pytestmark = pytest.mark.slow
 Enter = Callable[..., AbstractContextManager[CompressionSolver]]
@@ -66,6 +71,35 @@ def test_samples_are_written_beside_their_reference(tmp_path: Path, solver_in: E
         samples = Path(solver.folder) / "samples"
     names = {path.name for path in (samples / "reference").iterdir()}
     assert names and names == {path.name for path in (samples / "epoch_0001").iterdir()}
+
+
+def test_every_seed_is_judged_on_the_same_clips(tmp_path: Path, solver_in: Enter) -> None:
+    clips = {}
+    for seed in (1, 2):
+        with solver_in(tmp_path / str(seed), f"seed={seed}") as solver:
+            loaders = solver.dataloaders
+            clips[seed] = {
+                split: torch.cat([batch[0] if isinstance(batch, tuple | list) else batch for batch in loaders[split]])
+                for split in ("train", "valid", "evaluate", "generate")
+            }
+    for split, first in clips[1].items():
+        assert torch.equal(first, clips[2][split]) == (split != "train"), split
+
+
+def test_a_sample_that_the_disk_refuses_is_no_fault_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wav, path = torch.zeros(1, 200_000), tmp_path / "sample.wav"
+    for free, number in ((300_000, errno.ENOSPC), (10**9, errno.EIO)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        (tmp_path / f".sample.wav.{os.getpid()}.partial").symlink_to("/dev/full")
+        with pytest.raises(OSError, match=os.strerror(number)) as caught:
+            save_sample(path, wav, 16_000, "clip")
+        assert caught.value.errno == number and list(tmp_path.iterdir()) == []
+    with pytest.raises(DataError, match="extension"):
+        save_sample(tmp_path / "sample.doc", wav, 16_000, "clip")
+    save_sample(path, wav, 16_000, "clip")
+    assert path.is_file()
 
 
 @pytest.mark.parametrize("schedule", ["null", "cosine"])

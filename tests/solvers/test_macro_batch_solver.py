@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 def train(solver: CompressionSolver) -> None:
     """Train stages only."""
     for _ in range(solver.cfg.optim.epochs):
-        solver.run_stage("train", solver.train)  # type: ignore[no-untyped-call]
+        solver.run_stage("train", solver.train)
         solver.commit(save_checkpoint=False)
 
 

@@ -1,0 +1,124 @@
+"""What it takes to stop anywhere and go on from there: signals, and the position within an epoch.
+
+The trainer does not stop where a signal finds it but after the step at hand, and every rank after the same step. What a
+checkpoint within an epoch holds beside the usual states is the entry `PROGRESS`: the updates done, the metrics of the
+stages done, and for each rank its random states and running averages. All of it is plain data.
+"""
+
+import signal
+import time
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Self
+
+from audiotok.solvers.averages import merged
+
+PROGRESS = "progress"
+"""Entry of a checkpoint that was written within an epoch, or by several ranks."""
+
+SAVE = 1
+"""Request for a checkpoint without a stop; smaller than the signals below, so that a stop goes before it."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Interrupted(SystemExit):
+    """Training stopped because a signal asked for it; all that it needs to go on is on disk.
+
+    Args:
+        signum: the signal.
+        where: what was going on, such as `epoch 3, update 17 of 2000`.
+    """
+
+    def __init__(self, signum: int, where: str) -> None:
+        super().__init__(128 + (signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM))
+        self.signum = signum
+        self.where = where
+
+    @property
+    def reason(self) -> str:
+        """The reason, for people."""
+        return f"stopped by {signal.Signals(self.signum).name} in {self.where}; the same command goes on from there"
+
+
+class StopSignals:
+    """Keeps in mind that a signal asked to stop, while its block runs; a second Ctrl-C ends the process at once.
+
+    Before `patient` is set there is nothing to save, and the signal raises `Interrupted` where it arrives.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self.patient = False
+        self._keyboard = 0
+
+    def __enter__(self) -> Self:
+        self._old = {signum: signal.signal(signum, self._handle) for signum in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        # No logging here: a handler may run in the middle of a log line.
+        self._keyboard += signum == signal.SIGINT
+        if self._keyboard > 1:
+            raise KeyboardInterrupt
+        self.signum = signum
+        if not self.patient:
+            raise Interrupted(signum, "the preparations")
+
+
+class SaveClock:
+    """Says once that a checkpoint is due, `minutes` after the last one; never for 0."""
+
+    def __init__(self, minutes: float) -> None:
+        self.period_s = 60.0 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """A checkpoint has been written."""
+        self._last, self._asked = time.monotonic(), False
+
+    def due(self) -> bool:
+        """Whether to ask for one now."""
+        if self._asked or not self.period_s or time.monotonic() - self._last < self.period_s:
+            return False
+        self._asked = True
+        return True
+
+
+@dataclass
+class Progress:
+    """Position within an epoch.
+
+    Attributes:
+        updates: done in the train stage.
+        stages: metrics of the stages done.
+        elapsed_s: that the train stage took before the last stop.
+        own: state of this rank to take up again, without its random states if there were more or fewer ranks; None
+            at the start.
+    """
+
+    updates: int = 0
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+    own: dict[str, Any] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the epoch has begun."""
+        return self.updates > 0
+
+    def state_dict(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """As a checkpoint holds it."""
+        return {"updates": self.updates, "stages": self.stages, "elapsed_s": self.elapsed_s, "ranks": ranks}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], rank: int, world_size: int) -> Self:
+        """What `state_dict` gave."""
+        ranks = state["ranks"]
+        own = ranks[rank] if len(ranks) == world_size else {"averages": merged(one["averages"] for one in ranks)}
+        stages = {name: dict(metrics) for name, metrics in state["stages"].items()}
+        return cls(int(state["updates"]), stages, float(state["elapsed_s"]), own)
