@@ -1,32 +1,69 @@
-"""`audiotok results`: a grid as a table."""
+"""`audiotok results`: a grid as a table of its runs, of its conditions over seeds, or of differences between them."""
 
 import argparse
 import logging
+import os
+import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from audiotok.errors import ResultsError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from audiotok.results import Experiments
 
 logger = logging.getLogger(__name__)
 
 EXIT_INCOMPLETE = 1
+WATCH_S = 10.0
+HOME_AND_CLEAR = "\x1b[H\x1b[J"
+# States after which an experiment says nothing new unless somebody submits it again.
+LIVE = frozenset({"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "UNKNOWN", "NOT_STARTED"})
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the parser of `audiotok`."""
-    parser = commands.add_parser("results", help="table of a grid: parameters, states, metrics")
+    parser = commands.add_parser("results", help="table of a grid: parameters, states, metrics, statistics over seeds")
     parser.description = "Print a grid as a table; without GRID, the names of the grids there are."
     parser.add_argument("grid", nargs="?", metavar="GRID", help="name as given to `dora grid`")
     parser.add_argument("--root", metavar="DIR", help="results folder (default: $AUDIOTOK_OUTPUT_DIR or ./outputs)")
-    parser.add_argument("--format", choices=("table", "csv", "markdown"), default="table")
+    parser.add_argument("--format", choices=("table", "csv", "markdown", "latex", "parquet"), default="table")
     parser.add_argument(
         "--columns",
         metavar="NAMES",
-        help="names or patterns, such as 'sig,seed,valid.*' (default: the headline ones; csv: all)",
+        help="names or patterns, such as 'sig,seed,valid.*' (default: the headline ones; csv, parquet: all)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of stdout")
     parser.add_argument("--samples", action="store_true", help="then say where the reconstructed samples lie")
     parser.add_argument("--check", action="store_true", help="exit with 1 unless every experiment has completed")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=WATCH_S,
+        metavar="SECONDS",
+        help=f"print it again every SECONDS (default: {WATCH_S:.0f}) until nothing waits or runs",
+    )
+    _add_statistics(parser.add_argument_group("statistics over seeds"))
     parser.set_defaults(run=_results)
+
+
+def _add_statistics(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--by", metavar="NAMES", help="one row per condition: parameters such as losses.mmd,rvq.n_q")
+    group.add_argument(
+        "--metric", metavar="NAMES", help="such as evaluate.sisnr,evaluate.mi (default: the headline ones)"
+    )
+    group.add_argument("--seeds", metavar="NAMES", default="seed", help="parameters averaged over (default: seed)")
+    group.add_argument("--pivot", metavar="NAME", help="one of --by, whose values become columns")
+    group.add_argument(
+        "--baseline", metavar="NAME=VALUE", action="append", help="compare each condition with this one, paired by seed"
+    )
+    group.add_argument("--best-by", metavar="METRIC", help="take the epoch that is best by this metric, not the last")
+    group.add_argument("--interval", choices=("bootstrap", "t"), default="t", help="confidence interval (default: t)")
+    group.add_argument("--unfinished", action="store_true", help="count runs that have not completed, too")
 
 
 def _results(args: argparse.Namespace) -> int:
@@ -35,13 +72,16 @@ def _results(args: argparse.Namespace) -> int:
     if args.grid is None:
         print("".join(f"{name}\n" for name in results.list_grids(args.root)), end="")
         return 0
+    if args.by is None:
+        wanting = [f"--{name}" for name in ("metric", "pivot", "baseline") if getattr(args, name) is not None]
+        if wanting:
+            raise ResultsError(f"{', '.join(wanting)} needs --by, such as --by losses.mmd.")
     experiments = results.load_grid(args.grid, args.root)
-    columns = None if args.format == "csv" else results.headline_columns(experiments)
-    if args.columns is not None:
-        columns = [name.strip() for name in args.columns.split(",")]
-    table = results.format_table(experiments.runs, args.format, columns)
-    logger.info("%r", experiments)
-    _write(table, args.output)
+    while args.watch is not None and any(record.state in LIVE for record in experiments.records):
+        _show(args, experiments, clear=sys.stdout.isatty())
+        time.sleep(max(args.watch, 0.1))
+        experiments = results.load_grid(args.grid, args.root)
+    _show(args, experiments, clear=args.watch is not None and sys.stdout.isatty())
     if args.samples:
         for record in experiments.records:
             for folder in sorted(record.folder.glob("samples/*")):
@@ -54,12 +94,78 @@ def _results(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(table: str, output: Path | None) -> None:
-    if output is None:
-        print(table, end="", flush=True)
-        return
+def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) -> None:
+    """Print or write the table that was asked for."""
+    from audiotok.results.tables import EXACT, format_table, headline_columns, write_table
+
+    if args.by is not None:
+        table, columns = _statistics(args, experiments), None
+    else:
+        table = experiments.runs
+        columns = None if args.format in EXACT else headline_columns(experiments)
+    if args.columns is not None:
+        columns = _names(args.columns)
+    if args.output is not None:
+        write_table(table, args.output, args.format, columns, bold=True)
+        logger.info("wrote %s", args.output)
+    else:
+        bold = args.format != "table" or (sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+        text = format_table(table, args.format, columns, bold=bold)
+        print(HOME_AND_CLEAR * clear + text, end="", flush=True)
+    logger.info("%r", experiments)
+
+
+def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":
+    """Rows of conditions rather than of runs."""
+    from audiotok.results.metrics import HEADLINE
+    from audiotok.results.selection import metric_values
+    from audiotok.results.statistics import compare, summarize
+    from audiotok.results.tables import summary_table
+
+    by, seeds = _names(args.by), _names(args.seeds)
+    metrics = _names(args.metric) if args.metric else [name for name in HEADLINE if name in experiments.metrics]
+    if not metrics:
+        raise ResultsError(f"nothing of {experiments.name} has been measured yet; see `audiotok results {args.grid}`.")
+    values = {name: metric_values(experiments, name, best_by=args.best_by).to_numpy() for name in metrics}
+    runs = experiments.runs.assign(**values)
+    if not args.unfinished:
+        left_out = runs[runs["state"] != "COMPLETED"]
+        if len(left_out):
+            counts = ", ".join(f"{count} {state}" for state, count in left_out["state"].value_counts().items())
+            logger.warning("left out: %s (--unfinished counts them)", counts)
+        runs = runs[runs["state"] == "COMPLETED"]
+    mixed = [name for name in experiments.swept if name not in (*by, *seeds)]
+    if mixed:
+        logger.warning("averaged over %s too; add to --by to keep them apart", ", ".join(mixed))
+    if args.baseline is None:
+        return summary_table(summarize(runs, by, metrics, interval=args.interval), by, args.pivot)
+    if args.pivot is not None or len(seeds) != 1:
+        raise ResultsError("--baseline pairs runs by one seed parameter and takes no --pivot.")
+    baseline = dict(_condition(text, experiments) for text in args.baseline)
+    return compare(runs, by, metrics, baseline, pair=seeds[0], interval=args.interval)
+
+
+def _condition(text: str, experiments: "Experiments") -> tuple[str, Any]:
+    """NAME=VALUE with the value that the runs have, whatever its type."""
+    from audiotok.results.cells import format_value
+
+    name, separator, wanted = text.partition("=")
+    if not separator or name not in experiments.parameters:
+        known = ", ".join(experiments.parameters)
+        raise ResultsError(f"--baseline {text}: NAME=VALUE expected; parameters are: {known}.")
+    values = list(dict.fromkeys(experiments.runs[name]))
+    for value in values:
+        if wanted in (str(value), format_value(value)) or _number(wanted) == value:
+            return name, value
+    raise ResultsError(f"--baseline {text}: no run has it; {name} is one of: {', '.join(map(format_value, values))}.")
+
+
+def _number(text: str) -> float | None:
     try:
-        output.write_text(table, encoding="utf-8")
-    except OSError as error:
-        raise ResultsError(f"cannot write {output}: {error.strerror}.") from error
-    logger.info("wrote %s", output)
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

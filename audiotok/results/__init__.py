@@ -1,9 +1,10 @@
 """Experiments back as tables: from the folders of a grid to DataFrames, without torch, Dora or Hydra."""
 
-from audiotok.results.frame import Experiments, load_all, load_grid, load_sigs
+from audiotok.results.frame import Experiments, load_all, load_grid, load_sigs, require_metric
 from audiotok.results.metrics import METRICS, Metric, metric_direction
+from audiotok.results.records import Experiment, read_experiment
 from audiotok.results.tables import format_table, headline_columns
-from audiotok.results.xps import Experiment, grid_signatures, list_grids, read_experiment
+from audiotok.results.xps import grid_signatures, list_grids
 
 __all__ = [
     "METRICS",
@@ -19,4 +20,5 @@ __all__ = [
     "load_sigs",
     "metric_direction",
     "read_experiment",
+    "require_metric",
 ]

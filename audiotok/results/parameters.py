@@ -1,16 +1,21 @@
 """Parameters of an experiment: Hydra overrides parsed to values, and values of the saved configuration.
 
 An override is read by Hydra's rules, not YAML 1.1's: `1e-5` is a number, `yes` and `010` are strings.
-Configuration files are those Hydra leaves in `.hydra/` at the start of a run.
+The configuration is `frozen.json`, which is written at submission; before there was one, it is what Hydra leaves in
+`.hydra/` at the start of a run.
 """
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from audiotok.results.files import encodable, read_json_file
 
 _BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster
 _NULL = re.compile(r"null\Z", re.IGNORECASE)
@@ -68,33 +73,32 @@ def parse_overrides(argv: Iterable[str]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for override in argv:
-        key, separator, text = override.partition("=")
-        removed = key.startswith("~")
-        values[key.strip().lstrip("+~")] = None if removed or not separator else parse_value(text)
+        key, value = _parse_override(override)
+        values[key] = copy.deepcopy(value) if isinstance(value, list | dict) else value
     return values
 
 
 class SavedConfig:
-    """What Hydra saved of one run: the chosen groups and the composed configuration (some 20 ms to read).
+    """Configuration of one experiment: the composed values and the chosen groups, read when first asked for.
 
     Args:
-        folder: folder of the experiment; its `.hydra` may be absent, before the first run.
+        folder: folder of the experiment; it may hold neither file, before the first run.
     """
+
+    FILES = ("frozen.json", ".hydra/config.yaml", ".hydra/hydra.yaml")
 
     def __init__(self, folder: Path) -> None:
         self.problems: list[str] = []
-        self._config = self._read(folder / ".hydra" / "config.yaml")
-        choices = _lookup(self._read(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices")
-        self._choices: Mapping[str, Any] = choices if isinstance(choices, dict) else {}
+        self._folder = folder
 
     def get(self, key: str) -> Any:
         """Value of a dotted key, or of a configuration group; None where there is none.
 
         A value that is one plain `${other.key}` is followed; other interpolations stay as text.
         """
-        if key in self._choices:  # first: the group `solver` may share its name with a key of the configuration
-            return self._choices[key]
         value = _lookup(self._config, key)
+        if _may_be_group(key, value) and key in self._choices:  # `solver` is a group and a key of the configuration
+            return self._choices[key]
         for _ in range(_MAX_REFERENCES):
             match = _REFERENCE.match(value) if isinstance(value, str) else None
             if match is None:
@@ -102,7 +106,24 @@ class SavedConfig:
             value = _lookup(self._config, match[1])
         return value
 
-    def _read(self, path: Path) -> Any:
+    @cached_property
+    def _frozen(self) -> dict[str, Any]:
+        return read_json_file(self._folder / self.FILES[0], dict, self.problems) or {}
+
+    @cached_property
+    def _config(self) -> Any:
+        frozen = self._frozen.get("cfg")
+        return frozen if isinstance(frozen, dict) else self._read_yaml(self.FILES[1])
+
+    @cached_property
+    def _choices(self) -> Mapping[str, Any]:
+        choices = self._frozen.get("choices")
+        if not isinstance(choices, dict):
+            choices = _lookup(self._read_yaml(self.FILES[2]), "hydra.runtime.choices")
+        return choices if isinstance(choices, dict) else {}
+
+    def _read_yaml(self, name: str) -> Any:
+        path = self._folder / name
         try:
             return yaml.load(path.read_text(encoding="utf-8"), Loader=_HydraLoader)
         except FileNotFoundError:
@@ -110,6 +131,43 @@ class SavedConfig:
         except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             self.problems.append(f"{path.name} cannot be read ({type(error).__name__})")
             return None
+
+
+def hashable(value: Any) -> Any:
+    """Lists to tuples and dicts to JSON, so that rows can be grouped by any parameter."""
+    if isinstance(value, list | tuple):
+        return tuple(map(hashable, value))
+    if isinstance(value, dict):
+        return json.dumps(value, default=str)
+    if isinstance(value, str):
+        return encodable(value)
+    return value if value is None or isinstance(value, bool | int | float) else encodable(str(value))
+
+
+@lru_cache(maxsize=2**14)
+def natural(value: Any) -> tuple[int, Any]:
+    """Sort key over mixed values: none, then numbers, texts (n2 before n10), lists element by element."""
+    if value is None or value != value:
+        return 0, 0
+    if isinstance(value, bool | int | float):
+        return 1, value
+    if isinstance(value, tuple):
+        return 3, tuple(map(natural, value))
+    parts = re.split(r"0*([0-9]+)", str(value))  # texts and digits take turns; longer digits are larger
+    return 2, [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)]
+
+
+@lru_cache(maxsize=2**14)
+def _parse_override(override: str) -> tuple[str, Any]:
+    """Key and value; experiments of a grid share most of their overrides."""
+    key, separator, text = override.partition("=")
+    removed = key.startswith("~")
+    return key.strip().lstrip("+~"), None if removed or not separator else parse_value(text)
+
+
+def _may_be_group(key: str, value: Any) -> bool:
+    """Groups have no dots, and where the configuration has a key of that name, it is a section or a name."""
+    return "." not in key and (value is None or isinstance(value, str | dict))
 
 
 def _parse_scalar(text: str) -> bool | int | float | str | None:

@@ -1,58 +1,95 @@
-"""DataFrame of runs to text: a terminal table, CSV or Markdown.
+"""DataFrame of runs to text: a terminal table, Markdown, LaTeX or CSV; or to a Parquet file.
 
 What comes from files (labels, reasons, names) is made harmless: escape sequences and control characters never
-reach the terminal, and pipes never break a Markdown row. CSV keeps every value, at full precision.
+reach the terminal, pipes never break a Markdown row, and LaTeX sees no command. CSV and Parquet keep every value, at
+full precision.
 """
 
 import difflib
 import json
-import math
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 
 from audiotok.errors import ResultsError
+from audiotok.results.cells import Estimate, clean_text, format_column, is_numeric, number_of, text_width
 from audiotok.results.frame import Experiments
-from audiotok.results.metrics import HEADLINE
+from audiotok.results.metrics import HEADLINE, METRICS, Direction
 
-TableFormat = Literal["table", "csv", "markdown"]
-MAX_TEXT = 60
-_SHORT_NUMBER = 7  # characters: a number as short as that was typed by somebody, and is shown as it is
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+TableFormat = Literal["table", "csv", "markdown", "latex", "parquet"]
+EXACT: tuple[str, ...] = ("csv", "parquet")
+"""Formats for programs: every column, every digit."""
+
+_MEASURED = ("train", "valid", "evaluate", "generate")
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _MARKDOWN = re.compile(r"[\\|<`*]")
+_LATEX = {
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+}
+_ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
 
 
-def format_table(runs: pd.DataFrame, fmt: str = "table", columns: Sequence[str] | None = None) -> str:
+def format_table(
+    runs: pd.DataFrame, fmt: str = "table", columns: Sequence[str] | None = None, *, bold: bool = False
+) -> str:
     """Write runs as text.
 
     Args:
-        runs: `Experiments.runs`, or any DataFrame.
-        fmt: `table` (aligned, rounded), `csv` (full precision) or `markdown` (rounded).
+        runs: `Experiments.runs`, a summary, or any DataFrame.
+        fmt: `table` (aligned, rounded), `markdown` (rounded), `latex` (booktabs, rounded) or `csv` (full precision).
         columns: names or patterns such as `valid.*`, in the order wanted; default all.
+        bold: mark the best value of every metric that has a better direction; for `table`, with terminal escapes.
 
     Returns:
         Lines, the last one ended too.
 
     Raises:
-        ResultsError: if the format or a column does not exist.
+        ResultsError: if the format or a column does not exist, or the format is no text.
     """
     if fmt not in get_args(TableFormat):
         raise ResultsError(f"no table format {fmt!r}; choose one of: {', '.join(get_args(TableFormat))}.")
+    if fmt == "parquet":
+        raise ResultsError("parquet is not text; give a file with output (--output FILE).")
     frame = runs if columns is None else runs[select_columns(runs.columns, columns)]
     if fmt == "csv":
-        return frame.map(_csv_value).to_csv(index=False, lineterminator="\n")
+        return _expand_estimates(frame).map(_csv_value).to_csv(index=False, lineterminator="\n")
     headers = [clean_text(str(name)) for name in frame.columns]
     values = [frame.iloc[:, index].tolist() for index in range(len(headers))]
-    cells = [_format_column(items) for items in values]
-    numeric = [all(map(_is_numeric, items)) for items in values]
-    rows = [list(row) for row in zip(*cells, strict=True)]
-    if fmt == "markdown":
-        return _markdown(headers, rows, numeric)
-    return _terminal(headers, rows, numeric)
+    cells = [format_column(items) for items in values]
+    numeric = [all(map(is_numeric, items)) for items in values]
+    best = [_best_rows(header, items) if bold else set() for header, items in zip(headers, values, strict=True)]
+    write = {"table": _terminal, "markdown": _markdown, "latex": _latex}[fmt]
+    return write(headers, cells, numeric, best)
+
+
+def write_table(
+    runs: pd.DataFrame, path: Path, fmt: str = "table", columns: Sequence[str] | None = None, *, bold: bool = False
+) -> None:
+    """Write runs to a file; see `format_table`. Parquet holds lists as JSON text.
+
+    Raises:
+        ResultsError: if the format or a column does not exist, or the file cannot be written.
+    """
+    try:
+        if fmt == "parquet":
+            frame = runs if columns is None else runs[select_columns(runs.columns, columns)]
+            _expand_estimates(frame).map(_csv_value).convert_dtypes().to_parquet(path, index=False)
+        else:
+            path.write_text(format_table(runs, fmt, columns, bold=bold and fmt != "table"), encoding="utf-8")
+    except OSError as error:
+        raise ResultsError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
 def select_columns(available: Iterable[str], wanted: Iterable[str]) -> list[str]:
@@ -80,51 +117,60 @@ def headline_columns(experiments: Experiments) -> list[str]:
     return ["sig", *experiments.swept, "state", "epochs", "duration", *judged, *said]
 
 
-def clean_text(text: str) -> str:
-    """Drop escape sequences, control and direction characters; line breaks and tabs become spaces."""
-    text = re.sub(r"\s+", " ", _ESCAPES.sub("", text))
-    return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = None) -> pd.DataFrame:
+    """Turn the tidy rows of `statistics.summarize` into a table to read.
+
+    Args:
+        summary: what `summarize` returned.
+        by: the columns it was grouped by.
+        pivot: one of `by` whose values become columns, such as a table of MMD weight × kernel widths.
+
+    Returns:
+        One row per group (without `pivot`), one column of `Estimate` per metric (and value of `pivot`).
+
+    Raises:
+        ResultsError: if `pivot` is not one of `by`, or is the only one.
+    """
+    rows = [name for name in by if name != pivot]
+    if pivot is not None and (pivot not in by or not rows):
+        raise ResultsError(f"pivot={pivot!r}; choose one of: {', '.join(by)}, and leave another one for the rows.")
+    metrics = list(dict.fromkeys(summary["metric"]))
+    table: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for record in summary.to_dict("records"):
+        key = tuple(record[name] for name in rows)
+        row = table.setdefault(key, dict(zip(rows, key, strict=True)))
+        where = "" if pivot is None else f"{pivot.rpartition('.')[2]}={format_column([record[pivot]])[0]}"
+        name = str(record["metric"]) if not where else where if len(metrics) == 1 else f"{record['metric']} {where}"
+        row[name] = Estimate(record["mean"], record["std"], record["n"])
+    return pd.DataFrame(list(table.values()))
 
 
-def _is_missing(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+def _best_rows(header: str, items: Sequence[Any]) -> set[int]:
+    """Rows that hold the best value of a column, if it is a metric with a better direction."""
+    direction = _direction(header)
+    numbers = np.array([number_of(value) for value in items], np.float64)
+    if direction not in ("higher", "lower") or np.isfinite(numbers).sum() < 2:
+        return set()
+    finite = np.where(np.isfinite(numbers), numbers, np.nan)
+    return set(np.flatnonzero(finite == (np.nanmax(finite) if direction == "higher" else np.nanmin(finite))).tolist())
 
 
-def _is_numeric(value: object) -> bool:
-    return _is_missing(value) or (isinstance(value, int | float) and not isinstance(value, bool))
+def _direction(header: str) -> Direction:
+    stage, _, name = header.partition(" ")[0].partition(".")  # `losses.mmd` is a parameter, `evaluate.mmd` is measured
+    metric = METRICS.get(name) if stage in _MEASURED else None
+    return metric.direction if metric else "neutral"
 
 
-def _format_column(items: Sequence[Any]) -> list[str]:
-    floats = [value for value in items if isinstance(value, float) and math.isfinite(value)]
-    decimals = _decimals(floats)
-    return [_format_value(value, decimals) for value in items]
-
-
-def _decimals(floats: Sequence[float]) -> int | None:
-    """Digits after the point for a whole column; None where each number is better written on its own."""
-    sizes = [abs(value) for value in floats if value]
-    if not sizes or all(len(f"{value:g}") <= _SHORT_NUMBER and float(f"{value:g}") == value for value in floats):
-        return None
-    decimals = min(max(3 - math.floor(math.log10(max(sizes))), 0), 6)
-    return decimals if min(sizes) >= 10.0 ** (1 - decimals) else None
-
-
-def _format_value(value: Any, decimals: int | None = None) -> str:
-    if _is_missing(value):
-        return "-"
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join("null" if item is None else _format_value(item) for item in value) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        if decimals is not None and math.isfinite(value):
-            return f"{value:.{decimals}f}"
-        short = f"{value:g}"
-        if len(short) <= _SHORT_NUMBER and float(short) == value:
-            return short
-        return f"{value:.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
-    text = clean_text(str(value))
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+def _expand_estimates(frame: pd.DataFrame) -> pd.DataFrame:
+    """Replace each column of estimates by columns of its parts."""
+    columns: dict[str, Any] = {}
+    for name, items in frame.items():
+        if any(isinstance(value, Estimate) for value in items):
+            for part in Estimate._fields:
+                columns[f"{name}.{part}"] = [getattr(value, part, None) for value in items]
+        else:
+            columns[str(name)] = items.array
+    return pd.DataFrame(columns)
 
 
 def _csv_value(value: Any) -> Any:
@@ -134,27 +180,42 @@ def _csv_value(value: Any) -> Any:
     return value
 
 
-def _terminal(headers: list[str], rows: list[list[str]], numeric: list[bool]) -> str:
-    widths = [max(map(_width, column)) for column in zip(headers, *rows, strict=True)]
-    lines = []
-    for row in [headers, ["-" * width for width in widths], *rows]:
-        cells = (_pad(text, width, right) for text, width, right in zip(row, widths, numeric, strict=True))
-        lines.append("  ".join(cells).rstrip() + "\n")
-    return "".join(lines)
+def _terminal(headers: list[str], cells: list[list[str]], numeric: list[bool], best: list[set[int]]) -> str:
+    columns = [[header, *column] for header, column in zip(headers, cells, strict=True)]
+    for index, column in enumerate(columns):
+        width = max(map(text_width, column))
+        padded = [_pad(text, width, numeric[index]) for text in column]
+        marked = [f"{_BOLD}{text}{_PLAIN}" if row - 1 in best[index] else text for row, text in enumerate(padded)]
+        columns[index] = [marked[0], "-" * width, *marked[1:]]
+    return "".join("  ".join(row).rstrip() + "\n" for row in zip(*columns, strict=True))
 
 
-def _markdown(headers: list[str], rows: list[list[str]], numeric: list[bool]) -> str:
-    rule = ["---:" if right else "---" for right in numeric]
-    escaped = [[_MARKDOWN.sub(r"\\\g<0>", text) for text in row] for row in [headers, *rows]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [escaped[0], rule, *escaped[1:]])
+def _markdown(headers: list[str], cells: list[list[str]], numeric: list[bool], best: list[set[int]]) -> str:
+    columns = []
+    for header, column, right, winners in zip(headers, cells, numeric, best, strict=True):
+        escaped = [_MARKDOWN.sub(r"\\\g<0>", text) for text in [header, *column]]
+        marked = [f"**{text}**" if row in winners else text for row, text in enumerate(escaped[1:])]
+        columns.append([escaped[0], "---:" if right else "---", *marked])
+    return "".join(f"| {' | '.join(row)} |\n" for row in zip(*columns, strict=True))
 
 
-def _width(text: str) -> int:
-    """Columns that a text takes in a terminal: wide characters take two, combining ones none."""
-    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
-    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
+def _latex(headers: list[str], cells: list[list[str]], numeric: list[bool], best: list[set[int]]) -> str:
+    columns = []
+    for header, column, winners in zip(headers, cells, best, strict=True):
+        arrow = _ARROWS.get(_direction(header), "")
+        escaped = [_escape_latex(text) for text in column]
+        marked = [rf"\textbf{{{text}}}" if row in winners else text for row, text in enumerate(escaped)]
+        columns.append([f"{_escape_latex(header)} {arrow}".rstrip(), *marked])
+    lines = [f"{' & '.join(row)} \\\\\n" for row in zip(*columns, strict=True)]
+    alignment = "".join("r" if right else "l" for right in numeric)
+    head = f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{alignment}}}\n\\toprule\n"
+    return head + lines[0] + "\\midrule\n" + "".join(lines[1:]) + "\\bottomrule\n\\end{tabular}\n"
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in text)
 
 
 def _pad(text: str, width: int, right: bool) -> str:
-    space = " " * (width - _width(text))
+    space = " " * (width - text_width(text))
     return space + text if right else text + space

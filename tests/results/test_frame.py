@@ -64,9 +64,12 @@ def test_every_number_of_the_history_is_there_and_no_other(grid: Path) -> None:
     assert found == expected
     assert set(history.dtypes[3:]) == {np.dtype("float64")}
     assert not history.duplicated(["sig", "epoch", "stage"]).any()
-    first = history.head(7)[["epoch", "stage"]].values.tolist()
-    assert first[:4] == [[1, "train"], [1, "valid"], [2, "train"], [2, "valid"]]
-    assert first[4:] == [[3, "train"], [3, "valid"], [3, "evaluate"]]
+    keys = history[["sig", "stage", "epoch"]].values.tolist()
+    order = {stage: place for place, stage in enumerate(["train", "valid", "evaluate"])}
+    assert keys == sorted(
+        keys, key=lambda key: (list(history["sig"].cat.categories).index(key[0]), order[key[1]], key[2])
+    )
+    assert history.dtypes[:3].map(str).to_dict() == {"sig": "category", "stage": "category", "epoch": "int32"}
 
 
 def test_last_values_best_epochs_and_durations(grid: Path) -> None:
@@ -111,7 +114,7 @@ def test_rows_and_columns_are_in_a_natural_order(grid: Path) -> None:
     assert [record.sig for record in experiments.records] == runs["sig"].tolist()
     assert [str(name) for name in runs.columns] == [
         "sig", "solver", "losses.mmd", "mmd.sigmas", "seed",
-        "state", "reason", "epochs", "last_epoch", "best_epoch", "duration", "host",
+        "state", "reason", "epochs", "last_epoch", "best_epoch", "duration", "gpu_hours", "host", "commit",
         "train.l1", "train.mmd", "train.duration", "valid.sisnr", "valid.msspec", "valid.duration",
         "evaluate.sisnr", "evaluate.mel", "problems",
     ]  # fmt: skip
@@ -164,7 +167,7 @@ def test_an_empty_grid(root: Path) -> None:
     experiments = load_grid(GRID, root)
     assert len(experiments.runs) == len(experiments.history) == 0
     assert {"sig", "state", "best_epoch"} <= set(experiments.runs.columns)
-    assert list(experiments.history.columns) == ["sig", "epoch", "stage"]
+    assert list(experiments.history.columns) == ["sig", "stage", "epoch"]
     assert experiments.swept == [] and "0 experiments" in repr(experiments)
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from audiotok.errors import ResultsError
+from audiotok.results.records import read_experiment
 from audiotok.results.xps import (
-    experiment_folder,
+    experiment_folders,
     grid_signatures,
     list_grids,
     list_signatures,
     output_root,
-    read_experiment,
+    output_roots,
     require_signatures,
 )
 
@@ -107,7 +108,7 @@ def test_a_copy_from_another_machine(root: Path, make_experiment: Callable[..., 
     shutil.copytree(root, copy, symlinks=True)
     shutil.rmtree(root)
     assert grid_signatures(copy, GRID) == ["0a1b2c3d"]
-    folder = experiment_folder(copy, "0a1b2c3d", GRID)
+    folder = experiment_folders(copy, ["0a1b2c3d"], GRID)["0a1b2c3d"]
     assert read_experiment(folder).overrides == {"seed": 1}
 
 
@@ -116,14 +117,14 @@ def test_the_copy_is_read_and_not_its_origin(root: Path, make_experiment: Callab
     copy = tmp_path / "copy"
     shutil.copytree(root, copy, symlinks=True)  # its link still leads to the origin
     (origin / ".argv.json").write_text(json.dumps(["seed=2"]))
-    assert read_experiment(experiment_folder(copy, "0a1b2c3d", GRID)).overrides == {"seed": 1}
+    assert read_experiment(experiment_folders(copy, ["0a1b2c3d"], GRID)["0a1b2c3d"]).overrides == {"seed": 1}
 
 
 def test_a_link_to_a_shared_folder_is_followed(root: Path, tmp_path: Path) -> None:
     shared = tmp_path / "elsewhere" / "0a1b2c3d"
     shared.mkdir(parents=True)
     (root / "grids" / GRID / "0a1b2c3d").symlink_to(shared)
-    assert experiment_folder(root, "0a1b2c3d", GRID).resolve() == shared.resolve()
+    assert experiment_folders(root, ["0a1b2c3d"], GRID)["0a1b2c3d"].resolve() == shared.resolve()
 
 
 def test_what_is_not_a_signature_is_left_out(root: Path, make_experiment: Callable[..., Path]) -> None:
@@ -136,7 +137,7 @@ def test_what_is_not_a_signature_is_left_out(root: Path, make_experiment: Callab
 @pytest.mark.parametrize("sig", ["../0a1b2c3d", "", "..", "0a1b/2c3d", "0a1b2c3d\n", "XYZ12345", "/etc"])
 def test_a_path_is_not_a_signature(root: Path, sig: str) -> None:
     with pytest.raises(ResultsError, match="is not a signature"):
-        experiment_folder(root, sig)
+        experiment_folders(root, [sig])
 
 
 @pytest.mark.parametrize("name", ["../xps", "..", ".", "", "compression/encodec_mmd_demo", "/etc"])
@@ -172,3 +173,13 @@ def test_where_results_are_looked_for(root: Path, tmp_path: Path, monkeypatch: p
     assert output_root(root) == root
     with pytest.raises(ResultsError, match="AUDIOTOK_OUTPUT_DIR"):
         output_root(tmp_path / "absent")
+    assert output_roots([root, str(root), root / "grids"]) == [root, root / "grids"]
+    with pytest.raises(ResultsError, match="empty list"):
+        output_roots([])
+
+
+def test_a_key_that_stands_twice_is_told_and_the_last_one_counts(make_experiment: Callable[..., Path]) -> None:
+    text = '[{"train": {"l1": 1.0, "l1": 2.0}}, {"train": {"l1": 3.0, "a:b": 1.0}}]'
+    experiment = read_experiment(make_experiment("0a1b2c3d", [], text))
+    assert experiment.history[0] == {"train": {"l1": 2.0}}
+    assert experiment.problems == ["history.json: l1 stands twice in an epoch; the last one counts"]

@@ -1,0 +1,210 @@
+"""Statistics of runs: groups over seeds, and conditions against a baseline.
+
+The computations are SciPy's: bootstrap (Efron and Tibshirani, 1993, chapter 13), paired t-test, sign-flip permutation
+test. Holm's correction (Holm, 1979) is for all comparisons of one table. A handful of seeds decides little: `n` stands
+in every row.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from audiotok.errors import ResultsError
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+SEED = 0  # of the bootstrap: the same data gives the same interval
+
+Interval = Literal["bootstrap", "t"]
+Test = Literal["t", "permutation"]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def summarize(
+    runs: pd.DataFrame,
+    by: Sequence[str],
+    metrics: Sequence[str],
+    *,
+    confidence: float = CONFIDENCE,
+    interval: Interval = "bootstrap",
+) -> pd.DataFrame:
+    """Mean and spread of each metric in each group of runs.
+
+    Args:
+        runs: one row per run.
+        by: columns that make a group; what else differs within it (the seed) is averaged over.
+        metrics: columns to summarise; missing values are left out.
+        confidence: of the interval, between 0 and 1.
+        interval: `bootstrap` (percentiles of resampled means; too narrow below about 8 runs) or `t` (Student's, which
+            supposes normal values and is right for few).
+
+    Returns:
+        One row per group and metric: the columns of `by`, `metric`, `n`, `mean`, `std` (n - 1), `low`, `high`. A number
+        that `n` does not allow is NaN.
+
+    Raises:
+        ResultsError: if a column does not exist, or `confidence` is not between 0 and 1.
+    """
+    _require(runs, [*by, *metrics])
+    _check_confidence(confidence)
+    rows = []
+    for group, members in _groups(runs, by):
+        for metric in metrics:
+            values = _finite(members[metric])
+            low, high = confidence_interval(values, confidence, interval)
+            mean = float(values.mean()) if len(values) else np.nan
+            std = float(values.std(ddof=1)) if len(values) > 1 else np.nan
+            rows.append((*group, metric, len(values), mean, std, low, high))
+    return pd.DataFrame(rows, columns=[*by, "metric", "n", "mean", "std", "low", "high"])
+
+
+def compare(
+    runs: pd.DataFrame,
+    by: Sequence[str],
+    metrics: Sequence[str],
+    baseline: Mapping[str, Any],
+    *,
+    pair: str = "seed",
+    confidence: float = CONFIDENCE,
+    interval: Interval = "t",
+    test: Test = "t",
+) -> pd.DataFrame:
+    """Each condition against the baseline, paired by seed.
+
+    Args:
+        runs: one row per run.
+        by: columns that make a condition.
+        metrics: columns to compare.
+        baseline: values of some or all of `by`. A condition is compared with the one that has these values and
+            otherwise its own, so `{"losses.mmd": 0}` gives one baseline for each codebook count.
+        pair: column that pairs the runs of two conditions.
+        confidence: of the interval of the difference.
+        interval: as in `summarize`.
+        test: `t` (paired t-test) or `permutation` (signs of the differences flipped; exact; with n pairs its smallest
+            p-value is 2 / 2^n).
+
+    Returns:
+        One row per condition and metric: the columns of `by`, `metric`, `n` (pairs), `baseline` and `mean` (over the
+        pairs), `difference` (condition minus baseline), `low`, `high`, `effect` (Cohen's d of the differences), `p`,
+        and `p_holm`, corrected for all rows of the table.
+
+    Raises:
+        ResultsError: if a column or the baseline does not exist, or two runs of a condition have the same seed.
+    """
+    _require(runs, [*by, *metrics, pair])
+    _check_confidence(confidence)
+    unknown = [name for name in baseline if name not in by]
+    if unknown or not baseline:
+        raise ResultsError(f"baseline names {unknown or 'nothing'}; give values of: {', '.join(by)}.")
+    conditions = {group: _by_pair(members, pair, by, group) for group, members in _groups(runs, by)}
+    rows = []
+    for group, members in conditions.items():
+        reference = tuple(baseline.get(name, value) for name, value in zip(by, group, strict=True))
+        if reference == group:
+            continue
+        if reference not in conditions:
+            known = "; ".join(_describe(by, other) for other in conditions)
+            raise ResultsError(f"no runs with {_describe(by, reference)} to compare with; there are: {known}.")
+        for metric in metrics:
+            both = pd.concat([conditions[reference][metric], members[metric]], axis=1, join="inner").to_numpy(float)
+            row = _compare_pairs(both[np.isfinite(both).all(axis=1)], confidence, interval, test)
+            rows.append((*group, metric, *row))
+    columns = ["n", "baseline", "mean", "difference", "low", "high", "effect", "p"]
+    table = pd.DataFrame(rows, columns=[*by, "metric", *columns])
+    table["p_holm"] = holm(table["p"].to_numpy(float))
+    return table
+
+
+def confidence_interval(values: Floats, confidence: float, interval: Interval) -> tuple[float, float]:
+    """Interval of the mean; NaN for fewer than two values."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    if interval == "t":
+        low, high = stats.t.interval(confidence, len(values) - 1, values.mean(), stats.sem(values))
+    else:
+        result = stats.bootstrap(
+            (values,), np.mean, confidence_level=confidence, n_resamples=RESAMPLES, method="percentile", rng=SEED
+        )
+        low, high = result.confidence_interval
+    return float(low), float(high)
+
+
+def holm(p_values: Floats) -> Floats:
+    """P-values corrected so that the chance of any false finding among them stays bounded; NaN stays NaN."""
+    corrected = np.full(len(p_values), np.nan)
+    tested = np.flatnonzero(np.isfinite(p_values))
+    order = tested[np.argsort(p_values[tested], kind="stable")]
+    factors = len(order) - np.arange(len(order))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * factors))
+    return corrected
+
+
+def _compare_pairs(both: Floats, confidence: float, interval: Interval, test: Test) -> tuple[float, ...]:
+    """Numbers of one comparison, from pairs [n, 2] of baseline and condition."""
+    n = len(both)
+    if n == 0:
+        return (0, *[np.nan] * 7)
+    differences = both[:, 1] - both[:, 0]
+    low, high = confidence_interval(differences, confidence, interval)
+    spread = differences.std(ddof=1) if n > 1 else np.nan
+    effect = differences.mean() / spread if spread > 0 else np.nan
+    p = np.nan if n < 2 else _p_value(differences, test)
+    return n, both[:, 0].mean(), both[:, 1].mean(), differences.mean(), low, high, effect, p
+
+
+def _p_value(differences: Floats, test: Test) -> float:
+    if not differences.any():
+        return 1.0
+    if test == "permutation":
+        result = stats.permutation_test(
+            (differences,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=SEED
+        )
+        return float(result.pvalue)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal differences: p is 0, as it should be
+        return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def _groups(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """Groups in the order in which they first appear in `runs`, which is sorted by its parameters."""
+    if not by:
+        return [((), runs)]
+    return [(group, members) for group, members in runs.groupby(list(by), sort=False, dropna=False)]
+
+
+def _by_pair(members: pd.DataFrame, pair: str, by: Sequence[str], group: tuple[Any, ...]) -> pd.DataFrame:
+    repeated = members[pair][members[pair].duplicated()]
+    if not repeated.empty:
+        twice = members[members[pair] == repeated.iloc[0]]
+        sigs = ", ".join(map(str, twice["sig"])) if "sig" in twice else f"{len(twice)} rows"
+        raise ResultsError(
+            f"{_describe(by, group)} has several runs with {pair}={twice[pair].iloc[0]} ({sigs}), so they cannot be "
+            "paired; add the parameter in which they differ to the conditions, or leave some out."
+        )
+    return members.set_index(pair)
+
+
+def _require(runs: pd.DataFrame, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in runs.columns]
+    if missing:
+        raise ResultsError(f"no column {', '.join(missing)}; there are: {', '.join(map(str, runs.columns))}.")
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ResultsError(f"confidence={confidence}; give a number between 0 and 1, such as 0.95.")
+
+
+def _describe(by: Sequence[str], group: Sequence[Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in zip(by, group, strict=True)) or "all runs"
+
+
+def _finite(values: pd.Series) -> Floats:
+    numbers: Floats = values.to_numpy(np.float64)
+    return numbers[np.isfinite(numbers)]

@@ -1,0 +1,119 @@
+"""Figures: what is drawn is what was measured, and every axis says what it shows."""
+
+import itertools
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.collections import FillBetweenPolyCollection
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage, imread
+from matplotlib.patches import Rectangle
+
+from audiotok.errors import ResultsError
+from audiotok.results import Experiments, load_grid
+from audiotok.results.drawing import metric_label, save_figure
+from audiotok.results.plots import codebook_usage, heatmap, information_matrix, learning_curves, tradeoff
+
+GRID = "compression.encodec_mmd_demo"
+
+
+@pytest.fixture
+def experiments(root: Path, make_experiment: Callable[..., Path], done: dict[str, Any]) -> Experiments:
+    """Two weights, two codebook counts, two seeds, three epochs; the weight lowers mi and sisnr."""
+    cases = itertools.product((0, 10), (2, 3), (1, 2))
+    for index, (weight, n_q, seed) in enumerate(cases):
+        pairs = {f"mi_q{i}_q{j}": 0.1 * (i + j) + index for i, j in itertools.combinations(range(n_q), 2)}
+        evaluate = {"mi": 1 / (1 + weight) + seed / 100, "sisnr": 9 - weight / 5 + n_q, **pairs}
+        evaluate |= {f"usage_q{q}": 1 - q / 10 for q in range(n_q)}
+        history = [{"valid": {"msspec": 1 / epoch + seed / 10 + weight}} for epoch in (1, 2, 3)]
+        history[-1] |= {"evaluate": evaluate}
+        argv = [f"losses.mmd={weight}", f"rvq.n_q={n_q}", f"seed={seed}", "label=$x^2$_\\alpha"]
+        make_experiment(f"0000000{index}", argv, history, status=done)
+    return load_grid(GRID, root)
+
+
+def texts(figure: Figure) -> str:
+    axes = figure.axes[0]
+    legend = axes.get_legend()
+    named = [text.get_text() for text in legend.get_texts()] if legend else []
+    return "\n".join([axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *named])
+
+
+def test_learning_curves(experiments: Experiments) -> None:
+    figure = learning_curves(experiments, "valid.msspec", ["losses.mmd"])
+    axes = figure.axes[0]
+    assert "mmd=0 (4 runs)" in texts(figure) and "mmd=10 (4 runs)" in texts(figure)
+    assert "mean and range over seed" in texts(figure) and "↓ lower is better" in axes.get_ylabel()
+    first, second = axes.get_lines()
+    assert np.allclose(np.asarray(first.get_ydata(), float), [1.15, 0.65, 1 / 3 + 0.15])
+    assert np.allclose(np.asarray(second.get_ydata(), float) - np.asarray(first.get_ydata(), float), 10)
+    assert first.get_color() != second.get_color() and first.get_linestyle() != second.get_linestyle()
+    band = next(child for child in axes.get_children() if isinstance(child, FillBetweenPolyCollection))
+    heights = np.asarray(band.get_paths()[0].vertices, float)[:, 1]
+    assert np.isclose(heights.min(), 1 / 3 + 0.1) and np.isclose(heights.max(), 1.2)
+    assert len(learning_curves(experiments, "valid.msspec", []).axes[0].get_lines()) == 8  # a line a run
+
+
+def test_heatmap(experiments: Experiments) -> None:
+    axes = heatmap(experiments, "evaluate.sisnr", "losses.mmd", "rvq.n_q").axes[0]
+    image = next(child for child in axes.get_children() if isinstance(child, AxesImage))
+    assert np.allclose(np.asarray(image.get_array()), [[11, 12], [9, 10]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "3"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "10"]
+    assert {text.get_text() for text in axes.texts} == {"11\n± 0", "12\n± 0", "9\n± 0", "10\n± 0"}
+
+
+def test_tradeoff(experiments: Experiments) -> None:
+    figure = tradeoff(experiments, "evaluate.mi", "evaluate.sisnr", ["losses.mmd"])
+    axes = figure.axes[0]
+    assert "evaluate.mi, bit (↓ lower is better)" in texts(figure) and "dB (↑ higher is better)" in texts(figure)
+    front = axes.get_lines()[0]
+    assert np.allclose(np.asarray(front.get_ydata(), float), [10, 12])  # n_q = 3, seed 1, of either weight
+    assert sum(len(np.asarray(points.get_offsets())) for points in axes.collections) == 8
+    markers = {np.asarray(points.get_paths()[0].vertices).shape for points in axes.collections}
+    assert len(markers) == 2
+
+
+def test_matrices_of_codebooks(experiments: Experiments) -> None:
+    axes = information_matrix(experiments, "00000002").axes[0]  # n_q = 3
+    image = next(child for child in axes.get_children() if isinstance(child, AxesImage))
+    matrix = np.array(np.ma.filled(np.ma.asarray(image.get_array(), float), np.nan), float)
+    assert np.isnan(np.diag(matrix)).all() and np.allclose(matrix, matrix.T, equal_nan=True)
+    assert np.isclose(matrix[1, 2], 0.1 * 3 + 2)
+    bars = codebook_usage(experiments, ["00000000", "00000002"]).axes[0].patches
+    heights = [bar.get_height() for bar in bars if isinstance(bar, Rectangle)]
+    assert np.allclose(heights, [1, 0.9, np.nan, 1, 0.9, 0.8], equal_nan=True)  # no bar where there is no codebook
+
+
+def test_files(experiments: Experiments, tmp_path: Path) -> None:
+    figures = [learning_curves(experiments, "valid.msspec", ["label"]) for _ in range(2)]
+    png, svg = save_figure(figures[0], tmp_path / "curves.of.mmd")
+    assert (png.name, svg.name) == ("curves.of.mmd.png", "curves.of.mmd.svg")
+    picture = imread(png)
+    assert picture.shape[:2] == (704, 1120) and picture.std() > 0.05
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+    assert png.read_bytes() == save_figure(figures[1], tmp_path / "again")[0].read_bytes()
+    with pytest.raises(ResultsError, match="cannot write"):
+        save_figure(figures[0], tmp_path / "no" / "figure")
+
+
+def test_what_cannot_be_drawn(experiments: Experiments) -> None:
+    with pytest.raises(ResultsError, match=r"no parameter rvq\.bins in .*losses\.mmd"):
+        heatmap(experiments, "evaluate.mi", "losses.mmd", "rvq.bins")
+    with pytest.raises(ResultsError, match=r"valid\.mssp"):
+        learning_curves(experiments, "valid.mssp", [])
+    with pytest.raises(ResultsError, match=r"no run 'ffffffff'"):
+        information_matrix(experiments, "ffffffff")
+    with pytest.raises(ResultsError, match=r"evaluate\.nmi_q"):
+        information_matrix(experiments, "00000002", "nmi")
+
+
+def test_labels() -> None:
+    assert metric_label("evaluate.sisnr") == "evaluate.sisnr, dB (↑ higher is better)"
+    assert metric_label("valid.adv") == "valid.adv"
+    assert re.fullmatch(r"train\.own", metric_label("train.own"))

@@ -1,0 +1,78 @@
+"""Which number stands for a run, held against plain loops over its history."""
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audiotok.errors import ResultsError
+from audiotok.results import Experiments, load_grid
+from audiotok.results.selection import metric_values, pareto_front
+
+GRID = "compression.encodec_mmd_demo"
+NAN = math.nan
+# valid.msspec (lower is better) and valid.sisnr (higher), every epoch; evaluate.mi at some.
+HISTORIES: dict[str, list[tuple[float, float, float | None]]] = {
+    "00000001": [(3.0, 1.0, None), (1.0, 5.0, 0.3), (2.0, 4.0, 0.2), (1.5, 9.0, None)],
+    "00000002": [(2.0, NAN, 0.5), (2.0, 3.0, 0.4)],
+    "00000003": [(NAN, 1.0, None)],
+}
+
+
+@pytest.fixture
+def experiments(root: Path, make_experiment: Callable[..., Path], done: dict[str, Any]) -> Experiments:
+    for sig, epochs in HISTORIES.items():
+        history = [
+            {"valid": {"msspec": a, "sisnr": b}} | ({"evaluate": {"mi": c}} if c is not None else {})
+            for a, b, c in epochs
+        ]
+        make_experiment(sig, [f"seed={int(sig)}"], history, status=done)
+    return load_grid(GRID, root)
+
+
+def test_the_last_value(experiments: Experiments) -> None:
+    assert metric_values(experiments, "evaluate.mi").to_dict() == pytest.approx(
+        {"00000001": 0.2, "00000002": 0.4, "00000003": NAN}, nan_ok=True
+    )
+    assert metric_values(experiments, "valid.sisnr").tolist() == [9.0, 3.0, 1.0]
+
+
+def test_the_best_epoch_among_those_that_measured_both(experiments: Experiments) -> None:
+    assert metric_values(experiments, "evaluate.mi", best_by="valid.msspec").tolist()[:2] == [
+        0.3,
+        0.5,
+    ]  # first of equals
+    assert metric_values(experiments, "evaluate.mi", best_by="valid.sisnr").tolist()[:2] == [0.3, 0.4]
+    assert metric_values(experiments, "valid.sisnr", best_by="valid.sisnr").tolist() == [9.0, 3.0, 1.0]
+    assert math.isnan(metric_values(experiments, "valid.sisnr", best_by="valid.msspec")["00000003"])
+
+
+def test_mistakes(experiments: Experiments) -> None:
+    with pytest.raises(ResultsError, match=r"evaluate\.mel.*evaluate\.mi"):
+        metric_values(experiments, "evaluate.mel")
+    with pytest.raises(ResultsError, match=r"valid\.mi"):
+        metric_values(experiments, "valid.sisnr", best_by="valid.mi")
+    with pytest.raises(ResultsError, match="better direction"):
+        metric_values(experiments, "valid.sisnr", best_by="valid.duration")
+
+
+values = st.sampled_from([0.0, 1.0, 2.0, 3.0, NAN])
+
+
+@given(st.lists(st.tuples(values, values), max_size=9))
+def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> None:
+    frame = pd.DataFrame(points, columns=["evaluate.mi", "evaluate.sisnr"], dtype=np.float64)
+    found = pareto_front(frame, "evaluate.mi", "evaluate.sisnr")
+    for i, (mi, sisnr) in enumerate(points):
+        known = not (math.isnan(mi) or math.isnan(sisnr))
+        beaten = any(
+            m <= mi and s >= sisnr and (m < mi or s > sisnr) for m, s in itertools.chain(points[:i], points[i + 1 :])
+        )
+        assert found.iloc[i] == (known and not beaten)

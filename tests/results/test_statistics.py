@@ -1,0 +1,166 @@
+"""Statistics of runs, held against textbook formulas in plain Python, SciPy called directly, and statsmodels."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import DescrStatsW
+
+from audiotok.errors import ResultsError
+from audiotok.results.statistics import compare, confidence_interval, holm, summarize
+
+
+def grid(
+    seeds: int = 5, *, weights: tuple[float, ...] = (0.0, 1.0, 10.0), counts: tuple[int, ...] = (2, 4)
+) -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    rows = [
+        {
+            "sig": f"{i:08x}",
+            "losses.mmd": weight,
+            "rvq.n_q": n_q,
+            "seed": seed,
+            "mi": rng.normal(-weight / 10),
+            "q": rng.normal(n_q),
+        }
+        for i, (weight, n_q, seed) in enumerate(itertools.product(weights, counts, range(seeds)))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_summary_beside_statsmodels() -> None:
+    runs = grid()
+    table = summarize(runs, ["losses.mmd", "rvq.n_q"], ["mi", "q"], interval="t")
+    assert len(table) == 3 * 2 * 2
+    for row in table.itertuples():
+        members = runs[(runs["losses.mmd"] == row[1]) & (runs["rvq.n_q"] == row[2])][row.metric]
+        expected = DescrStatsW(members)
+        low, high = expected.tconfint_mean(0.05)
+        assert row.n == 5
+        assert row.mean == pytest.approx(math.fsum(members) / 5)
+        assert row.std == pytest.approx(expected.std_mean * math.sqrt(5))
+        assert (row.low, row.high) == pytest.approx((low, high))
+
+
+def test_groups_keep_the_order_of_the_runs() -> None:
+    runs = grid().iloc[::-1]
+    assert list(summarize(runs, ["losses.mmd"], ["mi"])["losses.mmd"]) == [10.0, 1.0, 0.0]
+
+
+def test_bootstrap_is_repeatable_and_near_the_plain_loop() -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    low, high = confidence_interval(values, 0.9, "bootstrap")
+    assert (low, high) == confidence_interval(values, 0.9, "bootstrap")
+    rng = np.random.default_rng(1)
+    means = sorted(sum(values[i] for i in rng.integers(0, 30, 30)) / 30 for _ in range(4000))
+    assert (low, high) == pytest.approx((means[200], means[3800]), abs=0.03)
+
+
+def test_bootstrap_covers_the_mean() -> None:
+    """A 90 % interval of 40 values holds the true mean about nine times in ten."""
+    rng = np.random.default_rng(2)
+    hits = 0
+    for _ in range(60):
+        low, high = confidence_interval(rng.normal(1.0, size=40), 0.9, "bootstrap")
+        hits += low <= 1.0 <= high
+    assert 45 <= hits <= 60
+
+
+def test_few_values_claim_nothing() -> None:
+    runs = pd.DataFrame({"a": [1, 2, 2, 3], "m": [1.0, 2.0, 4.0, math.nan]})
+    table = summarize(runs, ["a"], ["m"]).set_index("a")
+    assert list(table["n"]) == [1, 2, 0]
+    assert table["mean"].tolist()[:2] == [1.0, 3.0] and math.isnan(table["mean"][3])
+    assert math.isnan(table["std"][1]) and math.isnan(table["low"][1])
+    assert table["std"][2] == pytest.approx(math.sqrt(2))
+
+
+def test_constant_values_have_an_interval_of_no_width() -> None:
+    for interval in ("bootstrap", "t"):
+        assert confidence_interval(np.full(4, 2.5), 0.95, interval) == (2.5, 2.5)
+
+
+def test_comparison_beside_scipy_and_statsmodels() -> None:
+    runs = grid()
+    table = compare(runs, ["losses.mmd", "rvq.n_q"], ["mi", "q"], {"losses.mmd": 0})
+    assert len(table) == 2 * 2 * 2
+    for row in table.itertuples():
+        of = runs[runs["rvq.n_q"] == row[2]].set_index("seed")
+        one, base = (of[of["losses.mmd"] == weight][row.metric].sort_index() for weight in (row[1], 0.0))
+        difference = DescrStatsW((one - base).to_numpy())
+        assert row.n == 5
+        assert row.difference == pytest.approx((one - base).mean())
+        assert row.p == pytest.approx(stats.ttest_rel(one, base).pvalue)
+        assert row.p == pytest.approx(difference.ttest_mean(0)[1])
+        assert (row.low, row.high) == pytest.approx(difference.tconfint_mean(0.05))
+        assert row.effect == pytest.approx(row.difference / np.std(one - base, ddof=1))
+    assert table["p_holm"].to_numpy() == pytest.approx(multipletests(table["p"], method="holm")[1])
+
+
+def test_order_of_seeds_does_not_matter_and_missing_seeds_are_left_out() -> None:
+    runs = grid(counts=(2,))
+    shuffled = runs.sample(frac=1.0, random_state=0)
+    order = ["losses.mmd"]
+    one, two = (
+        compare(frame, order, ["mi"], {"losses.mmd": 0}).sort_values(order, ignore_index=True)
+        for frame in (runs, shuffled)
+    )
+    pd.testing.assert_frame_equal(one, two)
+    fewer = runs[~((runs["losses.mmd"] == 0) & (runs["seed"] == 1))]
+    assert set(compare(fewer, order, ["mi"], {"losses.mmd": 0})["n"]) == {4}
+    runs.loc[(runs["losses.mmd"] == 1) & (runs["seed"] == 2), "mi"] = math.nan
+    assert list(compare(runs, order, ["mi"], {"losses.mmd": 0})["n"]) == [4, 5]
+
+
+def test_permutation_is_exact() -> None:
+    differences = [0.3, 0.5, 0.2, -0.1, 0.4]
+    runs = pd.DataFrame({"c": [0] * 5 + [1] * 5, "seed": [*range(5)] * 2, "m": [0.0] * 5 + differences})
+    found = compare(runs, ["c"], ["m"], {"c": 0}, test="permutation")["p"][0]
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=5)
+    ]
+    assert found == pytest.approx(sum(total >= sum(differences) - 1e-12 for total in sums) / 32)
+
+
+def test_equal_conditions_do_not_differ() -> None:
+    runs = pd.DataFrame({"c": [0, 0, 1, 1], "seed": [1, 2, 1, 2], "m": [0.5, 0.7, 0.5, 0.7]})
+    row = compare(runs, ["c"], ["m"], {"c": 0}).iloc[0]
+    assert row["difference"] == 0 and row["p"] == 1 and math.isnan(row["effect"])
+
+
+def test_one_seed_gives_a_difference_and_no_verdict() -> None:
+    runs = pd.DataFrame({"c": [0, 1], "seed": [1, 1], "m": [0.5, 0.7]})
+    row = compare(runs, ["c"], ["m"], {"c": 0}).iloc[0]
+    assert row["n"] == 1 and row["difference"] == pytest.approx(0.2)
+    assert math.isnan(row["p"]) and math.isnan(row["p_holm"]) and math.isnan(row["low"])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_statsmodels_holm(p_values: list[float]) -> None:
+    assert holm(np.array(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+def test_holm_leaves_what_was_not_tested() -> None:
+    corrected = holm(np.array([0.01, math.nan, 0.04]))
+    assert corrected[[0, 2]] == pytest.approx([0.02, 0.04]) and math.isnan(corrected[1])
+
+
+def test_mistakes_are_named() -> None:
+    runs = grid(2)
+    with pytest.raises(ResultsError, match=r"no column nope; there are: sig, losses\.mmd"):
+        summarize(runs, ["nope"], ["mi"])
+    with pytest.raises(ResultsError, match=r"baseline names \['mi'\]; give values of: losses\.mmd"):
+        compare(runs, ["losses.mmd", "rvq.n_q"], ["mi"], {"mi": 0})
+    with pytest.raises(ResultsError, match=r"no runs with losses\.mmd=3, rvq\.n_q=2 .*losses\.mmd=10\.0, rvq\.n_q=4"):
+        compare(runs, ["losses.mmd", "rvq.n_q"], ["mi"], {"losses.mmd": 3})
+    with pytest.raises(ResultsError, match=r"losses\.mmd=0\.0 has several runs with seed=0 \(00000000, 00000002\)"):
+        compare(runs, ["losses.mmd"], ["mi"], {"losses.mmd": 0})
+    with pytest.raises(ResultsError, match="confidence=95"):
+        summarize(runs, ["losses.mmd"], ["mi"], confidence=95)
