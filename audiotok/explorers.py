@@ -62,27 +62,39 @@ class CompressionExplorer(Explorer):
             _group("evaluate", self.evaluate_metrics),
         ]
 
-    def process_sheep(self, sheep: Any, history: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-        """Last value of every metric by stage, the epoch, durations in minutes and the ping.
+    def process_history(self, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Last value of every metric by stage, the epoch, and durations in minutes: all that does not change by itself.
+
+        It is read from the end, where most metrics are; the epochs before only have to offer what is still missing.
 
         Args:
-            sheep: Dora's job; its `log` may be None.
             history: one {stage: {metric: number}} per epoch; it is left as it is.
         """
         parts: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
-        for epoch in history:
+        for epoch in reversed(history):
             for stage, metrics in epoch.items():
-                if isinstance(metrics, Mapping):
+                if isinstance(metrics, Mapping) and not metrics.keys() <= (part := parts.setdefault(stage, {})).keys():
                     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-                    parts.setdefault(stage, {}).update(numbers)
-        parts["train"]["epoch"] = len(history)
-        ping = log_ping(sheep.log)
+                    part |= {name: value for name, value in numbers.items() if name not in part}
         for part in parts.values():
             if "duration" in part:
                 part["duration"] /= 60
-            if ping is not None:
-                part["ping"] = ping
+        parts["train"]["epoch"] = len(history)
         return parts
+
+    def process_live(self, sheep: Any, parts: dict[str, Any]) -> dict[str, Any]:
+        """Add what changes even if no metric does: the time since the last line of the log.
+
+        Args:
+            sheep: Dora's job; its `log` may be None.
+            parts: from `process_history`; they are left as they are.
+        """
+        ping = log_ping(sheep.log)
+        return {stage: part if ping is None else {**part, "ping": ping} for stage, part in parts.items()}
+
+    def process_sheep(self, sheep: Any, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What Dora's own monitor asks for: both of the above. Ours keeps the first until the history changes."""
+        return self.process_live(sheep, self.process_history(history))
 
 
 def _group(stage: str, metrics: Sequence[tuple[str, str]], more: Sequence[Any] = ()) -> Any:

@@ -1,34 +1,36 @@
-"""Plugs our launchers and our errors into Dora: the one place that replaces names in its modules.
+"""Plugs our launchers, profiles, tables and errors into Dora: the one place that replaces names in its modules.
 
 Environment variables: AUDIOTOK_LAUNCHER=local|slurm (by default SLURM where `sbatch` is on PATH, else local).
 """
 
 import os
-import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import dora.explore
 import dora.grid
 import dora.info
 import dora.launch
 import dora.run
 from dora.main import DecoratedMain
-from dora.shep import Shepherd
-from dora.utils import import_or_fatal
+from dora.shep import no_log
 
-from audiotok.errors import AudiotokError, ConfigError
-from launchers.local import LocalShepherd
-from launchers.slurm import SlurmShepherd
+from audiotok.errors import AudiotokError
+from audiotok.frozen import drift
+from launchers.grids import get_explorer, list_grids, run_grid
+from launchers.monitor import monitor
+from launchers.profile import ProfileLauncher, profile_of
+from launchers.sheep import GridSheep
+from launchers.shepherd import LAUNCHER_VARIABLE, GridShepherd, detect
 
-LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
+__all__ = ["LAUNCHER_VARIABLE", "detect", "get_explorer", "install", "is_dora_command", "list_grids"]
+
 EXIT_CODE = 2
 
 _Hook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
-_LAUNCHERS: dict[str, type[Shepherd]] = {"local": LocalShepherd, "slurm": SlurmShepherd}
-_dora_get_explore = dora.grid._get_explore
 
 
 def install(main: DecoratedMain) -> None:
@@ -39,31 +41,22 @@ def install(main: DecoratedMain) -> None:
     notebook or another program keeps its own way with exceptions.
 
     Args:
-        main: the decorated entry point; not changed.
+        main: the decorated entry point; it gets the profile of the cluster in place of Dora's defaults.
 
     Raises:
         ConfigError: if AUDIOTOK_LAUNCHER names no launcher.
     """
     if is_dora_command() and not isinstance(sys.excepthook, _OneLineHook):
         sys.excepthook = _OneLineHook(sys.excepthook)
-    shepherd = _LAUNCHERS[detect(os.environ)]
-    for module in (dora.grid, dora.info, dora.launch, dora.run):
-        module.Shepherd = shepherd  # type: ignore[attr-defined]
+    detect(os.environ)
+    main.get_slurm_config = lambda: profile_of(main)  # type: ignore[method-assign]
+    for module in (dora.grid, dora.launch, dora.run):
+        vars(module)["Shepherd"] = GridShepherd
+    vars(dora.info)["Shepherd"] = InfoShepherd
+    vars(dora.grid)["Launcher"] = ProfileLauncher
     dora.grid._get_explore = get_explorer
-
-
-def detect(environ: Mapping[str, str]) -> str:
-    """Return the launcher for this machine: `local` or `slurm`.
-
-    Raises:
-        ConfigError: if AUDIOTOK_LAUNCHER holds another word.
-    """
-    asked = environ.get(LAUNCHER_VARIABLE, "").strip()
-    if not asked:
-        return "slurm" if shutil.which("sbatch", path=environ.get("PATH")) else "local"
-    if asked not in _LAUNCHERS:
-        raise ConfigError(f"{LAUNCHER_VARIABLE}={asked!r} in the environment; choose one of: local, slurm.")
-    return asked
+    dora.grid.run_grid = run_grid
+    dora.grid.monitor = monitor
 
 
 def is_dora_command() -> bool:
@@ -72,25 +65,27 @@ def is_dora_command() -> bool:
     return getattr(spec, "name", None) == "dora.__main__" or Path(sys.argv[0]).name == "dora"
 
 
-def get_explorer(args: Any, main: DecoratedMain) -> Any:
-    """Find the explorer of a grid as Dora does, but refuse an unknown name (Dora then exits with 0).
+class InfoShepherd(GridShepherd):
+    """The shepherd of `dora info`, which also tells what has become of an experiment's configuration."""
 
-    Raises:
-        ConfigError: if there is no such grid; the message lists those there are.
-    """
-    package = main.dora.grid_package or f"{main.package}.grids"
-    if args.grid is not None:
-        known = list_grids(Path(import_or_fatal(package).__file__).parent)
-        if args.grid not in known:
-            names = ", ".join(known) or "none yet"
-            raise ConfigError(f"no grid {args.grid!r} in package {package}; choose one of: {names}.")
-    return _dora_get_explore(args, main)  # type: ignore[no-untyped-call]
+    def __init__(self, main: DecoratedMain, log: Callable[[str], None] = no_log) -> None:
+        super().__init__(main, dora.info.log if log is no_log else log)
 
+    def get_sheep_from_argv(self, argv: Sequence[str]) -> GridSheep:
+        """Return the experiment that these arguments make."""
+        return self._told(super().get_sheep_from_argv(argv))
 
-def list_grids(folder: Path) -> list[str]:
-    """Return the dotted names of the grid files in a package, sorted; `_name.py` is not a grid."""
-    files = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
-    return [".".join(path.parts) for path in files if not path.name.startswith("_")]
+    def get_sheep_from_job_id(self, job_id: str) -> GridSheep | None:
+        """Return the experiment that a job belongs to, None if there is no such job."""
+        sheep = super().get_sheep_from_job_id(job_id)
+        return None if sheep is None else self._told(sheep)
+
+    def _told(self, sheep: GridSheep) -> GridSheep:
+        """Tell in which way the configuration of today differs from the frozen one."""
+        if hasattr(self.main, "compose"):
+            for line in drift(self.main, sheep.xp):
+                self.log(f"Configuration has changed since: {line}")
+        return sheep
 
 
 class _OneLineHook:

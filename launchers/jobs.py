@@ -5,15 +5,17 @@ Standard library only. Everything stands under `<dora.dir>/local/`:
 ```
 jobs/L7.json     the record of job L7, also copied to `job.json` in the experiment folder
 queue/L7         there while L7 is not over; holds its environment, readable by its owner only
+drafts/L7        the same while L7 is being submitted; a submission that died is completed from it
 locks/L7         flocked by the runner of L7 as long as it lives
+locks/L7.stop    asks the runner of L7 to stop it; says why: CANCELLED or REQUEUED
 locks/supervisor flocked by the one supervisor of this folder
 locks/submit     flocked for the instant of a submission, and while the supervisor decides to leave
 ```
 
-Why flock and not process ids: the kernel releases a lock however its holder ends (SIGKILL, reboot, a
-stopped container), and a lock cannot be mistaken for another, as a reused process id can. So a record that
-says RUNNING while nobody holds its lock is a job that vanished, and no reader shows RUNNING for ever. A
-record leaves a state only under its lock, which makes "cancelled while it was starting" one or the other.
+Why flock and not process ids: the kernel releases a lock however its holder ends (SIGKILL, reboot, a stopped
+container), and a lock cannot be mistaken for another, as a reused process id can. So a record that says RUNNING while
+nobody holds its lock is a job that vanished, and no reader shows RUNNING for ever. A record leaves a state only under
+its lock, which makes "cancelled while it was starting" one or the other.
 """
 
 import fcntl
@@ -21,7 +23,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,7 +31,7 @@ from typing import Any, TextIO
 from audiotok.errors import LaunchError
 from audiotok.status import JOB_FILE, is_locked, read_json, write_json
 
-FINAL_STATES = frozenset({"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"})
+FINAL_STATES = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "OUT_OF_MEMORY", "NODE_FAIL"})
 VANISHED = "its process vanished (killed, or the machine restarted)"
 
 
@@ -41,12 +43,18 @@ class JobRecord:
         job_id: `L` and a number that grows by one with each submission.
         sig: signature of the experiment; `folder` is its folder and `log` the file its output goes to.
         command: what runs, in `cwd`.
+        user: who submitted it, `name@host`.
         gpus: number of GPUs it holds while it runs; `visible` are those of the machine, `devices` its own.
+        ranks: number of processes.
         slots: it starts only while fewer jobs than this are running.
         threads: CPU threads for each of its processes.
         grace_s: seconds between SIGTERM and SIGKILL when it is cancelled.
-        state: PENDING, RUNNING or one of FINAL_STATES; `reason` says in a line why it is final.
+        time_s: seconds it may run at once; it is told to stop `checkpoint_s` before, as on SLURM.
+        max_num_timeout: how often it is queued again at that limit; `timeouts` is how often it was.
+        attempt: how often it was queued again for any reason.
+        state: PENDING, RUNNING or one of FINAL_STATES; `reason` says in a line why.
         exit_code: of the process; minus the signal number if a signal ended it.
+        cancelled: when one of our commands cancelled it.
     """
 
     job_id: str
@@ -55,12 +63,19 @@ class JobRecord:
     log: str
     cwd: str
     command: list[str]
+    user: str = ""
     gpus: int = 0
     visible: list[str] = field(default_factory=list)
     devices: list[str] = field(default_factory=list)
+    ranks: int = 1
     slots: int = 1
     threads: int = 1
     grace_s: float = 10.0
+    time_s: float = 0.0
+    checkpoint_s: float = 0.0
+    max_num_timeout: int = 0
+    timeouts: int = 0
+    attempt: int = 0
     state: str = "PENDING"
     reason: str = ""
     exit_code: int | None = None
@@ -70,11 +85,16 @@ class JobRecord:
     pid: int | None = None
     lock: str = ""
     launcher: str = "local"
+    cancelled: float | None = None
 
     @property
     def is_over(self) -> bool:
         """True once the state can no longer change."""
         return self.state in FINAL_STATES
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is written down; `cancelled` is there only if it was."""
+        return {name: value for name, value in asdict(self).items() if name != "cancelled" or value is not None}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "JobRecord | None":
@@ -82,8 +102,8 @@ class JobRecord:
         if content.get("launcher") != "local":
             return None
         try:
-            return cls(**{key.name: content[key.name] for key in fields(cls)})
-        except KeyError:
+            return cls(**{key.name: content[key.name] for key in fields(cls) if key.name in content})
+        except TypeError:
             return None
 
 
@@ -96,44 +116,72 @@ class JobStore:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
-        self.jobs, self.queue, self.locks = (self.root / name for name in ("jobs", "queue", "locks"))
+        self._folders = [self.root / name for name in ("jobs", "queue", "drafts", "locks")]
+        self.jobs, self.queue, self.drafts, self.locks = self._folders
 
     def create(self) -> None:
         """Make the folders."""
-        for folder in (self.jobs, self.queue, self.locks):
+        for folder in self._folders:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def new_id(self) -> str:
-        """Return the next free job id; only under `submitting()`."""
-        return f"L{max(map(_number, self.jobs.iterdir()), default=0) + 1}"
+    def last_number(self) -> int:
+        """Return the number of the latest job; only under `submitting()` it stays that."""
+        return max(map(_number, self.jobs.iterdir()), default=0)
 
     def add(self, record: JobRecord, environ: Mapping[str, str]) -> None:
-        """Queue a new job. Its environment may hold secrets: it goes to a private file, gone with the job."""
+        """Queue a new job. Its environment may hold secrets: it goes to a private file, gone with the job.
+
+        It is in `job.json` before it can start, and the draft is whole before it is in `job.json`: at whatever instant
+        this is interrupted, the job is nowhere or `mend` completes it.
+        """
         record.lock, record.submitted = str(self.locks / record.job_id), time.time()
-        write_json(Path(record.folder) / JOB_FILE, asdict(record))
-        self.write(record)
-        draft = self.root / f"{record.job_id}.env"
+        write_json(self.jobs / f"{record.job_id}.json", record.to_json(), sync=False)
+        draft = self.drafts / record.job_id
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(dict(environ), file)
-        draft.replace(self.queue / record.job_id)
+        self._release(record)
+
+    def mend(self) -> None:
+        """Complete the submissions of commands that died; only under `submitting()`."""
+        for draft in self.drafts.iterdir():
+            record = self.read(draft.name)
+            if record is None or read_json(draft) is None:
+                draft.unlink()
+            else:
+                self._release(record)
+
+    def _release(self, record: JobRecord) -> None:
+        write_json(Path(record.folder) / JOB_FILE, record.to_json(), sync=False)
+        (self.drafts / record.job_id).replace(self.queue / record.job_id)
 
     def write(self, record: JobRecord) -> None:
         """Save a record, and its copy in the experiment folder unless a later job took that place."""
-        content = asdict(record)
-        write_json(self.jobs / f"{record.job_id}.json", content)
+        content, sync = record.to_json(), record.started is not None  # a run must not be lost in a power cut
+        write_json(self.jobs / f"{record.job_id}.json", content, sync=sync)
         copy = Path(record.folder) / JOB_FILE
         if (read_json(copy) or {}).get("job_id") == record.job_id:
-            write_json(copy, content)
+            write_json(copy, content, sync=sync)
 
     def finish(self, record: JobRecord, state: str, reason: str, exit_code: int | None = None) -> None:
         """Give a job its final state; only under its lock."""
         record.state, record.reason, record.exit_code, record.ended = state, reason, exit_code, time.time()
+        if state == "CANCELLED":
+            record.cancelled = record.ended
         self.write(record)
         self.forget(record.job_id)
 
+    def queue_again(self, record: JobRecord, reason: str, exit_code: int | None) -> None:
+        """Put a job that was stopped at the end of the queue; only under its lock, which goes."""
+        record.state, record.reason, record.exit_code, record.ended = "PENDING", reason, exit_code, time.time()
+        record.devices, record.pid = [], None
+        os.utime(self.queue / record.job_id)
+        self.write(record)
+        for leftover in (self.stop_mark(record.job_id), self.locks / record.job_id):
+            leftover.unlink(missing_ok=True)
+
     def forget(self, job_id: str) -> None:
         """Take a job that is over from the queue; only under its lock, which goes too."""
-        for leftover in (self.queue / job_id, self.cancel_mark(job_id), self.locks / job_id):
+        for leftover in (self.queue / job_id, self.stop_mark(job_id), self.locks / job_id):
             leftover.unlink(missing_ok=True)
 
     def read(self, job_id: str) -> JobRecord | None:
@@ -152,18 +200,30 @@ class JobStore:
         return record
 
     def unfinished(self) -> list[str]:
-        """Return the ids in the queue, oldest first."""
+        """Return the ids in the queue, in the order they are to start."""
         if not self.queue.is_dir():
             return []
-        return [path.name for path in sorted(self.queue.iterdir(), key=_number) if _number(path)]
+        with os.scandir(self.queue) as entries:
+            found = []
+            for entry in entries:
+                with suppress(FileNotFoundError):  # it has ended meanwhile
+                    found.append((entry.stat().st_mtime_ns, _number(Path(entry.name)), entry.name))
+        return [name for _, number, name in sorted(found) if number]
 
     def environment(self, job_id: str) -> dict[str, str]:
         """Return the environment a queued job was submitted with."""
         return {key: str(value) for key, value in (read_json(self.queue / job_id) or {}).items()}
 
-    def cancel_mark(self, job_id: str) -> Path:
+    def stop_mark(self, job_id: str) -> Path:
         """Return the file that asks the runner of a job to stop it."""
-        return self.locks / f"{job_id}.cancel"
+        return self.locks / f"{job_id}.stop"
+
+    def asked_to_stop(self, job_id: str) -> str | None:
+        """Return why a job is to stop, None if it is not."""
+        try:
+            return self.stop_mark(job_id).read_text(encoding="utf-8") or None
+        except OSError:
+            return None
 
     def is_held(self, name: str) -> bool:
         """Tell whether some process holds the lock of this job (or `supervisor`)."""
@@ -175,11 +235,16 @@ class JobStore:
 
         The patience bridges the readers of `is_held`, which touch the lock for an instant.
         """
-        with (self.locks / name).open("a", encoding="utf-8") as file:
-            deadline = time.monotonic() + patience_s
-            while not (held := flock_now(file)) and time.monotonic() < deadline:
-                time.sleep(0.02)
-            yield held
+        deadline = time.monotonic() + patience_s
+        while True:
+            with (self.locks / name).open("a", encoding="utf-8") as file:
+                held = flock_now(file)
+                if held and not _is_file_at(file, self.locks / name):
+                    continue  # its last holder has taken it away
+                if held or time.monotonic() >= deadline:
+                    yield held
+                    return
+            time.sleep(0.02)
 
     @contextmanager
     def submitting(self) -> Iterator[None]:
@@ -208,6 +273,13 @@ def flock_now(file: TextIO) -> bool:
             f"cannot lock {file.name} ({error}); local jobs need a filesystem with flock for dora.dir."
         ) from error
     return True
+
+
+def _is_file_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _number(path: Path) -> int:

@@ -1,39 +1,44 @@
 """Runs one local job and writes down the truth about it: `python -m launchers.runner ROOT JOB_ID [GPU,GPU]`.
 
-Each running job has such a small process as its parent. It holds the lock of the job, so that others see
-that it runs; it knows the exit code, so that the verdict stays right when the supervisor is killed; and it
-stops the job when a cancel mark appears. If the runner itself is killed, the kernel ends the job with it, and
-the supervisor ends what the job had started (Linux). Standard library only.
+Each running job has such a small process as its parent. It holds the lock of the job, so that others see that it runs;
+it knows the exit code, so that the verdict stays right when the supervisor is killed; and it stops the job when it is
+cancelled, when its time is up, or when the machine goes down. If the runner itself is killed, the kernel ends the job
+with it, and the supervisor ends what the job had started (Linux). Standard library only.
 """
 
 import contextlib
-import ctypes
 import os
-import re
 import signal
+import socket
 import subprocess as sp
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from audiotok.status import read_status
 from launchers.jobs import JobRecord, JobStore
-
-POLL_S = 0.1
-LOCK_VARIABLE = "AUDIOTOK_JOB_LOCK"  # path of the lock of a job: tells its processes from all others
-REASON_CHARS = 200
-LOG_TAIL_BYTES = 8192
-_PR_SET_PDEATHSIG = 1
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_ERROR_LINE = re.compile(
-    r"^(?:error: |(?=[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b)|.*\[(?:ERROR|CRITICAL)\] - )(.*)"
+from launchers.process import (
+    KILLED,
+    TERMINATED,
+    Signals,
+    Verdict,
+    attend,
+    frozen_environment,
+    oom_kills,
+    rank_environment,
+    start,
+    verdict,
 )
-_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+CAUSES = {signal.SIGTERM: "PREEMPTED", signal.SIGINT: "PREEMPTED"}
+POLL_S = 0.1
+DISK_S = 600.0  # a verdict that the disk does not take is offered again for so long
+LOCK_VARIABLE = "AUDIOTOK_JOB_LOCK"  # path of the lock of a job: tells its processes from all others
+_OF_A_RANK = frozenset(rank_environment(0, 1, 0, "", 0))
 
 
 def run(root: Path, job_id: str, devices: list[str]) -> None:
-    """Run a pending job to its end; does nothing if it is cancelled or another runner has it."""
+    """Run a pending job once; does nothing if it is cancelled or another runner has it."""
     store = JobStore(root)
     with store.holding(job_id) as held:
         record = store.read(job_id) if held else None
@@ -42,61 +47,35 @@ def run(root: Path, job_id: str, devices: list[str]) -> None:
         if record.state != "PENDING":
             store.forget(job_id)
             return
-        record.devices = devices
-        environ = job_environment(record, store.environment(job_id))
-        try:
-            process = _start(record, environ)
-        except OSError as error:
-            store.finish(record, "FAILED", f"could not be started: {error}")
-            return
-        record.state, record.started, record.pid = "RUNNING", time.time(), process.pid
-        store.write(record)
-        cancelled = _wait(process, store.cancel_mark(job_id), record.grace_s)
-        state, reason = verdict(record, process.returncode, cancelled=cancelled)
-        store.finish(record, state, reason, process.returncode)
+        record.devices, record.started = devices, time.time()
+        record.ended, record.exit_code, record.reason = None, None, ""
+        ended = _or_again(record, _run(store, record))
+        if ended.state == "REQUEUED":
+            _insist(lambda: store.queue_again(record, ended.reason, ended.exit_code))
+        else:
+            _insist(lambda: store.finish(record, *ended))
 
 
-def job_environment(record: JobRecord, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a job: that of its submission, its share of the machine, its identity.
-
-    A job of one process also gets its rank, so that `dora run` does not look for jobs of the experiment.
-    """
-    result = {key: value for key, value in environ.items() if key not in _RANK_VARIABLES}
+def job_environments(record: JobRecord, environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the environment of each process: that of the submission, its share of the machine, its rank and job."""
+    shared = {key: value for key, value in environ.items() if key not in _OF_A_RANK}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        result.setdefault(name, str(record.threads))
-    result.setdefault("PYTHONUNBUFFERED", "1")
-    result.setdefault("HYDRA_FULL_ERROR", "1")
-    result["AUDIOTOK_JOB_ID"], result[LOCK_VARIABLE] = record.job_id, record.lock
+        shared.setdefault(name, str(record.threads))
+    shared.setdefault("PYTHONUNBUFFERED", "1")
+    shared.setdefault("HYDRA_FULL_ERROR", "1")
+    shared.update({"AUDIOTOK_LAUNCHER": "local", "AUDIOTOK_JOB_ID": record.job_id, LOCK_VARIABLE: record.lock})
+    shared.update(frozen_environment(Path(record.folder)))
     if record.visible:
-        result["CUDA_VISIBLE_DEVICES"] = ",".join(record.devices)
-    if record.gpus <= 1:
-        result.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    return result
+        shared["CUDA_VISIBLE_DEVICES"] = ",".join(record.devices)
+    port = _free_port() if record.ranks > 1 else 0
+    ranks = range(record.ranks)
+    return [{**shared, **rank_environment(rank, record.ranks, rank, "127.0.0.1", port)} for rank in ranks]
 
 
-def verdict(record: JobRecord, code: int, *, cancelled: bool) -> tuple[str, str]:
-    """Return the final state and the reason, from the exit code (minus the signal, if one ended it)."""
-    if code == 0:
-        return "COMPLETED", ""
-    if cancelled:
-        return "CANCELLED", "cancelled while it was running"
-    if code < 0:
-        return "FAILED", f"killed by {_signal_name(-code)}"
-    told = str((read_status(Path(record.folder)) or {}).get("reason") or "") or last_error(Path(record.log))
-    return "FAILED", f"exit code {code}" + (f": {told}" if told else "")
-
-
-def last_error(log: Path) -> str:
-    """Return what the last line of a log that reads as an error says, else the last line; "" if it is empty."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
-            tail = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-    lines = [line.strip() for line in _COLOUR.sub("", tail).splitlines() if line.strip()]
-    errors = [match[1] for line in lines if (match := _ERROR_LINE.match(line))]
-    return next(iter(errors[-1:] or lines[-1:]), "")[:REASON_CHARS]
+def log_of(record: JobRecord, rank: int) -> Path:
+    """Return the file that the output of a rank goes to; that of rank 0 is the log of the job."""
+    log = Path(record.log)
+    return log.with_name(log.name.replace("_0_", f"_{rank}_"))
 
 
 def end_leftovers(record: JobRecord) -> None:
@@ -108,74 +87,74 @@ def end_leftovers(record: JobRecord) -> None:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
-def _start(record: JobRecord, environ: Mapping[str, str]) -> "sp.Popen[bytes]":
-    """Start the command of a job in a session of its own, its output in its log."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def die_with_the_runner() -> None:
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    with Path(record.log).open("wb") as log:
-        return sp.Popen(
-            record.command,
-            cwd=record.cwd,
-            env=dict(environ),
-            stdin=sp.DEVNULL,
-            stdout=log,
-            stderr=sp.STDOUT,
-            start_new_session=True,
-            preexec_fn=die_with_the_runner,  # safe, as there is one thread here
-        )
-
-
-def _wait(process: "sp.Popen[bytes]", cancel_mark: Path, grace_s: float) -> bool:
-    """Wait for the end of a job and of its children; True if it was told to stop, by the mark or a signal."""
-    stop = _StopRequest(cancel_mark)
-    deadline = float("inf")
-    while not _has_ended(process.pid):
-        if deadline == float("inf") and stop.is_asked():
-            _signal_group(process.pid, signal.SIGTERM)
-            deadline = time.monotonic() + grace_s
-        elif time.monotonic() > deadline:
-            _signal_group(process.pid, signal.SIGKILL)
-        time.sleep(POLL_S)
-    # End what it left behind. It is not reaped yet, so its id can be nobody else's.
-    _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
-    return deadline < float("inf")
-
-
-class _StopRequest:
-    """A cancel mark, or a polite signal to the runner itself (the machine shuts down)."""
-
-    def __init__(self, mark: Path) -> None:
-        self._mark = mark
-        self._signalled = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
-
-    def _remember(self, *_: object) -> None:
-        self._signalled = True
-
-    def is_asked(self) -> bool:
-        return self._signalled or self._mark.exists()
-
-
-def _has_ended(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
-
-
-def _signal_name(number: int) -> str:
+def _run(store: JobStore, record: JobRecord) -> Verdict:
+    """Start the processes of a job and wait for their end, or for what stops them."""
+    signals, killed, children = Signals(CAUSES), oom_kills(), list[sp.Popen[bytes]]()
+    stop_at = time.monotonic() + record.time_s - record.checkpoint_s if record.time_s else float("inf")
     try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+        Path(record.log).parent.mkdir(exist_ok=True)
+        for rank, environ in enumerate(job_environments(record, store.environment(record.job_id))):
+            children.append(start(record.command, environ=environ, cwd=record.cwd, log=log_of(record, rank)))
+    except OSError as error:
+        for child in children:
+            child.kill()
+        return Verdict("FAILED", f"could not be started: {error}")
+    record.state, record.pid = "RUNNING", children[0].pid
+    _insist(lambda: store.write(record))
+
+    def look() -> str | None:
+        return store.asked_to_stop(record.job_id) or ("TIMEOUT" if time.monotonic() > stop_at else None)
+
+    def grace_s(cause: str) -> float:
+        return record.grace_s if cause == "CANCELLED" else max(record.checkpoint_s, record.grace_s)
+
+    cause = attend(children, signals, look=look, poll_s=POLL_S, grace_s=grace_s)
+    if cause is not None and store.asked_to_stop(record.job_id) == "CANCELLED":
+        cause = "CANCELLED"
+    codes = [child.returncode for child in children]
+    # Of several ranks the one that failed by itself knows why, not those that were ended for it.
+    rank = min(range(record.ranks), key=lambda rank: (codes[rank] == 0, codes[rank] in (*KILLED, *TERMINATED), rank))
+    return verdict(
+        codes[rank],
+        cause,
+        folder=Path(record.folder),
+        log=log_of(record, rank),
+        began=record.started or 0.0,
+        oom_killed=oom_kills() > killed,
+    )
+
+
+def _or_again(record: JobRecord, ended: Verdict) -> Verdict:
+    """Make REQUEUED of a time limit that was not reached too often; counts how often."""
+    most = record.max_num_timeout
+    if ended.state == "TIMEOUT" and record.timeouts >= most:
+        return ended._replace(reason=f"{ended.reason}, after {most} times more time" if most else ended.reason)
+    if ended.state == "TIMEOUT":
+        record.timeouts += 1
+        again = f"{ended.reason}; queued again to go on ({record.timeouts} of {most})"
+        ended = ended._replace(state="REQUEUED", reason=again)
+    record.attempt += ended.state == "REQUEUED"
+    return ended
+
+
+def _insist(write: Callable[[], None]) -> None:
+    """Write something down; a full disk gets time to be tidied."""
+    deadline = time.monotonic() + DISK_S
+    while True:
+        try:
+            write()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise
+            sys.stderr.write(f"launchers.runner: {error}; trying again.\n")
+            time.sleep(5.0)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

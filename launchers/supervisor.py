@@ -56,10 +56,10 @@ def supervise(root: Path) -> None:
         idle_since = time.monotonic()
         while held:
             running, waiting = survey(store)
-            if running or waiting:
+            if running or waiting is not None:
                 idle_since = time.monotonic()
-            if waiting and may_start(waiting[0], running):
-                start(store, waiting[0], running)
+            if waiting is not None and may_start(waiting, running):
+                start(store, waiting, running)
                 continue
             if time.monotonic() - idle_since > LINGER_S:
                 with store.submitting():  # nobody can submit between this look and giving up the lock
@@ -70,15 +70,21 @@ def supervise(root: Path) -> None:
             time.sleep(POLL_S)
 
 
-def survey(store: JobStore) -> tuple[list[JobRecord], list[JobRecord]]:
-    """Return the running and the waiting jobs, oldest first, and write down those that vanished."""
-    running, waiting = [], []
+def survey(store: JobStore) -> tuple[list[JobRecord], JobRecord | None]:
+    """Return the running jobs and the first that waits; writes down those that vanished.
+
+    Of the others in the queue none is read: a job that no runner ever took up has no lock, and it is not its turn.
+    """
+    taken_up = {path.name for path in store.locks.iterdir()}
+    running, waiting = [], None
     for job_id in store.unfinished():
+        if job_id not in taken_up and waiting is not None:
+            continue
         record = store.judge(job_id)
         if record is not None and not record.is_over and store.is_held(job_id):
             running.append(record)
         elif record is not None and record.state == "PENDING":
-            waiting.append(record)
+            waiting = waiting or record
         else:
             _bury(store, job_id)
     return running, waiting

@@ -1,5 +1,8 @@
 """What several rooms share: a little music on disk, and experiments built from overrides."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,26 @@ def demo_music(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real") / "demo"
     prepare([fetch_demo(folder)], folder, splits=SPLITS)
     return folder
+
+
+@pytest.fixture(scope="session")
+def debug_grid(tmp_path_factory: pytest.TempPathFactory, demo_music: Path) -> Path:
+    """A folder in which `dora grid compression.debug` has run on real music in local jobs, into `outputs`."""
+    folder = tmp_path_factory.mktemp("debug")
+    (folder / "data").symlink_to(demo_music.parent)  # manifests, outputs and the queue count from where dora is run
+    run_module(folder, "dora", "-P", "audiotok", "grid", "compression.debug", "--interval", "0.05")
+    return folder
+
+
+def run_module(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m …` in a folder, without SLURM; it must succeed."""
+    environment = {**os.environ, "AUDIOTOK_LAUNCHER": "local", "AUDIOTOK_CLUSTER": "cpu"}
+    environment.pop("AUDIOTOK_OUTPUT_DIR", None)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
 
 
 def data_overrides(music: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from dora.conf import DoraConfig, SlurmConfig
+from dora.conf import DoraConfig
 from dora.hydra import HydraMain
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from audiotok import train
 from audiotok.models.builders import get_compression_model
 from audiotok.solvers import builders
+from launchers.profile import Profile
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted(path.stem for path in (ROOT / "config/solver/compression").glob("*.yaml") if path.stem != "default")
@@ -90,7 +91,7 @@ def test_the_sizes_are_those_of_the_paper() -> None:
 def test_every_key_is_read_by_the_library() -> None:
     container = OmegaConf.to_container(config("solver=compression/encodec_mmd_32khz"))
     assert isinstance(container, dict)
-    theirs = {"dora": {f.name for f in fields(DoraConfig)}, "slurm": {f.name for f in fields(SlurmConfig)}}
+    theirs = {"dora": {f.name for f in fields(DoraConfig)}, "slurm": {f.name for f in fields(Profile)}}
     known = names_in_code()
     container.pop("label")  # read by nobody on purpose: it only makes another signature
     for path in keys(container):
@@ -102,9 +103,12 @@ def test_every_key_is_read_by_the_library() -> None:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_profiles_hold_what_dora_knows_and_no_site(profile: str) -> None:
+def test_profiles_hold_every_key_and_no_site(profile: str) -> None:
     slurm = config(f"cluster={profile}").slurm
-    assert set(slurm) <= {f.name for f in fields(SlurmConfig)}
+    assert set(slurm) == {f.name for f in fields(Profile)} - {"cluster"}
+    values = OmegaConf.to_container(slurm, resolve=True)
+    assert isinstance(values, dict)
+    Profile.from_mapping({str(key): value for key, value in values.items()}, cluster=profile)
     assert slurm.partition is None
 
 

@@ -1,4 +1,4 @@
-"""Does everything run? Two tiny experiments, seconds each."""
+"""Does everything run? Four tiny experiments, seconds each: with the MMD and without, at two seeds."""
 
 from dora import Launcher
 
@@ -7,8 +7,9 @@ from audiotok.explorers import CompressionExplorer
 
 @CompressionExplorer
 def explorer(launcher: Launcher) -> None:
-    """One experiment with the MMD and one without."""
+    """Weight 0 and 1."""
     launcher.bind_(solver="compression/debug")
     with launcher.job_array():
-        launcher()
-        launcher({"losses.mmd": 0.0})
+        for weight in (0.0, 1.0):
+            for seed in (1, 2):
+                launcher({"losses.mmd": weight, "seed": seed})

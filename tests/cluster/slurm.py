@@ -1,83 +1,28 @@
-"""A real SLURM of two nodes on this machine, with accounting: up in seconds, gone without trace.
+"""A real SLURM of two nodes on this machine: up in seconds, gone without trace, with all that can go wrong on call.
 
 Everything it writes stands in one folder, every port is free and on the loopback, and every daemon is a
 child of this process, ended by its id. Each node has two cores and two "GPUs" (mapped to /dev/null and
-/dev/zero), so `--gres=gpu:2` and CUDA_VISIBLE_DEVICES behave.
+/dev/zero), so `--gres=gpu:2` and CUDA_VISIBLE_DEVICES behave. Jobs in the partition `urgent` preempt those in `main`.
 """
 
 import contextlib
-import ctypes
+import dataclasses
 import os
-import shutil
 import signal
 import socket
 import subprocess as sp
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-PACKAGES = ("slurm-wlm", "munge", "slurmdbd", "mariadb-server")
-DAEMONS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd")
-NODES = ("n1", "n2")
-START_S = 40.0
-_POLICY = Path("/usr/sbin/policy-rc.d")  # asked by Debian before it starts the daemon of a new package
+from tests.cluster.configuration import NODES, Options, files
+from tests.cluster.daemons import Daemons, answers, free_ports, until
+from tests.cluster.packages import missing_reason
 
-_SLURM_CONF = """\
-ClusterName=audiotok
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={slurmctld}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={root}/munge.socket
-CredType=cred/munge
-CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
-StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool-%n
-SlurmctldPidFile={root}/slurmctld.pid
-SlurmdPidFile={root}/slurmd-%n.pid
-SlurmctldLogFile={root}/slurmctld.log
-SlurmdLogFile={root}/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-SchedulerParameters=batch_sched_delay=0,sched_interval=2
-MpiDefault=none
-SlurmdParameters=config_overrides
-ReturnToService=2
-KillWait=5
-MaxArraySize=1001
-GresTypes=gpu
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageTRES=gres/gpu
-AccountingStorageHost=127.0.0.1
-AccountingStoragePort={slurmdbd}
-AccountingStoragePass={root}/munge.socket
-JobAcctGatherType=jobacct_gather/none
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=100000 Gres=gpu:2
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 RealMemory=100000 Gres=gpu:2
-PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
-"""
-_SLURMDBD_CONF = """\
-AuthType=auth/munge
-AuthInfo=socket={root}/munge.socket
-CommunicationParameters=NoInAddrAny
-DbdHost=localhost
-DbdAddr=127.0.0.1
-DbdPort={slurmdbd}
-SlurmUser=root
-PidFile={root}/slurmdbd.pid
-LogFile={root}/slurmdbd.log
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={mariadb}
-StorageUser=slurm
-StoragePass=slurm
-StorageLoc=slurm
-"""
-_GRES_CONF = "NodeName=n[1-2] Name=gpu File=/dev/null,/dev/zero\n"
+__all__ = ["NODES", "Options", "TestCluster", "missing_reason"]
+
+_PORTS = ("slurmctld", "slurmdbd", "mariadb", *NODES)
+_DOWN = ("down", "drain", "fail", "unk")
 
 
 class TestCluster:
@@ -85,16 +30,17 @@ class TestCluster:
 
     Args:
         root: an empty folder, on a path short enough for a socket (below 90 characters).
+        options: what it is to be.
     """
 
     __test__ = False
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, options: Options | None = None) -> None:
         self.root = root
+        self.options = options or Options()
         self.environ = {"SLURM_CONF": str(root / "slurm.conf")}
-        names = ("slurmctld", "slurmdbd", "mariadb", *NODES)
-        self._values = {"root": str(root), "host": socket.gethostname().split(".")[0], **_free_ports(names)}
-        self._daemons: list[tuple[str, sp.Popen[bytes]]] = []
+        self._places = {"root": str(root), "host": socket.gethostname().split(".")[0], **free_ports(_PORTS)}
+        self._daemons = Daemons(root, self.environ)
 
     def __enter__(self) -> "TestCluster":
         try:
@@ -113,32 +59,43 @@ class TestCluster:
         """Bring up authentication, accounting, the controller and both nodes; returns when nodes are idle."""
         self._write_files()
         munged = ["--force", f"--socket={self.root}/munge.socket", f"--key-file={self.root}/munge.key"]
-        files = [f"--{name}-file={self.root}/munge.{name}" for name in ("pid", "log", "seed")]
-        self._spawn("munged", "--foreground", *munged, *files)
-        self._start_database()
-        self._wait("munged", lambda: (self.root / "munge.socket").exists())
-        self._spawn("slurmdbd", "-D")
-        self._wait("slurmdbd", lambda: self._answers("slurmdbd"))
-        self.run("sacctmgr", "-i", "add", "cluster", "audiotok")
-        self._spawn("slurmctld", "-D", "-c")
+        logs = [f"--{name}-file={self.root}/munge.{name}" for name in ("pid", "log", "seed")]
+        self._daemons.start("munged", "munged", "--foreground", *munged, *logs)
+        if self.options.accounting:
+            self._start_database()
+        self._daemons.wait("munged", lambda: (self.root / "munge.socket").exists())
+        if self.options.accounting:
+            self._daemons.start("slurmdbd", "slurmdbd", "-D")
+            self._daemons.wait("slurmdbd", lambda: answers(self._places["slurmdbd"]))
+            self.run("sacctmgr", "-i", "add", "cluster", "audiotok")
+        self._daemons.start("slurmctld", "slurmctld", "-D", "-c")
         for node in NODES:
-            self._spawn("slurmd", "-D", "-N", node)
-        self._wait("slurmd", lambda: self.output("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * 2)
+            self.start_node(node)
+        self._daemons.wait("slurmd", lambda: self.node_states() == ["idle"] * len(NODES))
 
     def stop(self) -> None:
         """End all daemons and what they started."""
         with contextlib.suppress(OSError, sp.SubprocessError):
-            if self._daemons and (self.root / "slurmctld.pid").exists():
+            if self._daemons.is_up("slurmctld"):
                 self.output("scancel", "--user=0")
-                self._until(lambda: not self.output("squeue", "-h"), seconds=15.0)
-        for _, process in reversed(self._daemons):
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(20)
-            except sp.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._daemons.clear()
+                until(lambda: not self.output("squeue", "-h"), seconds=15.0)
+        for node in NODES:
+            self._kill_steps(node)
+        self._daemons.stop()
+
+    def clear(self) -> None:
+        """Bring the cluster back to where it was in the beginning: all up, no job, both nodes idle."""
+        changed = self._write_configuration()
+        if not self._daemons.is_up("slurmctld"):
+            self.start_controller()
+        for node in NODES:
+            if not self._daemons.is_up(node):
+                self.start_node(node)
+        if changed:
+            self.run("scontrol", "reconfigure")
+        self.output("scancel", "--user=0")
+        if not until(self._is_clear, seconds=60.0):
+            raise RuntimeError(f"not clear: {self.node_states()}; {self.output('squeue')}")
 
     def run(self, *command: str) -> str:
         """Run a command of the cluster and return its output.
@@ -157,16 +114,90 @@ class TestCluster:
             return self.run(*command)
         return ""
 
+    def node_states(self) -> list[str]:
+        """Return the states of the nodes, such as idle, mix, alloc, down."""
+        return self.output("sinfo", "-h", "-N", "-p", "main", "-o", "%t").split()
+
+    def jobs(self, *states: str) -> dict[str, str]:
+        """Return the states of the jobs that squeue shows, by `A_i` or `J`; those in these states only, if given."""
+        listing = self.output("squeue", "-h", "-r", "-t", ",".join(states) or "all", "-o", "%i %T")
+        return dict(line.split() for line in listing.splitlines())
+
+    def preempt(self) -> str:
+        """Submit a job that takes both nodes from the jobs in `main` for a moment; returns its id."""
+        urgent = ("-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "true")
+        return self.run("sbatch", "--parsable", *urgent).strip()
+
+    def start_node(self, node: str) -> None:
+        """Start the daemon of a node."""
+        self._daemons.start(node, "slurmd", "-D", "-N", node)
+
+    def kill_node(self, node: str) -> None:
+        """Have a node fall over: its daemon and all that ran there are killed with SIGKILL."""
+        self._daemons.kill(node, signal.SIGKILL)
+        self._kill_steps(node)
+
+    def start_controller(self) -> None:
+        """Start the controller with the state it had; returns when it answers."""
+        self._daemons.start("slurmctld", "slurmctld", "-D")
+        self._daemons.wait("slurmctld", lambda: bool(self.node_states()))
+
+    def kill_controller(self) -> None:
+        """Kill the controller with SIGKILL, once what it knows of its jobs is on disk."""
+        self.save_state()
+        self._daemons.kill("slurmctld", signal.SIGKILL)
+
+    def forget_jobs(self) -> None:
+        """Have the whole cluster fall over and come back with nothing known of its jobs, as after the loss of a disk."""
+        self.kill_controller()
+        for node in NODES:
+            self.kill_node(node)
+        for path in (self.root / "state").glob("job_state*"):
+            path.unlink()
+        self.start_controller()
+        for node in NODES:
+            self.start_node(node)
+
+    def save_state(self) -> None:
+        """Have the controller write down its jobs as they are now (it does so some seconds after a change)."""
+        state, began = self.root / "state" / "job_state", time.time()
+        self.run("scontrol", "reconfigure")
+        until(lambda: state.exists() and state.stat().st_mtime > began, seconds=10.0)
+
+    def change(self, **lines: str) -> None:
+        """Change lines of slurm.conf while everything runs, until the next `clear`."""
+        self._write_configuration(**lines)
+        self.run("scontrol", "reconfigure")
+
+    def _write_configuration(self, **lines: str) -> bool:
+        """Write slurm.conf with some lines changed; tells whether that makes it another."""
+        options = dataclasses.replace(self.options, changes={**self.options.changes, **lines})
+        text, path = files(options, self._places)["slurm.conf"], self.root / "slurm.conf"
+        changed = path.read_text() != text
+        path.write_text(text)
+        return changed
+
+    def _is_clear(self) -> bool:
+        if any(state.startswith(_DOWN) for state in self.node_states()):
+            self.output("scontrol", "update", f"NodeName={','.join(NODES)}", "State=RESUME")
+        return not self.jobs("PENDING", "RUNNING", "COMPLETING") and self.node_states() == ["idle"] * len(NODES)
+
+    def _kill_steps(self, node: str) -> None:
+        """Kill the processes of a node's jobs, and the daemons of their steps, which slurmd no longer looks after."""
+        here = {f"SLURM_CONF={self.root}/slurm.conf".encode(), f"SLURMD_NODENAME={node}".encode()}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, ProcessLookupError, ValueError):
+                if here <= set((folder / "environ").read_bytes().split(b"\0")):
+                    parent = Path("/proc") / (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                    if (parent / "comm").read_text().startswith("slurmstepd"):
+                        os.kill(int(parent.name), signal.SIGKILL)
+                    os.kill(int(folder.name), signal.SIGKILL)
+
     def _write_files(self) -> None:
         for name in ("state", "database", *(f"spool-{node}" for node in NODES)):
             (self.root / name).mkdir(parents=True)
-        (self.root / "slurm.conf").write_text(_SLURM_CONF.format(**self._values))
-        (self.root / "gres.conf").write_text(_GRES_CONF)
-        secrets = {
-            "slurmdbd.conf": _SLURMDBD_CONF.format(**self._values).encode(),
-            "munge.key": os.urandom(128),
-        }
-        for name, content in secrets.items():
+        contents = {name: text.encode() for name, text in files(self.options, self._places).items()}
+        for name, content in {**contents, "munge.key": os.urandom(128)}.items():
             (self.root / name).touch(mode=0o600)
             (self.root / name).write_bytes(content)
 
@@ -175,86 +206,12 @@ class TestCluster:
         data = ["--no-defaults", f"--datadir={self.root}/database", "--user=root"]
         self.run("mariadb-install-db", *data, "--skip-test-db")
         here = f"--socket={self.root}/mariadb.socket"
-        network = ["--bind-address=127.0.0.1", f"--port={self._values['mariadb']}"]
+        network = ["--bind-address=127.0.0.1", f"--port={self._places['mariadb']}"]
         small = ["--innodb-buffer-pool-size=32M", "--innodb-flush-log-at-trx-commit=0"]
-        self._spawn("mariadbd", *data, here, *network, *small, f"--pid-file={self.root}/mariadb.pid")
+        self._daemons.start(
+            "mariadbd", "mariadbd", *data, here, *network, *small, f"--pid-file={self.root}/mariadb.pid"
+        )
         client = ["mariadb", "--no-defaults", here, "-u", "root", "-e"]
-        self._wait("mariadbd", lambda: bool(self.output(*client, "SELECT 1")))
+        self._daemons.wait("mariadbd", lambda: bool(self.output(*client, "SELECT 1")))
         grant = "GRANT ALL ON slurm.* TO 'slurm'@'127.0.0.1' IDENTIFIED BY 'slurm'"
         self.run(*client, f"CREATE DATABASE slurm; {grant}")
-
-    def _spawn(self, program: str, *arguments: str) -> None:
-        with (self.root / f"{program}.out").open("ab") as output:
-            process = sp.Popen(
-                [program, *arguments],
-                env={**os.environ, **self.environ},
-                stdin=sp.DEVNULL,
-                stdout=output,
-                stderr=sp.STDOUT,
-                start_new_session=True,
-                preexec_fn=_die_with_the_tests,
-            )
-        self._daemons.append((program, process))
-
-    def _answers(self, name: str) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", int(self._values[name]))) == 0
-
-    def _wait(self, program: str, ready: Callable[[], bool]) -> None:
-        def ready_or_dead() -> bool:
-            return ready() or any(process.poll() is not None for name, process in self._daemons)
-
-        self._until(ready_or_dead, seconds=START_S)
-        if not ready():
-            logs = {path.name: path.read_text(errors="replace")[-1500:] for path in self.root.glob("*.out")}
-            raise RuntimeError(f"{program} did not come up: {logs}")
-
-    @staticmethod
-    def _until(condition: Callable[[], bool], *, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition() and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-
-def _die_with_the_tests() -> None:
-    """Have the kernel end a daemon when the process that started it is killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def missing_reason(environ: Mapping[str, str]) -> str | None:
-    """Tell why this machine cannot have the cluster, None if it can; installs the packages if need be."""
-    if os.geteuid() != 0:
-        return "a test cluster needs root"
-    if all(shutil.which(program) for program in DAEMONS):
-        return None
-    if shutil.which("apt-get") is None:
-        return f"a test cluster needs {', '.join(PACKAGES)} or Debian to install them"
-    return _install(environ)
-
-
-def _install(environ: Mapping[str, str]) -> str | None:
-    """Install the packages, their daemons left alone; returns why it failed, None if it did not."""
-    quiet = {**environ, "DEBIAN_FRONTEND": "noninteractive"}
-    ours = not _POLICY.exists()  # a file that is there says already what its machine wants
-    if ours:
-        _POLICY.write_text("#!/bin/sh\nexit 101\n")
-        _POLICY.chmod(0o755)
-    try:
-        install = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
-        for command in (install, ["apt-get", "update"], install):
-            process = sp.run(command, env=quiet, capture_output=True, text=True)
-            if process.returncode == 0 and command is install:
-                return None
-        return "apt-get could not install the cluster: " + process.stderr[-500:]
-    finally:
-        if ours:
-            _POLICY.unlink()
-
-
-def _free_ports(names: tuple[str, ...]) -> dict[str, str]:
-    """Return a free port of the loopback for each name."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in names]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return {name: str(one.getsockname()[1]) for name, one in zip(names, sockets, strict=True)}

@@ -1,18 +1,15 @@
 """Where our launchers plug into Dora."""
 
-import pickle
+import re
 import subprocess as sp
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
 from audiotok.errors import ConfigError
-from launchers.hooks import detect, get_explorer, is_dora_command, list_grids
-from launchers.local import LocalShepherd
-from tests.fakes.tiny import FAKES, REPOSITORY
+from launchers.hooks import detect, is_dora_command
+from tests.fakes.tiny import FAKES, REPOSITORY, TinyProject
 
 
 def test_slurm_is_found_by_sbatch_on_path(tmp_path: Path) -> None:
@@ -25,41 +22,41 @@ def test_slurm_is_found_by_sbatch_on_path(tmp_path: Path) -> None:
         detect({"PATH": "", "AUDIOTOK_LAUNCHER": "kubernetes"})
 
 
-def test_grids_are_listed_by_their_dotted_names(tmp_path: Path) -> None:
-    for name in ("__init__.py", "b.py", "_shared.py", "deep/__init__.py", "deep/a.py", "deep/notes.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert list_grids(tmp_path) == ["b", "deep.a"]
-
-
-def test_an_unknown_grid_lists_those_there_are() -> None:
-    main = SimpleNamespace(dora=SimpleNamespace(grid_package="tests.fakes.tinyproject.tinyxp.grids"), package="x")
-    with pytest.raises(ConfigError, match="choose one of: fleet, slow"):
-        get_explorer(SimpleNamespace(grid="nope"), cast(Any, main))
-
-
-def test_a_library_keeps_its_own_except_hook() -> None:
+def test_a_library_keeps_its_own_except_hook_and_gets_our_names() -> None:
     code = (
         "import sys; before = sys.excepthook\n"
         "from tinyxp.train import main\n"
-        "import dora.grid\n"
+        "import dora.grid, dora.info\n"
         "assert sys.excepthook is before\n"
-        "print(dora.grid.Shepherd.__name__)"
+        "assert type(main.get_slurm_config()).__name__ == 'Profile'\n"
+        "print(dora.grid.Shepherd.__name__, dora.info.Shepherd.__name__, dora.grid.run_grid.__module__)"
     )
     path = f"{FAKES / 'torch_stub'}:{FAKES / 'tinyproject'}:{REPOSITORY}"
     environ = {"PYTHONPATH": path, "AUDIOTOK_LAUNCHER": "local", "PATH": "/usr/bin:/bin"}
     process = sp.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
-    assert (process.returncode, process.stdout) == (0, "LocalShepherd\n"), process.stderr
+    assert (process.returncode, process.stdout) == (0, "GridShepherd InfoShepherd launchers.grids\n"), process.stderr
     assert not is_dora_command()
 
 
-def test_the_shepherd_can_be_pickled(tmp_path: Path) -> None:
-    dora = SimpleNamespace(dir=tmp_path, shep=SimpleNamespace(by_id="by_id", orphans="orphans", arrays="arrays"))
-    shepherd = LocalShepherd(cast(Any, SimpleNamespace(dora=dora)))
-    assert pickle.loads(pickle.dumps(shepherd)).store.root == tmp_path / "local"
+def test_a_launcher_that_is_not_there_is_one_line(slurm_project: TinyProject) -> None:
+    said = slurm_project.dora("info", "index=1", code=2, environ={"AUDIOTOK_LAUNCHER": "kubernetes"})
+    assert said.strip().splitlines()[-1].startswith("error: AUDIOTOK_LAUNCHER='kubernetes'")
 
 
-def test_supervisor_and_runner_import_neither_torch_nor_dora() -> None:
-    code = "import sys, launchers.supervisor, launchers.runner; print({'torch', 'dora', 'submitit'} & set(sys.modules))"
-    process = sp.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert process.stdout == "set()\n"
+def test_info_tells_what_has_become_of_the_configuration(slurm_project: TinyProject) -> None:
+    slurm_project.dora("launch", "--no_tail", "index=1", "seconds=7")
+    folder = slurm_project.experiment(index=1)
+    assert "has changed" not in slurm_project.dora("info", "-f", folder.name)
+    config = slurm_project.folder / "tinyxp" / "config" / "config.yaml"
+    config.write_text(re.sub(r"^epochs: \d+", "epochs: 99", config.read_text(), flags=re.MULTILINE))
+    for arguments in (("-f", folder.name), ("-j", "101")):
+        said = slurm_project.dora("info", *arguments)
+        assert "Configuration has changed since: epochs: 2 → 99" in said
+        assert f"Folder is {folder}" in said and "sid=101" in said
+
+
+def test_flags_of_the_command_line_reach_the_script(slurm_project: TinyProject) -> None:
+    slurm_project.dora("launch", "--no_tail", "-g", "2", "-p", "fast", "index=1")
+    script = (Path(slurm_project.environ["FAKE_SLURM"]) / "script").read_text()
+    assert "#SBATCH --gres=gpu:2\n" in script and "#SBATCH --partition=fast\n" in script
+    assert "#SBATCH --array" not in script

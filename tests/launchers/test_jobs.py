@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> JobStore:
 
 
 def queued(store: JobStore, tmp_path: Path, state: str = "PENDING") -> JobRecord:
-    job_id = store.new_id()
+    job_id = f"L{store.last_number() + 1}"
     folder = tmp_path / job_id
     folder.mkdir()
     record = JobRecord(job_id, "abcd1234", str(folder), str(folder / "log"), str(tmp_path), ["true"], state=state)
@@ -55,7 +55,7 @@ def test_running_without_a_holder_is_node_fail_at_once(store: JobStore, tmp_path
     judged = store.judge(record.job_id)
     assert judged is not None and judged.state == "NODE_FAIL" and judged.is_over
     running, waiting = survey(store)  # a supervisor writes it down
-    assert (running, waiting, store.unfinished()) == ([], [], [])
+    assert (running, waiting, store.unfinished()) == ([], None, [])
     assert (read_json(Path(record.folder) / "job.json") or {})["state"] == "NODE_FAIL"
     assert not (store.locks / record.job_id).exists()
 
@@ -66,7 +66,7 @@ def test_a_pending_job_that_is_held_counts_as_running(store: JobStore, tmp_path:
     try:
         running, waiting = survey(store)
         assert [job.job_id for job in running] == [first.job_id]
-        assert [job.job_id for job in waiting] == [second.job_id]
+        assert waiting is not None and waiting.job_id == second.job_id
     finally:
         process.kill()
         process.communicate()
@@ -88,12 +88,53 @@ def test_a_later_job_keeps_its_place_in_the_experiment(store: JobStore, tmp_path
     assert store.unfinished() == ["L2"]
 
 
+@pytest.mark.parametrize("interrupted", ["write_json", "replace"])
+def test_a_submission_that_died_is_nowhere_or_completed(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: str
+) -> None:
+    queued(store, tmp_path)
+    (tmp_path / "L2").mkdir()
+    record = JobRecord("L2", "b", str(tmp_path / "L2"), "log", "/", ["true"])
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("launchers.jobs.write_json" if interrupted == "write_json" else "pathlib.Path.replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            store.add(record, {"TOKEN": "hush"})
+    assert store.unfinished() == ["L1"] and not (tmp_path / "L2" / "job.json").exists()
+    store.mend()
+    assert store.unfinished() == ["L1"]
+
+
+def test_a_draft_that_is_whole_is_submitted(store: JobStore, tmp_path: Path) -> None:
+    record = queued(store, tmp_path)
+    (store.queue / "L1").rename(store.drafts / "L1")  # died just before the last step, or before job.json
+    (Path(record.folder) / "job.json").unlink()
+    (store.drafts / "L9").write_text("{}")  # of no job
+    store.mend()
+    assert store.unfinished() == ["L1"] and store.environment("L1") == {"TOKEN": "hush"}
+    assert (read_json(Path(record.folder) / "job.json") or {})["job_id"] == "L1"
+    assert not list(store.drafts.iterdir())
+    (store.drafts / "L1").write_text('{"TOK')
+    store.mend()
+    assert not list(store.drafts.iterdir())
+
+
+def test_a_lock_that_was_taken_away_is_not_held(store: JobStore, tmp_path: Path) -> None:
+    with store.holding("L1") as first:
+        (store.locks / "L1").unlink()  # as the end of a job does
+        with store.holding("L1", patience_s=0) as second:
+            assert first and second and (store.locks / "L1").exists()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"launcher": "local", "job_id": "L1"}'])
 def test_damaged_records_are_none(store: JobStore, content: str) -> None:
     (store.jobs / "L1.json").write_text(content)
     (store.queue / "L1").touch()
     assert store.read("L1") is None and store.judge("L1") is None
-    assert survey(store) == ([], [])
+    assert survey(store) == ([], None)
     assert store.unfinished() == []
 
 

@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from audiotok.errors import LaunchError
 from audiotok.status import experiment_state
+from launchers.engine import job_of
+from launchers.local import LocalEngine
 from tests.fakes.tiny import TinyProject, process_of
+from tests.fakes.tinyproject.tinyxp.train import following
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +60,7 @@ def test_a_grid_runs_a_few_at_once_and_tells_the_truth(project: TinyProject) -> 
     failed = project.experiment(index=3)
     said = project.dora("info", "-f", failed.name, "-m")
     assert "state=FAILED (exit code 1: RuntimeError: told to fail)" in said
-    assert str(failed / "latest" / f"{project.job(index=3)['job_id']}_0_log.out") in said
+    assert str(failed / "logs" / f"{project.job(index=3)['job_id']}_0_log.out") in said
     assert '"loss": 3.5' in said
     assert f"index 3 here in {project.folder}" in project.dora("info", "-f", failed.name, "-l")
     assert "told to fail" in project.dora("info", "-j", project.job(index=3)["job_id"], "-l")
@@ -93,7 +97,7 @@ def test_cancel_stops_everything_that_waits_or_runs(project: TinyProject) -> Non
     assert all(is_alive(pid) for pid in pids)
     one = project.experiment(index=2).name
     project.dora("info", "-f", one, "-C")
-    assert "state=CANCELLED (cancelled while it was running)" in project.dora("info", "-f", one)
+    assert "state=CANCELLED (cancelled while it was running" in project.dora("info", "-f", one)
     project.wait(lambda: project.book()["L3"] == "RUNNING")  # the next one moves up
     project.dora("grid", "slow", "-C")  # waits for the end, the deaf one's too
     assert set(project.book().values()) == {"CANCELLED"}
@@ -136,6 +140,55 @@ def test_killed_runner_takes_its_job_along_and_nothing_runs_for_ever(project: Ti
     project.settle()
     assert project.job(index=5)["state"] == "NODE_FAIL"
     project.wait(lambda: not processes_in(folder))
+
+
+def test_at_the_time_limit_a_job_stops_and_goes_on_where_it_was(project: TinyProject) -> None:
+    limit = {"time": 1, "signal_s": 57, "max_num_timeout": 1}  # told to stop after three seconds
+    runs = [{"index": 1, "faults": 1}, {"index": 2, "faults": 9}, {"index": 3}]
+    project.many(runs, slurm=limit, epochs=3, steps=4, seconds=1.2)
+    project.settle()
+    assert project.verdicts(3) == ["COMPLETED", "TIMEOUT", "COMPLETED"]
+    job, value = project.job(index=1), 0
+    assert (job["job_id"], job["attempt"], job["timeouts"]) == ("L1", 1, 1)
+    for _ in range(12):
+        value = following(value, 1)
+    progress = json.loads((project.experiment(index=1) / "progress.json").read_text())
+    assert (progress["epoch"], progress["value"]) == (3, value)  # no step was done twice or left out
+    log = Path(job["log"]).read_text()
+    assert "from epoch 0 step 0" in log and "from epoch 1 step 2" in log
+    said = project.dora("info", "-f", project.experiment(index=2).name)
+    assert "state=TIMEOUT (reached its time limit, after 1 times more time)" in said
+
+
+def test_a_machine_that_goes_down_leaves_checkpoints(project: TinyProject) -> None:
+    project.many(1, faults=1, epochs=2, seconds=0.8)
+    project.wait(lambda: (project.experiment(index=1) / "progress.json").exists())
+    for pid in (project.supervisor_pid(), process_of("launchers.runner", str(project.store.root), "L1")):
+        os.kill(pid, signal.SIGTERM)
+    project.settle()
+    assert project.verdicts(1) == ["PREEMPTED"]
+    project.many(1, "--retry", faults=1, epochs=2, seconds=0.8)
+    project.settle()
+    assert project.verdicts(1) == ["COMPLETED"]
+    assert ", from epoch 1 step" in Path(project.job(index=1)["log"]).read_text()
+
+
+def test_a_running_job_can_be_queued_again(project: TinyProject) -> None:
+    project.many(2, faults=1, epochs=2, seconds=0.8, environ={"AUDIOTOK_LOCAL_SLOTS": "1"})
+    engine = LocalEngine(project.store.root)
+    folder = project.experiment(index=1)
+    project.wait(lambda: (folder / "progress.json").exists())
+    jobs = [job for index in (1, 2) if (job := job_of(project.experiment(index=index))) is not None]
+    engine.requeue(jobs)  # the second waits anyway
+    project.wait((project.experiment(index=2) / "progress.json").exists)  # its turn, as the first went to the end
+    assert engine.store.unfinished() == ["L2", "L1"]
+    engine.requeue(jobs[1:])
+    project.settle()
+    assert project.verdicts(2) == ["COMPLETED", "COMPLETED"]
+    engine.refresh()
+    assert [engine.verdict(job) for job in jobs] == [("COMPLETED", "")] * 2
+    with pytest.raises(LaunchError, match="jobs L1, L2 have ended"):
+        engine.requeue(jobs)
 
 
 def test_jobs_outlive_the_terminal(project: TinyProject) -> None:
@@ -204,10 +257,10 @@ def test_experiments_that_left_a_grid_are_cancelled(project: TinyProject) -> Non
 @pytest.mark.parametrize(
     ("arguments", "environ", "words"),
     [
-        (("grid", "flet"), {}, "error: no grid 'flet' in package tinyxp.grids; choose one of: fleet, slow."),
+        (("grid", "flet"), {}, "error: no grid 'flet' in package tinyxp.grids; choose one of: fleet, many, slow."),
         (("grid", "fleet"), {"AUDIOTOK_LAUNCHER": "pbs"}, "error: AUDIOTOK_LAUNCHER='pbs'"),
         (("grid", "fleet"), {"AUDIOTOK_LOCAL_SLOTS": "many"}, "error: AUDIOTOK_LOCAL_SLOTS='many'"),
-        (("grid", "fleet"), {"AUDIOTOK_LAUNCHER": "slurm", "PATH": "/nowhere"}, "error: no sbatch or srun on PATH"),
+        (("grid", "fleet"), {"AUDIOTOK_LAUNCHER": "slurm", "PATH": "/nowhere"}, "error: SLURM does not answer"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -1,0 +1,74 @@
+"""`audiotok plan`: what launching a grid would do, before it does."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from audiotok.errors import ConfigError
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the parser of `audiotok`."""
+    parser = commands.add_parser("plan", help="what `dora grid` would submit, retry and cancel, and what it costs")
+    parser.description = (
+        "Tell what `dora grid` with the same arguments would do: which experiments are new, reused, retried, blocked "
+        "or cancelled, GPU-hours and disk asked for, what has changed since the last submission. It submits and "
+        "writes nothing."
+    )
+    parser.add_argument(
+        "grid", nargs="?", metavar="GRID", help="as given to `dora grid`; without it, the grids there are"
+    )
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="right after GRID: only names with all of them")
+    parser.add_argument("-r", "--retry", action="store_true", help="as if failed jobs were to be retried")
+    parser.add_argument("-R", "--replace", action="store_true", help="as if running jobs were to be replaced")
+    parser.add_argument("-D", "--replace_done", action="store_true", help="as if done jobs were to be run again")
+    parser.add_argument("-C", "--cancel", action="store_true", help="as if the grid were to be cancelled")
+    parser.add_argument("-g", "--gpus", type=int, metavar="N", help="as if each job asked for this many GPUs")
+    parser.add_argument("-p", "--partition", metavar="NAME", help="as if each job asked for this partition")
+    parser.add_argument("-P", "--package", metavar="NAME", help="training package (default: $DORA_PACKAGE or audiotok)")
+    parser.add_argument("--all", action="store_true", help="list every experiment, not the first of each group")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    main = _entry_point(args.package or os.environ.get("DORA_PACKAGE") or "audiotok")
+    from dora.conf import SubmitRules, update_from_args
+    from dora.grid import RunGridArgs
+
+    from launchers.grids import get_explorer, list_grids, plan_grid
+    from launchers.plan_text import SHOWN, plan_text
+
+    if args.grid is None:
+        package = importlib.import_module(main.dora.grid_package or f"{main.package}.grids")
+        print(*list_grids(Path(str(package.__file__)).parent), sep="\n")
+        return 0
+    rules, profile = SubmitRules(), main.get_slurm_config()
+    for asked in (rules, profile):
+        update_from_args(asked, args)
+    grid_args = RunGridArgs(patterns=list(args.patterns), cancel=args.cancel)
+    plan = plan_grid(main, get_explorer(args, main), args.grid, rules, profile, grid_args)
+    if args.format == "json":
+        print(json.dumps(plan.as_json(), indent=1))
+    else:
+        print(plan_text(plan, shown=None if args.all else SHOWN))
+    return 0
+
+
+def _entry_point(package: str) -> Any:
+    """The decorated `main` of a training package, found from the current folder as `dora` does."""
+    sys.path.insert(0, str(Path.cwd()))
+    module_name = f"{package}.{os.environ.get('DORA_MAIN_MODULE') or 'train'}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(
+            f"no module {module_name} here; give the training package with -P or DORA_PACKAGE."
+        ) from error
+    return module.main

@@ -1,0 +1,216 @@
+"""Which cluster this is, and the few facts of its profile that matter outside a launcher: folders.
+
+Profiles are files `config/cluster/NAME.yaml`. Hydra composes them for whoever trains or submits; this module reads the
+same files without it, for what must stay light: `audiotok results` and the reading of manifests. Environment variables:
+AUDIOTOK_CLUSTER (the profile), AUDIOTOK_OUTPUT_DIR (results folder), AUDIOTOK_DATASET_PATHS (set by a launcher for its
+jobs: a JSON object that says where folders of audio lie on the machine that runs them).
+"""
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess as sp
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from audiotok.errors import ConfigError
+
+CLUSTER_VARIABLE = "AUDIOTOK_CLUSTER"
+OUTPUT_VARIABLE = "AUDIOTOK_OUTPUT_DIR"
+DATASET_PATHS_VARIABLE = "AUDIOTOK_DATASET_PATHS"
+PROFILES = Path(__file__).parent.parent / "config" / "cluster"
+DEFAULT_CLUSTER = "default"
+DEFAULT_OUTPUT = "outputs"
+DETECTION_S = 5.0
+
+_CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
+_FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([A-Za-z_][A-Za-z0-9_]*)(?:,([^${}]*))?\}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A profile and, in a few words, why it is this one."""
+
+    name: str
+    how: str
+
+
+def list_profiles(folder: Path = PROFILES) -> list[str]:
+    """Names of the profiles there are, sorted."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def choose(environ: Mapping[str, str], folder: Path = PROFILES) -> Choice:
+    """Choose the profile: AUDIOTOK_CLUSTER, else the one that bears the name of this cluster, else `default`.
+
+    Raises:
+        ConfigError: if AUDIOTOK_CLUSTER names no profile; the message lists those there are.
+    """
+    known = list_profiles(folder)
+    asked = environ.get(CLUSTER_VARIABLE, "").strip()
+    if asked:
+        if asked not in known:
+            raise ConfigError(
+                f"{CLUSTER_VARIABLE}={asked!r} in the environment, but {folder} has no {asked}.yaml; "
+                f"choose one of: {', '.join(known) or 'none yet'}."
+            )
+        return Choice(asked, f"{CLUSTER_VARIABLE} in the environment")
+    name, source = cluster_name(environ)
+    if not name:
+        return Choice(DEFAULT_CLUSTER, f"{CLUSTER_VARIABLE} is not set and {source}")
+    if name in known:
+        return Choice(name, f"the name of this cluster ({source})")
+    return Choice(DEFAULT_CLUSTER, f"there is no {name}.yaml for this cluster, {name} ({source})")
+
+
+def settle(environ: MutableMapping[str, str], folder: Path = PROFILES) -> None:
+    """Put a detected profile into the environment, so that Hydra and every job of this process use the same.
+
+    Raises:
+        ConfigError: if AUDIOTOK_CLUSTER names no profile.
+    """
+    if not folder.is_dir():
+        return
+    name = choose(environ, folder).name
+    if name != DEFAULT_CLUSTER:
+        environ[CLUSTER_VARIABLE] = name
+
+
+def cluster_name(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Name that SLURM gives this cluster ("" if it tells none) and who said so; never fails, asks once."""
+    name = environ.get("SLURM_CLUSTER_NAME", "").strip()
+    if name:
+        return name, "SLURM_CLUSTER_NAME"
+    if shutil.which("sbatch", path=environ.get("PATH")) is None:
+        return "", "there is no SLURM here"
+    scontrol = shutil.which("scontrol", path=environ.get("PATH"))
+    name = _ask_name(scontrol, tuple(sorted(environ.items()))) if scontrol else ""
+    return (name, "scontrol show config") if name else ("", "scontrol does not tell the name of this cluster")
+
+
+@functools.cache
+def _ask_name(scontrol: str, environ: tuple[tuple[str, str], ...]) -> str:
+    command = [scontrol, "show", "config"]
+    try:
+        process = sp.run(command, env=dict(environ), capture_output=True, text=True, timeout=DETECTION_S)
+    except (OSError, sp.SubprocessError, UnicodeDecodeError):
+        return ""
+    found = _CLUSTER_NAME.search(process.stdout)
+    return found[1] if found else ""
+
+
+def output_dir(environ: Mapping[str, str], folder: Path = PROFILES) -> Path:
+    """Dora's folder as `config/config.yaml` has it: AUDIOTOK_OUTPUT_DIR, else the profile's `output_dir`.
+
+    Raises:
+        ConfigError: if the profile cannot be read.
+    """
+    asked = environ.get(OUTPUT_VARIABLE)
+    if asked:
+        return Path(asked)
+    if not folder.is_dir():
+        return Path(DEFAULT_OUTPUT)
+    name = choose(environ, folder).name
+    found = _resolved(read_profile(name, folder).get("output_dir"), environ, f"output_dir in {folder / name}.yaml")
+    return Path(found or DEFAULT_OUTPUT)
+
+
+def dataset_paths(environ: Mapping[str, str], folder: Path = PROFILES) -> dict[str, str]:
+    """Where folders of audio lie here, by what manifests and presets call them.
+
+    AUDIOTOK_DATASET_PATHS says it to a job; elsewhere it is the profile that AUDIOTOK_CLUSTER names.
+
+    Raises:
+        ConfigError: if that is no mapping of folders.
+    """
+    told = environ.get(DATASET_PATHS_VARIABLE)
+    if told:
+        where = f"{DATASET_PATHS_VARIABLE} in the environment"
+        try:
+            return _mapping(json.loads(told), environ, where)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{where}: {told!r} is not JSON; launchers set it, do not set it by hand.") from error
+    name = environ.get(CLUSTER_VARIABLE) or DEFAULT_CLUSTER
+    if not (folder / f"{name}.yaml").is_file():
+        return {}
+    return _mapping(
+        read_profile(name, folder).get("dataset_paths") or {}, environ, f"dataset_paths in {folder / name}.yaml"
+    )
+
+
+def dump_paths(paths: Mapping[str, str]) -> str:
+    """What AUDIOTOK_DATASET_PATHS holds for a mapping."""
+    return json.dumps(dict(paths), sort_keys=True)
+
+
+def map_path(path: Path, paths: Mapping[str, str]) -> Path:
+    """Path of a file on this machine: the longest folder of `paths` that it lies in is replaced.
+
+    Args:
+        path: as a manifest or a preset has it; a relative one counts from the working directory.
+        paths: as of `dataset_paths`.
+    """
+    absolute = PurePath(os.path.normpath(path.absolute()))
+    for folder in sorted(paths, key=lambda name: len(PurePath(name).parts), reverse=True):
+        if absolute.is_relative_to(folder):
+            return Path(paths[folder]) / absolute.relative_to(folder)
+    return path
+
+
+def read_profile(name: str, folder: Path = PROFILES) -> dict[str, Any]:
+    """Keys of a profile laid over those of its `defaults`, as Hydra composes them, `${...}` left as they are.
+
+    Raises:
+        ConfigError: if a file is missing, is no YAML mapping, or its `defaults` name anything but profiles.
+    """
+    return _read(name, folder, ())
+
+
+def _read(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
+    path = folder / f"{name}.yaml"
+    if name in above:
+        raise ConfigError(f"{path}: its defaults lead back to itself ({' > '.join([*above, name])}).")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read profile {path}: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}; a profile is a mapping, such as `gpus: 1`.")
+    own = {str(key): value for key, value in content.items() if key != "defaults"}
+    values: dict[str, Any] = {}
+    for entry in content.get("defaults") or ["_self_"]:
+        if entry == "_self_":
+            values.update(own)
+            continue
+        base = str(entry).removeprefix("/cluster/") if isinstance(entry, str) else ""
+        if not base or "/" in base:
+            raise ConfigError(f"{path}: defaults hold {entry!r}; give other profiles, such as /cluster/default.")
+        values.update(_read(base, folder, (*above, name)))
+    return values if "_self_" in (content.get("defaults") or ["_self_"]) else {**values, **own}
+
+
+def _mapping(found: Any, environ: Mapping[str, str], where: str) -> dict[str, str]:
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: {found!r}; give a mapping, such as {{/home/me/music: /scratch/me/music}}.")
+    return {_resolved(key, environ, where): _resolved(value, environ, where) for key, value in found.items()}
+
+
+def _resolved(value: Any, environ: Mapping[str, str], where: str) -> str:
+    """Put `${oc.env:NAME}` and `${oc.env:NAME,default}` into a text, the only interpolation there is in folders."""
+
+    def of_environment(match: re.Match[str]) -> str:
+        found = environ.get(match[1], match[2])
+        if found is None:
+            raise ConfigError(f"{where}: {match[0]} stands for nothing, {match[1]} is not set.")
+        return found
+
+    text = _FROM_ENVIRONMENT.sub(of_environment, "" if value is None else str(value))
+    if "${" in text:
+        raise ConfigError(f"{where}: {text!r}; of ${{...}} only ${{oc.env:NAME}} can stand in a folder.")
+    return text

@@ -1,0 +1,253 @@
+"""The configuration that an experiment was made with, kept beside it: `frozen.json`.
+
+It is written when the experiment is first submitted or run, and stays as long as its folder: jobs run what was asked
+for, whatever becomes of the YAML files while they wait. Fields: version, sig, argv, delta, choices (config groups),
+cfg (see `Composition.freeze_values`) or cfg_yaml (where JSON cannot hold it), written (unix seconds).
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from dora.conf import DoraConfig
+from dora.xp import XP
+from hydra import __version__ as hydra_version
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from audiotok.composition import Experiment
+from audiotok.errors import ConfigError
+from audiotok.overrides import aligned, parse_override
+from audiotok.plain import Plain, dotted, escaped, leaves_of
+
+FROZEN_FILE = "frozen.json"
+FROZEN_VARIABLE = "AUDIOTOK_FROZEN"  # path of the frozen configuration that this process is to run
+VERSION = 1
+_GONE = object()
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Content of a frozen file.
+
+    Attributes:
+        sig: signature of the experiment.
+        argv: its overrides when it was frozen.
+        delta: what they changed.
+        cfg: the configuration, for OmegaConf; keys that do not count for the signature as in the presets.
+        choices: option of each config group.
+        written: unix seconds.
+    """
+
+    sig: str
+    argv: list[str]
+    delta: list[list[Any]]
+    cfg: Plain
+    choices: dict[str, Any]
+    written: float
+
+
+class Composer(Protocol):
+    """What turns overrides into an experiment by the configuration as it is now: `ExperimentMain`."""
+
+    def compose(self, argv: Sequence[str]) -> Experiment:
+        """Experiment of a list of overrides."""
+        ...
+
+
+def freeze(xp: XP) -> Path:
+    """Write `frozen.json` into the folder of an experiment if there is none; the folder must exist.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    path: Path = xp.folder / FROZEN_FILE
+    if path.exists():
+        return path
+    if isinstance(xp, Experiment):
+        values, choices = xp.frozen_values(), xp.choices
+    else:  # made by Dora itself
+        values, choices = escaped(OmegaConf.to_container(xp.cfg, resolve=True)), {}
+    content = {"version": VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta, "choices": choices}
+    if _is_json(values):
+        content["cfg"] = values
+    else:
+        content["cfg_yaml"] = OmegaConf.to_yaml(OmegaConf.create(values))
+    write_text(path, json.dumps({**content, "written": time.time()}))
+    return path
+
+
+def read_frozen(path: Path) -> Frozen:
+    """Read a frozen file.
+
+    Raises:
+        ConfigError: if it is missing, unreadable, of another version, or of another experiment than its folder's.
+    """
+    path = Path(path)
+    remedy = "remove it, or start anew with --clear, to take today's configuration instead"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no frozen configuration at {path}; submit the experiment again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); {remedy}") from error
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        found = content.get("version") if isinstance(content, dict) else type(content).__name__
+        raise ConfigError(f"{path} has version {found!r}, this code reads {VERSION}; {remedy}")
+    if isinstance(content.get("cfg_yaml"), str):
+        content["cfg"] = OmegaConf.to_container(OmegaConf.create(content["cfg_yaml"]))
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "sig": str, "argv": list, "delta": list, "cfg": dict, "choices": dict, "written": (int, float),
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind):
+            raise ConfigError(f"{path} lacks {name!r} or has something else there; {remedy}")
+    if content["sig"] != path.resolve().parent.name:
+        raise ConfigError(f"{path} is of experiment {content['sig']}, not of the folder it is in; {remedy}")
+    return Frozen(**{name: content[name] for name in kinds})
+
+
+def thaw(frozen: Frozen, dora: DoraConfig, argv: Sequence[str]) -> Experiment:
+    """Experiment of a frozen configuration, as run with these overrides.
+
+    Of the overrides only those count that do not change the signature, such as `device=cpu`: the rest is frozen.
+    The folder is where `dora.dir` says now.
+
+    Raises:
+        ConfigError: if Hydra cannot read an override.
+    """
+    try:
+        argv = [aligned(argument, frozen.cfg) for argument in argv]
+    except HydraException as error:
+        raise ConfigError(f"{' '.join(str(error).split())} (overrides: {' '.join(argv)})") from error
+
+    def build() -> DictConfig:
+        cfg = OmegaConf.create(frozen.cfg)
+        assert isinstance(cfg, DictConfig)
+        for key, value in _loose_overrides(argv, dora, set(frozen.choices)):
+            OmegaConf.update(cfg, key, value, force_add=True)
+        if "dir" in (cfg.get("dora") or ()):
+            cfg.dora.dir = str(dora.dir)
+        OmegaConf.set_struct(cfg, True)
+        return cfg
+
+    return Experiment(
+        dora,
+        argv,
+        frozen.delta,
+        build=build,
+        values=lambda: frozen.cfg,
+        choices=frozen.choices,
+        sig=frozen.sig,
+        is_frozen=True,
+    )
+
+
+def find_frozen(path: Path, dora: DoraConfig) -> tuple[Frozen, DoraConfig]:
+    """Read the frozen file a job was told of, and tell where the outputs are now.
+
+    Outputs that were moved are found by the folder's new place, if `dora.dir` knows it.
+
+    Raises:
+        ConfigError: as `read_frozen`.
+    """
+    path = Path(path).absolute()
+    if not path.exists():
+        moved = dora.dir / dora.xps / path.parent.name / path.name
+        path = moved if moved.exists() else path
+    frozen = read_frozen(path)
+    root = path.parent.parent.parent
+    if path.parent.parent.name == dora.xps and root.resolve() != Path(dora.dir).resolve():
+        dora = replace(dora, dir=root)
+    return frozen, dora
+
+
+def drift(main: Composer, xp: XP) -> list[str]:
+    """What the configuration of today would make of an experiment, in lines; none if the same as when it was frozen.
+
+    For people to read: `dora info` prints them. An experiment without a frozen file has no drift.
+    """
+    path = xp.folder / FROZEN_FILE
+    if not path.exists():
+        return []
+    try:
+        frozen = read_frozen(path)
+        now = main.compose(frozen.argv)
+    except ConfigError as error:
+        return [f"its configuration cannot be composed any more: {error}"]
+    lines = [] if now.sig == frozen.sig else [f"its overrides now give the signature {now.sig}, not {frozen.sig}"]
+    return lines + differences(frozen.cfg, now.frozen_values(), xp.dora)
+
+
+def differences(frozen: Plain, now: Plain, dora: DoraConfig) -> list[str]:
+    """Keys that count for the signature and differ between two frozen forms: `losses.mmd: 2.0 → 3.0`."""
+    old, new = dict(leaves_of(frozen)), dict(leaves_of(now))
+    lines = []
+    for path in sorted({**old, **new}, key=dotted):
+        value, other = old.get(path, _GONE), new.get(path, _GONE)
+        same = value == other or repr(value) == repr(other)  # NaN is the same NaN here
+        if not same and not dora.is_excluded(dotted(path)):
+            lines.append(f"{dotted(path)}: {_shown(value)} → {_shown(other)}")
+    return lines
+
+
+def write_hydra_files(xp: XP, job_name: str, config_name: str) -> None:
+    """Write what Hydra would leave in `.hydra/` of the experiment, for those who read it there."""
+    folder = xp.folder / ".hydra"
+    folder.mkdir(exist_ok=True)
+    runtime = {"version": hydra_version, "cwd": str(Path.cwd()), "output_dir": str(xp.folder)}
+    hydra = {
+        "overrides": {"hydra": [], "task": list(xp.argv)},
+        "job": {"name": job_name, "config_name": config_name},
+        "runtime": {**runtime, "choices": getattr(xp, "choices", {})},
+    }
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(xp.cfg))
+    write_text(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(escaped(list(xp.argv)))))
+    write_text(folder / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": escaped(hydra)})))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new one, whoever else writes it too.
+
+    Raises:
+        OSError: if the disk refuses; the old file is then intact.
+    """
+    draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _loose_overrides(argv: Sequence[str], dora: DoraConfig, groups: set[str]) -> list[tuple[str, Any]]:
+    """Overrides of single keys that do not count for the signature."""
+    found = []
+    for argument in argv:
+        override = parse_override(argument)
+        key, value = override.key_or_group, override.value()
+        if key in groups or override.package is not None or override.is_hydra_override():
+            continue
+        nested = (
+            leaves_of(value, tuple(key.split("."))) if isinstance(value, dict) else [(tuple(key.split(".")), value)]
+        )
+        found += [(dotted(path), item) for path, item in nested if dora.is_excluded(dotted(path))]
+    return found
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _shown(value: Any) -> str:
+    return "(not there)" if value is _GONE else json.dumps(value, ensure_ascii=False, default=str)

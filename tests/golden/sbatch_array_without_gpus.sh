@@ -1,0 +1,20 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-999%64
+#SBATCH --comment=grid_80c2febe_1
+#SBATCH --cpus-per-task=1
+#SBATCH --export=ALL
+#SBATCH --job-name=grid_80c2febe_1
+#SBATCH --mem=103M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/outputs/submissions/grid_80c2febe_1/%A_%a_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=5
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /outputs/submissions/grid_80c2febe_1/%A_%a_%t_log.out --cpus-per-task=1 --kill-on-bad-exit=1 PYTHON -u -m launchers.task /outputs/submissions/grid_80c2febe_1

@@ -1,0 +1,19 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --comment=grid_80c2febe_1
+#SBATCH --cpus-per-task=1
+#SBATCH --export=ALL
+#SBATCH --job-name=grid_80c2febe_1
+#SBATCH --mem=1536M
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=/outputs/submissions/grid_80c2febe_1/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1200
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /outputs/submissions/grid_80c2febe_1/%j_%t_log.out --cpus-per-task=1 --kill-on-bad-exit=1 PYTHON -u -m launchers.task /outputs/submissions/grid_80c2febe_1

@@ -1,0 +1,124 @@
+"""`dora grid` with a SLURM made of fakes: plan, memory, links, moved folders, clones of the code."""
+
+import json
+import os
+import subprocess as sp
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from audiotok.errors import ConfigError
+from launchers.grids import get_explorer, list_grids, mend_links
+from tests.fakes.tiny import TinyProject
+
+
+def calls(project: TinyProject, name: str) -> list[str]:
+    path = Path(project.environ["FAKE_SLURM"]) / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.removeprefix(f"{name} ") for line in lines if line.startswith(f"{name} ")]
+
+
+def test_a_dry_run_tells_its_plan_and_leaves_no_trace(slurm_project: TinyProject) -> None:
+    said = slurm_project.dora("grid", "fleet", "--dry_run")
+    assert "Plan of fleet on slurm: 4 experiments (4 new)" in said
+    assert not calls(slurm_project, "sbatch")
+    assert not [path for path in slurm_project.outputs.rglob("*") if path.is_file()]
+    assert not list(slurm_project.outputs.glob("grids/*"))
+
+
+def test_a_grid_is_one_array_and_is_remembered(slurm_project: TinyProject) -> None:
+    said = slurm_project.dora("grid", "fleet", "--no_monitoring")
+    assert said.count("PENDING") >= 4 and len(calls(slurm_project, "sbatch")) == 1
+    jobs = [slurm_project.job(index=index) for index in range(1, 5)]
+    assert [job["job_id"] for job in jobs] == ["101_0", "101_1", "101_2", "101_3"]
+    said = slurm_project.dora("grid", "fleet", "--dry_run")
+    assert "(4 keep)" in said and "since the last submission" in said
+    slurm_project.dora("grid", "fleet", "--no_monitoring")
+    assert len(calls(slurm_project, "sbatch")) == 1
+
+
+def test_experiments_without_an_array_of_their_own_share_one(slurm_project: TinyProject) -> None:
+    slurm_project.dora("grid", "slow", "--no_monitoring")
+    assert [slurm_project.job(index=index)["job_id"] for index in (1, 2, 3)] == ["101_0", "101_1", "101_2"]
+    assert len(calls(slurm_project, "sbatch")) == 1
+
+
+def test_links_of_a_grid_survive_a_move(slurm_project: TinyProject, tmp_path: Path) -> None:
+    slurm_project.dora("grid", "fleet", "--no_monitoring")
+    links = list(slurm_project.outputs.glob("grids/fleet/*"))
+    assert len(links) == 4 and all(not link.readlink().is_absolute() and link.is_dir() for link in links)
+    links[0].unlink()
+    links[0].symlink_to(slurm_project.outputs / "xps" / links[0].name)  # as Dora itself makes them
+    slurm_project.outputs.rename(tmp_path / "elsewhere")
+    environ = {"AUDIOTOK_OUTPUT_DIR": str(tmp_path / "elsewhere")}
+    said = slurm_project.dora("grid", "fleet", "--no_monitoring", environ=environ)
+    assert said.count("PENDING") >= 4 and len(calls(slurm_project, "sbatch")) == 1
+    moved = list((tmp_path / "elsewhere" / "grids" / "fleet").iterdir())
+    assert len(moved) == 4 and all(link.resolve().parent == tmp_path / "elsewhere" / "xps" for link in moved)
+
+
+def test_mending_leaves_anything_else_alone(tmp_path: Path) -> None:
+    mend_links(tmp_path / "grids" / "none", "xps")
+    folder = tmp_path / "grids" / "one"
+    folder.mkdir(parents=True)
+    (folder / "note").write_text("mine")
+    (folder / "abc").symlink_to("/gone/xps/abc")
+    mend_links(folder, "xps")
+    assert (folder / "abc").readlink() == Path("../../xps/abc") and (folder / "note").read_text() == "mine"
+
+
+def test_the_code_of_a_job_is_a_clean_clone_where_git_save_is_on(slurm_project: TinyProject) -> None:
+    config = slurm_project.folder / "tinyxp" / "config" / "config.yaml"
+    config.write_text(config.read_text().replace("dora:\n", "dora:\n  git_save: true\n"))
+    (slurm_project.folder / ".gitignore").write_text("outputs\n__pycache__\n")
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        sp.run(["git", *command], cwd=slurm_project.folder, check=True)
+    slurm_project.dora("grid", "fleet", "--no_monitoring")
+    (tasks,) = slurm_project.outputs.glob("submissions/*/tasks.jsonl")
+    (clone,) = (slurm_project.outputs / "codes").iterdir()
+    assert {json.loads(line)["cwd"] for line in tasks.read_text().splitlines()} == {str(clone)}
+    assert (slurm_project.experiment(index=1) / "code").resolve() == clone
+    (slurm_project.folder / "tinyxp" / "more.py").touch()
+    said = slurm_project.dora("grid", "slow", "--no_monitoring", code=1)
+    assert "Repository is not clean" in said and len(calls(slurm_project, "sbatch")) == 1
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(slurm_project: TinyProject) -> None:
+    slurm_project.outputs.mkdir()
+    (slurm_project.outputs / "xps").symlink_to("/proc/self")  # nobody can make a folder there
+    said = slurm_project.dora("grid", "fleet", "--no_monitoring", code=2)
+    assert said.strip().splitlines()[-1].startswith("error: cannot write")
+    assert not calls(slurm_project, "sbatch")
+
+
+def test_a_refusal_is_one_line_and_names_what_is_left(slurm_project: TinyProject) -> None:
+    answers = Path(slurm_project.environ["FAKE_SLURM"])
+    (answers / "sbatch.fails").write_text("sbatch: error: invalid partition\n")
+    said = slurm_project.dora("grid", "fleet", "--no_monitoring", code=2)
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: SLURM refused the job: ") and "invalid partition" in last
+    assert "index=1" in last and "The same command submits the rest" in last
+    (answers / "sbatch.fails").unlink()
+    slurm_project.dora("grid", "fleet", "--no_monitoring")
+    assert slurm_project.job(index=4)["job_id"] == "101_3"
+
+
+def test_who_looks_needs_no_login_name(slurm_project: TinyProject) -> None:
+    slurm_project.dora("launch", "--no_tail", "index=1", environ={"USER": "", "LOGNAME": ""})
+    said = slurm_project.dora("info", "index=1", environ={"USER": "", "LOGNAME": ""})
+    assert "state=PENDING" in said and f"-u {os.getuid()}" in calls(slurm_project, "squeue")[-1]
+
+
+def test_grids_are_listed_by_their_dotted_names(tmp_path: Path) -> None:
+    for name in ("__init__.py", "b.py", "_shared.py", "deep/__init__.py", "deep/a.py", "deep/notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_grids(tmp_path) == ["b", "deep.a"]
+
+
+def test_an_unknown_grid_lists_those_there_are() -> None:
+    main = SimpleNamespace(dora=SimpleNamespace(grid_package="tests.fakes.tinyproject.tinyxp.grids"), package="x")
+    with pytest.raises(ConfigError, match="choose one of: fleet, many, slow"):
+        get_explorer(SimpleNamespace(grid="nope"), cast(Any, main))
