@@ -131,7 +131,7 @@ def _or_again(record: JobRecord, ended: Verdict) -> Verdict:
         return ended._replace(reason=f"{ended.reason}, after {most} times more time" if most else ended.reason)
     if ended.state == "TIMEOUT":
         record.timeouts += 1
-        again = f"{ended.reason}; queued again to go on ({record.timeouts} of {most})"
+        again = f"{ended.reason} ({record.timeouts} of {most}); queued again to go on"
         ended = ended._replace(state="REQUEUED", reason=again)
     record.attempt += ended.state == "REQUEUED"
     return ended

@@ -45,7 +45,8 @@ class Place:
     """Where in which job this task is.
 
     Attributes:
-        job_id: `A_i` in an array, else `J`, as people write it; `raw_id` as SLURM numbers it.
+        job_id: `A_i` in an array, else `J`; what SLURM is asked by.
+        raw_id: as SLURM numbers it; that of the last task is the id of the whole array, so nothing is asked by it.
         index: line of `tasks.jsonl`.
         rank: of `world_size` tasks, and `local_rank` on its node.
         attempt: how many times the job was queued again before.
@@ -221,9 +222,14 @@ def settle(ended: Verdict, place: Place, marker: Marker, folder: Path, profile: 
     """Find out who stopped the job, and have it queued again if it was the time limit."""
     if "cancelled" in _job(folder, place):
         return ended._replace(state="CANCELLED", reason="cancelled while it was running")
+    if marker.has_ended():
+        return ended  # another rank failed, and srun ends the others for it
     if ended.state == "PREEMPTED":
-        shown = ask(["scontrol", "show", "job", "-o", place.raw_id])[0]
+        shown = ask(["scontrol", "show", "job", "-o", place.job_id])[0]
         ended = ended._replace(state=stopped_by(shown, place.attempt))
+        if ended.state == "PREEMPTED" and "JobState=RUNNING" in shown.split():
+            # A partition with a GraceTime: SLURM takes a job that leaves within it for one that has ended.
+            return _queue_again(ended, place, marker, folder, ended.reason)
     if ended.state == "CANCELLED":
         return ended._replace(reason="cancelled with scancel")
     if ended.state != "TIMEOUT":
@@ -233,12 +239,19 @@ def settle(ended: Verdict, place: Place, marker: Marker, folder: Path, profile: 
     if marker.timeouts >= most:
         return ended._replace(reason=f"{ended.reason}, after {most} times more time" if most else ended.reason)
     marker.timeouts += 1
-    again = f"{ended.reason}; queued again to go on ({marker.timeouts} of {most})"
-    marker.end(ended._replace(state="REQUEUED", reason=again))  # first, as SLURM may end us while it answers
+    settled = _queue_again(ended, place, marker, folder, f"{ended.reason} ({marker.timeouts} of {most})")
+    if settled.state != "REQUEUED":
+        marker.timeouts -= 1
+    return settled
+
+
+def _queue_again(ended: Verdict, place: Place, marker: Marker, folder: Path, reason: str) -> Verdict:
+    """Have a job queued again that has written its checkpoint; the verdict says whether that went well."""
+    queued = ended._replace(state="REQUEUED", reason=f"{reason}; queued again to go on")
+    marker.end(queued)  # first, as SLURM may end us while it answers
     failure = requeue(place, lambda: "cancelled" in _job(folder, place))
     if not failure:
-        return ended._replace(state="REQUEUED", reason=again)
-    marker.timeouts -= 1
+        return queued
     if failure == _CANCELLED:
         return ended._replace(state="CANCELLED", reason=f"cancelled when it had {ended.reason}")
     return ended._replace(reason=f"{ended.reason}; could not be queued again: {failure}")
@@ -260,11 +273,16 @@ def requeue(place: Place, cancelled: Callable[[], bool], patience_s: float = PAT
     A job that somebody cancels meanwhile stays cancelled.
     """
     deadline = time.monotonic() + patience_s
+    asked = False
     while True:
-        shown, failure = ask(["scontrol", "show", "job", "-o", place.raw_id])
-        if cancelled() or (not failure and stopped_by(shown, place.attempt) == "CANCELLED"):
+        shown, failure = ask(["scontrol", "show", "job", "-o", place.job_id])
+        stopping = not failure and stopped_by(shown, place.attempt) == "CANCELLED"
+        if cancelled() or (stopping and not asked):
             return _CANCELLED
-        if not failure and not (failure := ask(["scontrol", "requeue", place.raw_id])[1]):
+        if stopping:
+            return ""  # on its way to the queue, though the answer to our question was lost
+        asked = asked or not failure
+        if not failure and not (failure := ask(["scontrol", "requeue", place.job_id])[1]):
             return ""
         answers = not ask(["scontrol", "ping"])[1]
         if answers or time.monotonic() > deadline:

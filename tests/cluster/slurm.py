@@ -148,7 +148,7 @@ class TestCluster:
         self._daemons.kill("slurmctld", signal.SIGKILL)
 
     def forget_jobs(self) -> None:
-        """Have the whole cluster fall over and come back with nothing known of its jobs, as after the loss of a disk."""
+        """Have the whole cluster fall over and come back with nothing known of its jobs, as after a lost disk."""
         self.kill_controller()
         for node in NODES:
             self.kill_node(node)

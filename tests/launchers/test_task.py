@@ -26,6 +26,7 @@ case "$1 $2" in
 esac
 """
 STOPS = "trap 'sleep 0.2; touch checkpoint; exit 143' TERM; touch ready$RANK; while :; do sleep 0.05; done"
+PREEMPTED = "JobState=COMPLETING Reason=None Restarts=0 PreemptTime=2026-11-22T10:00:00"
 RUNNING = "JobId=7 JobState=RUNNING Reason=None Restarts=0 PreemptTime=None"
 
 
@@ -151,10 +152,10 @@ def test_at_the_time_limit_it_is_queued_again_so_many_times(tmp_path: Path) -> N
     job = Job(tmp_path, ["sh", "-c", STOPS], max_num_timeout=1)
     first = job.start()
     job.stop(first, signal.SIGUSR2)
-    until(lambda: "requeue 7" in job.calls)
+    until(lambda: "requeue 5_1" in job.calls)
     assert (job.folder / "checkpoint").exists()  # asked for only when the child had ended
     assert job.told("state", "timeouts", "attempt") == ("REQUEUED", 1, 0)
-    assert job.marker["reason"] == "reached its time limit; queued again to go on (1 of 1)"
+    assert job.marker["reason"] == "reached its time limit (1 of 1); queued again to go on"
     assert first.poll() is None  # it waits for SLURM to end it: an early exit could end the job
     first.terminate()
     assert first.wait(20) == 143
@@ -164,7 +165,7 @@ def test_at_the_time_limit_it_is_queued_again_so_many_times(tmp_path: Path) -> N
     job.stop(again, signal.SIGUSR2)
     assert again.wait(20) == 143
     assert job.told("state", "reason") == ("TIMEOUT", "reached its time limit, after 1 times more time")
-    assert job.calls.count("requeue 7") == 1
+    assert job.calls.count("requeue 5_1") == 1
 
 
 def test_the_requeue_outlasts_a_controller_that_is_away(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_the_requeue_outlasts_a_controller_that_is_away(tmp_path: Path) -> None:
     until(lambda: "ping" in job.calls)
     assert job.marker["state"] == "REQUEUED" and process.poll() is None
     (tmp_path / "down").unlink()
-    until(lambda: job.calls[-1] == "requeue 7")
+    until(lambda: job.calls[-1] == "requeue 5_1")
     process.terminate()
     assert process.wait(20) == 143
     assert job.marker["state"] == "REQUEUED"
@@ -185,7 +186,7 @@ def test_the_requeue_outlasts_a_controller_that_is_away(tmp_path: Path) -> None:
     ("shown", "cancelled", "state"),
     [
         ("JobState=COMPLETING Reason=None Restarts=0 PreemptTime=None", False, "CANCELLED"),
-        ("JobState=COMPLETING Reason=None Restarts=0 PreemptTime=2026-11-22T10:00:00", False, "PREEMPTED"),
+        (PREEMPTED, False, "PREEMPTED"),
         ("JobState=COMPLETING Reason=None Restarts=1", False, "PREEMPTED"),
         ("", False, "PREEMPTED"),  # SLURM does not answer
         ("", True, "CANCELLED"),
@@ -200,7 +201,18 @@ def test_who_sent_sigterm(tmp_path: Path, shown: str, cancelled: bool, state: st
     job.stop(process, signal.SIGTERM)
     assert process.wait(20) == 143
     assert job.marker["state"] == state and (job.folder / "checkpoint").exists()
-    assert "requeue 7" not in job.calls
+    assert "requeue 5_1" not in job.calls
+
+
+def test_a_job_that_gets_time_to_leave_is_queued_again(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["sh", "-c", STOPS])
+    (tmp_path / "job").write_text(RUNNING.replace("PreemptTime=None", "PreemptTime=2026-11-22T10:00:00"))
+    process = job.start()
+    job.stop(process, signal.SIGTERM)
+    until(lambda: "requeue 5_1" in job.calls)
+    assert job.told("state", "timeouts") == ("REQUEUED", 0)
+    process.terminate()
+    assert process.wait(20) == 143
 
 
 def test_a_job_that_is_cancelled_at_its_time_limit_stays_cancelled(tmp_path: Path) -> None:
@@ -209,7 +221,7 @@ def test_a_job_that_is_cancelled_at_its_time_limit_stays_cancelled(tmp_path: Pat
     process = job.start()
     job.stop(process, signal.SIGUSR2)
     assert process.wait(20) == 143
-    assert "requeue 7" not in job.calls
+    assert "requeue 5_1" not in job.calls
     assert job.told("state", "reason") == ("CANCELLED", "cancelled when it had reached its time limit")
 
 
@@ -225,6 +237,7 @@ def test_a_rank_that_fails_is_heard_above_those_that_are_ended_for_it(tmp_path: 
 
 def test_other_ranks_leave_after_rank_zero(tmp_path: Path) -> None:
     job = Job(tmp_path, ["sh", "-c", STOPS])
+    (tmp_path / "job").write_text(PREEMPTED)
     one = job.start(rank=1, world=2)
     job.stop(one, signal.SIGTERM, rank=1)
     zero = job.start(rank=0, world=2)
