@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from audiotok.cluster import output_dir
 from audiotok.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -91,8 +92,8 @@ def flush_old_epochs(folder: Path, keep_last: int | None) -> None:
 
 
 def output_root() -> Path:
-    """Dora's folder, as config/config.yaml names it: AUDIOTOK_OUTPUT_DIR, or `outputs` where we are."""
-    return Path(os.environ.get("AUDIOTOK_OUTPUT_DIR") or "outputs")
+    """Dora's folder, as config/config.yaml names it: AUDIOTOK_OUTPUT_DIR, else that of this cluster's profile."""
+    return output_dir(os.environ)
 
 
 def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
+from audiotok.cluster import settle
 from audiotok.composition import Composition, Experiment, plain_of
 from audiotok.errors import ConfigError
 from audiotok.frozen import (
@@ -59,6 +60,8 @@ class ExperimentMain(HydraMain):
     def __init__(self, main: Callable[..., Any], config_name: str, config_path: str, **kwargs: Any) -> None:
         self._compositions: dict[tuple[str, ...], Composition] = {}
         self._named: dict[tuple[str, ...], str] = {}  # overrides that were looked up by signature
+        # The profile of a cluster that is detected counts from the first composition on.
+        settle(os.environ, (Path(main.__code__.co_filename).parent / config_path / "cluster").resolve())
         super().__init__(main, config_name=config_name, config_path=config_path, **kwargs)
         # Dora overlooks a group without options of its own, such as `model` above `model/encodec`: its choice counts as
         # the values that come of it.
@@ -278,7 +281,7 @@ class ExperimentMain(HydraMain):
             cfg = None if has_groups else composition.apply(overrides)
             if cfg is None:
                 cfg = self._get_config(list(argv))
-            _check_set(OmegaConf.missing_keys(cfg))
+            _check_set([key for key in OmegaConf.missing_keys(cfg) if "[" not in key])  # Dora takes lists as they are
             delta = chosen + [
                 (key, _jsonable(value)) for key, value in self._get_delta(composition.reference.comparable, cfg)
             ]

@@ -9,7 +9,7 @@ Three files of an experiment folder, none of which needs torch, Dora or a schedu
 - `status.json`: what the trainer says itself. Fields (times are unix seconds): state (one of STATES), reason, kind (one
   of KINDS: what kind of reason), launcher (local, slurm or none), job_id, host, pid, started, updated (the heartbeat),
   ended, epoch (epochs finished), epochs (asked for), update (updates done in the current epoch), updates_per_epoch,
-  epoch_s (mean duration of an epoch so far, in s).
+  epoch_s (mean duration of an epoch so far, in s), commit (of the code), world_size and gpus (of the run).
 
 `experiment_state` makes one verdict of them.
 """
@@ -69,12 +69,20 @@ class StatusWriter:
             "update": None,
             "updates_per_epoch": None,
             "epoch_s": None,
+            "commit": None,
+            "world_size": None,
+            "gpus": None,
         }
         self._written = float("-inf")
 
     def start(self, *, epoch: int | None = None) -> None:
         """Say that the run has begun; `epoch` is the number of epochs restored from a checkpoint."""
         self._fields.update(state="RUNNING", reason="", kind="", started=time.time(), ended=None, epoch=epoch)
+        self._write()
+
+    def describe(self, *, commit: str, world_size: int, gpus: int) -> None:
+        """Say what the run is made with: commit of the code, processes, and the GPUs that they use in all."""
+        self._fields.update(commit=commit, world_size=world_size, gpus=gpus)
         self._write()
 
     def beat(

@@ -20,12 +20,15 @@ from omegaconf import DictConfig, OmegaConf
 from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
 from audiotok.experiment import experiment_main
 from audiotok.status import StatusWriter
-from launchers.hooks import install
+from audiotok.utils.commit import current_commit
+from launchers.hooks import install, tell_mistakes_in_one_line
 
 if TYPE_CHECKING:
     from audiotok.solvers import StandardSolver
 
 logger = logging.getLogger(__name__)
+
+tell_mistakes_in_one_line()  # now, as the decorator below reads the configuration
 
 MACHINE_FAILURE, USER_MISTAKE, DIVERGED = 1, 2, 3
 """Exit codes of errors; see above."""
@@ -144,6 +147,9 @@ def train(cfg: DictConfig) -> None:
         try:
             setup(cfg)
             solver = get_solver(cfg)
+            world_size = get_distrib_spec().world_size
+            gpus = world_size if solver.device.type == "cuda" else 0
+            status.describe(commit=current_commit(), world_size=world_size, gpus=gpus)
             solver.stop_signal = lambda: stop.signum
             solver.on_progress = lambda: tell_progress(solver, status)
             stop.patient = True

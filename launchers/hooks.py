@@ -33,6 +33,15 @@ EXIT_CODE = 2
 _Hook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
 
 
+def tell_mistakes_in_one_line() -> None:
+    """Under the `dora` command line, have mistakes of the user end in one line and exit code 2.
+
+    `install` does it too; composing the configuration, which comes before that, can find mistakes as well.
+    """
+    if is_dora_command() and not isinstance(sys.excepthook, _OneLineHook):
+        sys.excepthook = _OneLineHook(sys.excepthook)
+
+
 def install(main: DecoratedMain) -> None:
     """Make `dora run`, `grid`, `launch` and `info` use our launcher; may be called more than once.
 
@@ -46,8 +55,7 @@ def install(main: DecoratedMain) -> None:
     Raises:
         ConfigError: if AUDIOTOK_LAUNCHER names no launcher.
     """
-    if is_dora_command() and not isinstance(sys.excepthook, _OneLineHook):
-        sys.excepthook = _OneLineHook(sys.excepthook)
+    tell_mistakes_in_one_line()
     detect(os.environ)
     main.get_slurm_config = lambda: profile_of(main)  # type: ignore[method-assign]
     for module in (dora.grid, dora.launch, dora.run):

@@ -69,7 +69,7 @@ class LocalEngine:
                     checkpoint_s=profile.signal_s,
                     max_num_timeout=profile.max_num_timeout,
                 )
-                self.store.add(record, os.environ)
+                self.store.add(record, {**os.environ, **profile.environment()})
                 self._live[record.job_id] = _state(record)
                 jobs.append(Job(task.folder, record.to_json()))
             ensure(self.store)

@@ -23,7 +23,7 @@ from dora.xp import XP
 from audiotok.errors import ConfigError, LaunchError
 from audiotok.frozen import FROZEN_FILE
 from audiotok.status import ExperimentState, read_json
-from launchers.engine import Engine, Job, job_of
+from launchers.engine import LIVE_STATES, Engine, Job, job_of
 from launchers.local import LocalEngine
 from launchers.locks import SubmitLock
 from launchers.profile import Profile
@@ -111,6 +111,27 @@ class GridShepherd(Shepherd):
                 raise
             return self._sheep(_bare_xp(self.main, sig, [], []))
         return self._sheep(xp if xp.sig == sig else _bare_xp(self.main, sig, xp.argv, xp.delta or []))
+
+    def requeue(self, sigs: Sequence[str]) -> list[str]:
+        """Stop the running jobs of experiments with a checkpoint and queue them again.
+
+        Returns:
+            Their job ids.
+
+        Raises:
+            ConfigError: if there is no experiment of a signature.
+            LaunchError: if a job does not run, or cannot be queued again.
+        """
+        jobs = {sig: job_of(self.get_sheep_from_sig(sig).xp.folder) for sig in dict.fromkeys(sigs)}
+        self.update()
+        for sig, job in jobs.items():
+            state = "no job" if job is None else self.verdict(job).state
+            if job is None or state not in LIVE_STATES:
+                raise LaunchError(f"{sig} has {state}; only a job that runs can be queued again (`dora grid --retry`).")
+        running = [job for job in jobs.values() if job is not None and self.verdict(job).state != "PENDING"]
+        for name, engine in self.engines.items():
+            engine.requeue([job for job in running if job.engine == name])
+        return [job.job_id for job in running]
 
     def get_sheep_from_job_id(self, job_id: str) -> GridSheep | None:
         """Return the experiment that a job belongs to, None if there is no such job."""

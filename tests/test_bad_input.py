@@ -85,8 +85,8 @@ def test_batch_size_must_divide_over_the_processes(
     assert "batch size 4 of train over 3 processes" in str(error)
 
 
-def dora(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "AUDIOTOK_OUTPUT_DIR": str(root), "AUDIOTOK_LAUNCHER": "local"}
+def dora(root: Path, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "AUDIOTOK_OUTPUT_DIR": str(root), "AUDIOTOK_LAUNCHER": "local", **environ}
     environment.pop("USER", None)
     return subprocess.run(
         [sys.executable, "-m", "dora", *arguments],
@@ -115,6 +115,12 @@ def test_the_command_line_says_it_in_one_line(arguments: list[str], message: str
     assert run.returncode == 2, run.stderr
     assert "Traceback" not in run.stderr
     assert message in run.stderr.strip().splitlines()[-1]
+
+
+def test_a_profile_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    run = dora(tmp_path, "grid", "compression.debug", "--dry_run", AUDIOTOK_CLUSTER="jupitr")
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert "no jupitr.yaml; choose one of: cpu, default" in run.stderr.strip().splitlines()[-1]
 
 
 def test_a_text_file_named_wav_ends_the_run_by_name(tmp_path: Path, music: Path) -> None:

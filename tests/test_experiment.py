@@ -18,13 +18,13 @@ from tests.nasty import FILES, make_main, upstream, write_project
 SETTINGS = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Pair = tuple[str, str]  # an override, and what Dora must be given for the same experiment
 
-FLOATS = ("lr", "section.b.c", "optim.sched.gamma", "model.depth", "through")
+FLOATS = ("lr", "section.b.c", "optim.sched.gamma", "model.depth", "through", "not_a_number")
 FLOAT_LISTS = ("weights", "alias_of_list")
 OTHERS = (
     "rate", "epochs", "name", "flag", "nothing", "ints", "mixed", "nested", "empty", "empty_list", "section",
     "section.a", "section.b", "section.b.d", "alias", "alias_of_alias", "alias_of_section", "alias_of_section.c",
     "text", "list_of_references", "list_of_references.0", "relative.x", "relative.y", "relative.z", "relative.list",
-    "home", "decoded", "not_a_number", "escaped", "quoted", "accent", "records", "model.width", "model.rate",
+    "home", "decoded", "escaped", "quoted", "accent", "records", "model.width", "model.rate",
     "model.model", "optim.sched.size", "loose.n", "loose.other", "dora.git_save", "slurm.gpus", "nowhere", "section.x",
 )  # fmt: skip
 REAL_FLOATS = ("losses.mmd", "losses.l1", "optim.lr", "msspec.f_min", "mel.floor_level", "rvq.decay")
@@ -296,3 +296,8 @@ def test_a_project_without_dora_section_works(tmp_path: Path, monkeypatch: pytes
 def test_the_small_project_holds_what_it_promises() -> None:
     keys = {line.split(":")[0].strip() for line in FILES["config/config.yaml"].splitlines()}
     assert {key.split(".")[0] for key in OTHERS if "." not in key} - {"nowhere"} <= keys
+
+
+@pytest.mark.parametrize("text", ["mixed=[???]", "+optim.sched.size=[???]", "nested=[[${rate}]]", "records=[{a: 2}]"])
+def test_lists_are_taken_as_dora_takes_them(ours: ExperimentMain, theirs: HydraMain, text: str) -> None:
+    assert_same(ours, theirs, [(text, text)])

@@ -3,12 +3,9 @@
 import argparse
 import importlib
 import json
-import os
-import sys
 from pathlib import Path
-from typing import Any
 
-from audiotok.errors import ConfigError
+from audiotok.cli.entry_point import PACKAGE_HELP, entry_point
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -29,14 +26,14 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("-C", "--cancel", action="store_true", help="as if the grid were to be cancelled")
     parser.add_argument("-g", "--gpus", type=int, metavar="N", help="as if each job asked for this many GPUs")
     parser.add_argument("-p", "--partition", metavar="NAME", help="as if each job asked for this partition")
-    parser.add_argument("-P", "--package", metavar="NAME", help="training package (default: $DORA_PACKAGE or audiotok)")
+    parser.add_argument("-P", "--package", metavar="NAME", help=PACKAGE_HELP)
     parser.add_argument("--all", action="store_true", help="list every experiment, not the first of each group")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.set_defaults(run=_plan)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    main = _entry_point(args.package or os.environ.get("DORA_PACKAGE") or "audiotok")
+    main = entry_point(args.package)
     from dora.conf import SubmitRules, update_from_args
     from dora.grid import RunGridArgs
 
@@ -57,18 +54,3 @@ def _plan(args: argparse.Namespace) -> int:
     else:
         print(plan_text(plan, shown=None if args.all else SHOWN))
     return 0
-
-
-def _entry_point(package: str) -> Any:
-    """The decorated `main` of a training package, found from the current folder as `dora` does."""
-    sys.path.insert(0, str(Path.cwd()))
-    module_name = f"{package}.{os.environ.get('DORA_MAIN_MODULE') or 'train'}"
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigError(
-            f"no module {module_name} here; give the training package with -P or DORA_PACKAGE."
-        ) from error
-    return module.main

@@ -112,8 +112,10 @@ class SavedConfig:
 
     @cached_property
     def _config(self) -> Any:
-        frozen = self._frozen.get("cfg")
-        return frozen if isinstance(frozen, dict) else self._read_yaml(self.FILES[1])
+        frozen, text = self._frozen.get("cfg"), self._frozen.get("cfg_yaml")
+        if isinstance(frozen, dict):
+            return frozen
+        return self._parse_yaml(text, self.FILES[0]) if isinstance(text, str) else self._read_yaml(self.FILES[1])
 
     @cached_property
     def _choices(self) -> Mapping[str, Any]:
@@ -123,14 +125,21 @@ class SavedConfig:
         return choices if isinstance(choices, dict) else {}
 
     def _read_yaml(self, name: str) -> Any:
-        path = self._folder / name
         try:
-            return yaml.load(path.read_text(encoding="utf-8"), Loader=_HydraLoader)
+            return self._parse_yaml((self._folder / name).read_text(encoding="utf-8"), name)
         except FileNotFoundError:
             return None
-        except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-            self.problems.append(f"{path.name} cannot be read ({type(error).__name__})")
-            return None
+        except (OSError, ValueError) as error:
+            return self._unreadable(name, error)
+
+    def _parse_yaml(self, text: str, name: str) -> Any:
+        try:
+            return yaml.load(text, Loader=_HydraLoader)
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            return self._unreadable(name, error)
+
+    def _unreadable(self, name: str, error: Exception) -> None:
+        self.problems.append(f"{Path(name).name} cannot be read ({type(error).__name__})")
 
 
 def hashable(value: Any) -> Any:

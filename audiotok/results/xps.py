@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from audiotok.cluster import output_dir
 from audiotok.errors import ResultsError
 
 ROOT_VARIABLE = "AUDIOTOK_OUTPUT_DIR"
@@ -23,12 +24,13 @@ Roots = Root | Sequence[str | Path]
 
 
 def output_root(root: Root = None) -> Path:
-    """Folder that holds `grids` and `xps`: the argument, else $AUDIOTOK_OUTPUT_DIR, else ./outputs.
+    """Folder that holds `grids` and `xps`: the argument, else $AUDIOTOK_OUTPUT_DIR, else that of the cluster's profile.
 
     Raises:
+        ConfigError: if the profile cannot be read.
         ResultsError: if there is no such folder.
     """
-    path = Path(root or os.environ.get(ROOT_VARIABLE) or "outputs").expanduser()
+    path = Path(root or output_dir(os.environ)).expanduser()
     if not path.is_dir():
         raise ResultsError(f"no results folder {path}; give one with root (--root) or {ROOT_VARIABLE}.")
     return path

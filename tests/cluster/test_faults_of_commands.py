@@ -173,10 +173,11 @@ def test_a_full_disk_fails_what_runs_and_loses_nothing(
     project.many(4, **slow)
     folders = [project.experiment(index=index) for index in range(1, 5)]
     project.wait(lambda: all(runs_of(folder) and runs_of(folder)[-1]["to"] == [1, STEPS // 2] for folder in folders))
+    before = set(cluster.jobs())
     fill(small_disk)
     said = project.many(6, code=2, **slow)  # two more cannot be written down, so they are not submitted
     assert "No space left" in said, said
-    assert len(cluster.jobs()) == len(cluster.jobs("RUNNING", "COMPLETING")) + len(cluster.jobs("COMPLETED", "FAILED"))
+    assert set(cluster.jobs()) == before
     for identity in job_ids(project, 4):
         cluster.output("scancel", "--signal=USR2", identity)
     project.wait(lambda: not cluster.jobs("RUNNING", "COMPLETING"))  # they cannot write a checkpoint
@@ -194,6 +195,7 @@ def test_the_output_folder_moves(cluster: TestCluster, project: TinyProject, tmp
     runs = [{"index": index, "end": "exception" if index == 3 else "well"} for index in range(1, 5)]
     project.many(runs, **SHORT)
     project.wait(lambda: project.verdicts(4) == ["COMPLETED", "COMPLETED", "FAILED", "COMPLETED"])
+    project.wait(lambda: not cluster.jobs("COMPLETING"))
     ids = job_ids(project, 4)
     elsewhere = tmp_path / "archive" / "runs"
     elsewhere.parent.mkdir()

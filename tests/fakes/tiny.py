@@ -56,13 +56,8 @@ class TinyProject:
         return said
 
     def requeue(self, index: int) -> None:
-        """Have the engine of an experiment's job stop it with a checkpoint and queue it again."""
-        code = (
-            "import sys; from launchers.shepherd import GridShepherd; from tinyxp.train import main; "
-            "shepherd = GridShepherd(main); job = shepherd.get_sheep_from_sig(sys.argv[1]).job.record; "
-            "shepherd.update(); shepherd.engines[job.engine].requeue([job])"
-        )
-        command = [sys.executable, "-c", code, self.experiment(index=index).name]
+        """Have an experiment's job stopped with a checkpoint and queued again."""
+        command = [sys.executable, "-m", "audiotok.cli", "requeue", "-P", "tinyxp", self.experiment(index=index).name]
         done = sp.run(command, cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
 

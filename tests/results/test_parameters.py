@@ -94,3 +94,21 @@ def test_a_damaged_configuration_is_a_problem_and_an_absent_one_is_not(tmp_path:
     saved = _save(tmp_path, "a: [1, 2")
     assert saved.get("a") is None
     assert len(saved.problems) == 1 and "config.yaml" in saved.problems[0]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_frozen_configuration_comes_first(tmp_path: Path, text: bool) -> None:
+    cfg: dict[str, Any] = {"cfg": {"solver": "compression", "seed": 7, "optim": {"lr": 3e-4}}}
+    if text:
+        cfg = {"cfg_yaml": "solver: compression\nseed: 7\noptim: {lr: 3e-4}\n"}
+    (tmp_path / "frozen.json").write_text(json.dumps({**cfg, "choices": {"solver": "compression/demo"}}))
+    saved = _save(tmp_path, "seed: 8\nlabel: x\n")
+    assert [saved.get(key) for key in ("seed", "optim.lr", "solver", "label")] == [7, 3e-4, "compression/demo", None]
+    assert saved.problems == []
+
+
+def test_a_damaged_frozen_configuration_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "frozen.json").write_text('{"cfg": ')
+    saved = _save(tmp_path, "seed: 8\n")
+    assert saved.get("seed") == 8  # what Hydra saved stands in for it
+    assert len(saved.problems) == 1 and saved.problems[0].startswith("frozen.json cannot be read")

@@ -1,0 +1,68 @@
+"""`audiotok report`: a grid as a folder of pages."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from audiotok.errors import ResultsError
+
+logger = logging.getLogger(__name__)
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the parser of `audiotok`."""
+    parser = commands.add_parser("report", help="pages of a grid: table, plots, statistics, players, blind test")
+    parser.description = "Write a grid as a folder of pages that opens from disk, without a network."
+    parser.add_argument("grid", metavar="GRID", help="name as given to `dora grid`")
+    parser.add_argument("--root", metavar="DIR", help="results folder (default: $AUDIOTOK_OUTPUT_DIR or ./outputs)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write (default: ./reports/GRID)")
+    parser.add_argument("--by", metavar="NAMES", help="parameters of a condition (default: those that differ)")
+    parser.add_argument("--metric", metavar="NAMES", help="metrics, such as 'evaluate.sisnr,evaluate.mi_groups'")
+    parser.add_argument("--seeds", default="seed", metavar="NAME", help="parameter to average over (default: seed)")
+    parser.add_argument(
+        "--baseline", metavar="KEY=VALUE", action="append", help="condition to compare with; repeatable"
+    )
+    parser.add_argument("--clips", type=int, default=8, metavar="N", help="clips of each run (default: 8)")
+    parser.add_argument("--audio-mb", type=float, default=200.0, metavar="MB", help="audio in all (default: 200)")
+    parser.set_defaults(run=_report)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from audiotok import report, results
+
+    options = report.ReportOptions(
+        by=_names(args.by),
+        metrics=_names(args.metric),
+        seeds=args.seeds,
+        baseline=_baseline(args.baseline),
+        clips=args.clips,
+        audio_mb=args.audio_mb,
+    )
+    experiments = results.load_grid(args.grid, args.root)
+    logger.info("%r", experiments)
+    output = args.output or Path("reports", args.grid)
+    listening = report.write_report(experiments, output, options)
+    for problem in listening.problems:
+        logger.warning("audio: %s", problem)
+    if listening.left_out:
+        logger.info("%d reconstructions left out; see --clips and --audio-mb", listening.left_out)
+    logger.info("%d clips, %.1f MB of audio and spectrograms", len(listening.clips), listening.size / 1e6)
+    print(output / "index.html")
+    return 0
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _baseline(items: list[str] | None) -> dict[str, Any] | None:
+    from audiotok.results.parameters import hashable, parse_value
+
+    values = {}
+    for item in items or ():
+        key, separator, value = item.partition("=")
+        if not key or not separator:
+            raise ResultsError(f"--baseline {item!r}: expected KEY=VALUE, such as losses.mmd=0.")
+        values[key.strip()] = hashable(parse_value(value))
+    return values or None

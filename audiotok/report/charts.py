@@ -1,0 +1,103 @@
+"""Small learning curves of one run against all others, as coordinates for SVG inside the page.
+
+Thousands of pages need them, so no plotting library draws them; colours are the page's own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from audiotok.results.cells import clean_text
+from audiotok.results.drawing import metric_label
+from audiotok.results.frame import Experiments
+
+WIDTH, HEIGHT = 340, 210
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart; coordinates in a box of WIDTH × HEIGHT.
+
+    Attributes:
+        title: metric with unit and direction.
+        line: points of this run.
+        dots: the same points, where there are too few for a line to be seen.
+        band: outline of the range of all runs.
+        x_ticks: place and text.
+        y_ticks: place and text.
+    """
+
+    title: str
+    line: str
+    dots: list[tuple[float, float]]
+    band: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+
+class RunCharts:
+    """Charts of some metrics; what all runs share is worked out once."""
+
+    def __init__(self, experiments: Experiments, metrics: Sequence[str]) -> None:
+        history = experiments.history.astype({"sig": str})
+        self._curves: dict[str, Mapping[str, Floats]] = {}
+        self._ranges: dict[str, Floats] = {}
+        for name in metrics:
+            stage, _, metric = name.partition(".")
+            rows = history[(history["stage"] == stage)][["sig", "epoch", metric]]
+            rows = rows[np.isfinite(rows[metric])].sort_values("epoch")
+            spread = rows.groupby("epoch")[metric].agg(["min", "max"]).reset_index()
+            self._ranges[name] = spread.to_numpy(np.float64)
+            self._curves[name] = {
+                str(sig): group[["epoch", metric]].to_numpy(np.float64) for sig, group in rows.groupby("sig")
+            }
+
+    def of(self, sig: str) -> list[Chart]:
+        """Charts of one run: those of the metrics that it has measured."""
+        found = [(name, curves[sig]) for name, curves in self._curves.items() if sig in curves]
+        return [_chart(name, points, self._ranges[name]) for name, points in found]
+
+
+def _chart(name: str, points: Floats, spread: Floats) -> Chart:
+    epochs, lows, highs = spread[:, 0], spread[:, 1], spread[:, 2]
+    x_range, y_range = _padded(epochs.min(), epochs.max(), 0.0), _padded(lows.min(), highs.max(), 0.04)
+
+    def x(values: Floats) -> Floats:
+        return LEFT + (values - x_range[0]) / (x_range[1] - x_range[0]) * (WIDTH - LEFT - RIGHT)
+
+    def y(values: Floats) -> Floats:
+        return HEIGHT - BOTTOM - (values - y_range[0]) / (y_range[1] - y_range[0]) * (HEIGHT - TOP - BOTTOM)
+
+    around = np.concatenate([np.stack([x(epochs), y(highs)], 1), np.stack([x(epochs), y(lows)], 1)[::-1]])
+    mine = np.stack([x(points[:, 0]), y(points[:, 1])], 1)
+    return Chart(
+        clean_text(metric_label(name)),
+        _points(mine),
+        [(round(float(a), 1), round(float(b), 1)) for a, b in mine] if len(mine) <= 30 else [],
+        _points(around),
+        _ticks(x_range, x, integer=True),
+        _ticks(y_range, y, integer=False),
+    )
+
+
+def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    size = high - low if high > low else max(abs(high), 1.0)
+    return (low - share * size, high + share * size) if high > low else (low - size / 2, high + size / 2)
+
+
+def _ticks(ends: tuple[float, float], place: Any, *, integer: bool) -> list[tuple[float, str]]:
+    ticks = MaxNLocator(4, integer=integer).tick_values(*ends)
+    shown = np.array([tick for tick in ticks if ends[0] <= tick <= ends[1]])
+    decimals = next((n for n in range(7) if np.allclose(shown, np.round(shown, n), rtol=0, atol=1e-9)), None)
+    texts = [f"{tick:.3g}" if decimals is None or abs(tick) >= 1e5 else f"{tick:.{decimals}f}" for tick in shown]
+    return [(round(float(at), 1), text.replace("-", "−")) for at, text in zip(place(shown), texts, strict=True)]
+
+
+def _points(places: Floats) -> str:
+    return " ".join(f"{a:.1f},{b:.1f}" for a, b in places)

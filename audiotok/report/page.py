@@ -1,0 +1,156 @@
+"""The report: everything about a grid collected, and written into one folder as pages."""
+
+import base64
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from audiotok import __version__
+from audiotok.report.charts import HEIGHT, WIDTH, RunCharts
+from audiotok.report.comparisons import compare_conditions, condition_columns
+from audiotok.report.figures import curve_metrics, grid_plots, matrix_plot
+from audiotok.report.folder import INDEX, staged
+from audiotok.report.listening import REFERENCE, Listening, choose_clips, write_clips
+from audiotok.report.options import ReportOptions
+from audiotok.report.runs import Run, run_pages
+from audiotok.report.spectrogram import LOWEST_HZ, RANGE_DB
+from audiotok.report.table import metric_of, run_columns
+from audiotok.results.cells import clean_text
+from audiotok.results.frame import Experiments
+
+ASSETS = Path(__file__).parent / "assets"
+MAX_MATRICES = 200  # pages that have the plot of their codebooks: a quarter of a second each
+
+
+def write_report(experiments: Experiments, output: Path, options: ReportOptions | None = None) -> Listening:
+    """Write a grid as a folder of pages that opens from disk.
+
+    Args:
+        experiments: the grid.
+        output: folder to make, or that of an earlier report, which is replaced; other files in it are left alone.
+        options: what to show.
+
+    Returns:
+        What there is to listen to, and what was left out.
+
+    Raises:
+        ResultsError: if an option names what the grid does not have, or the folder cannot be written.
+    """
+    options = options or ReportOptions()
+    by, metrics = options.conditions(experiments), options.judged(experiments)
+    options.check_baseline(experiments, by)
+    runs = list(run_pages(experiments))
+    statistics = _statistics(experiments, by, metrics, options)
+    seeds = options.seeds if options.seeds in experiments.parameters else "runs"
+    with staged(output) as stage:
+        for name in ("assets", "runs"):
+            (stage / name).mkdir()
+        (stage / "assets" / "report.css").write_bytes((ASSETS / "report.css").read_bytes())
+        clips, left_out = choose_clips(experiments.samples, options.clips)
+        listening = write_clips(clips, stage, options.audio_mb * 1e6)
+        listening.left_out += left_out
+        _write_run_pages(experiments, runs, metrics, stage)
+        page = (
+            _environment()
+            .get_template("index.html")
+            .render(
+                _shared(experiments),
+                runs=runs,
+                unfinished=[run for run in runs if run.state != "COMPLETED" or run.problems],
+                columns=run_columns(experiments, metrics),
+                plots=grid_plots(experiments, stage, by, metrics, seeds),
+                by=by,
+                seeds=seeds,
+                listening=listening,
+                data=_page_data(experiments, runs, listening),
+                script=_script(),
+                script_hash=_hash(_script()),
+                **statistics,
+            )
+        )
+        (stage / INDEX).write_text(page, encoding="utf-8")
+    return listening
+
+
+def _statistics(experiments: Experiments, by: list[str], metrics: list[str], options: ReportOptions) -> dict[str, Any]:
+    directed = [name for name in metrics if metric_of(experiments, name).direction != "neutral"]
+    metrics = metrics if options.metrics else directed  # the mean of a p-value says nothing, unless it is asked for
+    measured = bool(metrics) and not experiments.runs.empty
+    compared = []
+    if options.baseline:
+        compared = compare_conditions(experiments, by, metrics, options.baseline, options.seeds)
+    baseline = ", ".join(f"{name}={value}" for name, value in (options.baseline or {}).items())
+    return {
+        "conditions": condition_columns(experiments, by, metrics) if measured else [],
+        "comparisons": compared,
+        "baseline": clean_text(baseline),
+    }
+
+
+def _write_run_pages(experiments: Experiments, runs: list[Run], metrics: list[str], stage: Path) -> None:
+    template = _environment().get_template("run.html")
+    measured = [name for name in experiments.metrics if name.count("_q") == 0 and not name.endswith(".duration")]
+    rest = [name for name in measured if name not in metrics]
+    charts, more_charts = (RunCharts(experiments, curve_metrics(experiments, names)) for names in (metrics, rest))
+    paired = [name for name in experiments.metrics if name.startswith("evaluate.mi_q")]
+    evaluated = experiments.runs[paired].notna().any(axis=1).tolist() if paired else [False] * len(runs)
+    shared = _shared(experiments)
+    for place, run in enumerate(runs):
+        matrix = matrix_plot(experiments, stage, run.sig) if evaluated[place] and place < MAX_MATRICES else None
+        page = template.render(
+            shared,
+            run=run,
+            charts=charts.of(run.sig),
+            more_charts=more_charts.of(run.sig),
+            width=WIDTH,
+            height=HEIGHT,
+            matrix=matrix,
+            earlier=runs[place - 1].sig if place else "",
+            later=runs[place + 1].sig if place + 1 < len(runs) else "",
+        )
+        (stage / "runs" / f"{run.sig}.html").write_text(page, encoding="utf-8")
+
+
+def _shared(experiments: Experiments) -> dict[str, Any]:
+    counts = experiments.runs["state"].value_counts().to_dict() if not experiments.runs.empty else {}
+    return {
+        "grid": clean_text(experiments.name),
+        "roots": [clean_text(str(root.absolute())) for root in experiments.roots],
+        "counts": [(clean_text(str(state)), count) for state, count in counts.items()],
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "version": __version__,
+    }
+
+
+def _page_data(experiments: Experiments, runs: list[Run], listening: Listening) -> dict[str, Any]:
+    """What the script of the page works on."""
+    return {
+        "grid": clean_text(experiments.name),
+        "lowest_hz": LOWEST_HZ,
+        "range_db": RANGE_DB,
+        "reference": REFERENCE,
+        "runs": {run.sig: run.label for run in runs},
+        "clips": listening.clips,
+    }
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _script() -> str:
+    return (ASSETS / "report.js").read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """What the page's policy knows its only script by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

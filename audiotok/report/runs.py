@@ -1,0 +1,171 @@
+"""Everything about one run that its page says: its parameters beside those of the others, how it went, its log."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audiotok.report.table import duration_text
+from audiotok.results.cells import clean_text, format_value
+from audiotok.results.frame import Experiments
+from audiotok.results.records import Experiment
+from audiotok.status import JOB_FILE, read_json
+
+LOG_LINES = 30
+LOG_BYTES = 2**14
+MAX_NEIGHBOURS = 12
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of one run.
+
+    Attributes:
+        name: dotted key.
+        value: of this run.
+        source: `override` of this run, or `configuration`: others override it, this run has the default.
+        others: values of the other runs and how many have each; empty if all have the same.
+    """
+
+    name: str
+    value: str
+    source: str
+    others: list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        sig: signature.
+        label: the swept parameters, in a few words.
+        state: as in `Experiments.runs`.
+        reason: why; may be empty.
+        problems: what could not be read.
+        facts: names and values, such as host and duration.
+        own: parameters in which the runs of the grid differ.
+        common: parameters that all runs of the grid have alike.
+        neighbours: runs that differ in one parameter only: signature, parameter, its value there.
+        log: path of the log, empty if there is none.
+        tail: its last lines, of runs that have not completed.
+    """
+
+    sig: str
+    label: str
+    state: str
+    reason: str
+    problems: list[str]
+    facts: list[tuple[str, str]]
+    own: list[Parameter]
+    common: list[Parameter]
+    neighbours: list[tuple[str, str, str]]
+    log: str
+    tail: str
+
+
+def run_pages(experiments: Experiments) -> Iterator[Run]:
+    """Collect what there is to say about each run, in the order of `runs`."""
+    swept = experiments.swept if len(experiments.runs) > 1 else []
+    values = {name: experiments.runs[name].tolist() for name in experiments.parameters}
+    texts = {name: [format_value(value) for value in column] for name, column in values.items()}
+    exact = {name: list(map(repr, values[name])) for name in swept}
+    counts = {name: Counter(column) for name, column in texts.items()}
+    groups = _groups(exact)
+    for place, record in enumerate(experiments.records):
+        own: list[Parameter] = []
+        common: list[Parameter] = []
+        for name, column in texts.items():
+            others = counts[name] - Counter([column[place]]) if name in exact else Counter()
+            source = "override" if name in record.overrides else "configuration"
+            parameter = Parameter(clean_text(name), column[place], source, list(others.items()))
+            (own if name in exact else common).append(parameter)
+        neighbours = [
+            (experiments.records[other].sig, clean_text(name), texts[name][other])
+            for name in swept
+            for other in groups[name][_without(exact, name, place)]
+            if other != place
+        ]
+        log = log_file(record)
+        yield Run(
+            sig=record.sig,
+            label=run_label({name: texts[name][place] for name in swept}),
+            state=clean_text(record.state),
+            reason=clean_text(record.reason),
+            problems=[clean_text(line) for line in record.problems],
+            facts=_facts(record),
+            own=own,
+            common=common,
+            neighbours=neighbours[:MAX_NEIGHBOURS],
+            log="" if log is None else clean_text(str(log)),
+            tail="" if log is None or record.state == "COMPLETED" else log_tail(log),
+        )
+
+
+def run_label(values: Mapping[str, str]) -> str:
+    """Swept parameters in a few words: the last part of each name, and the value."""
+    return ", ".join(f"{clean_text(name.rpartition('.')[2])}={value}" for name, value in values.items())
+
+
+def log_file(record: Experiment) -> Path | None:
+    """The log of a run: the one its job names, the latest of submitit, or the trainer's; always inside its folder."""
+    told = (read_json(record.folder / JOB_FILE) or {}).get("log")
+    names = [Path(told).name] if isinstance(told, str) and told else []
+    submitit = sorted(record.folder.glob("submitit/*_log.out"), key=lambda path: path.stat().st_mtime, reverse=True)
+    candidates = [*(record.folder / "submitit" / name for name in names), *submitit]
+    candidates += [record.folder / name for name in ("train.log", "solver.log.0")]
+    inside = record.folder.resolve()
+    return next((path for path in candidates if path.is_file() and path.resolve().is_relative_to(inside)), None)
+
+
+def log_tail(path: Path) -> str:
+    """Last lines of a log, without escape sequences; what cannot be read is empty."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(
+        " " * (len(line) - len(line.lstrip(" "))) + clean_text(line).strip() for line in lines[-LOG_LINES:]
+    )
+
+
+def _facts(record: Experiment) -> list[tuple[str, str]]:
+    status = record.status
+    facts = {
+        "epochs": f"{record.epochs} of {status['epochs']}" if "epochs" in status else str(record.epochs),
+        "duration": duration_text(record.duration_s),
+        "GPU hours": format_value(record.gpu_hours),
+        "host": record.host,
+        "commit": record.commit,
+        "launcher": status.get("launcher"),
+        "job": status.get("job_id"),
+        "started": _moment(status.get("started")),
+        "ended": _moment(status.get("ended")),
+        "folder": str(record.folder.absolute()),
+    }
+    return [(name, clean_text(str(value))) for name, value in facts.items() if value not in (None, "", "-")]
+
+
+def _moment(seconds: Any) -> str | None:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(float(seconds)))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
+
+
+def _without(exact: Mapping[str, list[str]], name: str, place: int) -> tuple[str, ...]:
+    return tuple(column[place] for other, column in exact.items() if other != name)
+
+
+def _groups(exact: Mapping[str, list[str]]) -> dict[str, dict[tuple[str, ...], list[int]]]:
+    """For each parameter, the runs that have all others alike."""
+    groups: dict[str, dict[tuple[str, ...], list[int]]] = {}
+    for name, column in exact.items():
+        groups[name] = {}
+        for place in range(len(column)):
+            groups[name].setdefault(_without(exact, name, place), []).append(place)
+    return groups

@@ -1,0 +1,29 @@
+"""Which code a run was made from."""
+
+import subprocess as sp
+from pathlib import Path
+
+_REPOSITORY = Path(__file__).resolve().parent.parent.parent
+_PATIENCE_S = 10.0
+
+
+def current_commit(folder: Path = _REPOSITORY) -> str:
+    """Short hash of the commit that `folder` stands at, `-dirty` if tracked files were changed since.
+
+    Args:
+        folder: inside a git repository; by default that of this package.
+
+    Returns:
+        Such as `32323f5-dirty`; empty outside a repository or without git.
+    """
+    commit = _git(folder, "rev-parse", "--short", "HEAD")
+    dirty = commit and _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if dirty else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = sp.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=_PATIENCE_S)
+    except (OSError, sp.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

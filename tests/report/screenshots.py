@@ -1,0 +1,70 @@
+"""Pictures of a report for the documentation: `python tests/report/screenshots.py REPORT_FOLDER docs/images`."""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+CHROMIUM = "/usr/bin/chromium"
+
+
+def main(report: Path, images: Path) -> None:
+    """Take the pictures."""
+    images.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--mute-audio"])
+        page = _open(browser, report / "index.html", 1180, 860)
+        _save(page, images / "report_table.png")
+        _listen(page)
+        _save(page, images / "report_listen.png", "#listen")
+        _vote(page)
+        _save(page, images / "report_abx.png", "#abx")
+        sig = page.locator("#runs tbody a").last.get_attribute("href") or ""
+        _save(_open(browser, report / sig, 1180, 1250, dark=True), images / "report_run_dark.png")
+        phone = _open(browser, report / "index.html", 360, 740)
+        _listen(phone)
+        phone.locator("#player").scroll_into_view_if_needed()
+        phone.locator("#listen-heading").evaluate("heading => heading.scrollIntoView()")
+        _save(phone, images / "report_phone.png")
+
+
+def _open(browser: Browser, path: Path, width: int, height: int, *, dark: bool = False) -> Page:
+    page = browser.new_page(
+        viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+    )
+    page.goto(path.absolute().as_uri())
+    page.wait_for_timeout(300)
+    return page
+
+
+def _listen(page: Page) -> None:
+    page.locator("#position").fill("1.8")
+    page.keyboard.press("Tab")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("2")
+    page.wait_for_timeout(300)
+
+
+def _vote(page: Page) -> None:
+    page.locator("#abx-trials").fill("5")
+    page.locator("#abx-listener").fill("listener 1")
+    page.locator("#abx-setup button").click()
+    for answer in (0, 1, 1, 0, 1):
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("x")
+        page.keyboard.press("Space")
+        page.locator(f"[data-answer='{answer}']").click()
+    page.evaluate("document.activeElement.blur()")
+
+
+def _save(page: Page, path: Path, part: str = "") -> None:
+    if part:
+        page.locator(part).screenshot(path=path)
+    else:
+        page.screenshot(path=path)
+    Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,144 @@
+"""What stands in a report, and what may be asked of it, as far as no browser is needed."""
+
+import base64
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from audiotok import cli
+from audiotok.errors import ResultsError
+from audiotok.report import ReportOptions, write_report
+from audiotok.report.comparisons import compare_conditions, condition_columns
+from audiotok.report.runs import log_file, run_pages
+from audiotok.report.table import best_rows, duration_text
+from audiotok.results import METRICS, load_grid
+from audiotok.results.statistics import compare
+from tests.report.conftest import add_run
+
+
+def test_only_the_pages_own_script_may_run(reports: dict[str, Path]) -> None:
+    text = (reports["demo"] / "index.html").read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert policy and len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    rules = dict(rule.strip().split(" ", 1) for rule in policy[1].replace("&#39;", "'").split(";"))
+    assert rules["default-src"] == "'none'" and rules["script-src"] == f"'sha256-{digest}'"
+    assert "connect-src" not in rules and "unsafe" not in policy[1]
+    for page in reports["demo"].rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"https?://|\sstyle=|\son\w+=", text.split('<script type="application/json"')[0])
+
+
+def test_every_link_leads_to_a_file_of_the_folder(reports: dict[str, Path]) -> None:
+    for report in reports.values():
+        for page in report.rglob("*.html"):
+            html = page.read_text(encoding="utf-8").split('<script type="application/json"')[0]
+            for target in re.findall(r'(?:href|src|srcset)="([^"#]+)"', html):
+                assert (page.parent / target).resolve().is_relative_to(report)
+                assert (page.parent / target).is_file(), target
+
+
+def test_a_report_made_again_is_the_same(results: Path, tmp_path: Path) -> None:
+    contents = []
+    for _ in range(2):
+        write_report(load_grid("demo", results), tmp_path / "report")
+        files = [path for path in (tmp_path / "report").rglob("*") if path.suffix != ".html" and path.is_file()]
+        contents.append({path.name: path.read_bytes() for path in files})
+    assert contents[0] == contents[1]
+
+
+def test_statistics_are_those_of_the_library(results: Path) -> None:
+    grid = load_grid("demo", results)
+    metrics = ["evaluate.sisnr", "evaluate.mi"]
+    columns = {column.name: column for column in condition_columns(grid, ["losses.mmd"], metrics)}
+    assert [cell.text for cell in columns["runs"].cells] == ["2", "2"]
+    assert [cell.best for cell in columns["evaluate.sisnr"].cells] == [False, True]
+    values = grid.runs.groupby("losses.mmd")["evaluate.sisnr"]
+    expected = [f"{mean:.0f} ± {std:.0f}" for mean, std in zip(values.mean(), values.std(), strict=True)]
+    assert [cell.text for cell in columns["evaluate.sisnr"].cells] == expected
+    rows = compare_conditions(grid, ["losses.mmd"], metrics, {"losses.mmd": 0}, "seed")
+    table = compare(grid.runs, ["losses.mmd"], metrics, {"losses.mmd": 0})
+    assert [(row.metric, row.verdict) for row in rows] == [("evaluate.sisnr", "better"), ("evaluate.mi", "better")]
+    assert [row.cells[0] for row in rows] == ["2", "2"]
+    assert [row.cells[7] for row in rows] == [f"{p:.3f}" if p >= 1e-3 else "< 0.001" for p in table["p_holm"]]
+
+
+def test_runs_know_what_sets_them_apart(results: Path) -> None:
+    runs = {run.sig: run for run in run_pages(load_grid("demo", results))}
+    run = runs["000000a0"]
+    assert run.label == "mmd=0, seed=1"
+    assert [(p.name, p.value, p.others) for p in run.own] == [
+        ("losses.mmd", "0", [("0", 1), ("10", 3)]),
+        ("seed", "1", [("1", 1), ("2", 2), ("3", 1)]),
+    ]
+    assert [(p.name, p.value, p.source) for p in run.common] == [("optim.epochs", "2", "override")]
+    assert run.neighbours == [("000000a2", "losses.mmd", "10"), ("000000a1", "seed", "2")]
+    assert run.tail == "" and runs["000000af"].tail.endswith("disk full")
+
+
+def test_a_log_outside_the_folder_is_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("key")
+    folder = add_run(tmp_path, "g", "00000001", [], state="FAILED")
+    (folder / "job.json").write_text('{"log": "../../../secret"}')
+    (folder / "submitit" / "1_0_log.out").symlink_to(tmp_path / "secret")
+    (record,) = load_grid("g", tmp_path).records
+    assert log_file(record) is None
+    (folder / "train.log").write_text("here")
+    assert log_file(record) == folder / "train.log"
+
+
+def test_the_best_rows_follow_the_direction() -> None:
+    numbers = np.array([1.0, np.nan, 3.0, 3.0, np.inf])
+    assert best_rows(numbers, METRICS["sisnr"]) == {2, 3}
+    assert best_rows(numbers, METRICS["mel"]) == {0}
+    assert best_rows(numbers, METRICS["duration"]) == set()
+    assert best_rows(np.array([1.0, np.nan]), METRICS["mel"]) == set()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (90061, "25:01:01"), (np.nan, "-")])
+def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": ["losses.mdm"]}, r"no parameter losses\.mdm in demo; there are: losses\.mmd"),
+        ({"metrics": ["evaluate.sisn"]}, r"evaluate\.sisnr"),
+        ({"baseline": {"seed": 1}}, "baseline seed is not among the conditions: losses.mmd"),
+        ({"baseline": {"losses.mmd": 3}}, "no runs with losses.mmd=3"),
+        ({"baseline": {"losses.mmd": 0}, "seeds": "sede"}, "no parameter 'sede'"),
+    ],
+)
+def test_what_the_grid_does_not_have_is_refused(
+    results: Path, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ResultsError, match=message):
+        write_report(load_grid("demo", results), tmp_path / "report", ReportOptions(**options))  # type: ignore[arg-type]
+    assert not (tmp_path / "report").exists()
+    with pytest.raises(ResultsError, match="may be negative"):
+        ReportOptions(clips=-1)
+
+
+def test_the_command_writes_a_report(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "report"
+    command = ["report", "demo", "--root", str(results), "--output", str(output), "--clips", "1"]
+    command += ["--metric", "evaluate.mi", "--by", "losses.mmd", "--baseline", "losses.mmd=0"]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == f"{output / 'index.html'}\n"
+    text = (output / "index.html").read_text(encoding="utf-8")
+    assert "Against losses.mmd=0" in text and "8 reconstructions left out" in text and "msspec" not in text
+    for wrong in (["report", "dmeo", "--root", str(results)], [*command, "--baseline", "losses.mmd"]):
+        assert cli.main(wrong) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_report_needs_neither_torch_nor_dora() -> None:
+    code = "import sys, audiotok.report; sys.exit(any(name in sys.modules for name in ('torch', 'dora', 'hydra')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,102 @@
+"""Clips for listening: the same samples, the right ones, and none too many; spectrograms that show what sounds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from matplotlib.image import imread
+
+from audiotok.report.listening import Listening, choose_clips, write_clips
+from audiotok.report.spectrogram import COLUMNS, LOWEST_HZ, ROWS, power_spectrogram
+from audiotok.results import load_grid
+from tests.report.conftest import CLIPS, RATE, SECONDS, add_run, melody
+
+
+def listen(root: Path, output: Path, per_run: int = 8, limit_bytes: float = 1e9) -> Listening:
+    clips, left_out = choose_clips(load_grid("g", root).samples, per_run)
+    output.mkdir(exist_ok=True)
+    listening = write_clips(clips, output, limit_bytes)
+    listening.left_out += left_out
+    return listening
+
+
+def test_recordings_keep_every_sample(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "g", "00000001", [], clips=CLIPS)
+    listening = listen(tmp_path, tmp_path / "out")
+    assert [clip["name"] for clip in listening.clips] == list(CLIPS)
+    assert (listening.problems, listening.left_out) == ([], 0)
+    for clip in listening.clips:
+        assert [take["run"] for take in clip["takes"]] == ["reference", "00000001"]
+        assert [take["epoch"] for take in clip["takes"]] == [None, 2]  # the last one
+        for take, place in zip(clip["takes"], ("reference", "epoch_0002"), strict=True):
+            path = tmp_path / "out" / take["audio"]
+            assert soundfile.info(path).subtype == "PCM_16"
+            written, rate = soundfile.read(path, dtype="int16")
+            source, _ = soundfile.read(folder / "samples" / place / f"{clip['name']}.wav", dtype="int16")
+            assert rate == RATE and np.array_equal(written, source)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert listening.size == sum(path.stat().st_size for path in files)
+
+
+def test_a_shared_reference_is_written_once_and_another_of_the_same_name_is_another_clip(tmp_path: Path) -> None:
+    for index in (1, 2, 3):
+        folder = add_run(tmp_path, "g", f"0000000{index}", [f"seed={index}"], clips=["a"])
+    soundfile.write(folder / "samples" / "reference" / "a.wav", melody(99), RATE)
+    clips = listen(tmp_path, tmp_path / "out").clips
+    runs = [[take["run"] for take in clip["takes"]] for clip in clips]
+    assert runs == [["reference", "00000001", "00000002"], ["reference", "00000003"]]
+    assert len(list((tmp_path / "out" / "audio").glob("*.flac"))) == 5
+
+
+def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:
+    for index in (1, 2):
+        add_run(tmp_path, "g", f"0000000{index}", [], clips=CLIPS)
+    add_run(tmp_path, "g", "00000003", [], clips=["tenth"])
+    few = listen(tmp_path, tmp_path / "few", per_run=1)
+    found = [(clip["name"], [take["run"][-1] for take in clip["takes"]]) for clip in few.clips]
+    assert found == [("tenth", ["e", "1", "2"]), ("tenth", ["e", "3"])]  # the name that most runs have
+    assert few.left_out == 4
+    small = listen(tmp_path, tmp_path / "small", limit_bytes=1000)
+    assert (len(small.clips), small.left_out) == (1, 5)  # of 7 reconstructions
+    assert listen(tmp_path, tmp_path / "none", per_run=0).clips == []
+
+
+def test_damaged_empty_and_loud_recordings_are_told(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "g", "00000001", [], clips=["broken", "empty", "loud", "alone"])
+    samples = folder / "samples"
+    (samples / "epoch_0002" / "broken.wav").write_bytes(b"RIFF, or so")
+    soundfile.write(samples / "epoch_0002" / "empty.wav", np.zeros(0), RATE)
+    soundfile.write(samples / "epoch_0002" / "loud.wav", np.array([[0.5, -0.5], [3.0, np.nan]]), RATE, subtype="FLOAT")
+    (samples / "reference" / "alone.wav").unlink()
+    listening = listen(tmp_path, tmp_path / "out")
+    clips = {clip["name"]: [take["run"] for take in clip["takes"]] for clip in listening.clips}
+    assert clips == {"loud": ["reference", "00000001"], "alone": ["00000001"]}
+    assert [problem.partition(":")[0] for problem in listening.problems] == [
+        f"00000001, {name}" for name in ("broken", "empty", "loud")
+    ]
+    loud = next(clip for clip in listening.clips if clip["name"] == "loud")["takes"][1]
+    written, _ = soundfile.read(tmp_path / "out" / loud["audio"])
+    assert written == pytest.approx(np.array([[0.5, -0.5], [1.0, 0.0]]), abs=1e-4)
+
+
+@pytest.mark.parametrize("hertz", [60.0, 440.0, 3000.0])
+def test_a_tone_stands_where_its_frequency_and_time_are(hertz: float) -> None:
+    t = np.arange(round(SECONDS * RATE)) / RATE
+    tone = np.sin(2 * np.pi * hertz * t) * (t >= SECONDS / 2)
+    power = power_spectrogram(tone, RATE, seconds=SECONDS, highest_hz=RATE / 2)
+    assert power.shape == (ROWS, COLUMNS)
+    row, column = np.unravel_index(power.argmax(), power.shape)
+    centre = LOWEST_HZ * (RATE / 2 / LOWEST_HZ) ** (row / (ROWS - 1))
+    assert centre == pytest.approx(hertz, rel=0.07)  # or one bin of 50 ms, at the lowest
+    assert column > COLUMNS * 0.49
+    assert power[:, : round(COLUMNS * 0.45)].max() < power.max() * 1e-9
+
+
+def test_spectrograms_of_a_clip_share_one_scale(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "g", "00000001", [], clips=["a"])
+    soundfile.write(folder / "samples" / "epoch_0002" / "a.wav", melody(0) / 10, RATE)
+    takes = listen(tmp_path, tmp_path / "out").clips[0]["takes"]
+    loud, quiet = (imread(tmp_path / "out" / take["image"])[..., :3].sum(axis=2) for take in takes)
+    assert loud.shape == (ROWS, COLUMNS)
+    assert quiet.max() < loud.max()  # 20 dB less is darker; on a scale of its own it would be as bright
