@@ -42,8 +42,7 @@ def learning_curves(experiments: Experiments, metric: str, by: Sequence[str], *,
     """
     metric_values(experiments, metric)  # refuses an unknown one
     stage, _, column = metric.partition(".")
-    history = experiments.history
-    curves = history[history["stage"] == stage][["sig", "epoch", column]].dropna().astype({"sig": str})
+    curves = experiments.read_history([stage], [column])[["sig", "epoch", column]].dropna().astype({"sig": str})
     curves = curves.merge(experiments.runs[["sig", *_known(experiments, by)]].astype({"sig": str}), on="sig")
     figure, axes = new_figure(f"{metric} of {experiments.name}", "epoch", metric_label(metric))
     groups = list(curves.groupby(list(by or ["sig"]), sort=False, dropna=False))

@@ -20,20 +20,20 @@ def metric_values(experiments: Experiments, name: str, *, best_by: str | None = 
             measured both; None: the last epoch that has measured `name`.
 
     Returns:
-        float64 Series over signatures, in the order of `runs`; NaN where nothing was measured.
+        float64 Series over signatures, in the order of `runs`; NaN where nothing was measured, or not a number.
 
     Raises:
         ResultsError: if no run has a metric of that name, or `best_by` has no better direction.
     """
     require_metric(experiments, name)
-    epochs = _measured(experiments, name).to_frame()
-    if best_by is not None:
-        sign = _sign(best_by)
-        require_metric(experiments, best_by)
-        epochs = epochs.join(_measured(experiments, best_by).rename("score") * -sign, how="inner")
-        epochs = epochs.sort_values("score", kind="stable").groupby(level="sig", observed=True).head(1)
-    last = epochs[name].groupby(level="sig", observed=True).last()
-    return last.reindex(experiments.runs["sig"]).astype(np.float64)
+    if best_by is None:
+        return experiments.runs.set_index("sig")[name].astype(np.float64)
+    sign = _sign(best_by)
+    require_metric(experiments, best_by)
+    epochs = _measured(experiments, name).to_frame().join(_measured(experiments, best_by).rename("score") * -sign)
+    epochs = epochs.dropna().sort_values("score", kind="stable").groupby(level="sig", observed=True).head(1)
+    best: pd.Series = epochs[name].groupby(level="sig", observed=True).first()
+    return best.reindex(experiments.runs["sig"]).astype(np.float64)
 
 
 def pareto_front(runs: pd.DataFrame, x: str, y: str) -> pd.Series:
@@ -61,8 +61,7 @@ def pareto_front(runs: pd.DataFrame, x: str, y: str) -> pd.Series:
 def _measured(experiments: Experiments, name: str) -> pd.Series:
     """Finite values of a metric, indexed by sig and epoch, in the order of epochs."""
     stage, _, metric = name.partition(".")
-    history = experiments.history
-    rows: pd.Series = history[history["stage"] == stage].set_index(["sig", "epoch"])[metric]
+    rows: pd.Series = experiments.read_history([stage], [metric]).set_index(["sig", "epoch"])[metric]
     measured: pd.Series = rows[np.isfinite(rows)].rename(name).sort_index(level="epoch", kind="stable")
     return measured
 

@@ -134,14 +134,12 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
     rows = [name for name in by if name != pivot]
     if pivot is not None and (pivot not in by or not rows):
         raise ResultsError(f"pivot={pivot!r}; choose one of: {', '.join(by)}, and leave another one for the rows.")
-    metrics = list(dict.fromkeys(summary["metric"]))
     table: dict[tuple[Any, ...], dict[str, Any]] = {}
     for record in summary.to_dict("records"):
         key = tuple(record[name] for name in rows)
         row = table.setdefault(key, dict(zip(rows, key, strict=True)))
         where = "" if pivot is None else f"{pivot.rpartition('.')[2]}={format_column([record[pivot]])[0]}"
-        name = str(record["metric"]) if not where else where if len(metrics) == 1 else f"{record['metric']} {where}"
-        row[name] = Estimate(record["mean"], record["std"], record["n"])
+        row[f"{record['metric']} {where}".rstrip()] = Estimate(record["mean"], record["std"], record["n"])
     return pd.DataFrame(list(table.values()))
 
 

@@ -53,7 +53,7 @@ def test_pivot(summary: pd.DataFrame) -> None:
     one = summary[summary["metric"] == "evaluate.sisnr"]
     table = summary_table(one, ["losses.mmd", "mmd.sigmas"], "mmd.sigmas")
     assert format_table(table, "markdown").splitlines() == [
-        "| losses.mmd | sigmas=median | sigmas=\\[1, 5] |".replace("\\[", "["),
+        "| losses.mmd | evaluate.sisnr sigmas=median | evaluate.sisnr sigmas=[1, 5] |",
         "| ---: | ---: | ---: |",
         "| 0 | 5.0 ± 1.0 | 5.0 ± 1.0 |",
         "| 10 | 15.0 ± 1.0 | 15.0 ± 1.0 |",

@@ -1,0 +1,118 @@
+"""`audiotok results --by …` and `--watch`: conditions rather than runs, and a table that follows a grid."""
+
+import itertools
+import json
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from audiotok import cli
+
+GRID = "compression.sweep"
+
+
+def status(state: str) -> str:
+    now = time.time()
+    return json.dumps(
+        {"state": state, "started": now - 9, "updated": now, "ended": None if state == "RUNNING" else now}
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two weights × two widths × two seeds; the last run has not completed."""
+    path = tmp_path / "outputs"
+    (path / "grids" / GRID).mkdir(parents=True)
+    for index, (weight, sigmas, seed) in enumerate(itertools.product((0, 10), ("median", "[1,5]"), (1, 2))):
+        folder = path / "xps" / f"0000000{index}"
+        folder.mkdir(parents=True)
+        argv = [f"losses.mmd={weight}", f"mmd.sigmas={sigmas}", f"seed={seed}"]
+        (folder / ".argv.json").write_text(json.dumps(argv))
+        history = [
+            {
+                "valid": {"msspec": 1 / epoch},
+                "evaluate": {"sisnr": weight + seed + epoch, "mi": 1 / (1 + weight + seed)},
+            }
+            for epoch in (1, 2)
+        ]
+        (folder / "history.json").write_text(json.dumps(history))
+        (folder / "status.json").write_text(status("RUNNING" if index == 7 else "COMPLETED"))
+        (path / "grids" / GRID / folder.name).symlink_to(folder)
+    return path
+
+
+def results(root: Path, *arguments: str) -> int:
+    return cli.main(["results", GRID, "--root", str(root), *arguments])
+
+
+def test_conditions(root: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    arguments = ["--by", "losses.mmd,mmd.sigmas", "--metric", "evaluate.sisnr", "--format", "markdown"]
+    assert results(root, *arguments) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| 0 | median | 3.50 ± 0.71 |",
+        "| 0 | [1, 5] | 3.50 ± 0.71 |",
+        "| 10 | median | **13.50 ± 0.71** |",
+        "| 10 | [1, 5] | 13.00 |",
+    ]
+    assert "left out: 1 RUNNING" in caplog.text
+    assert results(root, *arguments, "--unfinished", "--pivot", "mmd.sigmas") == 0
+    assert "| 10 | **13.50 ± 0.71** | **13.50 ± 0.71** |" in capsys.readouterr().out
+
+
+def test_the_best_epoch(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--by", "losses.mmd", "--metric", "evaluate.sisnr", "--format", "csv", "--unfinished"]
+    means = []
+    for by in ([], ["--best-by", "valid.msspec"], ["--best-by", "evaluate.mi"]):
+        assert results(root, *arguments, *by) == 0
+        means.append(float(capsys.readouterr().out.splitlines()[1].split(",")[1]))
+    assert means == [3.5, 3.5, 2.5]  # mi is equal in both epochs: the first
+
+
+def test_averaging_over_more_than_seeds_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert results(root, "--by", "losses.mmd") == 0
+    assert "averaged over mmd.sigmas too; add to --by" in caplog.text
+
+
+def test_comparison_to_a_parquet_file(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    arguments = [
+        "--by",
+        "losses.mmd,mmd.sigmas",
+        "--metric",
+        "evaluate.sisnr,evaluate.mi",
+        "--baseline",
+        "losses.mmd=0",
+    ]
+    assert results(root, *arguments, "--format", "parquet", "--output", str(path)) == 0
+    table = pd.read_parquet(path).set_index(["mmd.sigmas", "metric"])
+    assert list(table.loc[("median", "evaluate.sisnr"), ["n", "difference"]]) == [2, 10]
+    assert list(table.loc[("[1, 5]", "evaluate.sisnr"), ["n", "difference"]]) == [1, 10]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metric", "evaluate.mi"], "--metric needs --by"),
+        (["--by", "losses.mdm"], "no column losses.mdm"),
+        (["--by", "losses.mmd", "--metric", "evaluate.sisn"], "evaluate.sisnr"),
+        (["--by", "losses.mmd", "--baseline", "losses.mmd=3"], "losses.mmd is one of: 0, 10"),
+        (["--by", "losses.mmd", "--baseline", "mmd=0"], "parameters are: losses.mmd, mmd.sigmas, seed"),
+        (["--by", "losses.mmd", "--baseline", "losses.mmd=0"], "several runs with seed=1"),
+        (["--by", "losses.mmd", "--pivot", "losses.mmd"], "leave another one for the rows"),
+        (["--format", "parquet"], "give a file with output"),
+    ],
+)
+def test_mistakes(root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert results(root, *arguments) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_watching_ends_with_the_last_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = root / "xps" / "00000007" / "status.json"
+    threading.Timer(0.5, lambda: last.write_text(status("COMPLETED"))).start()
+    assert results(root, "--watch", "0.1", "--columns", "sig,state") == 0
+    tables = capsys.readouterr().out.split("sig       state")[1:]
+    assert len(tables) >= 2 and "RUNNING" in tables[0] and "RUNNING" not in tables[-1]
