@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := audiotok benchmarks grids launchers tests
 DEMO := compression.encodec_mmd_demo
+GRID := compression.mmd_on_off_demo
 
-.PHONY: install demo test test-fast lint constraints clean
+.PHONY: install demo test test-fast lint notebooks constraints clean
 
 install: $(VENV)/.installed
 
@@ -26,14 +27,21 @@ test test-fast: export OMP_NUM_THREADS ?= 1
 test: lint  ## everything; as root on Debian with a real SLURM
 	$(BIN)/python -m pytest
 
-test-fast: install  ## without training runs and SLURM
-	$(BIN)/python -m pytest -m 'not slow and not cluster'
+test-fast: install  ## without training runs, SLURM and the browser
+	$(BIN)/python -m pytest -m 'not slow and not cluster and not browser'
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
+
+notebooks: install  ## docs/notebooks: both notebooks, run on GRID
+	mkdir -p docs/notebooks build/notebooks
+	for name in report compare_seeds; do \
+	  $(BIN)/papermill --cwd . notebooks/$$name.ipynb build/notebooks/$$name.ipynb -p grid $(GRID) -y 'by: [losses.mmd]' && \
+	  $(BIN)/jupyter nbconvert --to markdown --no-input --output-dir docs/notebooks build/notebooks/$$name.ipynb || exit 1; \
+	done
 
 constraints:  ## renew constraints.txt from pyproject.toml
 	rm -rf build/constraints
