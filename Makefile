@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := audiotok benchmarks grids launchers tests
 DEMO := compression.encodec_mmd_demo
 GRID := compression.mmd_on_off_demo
+PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: install demo test test-fast lint notebooks constraints clean
 
@@ -25,10 +26,10 @@ demo: install  ## a small grid of EnCodec-MMD experiments on real music, ending 
 test test-fast: export OMP_NUM_THREADS ?= 1
 
 test: lint  ## everything; as root on Debian with a real SLURM
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: install  ## without training runs, SLURM and the browser
-	$(BIN)/python -m pytest -m 'not slow and not cluster and not browser'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not cluster and not browser'
 
 lint: install
 	$(BIN)/ruff check .

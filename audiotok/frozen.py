@@ -6,8 +6,6 @@ cfg (see `Composition.freeze_values`) or cfg_yaml (where JSON cannot hold it), w
 """
 
 import json
-import os
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +14,14 @@ from typing import Any, Protocol
 
 from dora.conf import DoraConfig
 from dora.xp import XP
-from hydra import __version__ as hydra_version
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from audiotok.composition import Experiment
+from audiotok.composing.experiment import Experiment
+from audiotok.composing.overrides import aligned, parse_override
+from audiotok.composing.plain import Plain, dotted, escaped, leaves_of
 from audiotok.errors import ConfigError
-from audiotok.overrides import aligned, parse_override
-from audiotok.plain import Plain, dotted, escaped, leaves_of
+from audiotok.files import write_text
 
 FROZEN_FILE = "frozen.json"
 FROZEN_VARIABLE = "AUDIOTOK_FROZEN"  # path of the frozen configuration that this process is to run
@@ -194,36 +192,6 @@ def differences(frozen: Plain, now: Plain, dora: DoraConfig) -> list[str]:
         if not same and not dora.is_excluded(dotted(path)):
             lines.append(f"{dotted(path)}: {_shown(value)} → {_shown(other)}")
     return lines
-
-
-def write_hydra_files(xp: XP, job_name: str, config_name: str) -> None:
-    """Write what Hydra would leave in `.hydra/` of the experiment, for those who read it there."""
-    folder = xp.folder / ".hydra"
-    folder.mkdir(exist_ok=True)
-    runtime = {"version": hydra_version, "cwd": str(Path.cwd()), "output_dir": str(xp.folder)}
-    hydra = {
-        "overrides": {"hydra": [], "task": list(xp.argv)},
-        "job": {"name": job_name, "config_name": config_name},
-        "runtime": {**runtime, "choices": getattr(xp, "choices", {})},
-    }
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(xp.cfg))
-    write_text(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(escaped(list(xp.argv)))))
-    write_text(folder / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": escaped(hydra)})))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new one, whoever else writes it too.
-
-    Raises:
-        OSError: if the disk refuses; the old file is then intact.
-    """
-    draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _loose_overrides(argv: Sequence[str], dora: DoraConfig, groups: set[str]) -> list[tuple[str, Any]]:

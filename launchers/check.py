@@ -1,12 +1,10 @@
-"""A line of `audiotok doctor`, and how commands and files are asked without waiting for ever."""
+"""A line of `audiotok doctor`, and how files are looked at without waiting for ever."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from subprocess import TimeoutExpired, run
 
-COMMAND_S = 20.0
 FILES_S = 15.0
 
 
@@ -41,19 +39,6 @@ def warn(name: str, found: str, advice: str) -> Check:
 def fail(name: str, found: str, advice: str) -> Check:
     """Something that keeps experiments from running."""
     return Check(name, Verdict.FAIL, found, advice)
-
-
-def ask(command: Sequence[str], seconds: float = COMMAND_S) -> tuple[str, str]:
-    """Run a command; returns its output and, if it failed, why in one line."""
-    try:
-        process = run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
-    except TimeoutExpired:
-        return "", f"no answer within {seconds:g} s"
-    except OSError as error:
-        return "", str(error)
-    if process.returncode == 0:
-        return process.stdout, ""
-    return process.stdout, " ".join(process.stderr.split())[-300:] or f"exit code {process.returncode}"
 
 
 def bounded(name: str, check: Callable[[], Check], seconds: float = FILES_S) -> Check:

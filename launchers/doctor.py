@@ -1,20 +1,16 @@
 """What `audiotok doctor` looks at: can this machine run and submit experiments, and if not, what is to be done.
 
 Each check says what it found; no check fails the command, changes anything or waits for ever (a file system that hangs
-counts as one that does not work). What is asked of SLURM stands in `launchers.doctor_slurm`.
+counts as one that does not work). What is asked of SLURM stands in `launchers.doctor_slurm`, what of file systems in
+`launchers.doctor_files`.
 """
 
-import fcntl
-import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from gzip import open as open_gzip
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -23,25 +19,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from packaging.requirements import Requirement
 
-from audiotok.cluster import (
-    DEFAULT_CLUSTER,
-    PROFILES,
-    choose,
-    cluster_name,
-    dataset_paths,
-    list_profiles,
-    map_path,
-    settle,
-)
+from audiotok.cluster import DEFAULT_CLUSTER, PROFILES, choose, cluster_name, list_profiles, settle
 from audiotok.errors import AudiotokError, ConfigError
-from launchers.check import Check, ask, bounded, fail, ok, warn
+from launchers.asking import ask
+from launchers.check import Check, bounded, fail, ok, warn
+from launchers.doctor_files import check_data, check_output
 from launchers.doctor_slurm import check_slurm
-from launchers.hooks import LAUNCHER_VARIABLE, detect
+from launchers.engines import LAUNCHER_VARIABLE, detect
 from launchers.profile import Profile
 
 IMPORT_S = 120.0
-ROOMY_GB, CRAMPED_GB = 50.0, 2.0
-SPLITS = ("train", "valid", "evaluate", "generate")
 PACKAGES = ("torch", "torchaudio", "dora-search", "submitit", "flashy", "hydra-core", "omegaconf")
 
 
@@ -173,91 +160,3 @@ def check_profile(config: DictConfig) -> tuple[Profile | None, Check]:
     each = f"{shape.gpus_per_node} GPUs, {shape.cpus_per_task * shape.tasks_per_node} cores"
     asked = f"{memory / 1024:g} GB" if memory else "SLURM's default memory"
     return profile, ok("profile", f"{size}; on each node {each}, {asked}; {int(profile.time)} min")
-
-
-def check_output(folder: Path, *, shared: bool) -> Check:
-    """Whether results can be written and locked, and how much room there is; leaves nothing behind.
-
-    Args:
-        folder: the results folder; it need not exist yet.
-        shared: jobs run on other machines, which must see it.
-    """
-    here = next(path for path in (folder, *folder.parents) if path.exists())
-    advice = "set output_dir in the profile, or AUDIOTOK_OUTPUT_DIR"
-    try:
-        with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=here) as first, Path(first.name).open("rb") as second:
-            first.write(b"\0" * 4096)
-            first.flush()
-            locks = _locks_hold(first.fileno(), second.fileno())
-    except OSError as error:
-        return fail("output", f"{folder}: cannot write in {here} ({error.strerror})", advice)
-    free = shutil.disk_usage(here).free / 1e9
-    found = f"{folder}{'' if here == folder else ' (will be made)'}, {free:.0f} GB free"
-    if not locks:
-        return fail("output", f"{found}, but flock does not work there", f"{advice}, on a file system with locks")
-    if free < CRAMPED_GB:
-        return fail("output", found, f"make room, or {advice}")
-    if shared and here.is_relative_to(tempfile.gettempdir()):
-        return warn("output", f"{found}, below {tempfile.gettempdir()}", f"nodes will not see it: {advice}")
-    if free < ROOMY_GB:
-        return warn("output", found, f"a grid may fill it: make room, or {advice}")
-    return ok("output", f"{found}, locks work")
-
-
-def check_data(config: DictConfig) -> Check:
-    """Whether the manifests that the configuration names are here, and the first track of each."""
-    asked = {split: config.datasource[split] for split in SPLITS if config.datasource.get(split)}
-    if not asked:
-        return warn(
-            "data",
-            "the configuration names no manifests",
-            "say which experiment to look at, such as `audiotok doctor solver=compression/demo`",
-        )
-    try:
-        paths = dataset_paths(os.environ)
-    except ConfigError as error:
-        return fail("data", str(error), "correct dataset_paths in the profile")
-    problems, counts = [], 0
-    for split, path in asked.items():
-        problem = _manifest_problem(map_path(Path(path), paths))
-        problems += [f"{split}: {problem}"] if problem else []
-        counts += not problem
-    if problems:
-        return fail(
-            "data",
-            "; ".join(problems),
-            "write them with `audiotok data prepare` (`audiotok data demo` for the demo), or say with dataset_paths in "
-            "the profile where they lie here",
-        )
-    return ok("data", f"{', '.join(asked)}: {counts} manifests and their first tracks")
-
-
-def _locks_hold(first: int, second: int) -> bool:
-    """Tell whether a lock on one opening of a file keeps out the other."""
-    try:
-        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
-
-
-def _manifest_problem(path: Path) -> str:
-    names = (path / "data.jsonl.gz", path / "data.jsonl") if path.is_dir() else (path,)
-    file = next((name for name in names if name.is_file()), None)
-    if file is None:
-        return f"no manifest {path}"
-    try:
-        with open_gzip(file, "rt") if file.suffix == ".gz" else file.open() as lines:
-            first: Any = json.loads(next(lines))["path"]
-        track = (
-            file.parent / map_path(Path(first), dataset_paths(os.environ))
-            if first.startswith("/")
-            else file.parent / first
-        )
-    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
-        return f"{file} cannot be read ({type(error).__name__}: {error})"
-    return "" if track.is_file() else f"{file} is here, its first track {track} is not"

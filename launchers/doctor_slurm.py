@@ -1,14 +1,14 @@
 """What `audiotok doctor` asks of SLURM: is it there, does it answer, and would it take a job of this profile."""
 
-import getpass
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from launchers.check import Check, ask, fail, ok, warn
+from launchers.asking import ask
+from launchers.check import Check, fail, ok, warn
+from launchers.locks import user_name
 from launchers.profile import Profile
 from launchers.sbatch import make_script, max_array_size, show_config
 
@@ -87,7 +87,7 @@ def check_association(profile: Profile) -> Check:
     wanted = ", ".join(f"{key} {value}" for key, value in (("account", profile.account), ("qos", profile.qos)) if value)
     if shutil.which("sacctmgr") is None:
         return warn("account", f"{wanted}: there is no sacctmgr to ask", "see the line `job`")
-    query = ["sacctmgr", "-n", "-P", "show", "associations", f"user={_user()}", "format=account,qos"]
+    query = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user_name()}", "format=account,qos"]
     listing, failure = ask(query)
     rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 1]
     if failure or not rows:
@@ -180,10 +180,3 @@ def _minutes(text: str) -> int | None:
         return None
     units = (60.0, 1.0, 1 / 60)[: len(parts)] if dash or len(parts) == 3 else (1.0, 1 / 60)[: len(parts)]
     return int(int(days or 0) * 1440 + sum(int(part) * unit for part, unit in zip(parts, units, strict=True)))
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return str(os.getuid())

@@ -17,11 +17,12 @@ from dora.shep import Sheep, no_log
 from dora.utils import import_or_fatal
 
 from audiotok.errors import ConfigError, LaunchError
+from launchers.engines import detect
 from launchers.plan import Entry, Plan, make_plan, members_of
 from launchers.plan_memory import remember
 from launchers.plan_text import plan_text
 from launchers.rules import Action, Decision
-from launchers.shepherd import GridShepherd, detect
+from launchers.shepherd import GridShepherd
 from launchers.submissions import point
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})

@@ -20,13 +20,12 @@ from dora.shep import no_log
 
 from audiotok.errors import AudiotokError
 from audiotok.frozen import drift
-from launchers.grids import get_explorer, list_grids, run_grid
+from launchers.engines import detect
+from launchers.grids import get_explorer, run_grid
 from launchers.monitor import monitor
 from launchers.profile import ProfileLauncher, profile_of
 from launchers.sheep import GridSheep
-from launchers.shepherd import LAUNCHER_VARIABLE, GridShepherd, detect
-
-__all__ = ["LAUNCHER_VARIABLE", "detect", "get_explorer", "install", "is_dora_command", "list_grids"]
+from launchers.shepherd import GridShepherd
 
 EXIT_CODE = 2
 

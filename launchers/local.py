@@ -13,7 +13,8 @@ from pathlib import Path
 from audiotok.errors import ConfigError, LaunchError
 from audiotok.status import ExperimentState, read_status
 from launchers.engine import Job, Task
-from launchers.jobs import JobRecord, JobStore
+from launchers.job_record import JobRecord
+from launchers.jobs import JobStore
 from launchers.locks import user_and_host
 from launchers.machine import share
 from launchers.profile import Profile

@@ -8,11 +8,11 @@ import functools
 import logging
 import os
 import shutil
-import subprocess as sp
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from audiotok.errors import ConfigError
+from launchers.asking import ask
 
 SLOTS_VARIABLE = "AUDIOTOK_LOCAL_SLOTS"
 GRACE_VARIABLE = "AUDIOTOK_LOCAL_GRACE_S"
@@ -76,10 +76,9 @@ def find_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 @functools.cache  # a grid asks once for each experiment, and the answer takes a second
 def _list_gpus(program: str) -> tuple[str, ...]:
-    try:
-        listing = sp.run([program, "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, sp.SubprocessError) as error:
-        logger.warning("nvidia-smi -L failed (%s): taking this machine as one without GPUs", error)
+    listing, failure = ask([program, "-L"])
+    if failure:
+        logger.warning("nvidia-smi -L failed (%s): taking this machine as one without GPUs", failure)
         return ()
     return tuple(str(index) for index in range(sum(line.startswith("GPU ") for line in listing.splitlines())))
 

@@ -16,19 +16,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from launchers.jobs import JobRecord, JobStore
-from launchers.process import (
-    KILLED,
-    TERMINATED,
-    Signals,
-    Verdict,
-    attend,
-    frozen_environment,
-    oom_kills,
-    rank_environment,
-    start,
-    verdict,
-)
+from launchers.job_record import JobRecord
+from launchers.jobs import JobStore
+from launchers.process import Signals, attend, frozen_environment, rank_environment, start
+from launchers.verdict import KILLED, TERMINATED, Verdict, oom_kills, verdict
 
 CAUSES = {signal.SIGTERM: "PREEMPTED", signal.SIGINT: "PREEMPTED"}
 POLL_S = 0.1

@@ -22,6 +22,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from audiotok.errors import LaunchError
+from launchers.asking import ask
 from launchers.profile import Profile, Shape
 
 MAX_ARRAY_SIZE = 1001
@@ -194,11 +195,8 @@ def show_config() -> dict[str, str]:
 
 @functools.cache
 def _show_config(program: str, conf: str) -> dict[str, str]:
-    try:
-        process = sp.run([program, "show", "config"], capture_output=True, text=True, timeout=QUESTION_S, check=True)
-    except (OSError, sp.SubprocessError, UnicodeDecodeError):
-        return {}
-    pairs = (line.partition("=") for line in process.stdout.splitlines())
+    listing, failure = ask([program, "show", "config"], QUESTION_S)
+    pairs = (line.partition("=") for line in ([] if failure else listing.splitlines()))
     return {key.strip(): value.strip() for key, sign, value in pairs if sign}
 
 

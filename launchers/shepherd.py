@@ -7,7 +7,6 @@ same grid at once get one job for each experiment.
 """
 
 import os
-import shutil
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,38 +17,20 @@ from typing import Any
 from dora.conf import SlurmConfig, SubmitRules
 from dora.main import DecoratedMain
 from dora.shep import Sheep, Shepherd, no_log
-from dora.xp import XP
 
-from audiotok.errors import ConfigError, LaunchError
-from audiotok.frozen import FROZEN_FILE
-from audiotok.status import ExperimentState, read_json
-from launchers.engine import LIVE_STATES, Engine, Job, job_of
-from launchers.local import LocalEngine
+from audiotok.errors import LaunchError
+from audiotok.status import ExperimentState
+from launchers.engine import Engine, Job, job_of
+from launchers.engines import by_engine, detect, make_engines
 from launchers.locks import SubmitLock
+from launchers.lookup import find_moved, xp_of_sig
 from launchers.profile import Profile
-from launchers.rules import RETRY_VARIABLE, Action, Decision, decide, previous_job
+from launchers.rules import RETRY_VARIABLE, Decision, decide, previous_job
 from launchers.sheep import GridSheep, SheepJob
-from launchers.slurm import SlurmEngine
 from launchers.submissions import SubmissionBook
-from launchers.wishes import SHOWN, Wish, submit
+from launchers.wishes import Wish, submit, tell_blocked
 
-LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
-LAUNCHERS = ("local", "slurm")
 _shepherds: "weakref.WeakValueDictionary[str, GridShepherd]" = weakref.WeakValueDictionary()
-
-
-def detect(environ: Mapping[str, str]) -> str:
-    """Return the launcher for this machine: `local` or `slurm`.
-
-    Raises:
-        ConfigError: if AUDIOTOK_LAUNCHER holds another word.
-    """
-    asked = environ.get(LAUNCHER_VARIABLE, "").strip()
-    if not asked:
-        return "slurm" if shutil.which("sbatch", path=environ.get("PATH")) else "local"
-    if asked not in LAUNCHERS:
-        raise ConfigError(f"{LAUNCHER_VARIABLE}={asked!r} in the environment; choose one of: {', '.join(LAUNCHERS)}.")
-    return asked
 
 
 class GridShepherd(Shepherd):
@@ -91,47 +72,13 @@ class GridShepherd(Shepherd):
     def get_sheep_from_argv(self, argv: Sequence[str]) -> GridSheep:
         """Return the experiment that these arguments make."""
         assert not isinstance(argv, str)
-        sheep = self._sheep(self.main.get_xp(argv))
+        sheep = GridSheep(self.main.get_xp(argv), self)
         self.members[sheep.xp.sig] = None
         return sheep
 
     def get_sheep_from_sig(self, sig: str) -> GridSheep:
-        """Return the experiment of a signature, even one that the configuration of today cannot make any more.
-
-        Dora asks for those that left a grid, to cancel them; that needs no configuration.
-        """
-        folder = Path(self.main.dora.dir) / self.main.dora.xps / sig
-        frozen = read_json(folder / FROZEN_FILE) or {}
-        if isinstance(frozen.get("delta"), list) and isinstance(frozen.get("argv"), list):
-            return self._sheep(_bare_xp(self.main, sig, frozen["argv"], frozen["delta"]))
-        try:
-            xp = self.main.get_xp_from_sig(sig)
-        except Exception:
-            if job_of(folder) is None:
-                raise
-            return self._sheep(_bare_xp(self.main, sig, [], []))
-        return self._sheep(xp if xp.sig == sig else _bare_xp(self.main, sig, xp.argv, xp.delta or []))
-
-    def requeue(self, sigs: Sequence[str]) -> list[str]:
-        """Stop the running jobs of experiments with a checkpoint and queue them again.
-
-        Returns:
-            Their job ids.
-
-        Raises:
-            ConfigError: if there is no experiment of a signature.
-            LaunchError: if a job does not run, or cannot be queued again.
-        """
-        jobs = {sig: job_of(self.get_sheep_from_sig(sig).xp.folder) for sig in dict.fromkeys(sigs)}
-        self.update()
-        for sig, job in jobs.items():
-            state = "no job" if job is None else self.verdict(job).state
-            if job is None or state not in LIVE_STATES:
-                raise LaunchError(f"{sig} has {state}; only a job that runs can be queued again (`dora grid --retry`).")
-        running = [job for job in jobs.values() if job is not None and self.verdict(job).state != "PENDING"]
-        for name, engine in self.engines.items():
-            engine.requeue([job for job in running if job.engine == name])
-        return [job.job_id for job in running]
+        """Return the experiment of a signature, even one that the configuration of today cannot make any more."""
+        return GridSheep(xp_of_sig(self.main, sig), self)
 
     def get_sheep_from_job_id(self, job_id: str) -> GridSheep | None:
         """Return the experiment that a job belongs to, None if there is no such job."""
@@ -200,7 +147,7 @@ class GridShepherd(Shepherd):
         """
         cancels, wishes = self.to_cancel, self._wishes
         self._to_cancel, self._wishes = [], []
-        self._tell_blocked()
+        tell_blocked(self)
         if cancels or wishes:
             with self.lock.hold():
                 if cancels:
@@ -221,48 +168,13 @@ class GridShepherd(Shepherd):
         """
         with self.lock.hold():
             failures = []
-            for name, some in _by_engine(jobs).items():
+            for name, some in by_engine(jobs).items():
                 try:
                     self.engines.get(name, self.engines["slurm"]).cancel(some)
                 except LaunchError as error:
                     failures.append(str(error))
         if failures:
             raise LaunchError(" ".join(failures))
-
-    def find_moved(self, path: Path) -> Path:
-        """Where a file of this Dora folder is now, which may have been moved since its path was written down."""
-        if path.exists():
-            return path
-        for name in ("submissions", self.main.dora.xps, "local"):
-            if name in path.parts:
-                place = len(path.parts) - 1 - path.parts[::-1].index(name)
-                moved = Path(self.main.dora.dir).joinpath(*path.parts[place:])
-                if moved.parent.exists():
-                    return moved
-        return path
-
-    def _after_commit(self) -> None:
-        for callback in self.on_commit:
-            callback(self)
-
-    def _tell_blocked(self) -> None:
-        """Say which experiments are not retried and why, the first of many only."""
-        blocked = [sheep for sheep, _ in self.decided.values() if _is_blocked(sheep)]
-        for sheep in blocked[:SHOWN]:
-            assert sheep.decision is not None
-            self.log(f"Not retried: {self.called(sheep)}: {sheep.decision.reason}")
-        if len(blocked) > SHOWN:
-            self.log(f"Not retried: {len(blocked) - SHOWN} more; --dry_run tells why")
-
-    def _say(self, text: str) -> None:
-        self.log(text)
-
-    def _sheep(self, xp: XP) -> GridSheep:
-        return GridSheep(xp, self)
-
-    def _refresh(self, name: str) -> None:
-        self._updated.add(name)
-        self.engines[name].refresh()
 
     def decide(self, sheep: GridSheep, profile: Profile, rules: SubmitRules) -> Decision:
         """What is to be done about an experiment, as of the last update."""
@@ -281,33 +193,22 @@ class GridShepherd(Shepherd):
         """Signature and name of an experiment, for people."""
         return f"{sheep.xp.sig}/{self.main.get_name(sheep.xp)}"
 
+    def find_moved(self, path: Path) -> Path:
+        """Where a file of this Dora folder is now, which may have been moved since its path was written down."""
+        return find_moved(path, Path(self.main.dora.dir), xps=self.main.dora.xps)
 
-def make_engines(main: DecoratedMain, book: SubmissionBook, lock: SubmitLock) -> dict[str, Engine]:
-    """Both engines of a Dora folder."""
-    return {
-        "slurm": SlurmEngine(main.name, book, lock),
-        "local": LocalEngine(Path(main.dora.dir) / "local"),
-    }
+    def _after_commit(self) -> None:
+        for callback in self.on_commit:
+            callback(self)
 
+    def _say(self, text: str) -> None:
+        self.log(text)
 
-def _bare_xp(main: DecoratedMain, sig: str, argv: Sequence[str], delta: Sequence[Any]) -> XP:
-    """An experiment without its configuration."""
-    xp = XP(main.dora, None, list(argv), sig=sig)
-    xp.delta = [(key, value) for key, value in delta]  # not given above: Dora would import torch to look at it
-    return xp
-
-
-def _is_blocked(sheep: GridSheep) -> bool:
-    return sheep.decision is not None and sheep.decision.action is Action.BLOCKED
+    def _refresh(self, name: str) -> None:
+        self._updated.add(name)
+        self.engines[name].refresh()
 
 
 def _same_shepherd(key: str, main: DecoratedMain) -> GridShepherd:
     """The shepherd that was pickled, or in another process one like it."""
     return _shepherds.get(key) or GridShepherd(main)
-
-
-def _by_engine(jobs: Iterable[Job]) -> dict[str, list[Job]]:
-    found: dict[str, list[Job]] = {}
-    for job in jobs:
-        found.setdefault(job.engine, []).append(job)
-    return found

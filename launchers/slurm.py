@@ -8,13 +8,14 @@ import time
 from collections.abc import Sequence
 
 from audiotok.errors import LaunchError
-from audiotok.status import JOB_FILE, ExperimentState, read_json
+from audiotok.status import ExperimentState
 from launchers.engine import Job, Task
+from launchers.job_notes import erase, note
 from launchers.locks import SubmitLock, user_and_host
 from launchers.profile import Profile
 from launchers.sbatch import SbatchExecutor, max_array_size
 from launchers.slurm_commands import CHUNK, UNREACHABLE, collapse_ids, run
-from launchers.slurm_watch import SlurmWatch, try_to_write
+from launchers.slurm_watch import SlurmWatch
 from launchers.submissions import SubmissionBook
 
 STOP_S = 60.0  # SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL
@@ -75,14 +76,14 @@ class SlurmEngine:
             LaunchError: naming those that could not be stopped; all others are.
         """
         for job in jobs:
-            _mark_cancelled(job)
+            note(job.folder, job.job_id, cancelled=time.time(), cancelled_by=user_and_host())
         failures = self._send("scancel", [job.job_id for job in jobs])
         left = self.watch.wait_for_end(jobs, patience_s=STOP_S, refused=bool(failures))
         if not left:
             return
         for job in left:
             if not self.failure and self.watch.queue[job.job_id].state != "COMPLETING":
-                _unmark_cancelled(job)
+                erase(job.folder, job.job_id, "cancelled", "cancelled_by")
         names = ", ".join(collapse_ids(job.job_id for job in left))
         why = "; ".join(failures) or self.failure or f"still ending after {STOP_S:.0f} s"
         raise LaunchError(f"not all jobs could be cancelled: {names}: {why}")
@@ -132,20 +133,6 @@ class SlurmEngine:
             if failure:
                 failures.append(failure)
         return failures
-
-
-def _mark_cancelled(job: Job) -> None:
-    """Write down that we cancel a job, unless a later job has taken its place."""
-    content = read_json(job.folder / JOB_FILE) or {}
-    if content.get("job_id") == job.job_id:
-        try_to_write(job.folder / JOB_FILE, {**content, "cancelled": time.time(), "cancelled_by": user_and_host()})
-
-
-def _unmark_cancelled(job: Job) -> None:
-    content = read_json(job.folder / JOB_FILE) or {}
-    if content.get("job_id") == job.job_id and content.pop("cancelled", None) is not None:
-        content.pop("cancelled_by", None)
-        try_to_write(job.folder / JOB_FILE, content)
 
 
 def _left_out(names: Sequence[str], submitted: int) -> str:

@@ -3,11 +3,11 @@
 import os
 import pwd
 import re
-import subprocess as sp
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from audiotok.status import ExperimentState
+from launchers.asking import ask
 
 TIMEOUT_S = 120.0
 CHUNK = 400  # job ids in one call, far below any limit on the length of a command
@@ -74,15 +74,7 @@ def run(command: Sequence[str]) -> tuple[str, str]:
     """Run a SLURM command; returns its output and, if it failed, why in one line. Never raises."""
     # Variables with which people shape these commands' tables, or choose what they show.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
-    try:
-        process = sp.run(
-            command, env=environ, stdin=sp.DEVNULL, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S
-        )
-    except (OSError, sp.TimeoutExpired) as error:
-        return "", str(error)
-    if process.returncode == 0:
-        return process.stdout, ""
-    return process.stdout, " ".join(process.stderr.split()) or f"{command[0]} exit code {process.returncode}"
+    return ask(command, TIMEOUT_S, environ=environ)
 
 
 def ask_queue(uids: Sequence[str]) -> tuple[dict[str, Entry], str]:

@@ -2,17 +2,18 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from audiotok.errors import LaunchError
-from audiotok.status import JOB_FILE, TASK_FILE, ExperimentState, read_json, write_json
+from audiotok.status import JOB_FILE, TASK_FILE, ExperimentState, read_json
 from launchers.engine import Job
+from launchers.job_notes import erase, note, noted_verdict
 from launchers.locks import SubmitLock
 from launchers.slurm_commands import Entry, ask_accounting, ask_accounting_for_name, ask_queue
 from launchers.states import beats, judge, needs_accounting
-from launchers.submissions import Submission, SubmissionBook
+from launchers.submission import Submission
+from launchers.submissions import SubmissionBook
 
 YOUNG_S = 5.0  # a job recorded this shortly before a query may be missing in its answer: clocks differ
 ANSWER_S = 15.0  # so long after a command died between sbatch and its answer the job may still turn up
@@ -64,7 +65,7 @@ class SlurmWatch:
         entry = self.queue.get(job.job_id)
         if entry is not None and entry.is_live:
             return entry.live_state()
-        known = self._ended.get(job.job_id) or _written_verdict(job.content)
+        known = self._ended.get(job.job_id) or noted_verdict(job.content)
         if known is not None:
             return known
         if entry is None and self.failure:
@@ -99,7 +100,7 @@ class SlurmWatch:
         for job in jobs:
             self.queue[job.job_id] = Entry("PENDING")
             self._ended.pop(job.job_id, None)
-            _forget_verdict(job.folder, job.job_id)
+            erase(job.folder, job.job_id, "verdict")
 
     def _ask(self) -> None:
         asked = time.time()
@@ -193,15 +194,14 @@ class SlurmWatch:
         """Judge a task that has ended and write the verdict into `job.json`, unless a later job took its place."""
         content = read_json(folder / JOB_FILE) or {}
         ours = content.get("job_id") == task_id
-        written = _written_verdict(content) if ours and said is None else None
+        written = noted_verdict(content) if ours and said is None else None
         state = written or judge(folder, content if ours else {"job_id": task_id}, said)
         self._ended[task_id] = state
         if not write:
             return
         self._written.add(task_id)
-        if ours and _written_verdict(content) != state:
-            verdict = {"state": state.state, "reason": state.reason, "time": time.time()}
-            try_to_write(folder / JOB_FILE, {**content, "verdict": verdict})
+        if ours and noted_verdict(content) != state:
+            note(folder, task_id, verdict={"state": state.state, "reason": state.reason, "time": time.time()})
 
     def _close(self, submission: Submission) -> None:
         try:
@@ -219,15 +219,7 @@ class SlurmWatch:
             self.book.reopen(name)
             for task_id, task in zip(submission.task_ids(), submission.tasks, strict=True):
                 if self.lives(task_id):
-                    _forget_verdict(self.book.experiment(task), task_id)
-
-
-def _written_verdict(content: Mapping[str, Any]) -> ExperimentState | None:
-    """The verdict that stands in a `job.json`."""
-    written = content.get("verdict")
-    if not isinstance(written, dict) or not written.get("state"):
-        return None
-    return ExperimentState(str(written["state"]), str(written.get("reason") or ""))
+                    erase(self.book.experiment(task), task_id, "verdict")
 
 
 def _submitted(job: Job) -> float:
@@ -237,17 +229,3 @@ def _submitted(job: Job) -> float:
 
 def _age(submission: Submission) -> float:
     return time.time() - submission.submitted
-
-
-def _forget_verdict(folder: Path, job_id: str) -> None:
-    content = read_json(folder / JOB_FILE) or {}
-    if content.get("job_id") == job_id and content.pop("verdict", None) is not None:
-        try_to_write(folder / JOB_FILE, content)
-
-
-def try_to_write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write what is good to have: a full disk must not keep anybody from stopping jobs or seeing states."""
-    try:
-        write_json(path, content, sync=False)
-    except OSError as error:
-        logger.warning("could not write %s: %s", path, error)

@@ -1,7 +1,7 @@
 """What became of a job of SLURM: the verdict of SLURM's own word and of what the job wrote about itself.
 
 SLURM's word counts most, but it forgets a job minutes after its end, and many sites have no accounting. So the job
-writes down its start, life and end (`task.json`, see `launchers.task`; `status.json`, see `audiotok.status`), and
+writes down its start, life and end (`task.json`, see `launchers.marker`; `status.json`, see `audiotok.status`), and
 whatever SLURM does not know any more is judged by these. No state here lasts for ever.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from audiotok.status import TASK_FILE, ExperimentState, read_json, read_status
 from launchers.slurm_commands import ENDED, Entry
 
-FRESH_S = 45.0  # three of the heartbeats of `launchers.task`
+FRESH_S = 45.0  # three of the heartbeats of `launchers.marker`
 _TOLD = frozenset({"COMPLETED", "FAILED", "OUT_OF_MEMORY", "CANCELLED", "TIMEOUT"})
 
 

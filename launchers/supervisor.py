@@ -17,7 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from audiotok.errors import LaunchError
-from launchers.jobs import VANISHED, JobRecord, JobStore
+from launchers.job_record import JobRecord
+from launchers.jobs import VANISHED, JobStore
 from launchers.runner import end_leftovers
 
 POLL_S = 0.2

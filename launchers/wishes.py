@@ -15,6 +15,7 @@ from dora.main import DecoratedMain
 from audiotok.errors import ConfigError, LaunchError
 from launchers.engine import Engine, Task
 from launchers.profile import Profile
+from launchers.rules import Action
 from launchers.sheep import GridSheep
 
 if TYPE_CHECKING:
@@ -75,6 +76,16 @@ def submit(shepherd: "GridShepherd", engine_name: str, wishes: Sequence[Wish]) -
                 others = sum(map(len, todo[number + 1 :]))
                 more = f" Nor were {others} that ask for other resources." if others else ""
                 raise LaunchError(f"{error}{more}") from error
+
+
+def tell_blocked(shepherd: "GridShepherd") -> None:
+    """Say which experiments are not retried and why, the first of many only."""
+    decided = [(sheep, sheep.decision) for sheep, _ in shepherd.decided.values()]
+    blocked = [(sheep, one.reason) for sheep, one in decided if one is not None and one.action is Action.BLOCKED]
+    for sheep, reason in blocked[:SHOWN]:
+        shepherd.log(f"Not retried: {shepherd.called(sheep)}: {reason}")
+    if len(blocked) > SHOWN:
+        shepherd.log(f"Not retried: {len(blocked) - SHOWN} more; --dry_run tells why")
 
 
 def _is_still_wanted(shepherd: "GridShepherd", wish: Wish) -> bool:

@@ -32,6 +32,17 @@ def chords(seed: int, seconds: float, rate: int = RATE) -> np.ndarray:
     return stereo
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes that test (`make test`) one has all that needs the cluster; a file stays in one process."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if item.get_closest_marker("cluster"):
+            group = "slurm"
+        else:
+            group = "debug_grid" if "debug_grid" in fixtures else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with manifests of the four splits over eight tracks of 4 s."""

@@ -1,5 +1,6 @@
 """Plain containers follow OmegaConf's rules where they stand in for it."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -7,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from audiotok.overrides import aligned, parse_override
-from audiotok.plain import at, differs, dotted, escaped, is_plain, leaves_of, put
+from audiotok.composing.overrides import aligned, parse_override
+from audiotok.composing.plain import at, differs, dotted, escaped, is_plain, leaves_of, put, with_values
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 2), st.sampled_from([0.0, 1.0, float("nan")]), st.text("ab")
@@ -78,3 +79,13 @@ def test_ints_become_floats_where_the_base_has_floats(argument: str, expected: s
     assert aligned(argument, BASE) == expected
     assert aligned(expected, BASE) == expected
     assert parse_override(expected).key_or_group == parse_override(argument).key_or_group
+
+
+def test_other_values_leave_the_section_as_it_was() -> None:
+    section = {"a": {"b": {"c": 1, "d": [2]}, "e": 3}, "f": {"g": 4}, "h": 5}
+    before = copy.deepcopy(section)
+    values = {("a", "b", "c"): [7], ("a", "e"): 8, ("a", "b", "d"): None, ("h",): 9}
+    changed = with_values(section, values)
+    assert changed == {"a": {"b": {"c": [7], "d": None}, "e": 8}, "f": {"g": 4}, "h": 9}
+    assert list(changed["a"]) == ["b", "e"] and section == before
+    assert with_values(section, {}) == before

@@ -94,7 +94,7 @@ def test_a_job_runs_what_was_frozen(
     asked = OmegaConf.to_container(xp.cfg, resolve=True)
     later = edited(tmp_path, runs, "name: plain", "name: other")
     monkeypatch.setattr("hydra.main", None)
-    monkeypatch.setattr("audiotok.experiment.compose", None)
+    monkeypatch.setattr("audiotok.composing.main.compose", None)
     monkeypatch.setattr(later, "_get_config", None)
     monkeypatch.setenv(FROZEN_VARIABLE, str(xp.folder / FROZEN_FILE))
     for _ in range(2):  # it was queued again

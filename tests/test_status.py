@@ -1,7 +1,6 @@
 """What a job says about itself, and the verdict on an experiment folder."""
 
 import fcntl
-import json
 import os
 import time
 from pathlib import Path
@@ -71,7 +70,7 @@ def test_a_full_disk_does_not_stop_training(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(json, "dump", full)
+    monkeypatch.setattr(Path, "replace", full)
     status.end("COMPLETED")
     assert "No space left on device" in caplog.text
     assert (tmp_path / "status.json").read_text() == before

@@ -22,6 +22,7 @@ from audiotok.results.cells import clean_text
 from audiotok.results.frame import Experiments
 
 ASSETS = Path(__file__).parent / "assets"
+SCRIPT = ("page.js", "table.js", "deck.js", "player.js", "blind_test.js", "keys.js")  # in this order
 MAX_MATRICES = 200  # pages that have the plot of their codebooks: a quarter of a second each
 
 
@@ -148,7 +149,9 @@ def _environment() -> Environment:
 
 
 def _script() -> str:
-    return (ASSETS / "report.js").read_text(encoding="utf-8")
+    """The page's only script: its parts share one scope, which nothing else sees."""
+    parts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPT]
+    return "\n".join(['(() => {\n"use strict";\n', *parts, "})();\n"])
 
 
 def _hash(script: str) -> str:

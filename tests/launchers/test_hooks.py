@@ -5,21 +5,8 @@ import subprocess as sp
 import sys
 from pathlib import Path
 
-import pytest
-
-from audiotok.errors import ConfigError
-from launchers.hooks import detect, is_dora_command
+from launchers.hooks import is_dora_command
 from tests.fakes.tiny import FAKES, REPOSITORY, TinyProject
-
-
-def test_slurm_is_found_by_sbatch_on_path(tmp_path: Path) -> None:
-    assert detect({"PATH": str(tmp_path)}) == "local"
-    (tmp_path / "sbatch").touch(mode=0o755)
-    assert detect({"PATH": str(tmp_path)}) == "slurm"
-    assert detect({"PATH": str(tmp_path), "AUDIOTOK_LAUNCHER": "local"}) == "local"
-    assert detect({"PATH": "", "AUDIOTOK_LAUNCHER": "slurm"}) == "slurm"
-    with pytest.raises(ConfigError, match="choose one of: local, slurm"):
-        detect({"PATH": "", "AUDIOTOK_LAUNCHER": "kubernetes"})
 
 
 def test_a_library_keeps_its_own_except_hook_and_gets_our_names() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from audiotok.errors import LaunchError
 from audiotok.status import read_json
-from launchers.jobs import JobRecord, JobStore
+from launchers.job_record import JobRecord
+from launchers.jobs import JobStore
 from launchers.supervisor import free_devices, may_start, survey
 
 

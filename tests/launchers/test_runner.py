@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from launchers.jobs import JobRecord, JobStore
+from launchers.job_record import JobRecord
+from launchers.jobs import JobStore
 from launchers.runner import job_environments, log_of, run
 from tests.fakes.tiny import REPOSITORY
 

@@ -9,7 +9,7 @@ from audiotok.errors import LaunchError
 from audiotok.status import read_json, write_json
 from launchers.engine import Task, job_of
 from launchers.profile import Profile
-from launchers.submissions import SubmissionBook, make_token
+from launchers.submissions import SubmissionBook
 
 
 def make_tasks(root: Path, count: int, *, mem_factor: float = 1.0) -> list[Task]:
@@ -130,11 +130,3 @@ def test_the_folder_of_an_experiment_moves_with_the_outputs(tmp_path: Path) -> N
     (submission,) = moved.open()
     assert moved.experiment(submission.tasks[0]) == tmp_path / "there" / "xps" / "sig0"
     assert (tmp_path / "there" / "by_id" / "3").resolve() == tmp_path / "there" / "xps" / "sig0"
-
-
-def test_tokens_are_fit_for_slurm_and_never_the_same() -> None:
-    tokens = {make_token("my package/é", ["b", "a"]) for _ in range(50)}
-    assert len(tokens) == 50
-    assert all(token.isascii() and not set(token) & set(" /|,[]%") for token in tokens)
-    assert len({token.rsplit("_", 1)[0] for token in tokens}) == 1  # same experiments, in any order
-    assert make_token("p", ["a", "b"]).rsplit("_", 1)[0] == make_token("p", ["b", "a"]).rsplit("_", 1)[0]

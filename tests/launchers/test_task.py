@@ -6,14 +6,13 @@ import signal
 import subprocess as sp
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launchers.process import Verdict
-from launchers.task import Marker, Place, address_of, first_node, stopped_by
+from launchers.place import address_of, first_node
 from tests.fakes.tiny import REPOSITORY
 
 SCONTROL = """#!/bin/sh
@@ -257,46 +256,6 @@ def test_ranks_find_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert address_of("localhost") == "localhost"
     assert address_of("n1.invalid") == "127.0.0.7"  # a name that only SLURM knows
     assert job.calls == ["show hostnames n[1-2]", "show node -o n1.invalid"]
-
-
-def place(**values: str) -> Place:
-    environ: Mapping[str, str] = {
-        "SLURM_JOB_ID": "31999",
-        "SLURM_PROCID": "3",
-        "SLURM_LOCALID": "1",
-        "SLURM_NTASKS": "4",
-        "SLURM_JOB_NODELIST": "n[1-2]",
-        **values,
-    }
-    return Place.of(environ)
-
-
-def test_place() -> None:
-    assert place() == Place("31999", "31999", 0, 3, 4, 1, 0, "n[1-2]")
-    array = place(SLURM_ARRAY_JOB_ID="31990", SLURM_ARRAY_TASK_ID="9", SLURM_RESTART_COUNT="2")
-    assert (array.job_id, array.index, array.attempt) == ("31990_9", 9, 2)
-    ports = {place(SLURM_JOB_ID=str(number)).port for number in range(10**6, 10**6 + 500)}
-    assert len(ports) == 500 and all(1024 < port < 32768 for port in ports)
-    assert place().port != place(SLURM_RESTART_COUNT="1").port
-
-
-def test_timeouts_of_another_job_do_not_count(tmp_path: Path) -> None:
-    for job_id, expected in (("31999", 3), ("31998", 0)):
-        (tmp_path / "task.json").write_text(json.dumps({"job_id": job_id, "timeouts": 3}))
-        assert Marker(tmp_path, place(), "token").timeouts == expected
-
-
-def test_an_end_of_an_earlier_attempt_is_overwritten(tmp_path: Path) -> None:
-    Marker(tmp_path, place(SLURM_PROCID="0"), "token").end(Verdict("PREEMPTED", "", 143))
-    again = Marker(tmp_path, place(SLURM_PROCID="0", SLURM_RESTART_COUNT="1"), "token")
-    again.beat()
-    assert not again.has_ended()
-    assert json.loads((tmp_path / "task.json").read_text())["state"] == "RUNNING"
-
-
-def test_a_time_limit_in_the_words_of_slurm() -> None:
-    assert stopped_by("JobState=COMPLETING Reason=TimeLimit Restarts=0 PreemptTime=None", 0) == "TIMEOUT"
-    assert stopped_by("JobState=COMPLETING Reason=None Restarts=2 PreemptTime=None", 2) == "CANCELLED"
 
 
 def test_a_task_imports_neither_torch_nor_dora() -> None:

@@ -149,7 +149,7 @@ def test_states_are_judged_anew_until_they_are_settled(
     assert load_all(grid).runs["state"].tolist()[0] == "RUNNING"
     much_later = time.time() + 30 * 86400
     with monkeypatch.context() as patched:
-        patched.setattr("audiotok.status.time.time", lambda: much_later)  # the file stays as it is
+        patched.setattr("audiotok.status.verdict.time.time", lambda: much_later)  # the file stays as it is
         assert load_all(grid).runs["state"].tolist()[0] == "STALE"
     say(state="FAILED", reason="no memory")
     for _ in range(2):

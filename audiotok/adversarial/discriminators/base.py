@@ -63,7 +63,7 @@ class MultiDiscriminator(nn.Module):
 
 
 def make_activation(name: str, params: Mapping[str, Any] | None) -> nn.Module:
-    """Build an activation of torch.nn by name.
+    """Build an activation of torch.nn by name; a LeakyReLU without parameters has a slope of 0.2.
 
     Raises:
         ConfigError: if torch.nn has no such activation, or it does not take these parameters.
@@ -71,6 +71,8 @@ def make_activation(name: str, params: Mapping[str, Any] | None) -> nn.Module:
     kind = getattr(nn, name, None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ConfigError(f"activation={name!r} is no module of torch.nn; try LeakyReLU, ELU or SiLU.")
+    if name == LEAKY_RELU and params is None:
+        params = {"negative_slope": 0.2}
     try:
         return kind(**(params or {}))
     except TypeError as error:

@@ -57,8 +57,6 @@ class PeriodDiscriminator(nn.Module):
         activation_params: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if activation == LEAKY_RELU and activation_params is None:
-            activation_params = {"negative_slope": 0.2}
         self.activation = make_activation(activation, activation_params)
         self.period = period
         inner, last = kernel_sizes

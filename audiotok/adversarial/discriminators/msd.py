@@ -69,8 +69,6 @@ class ScaleDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(kernel_sizes, downsample_scales, inner_kernel_sizes, groups, strides, paddings)
-        if activation == LEAKY_RELU and activation_params is None:
-            activation_params = {"negative_slope": 0.2}
         self.activation = make_activation(activation, activation_params)
         first = kernel_sizes[0] * kernel_sizes[1]
         padding = getattr(nn, pad)((first - 1) // 2, **(pad_params or {}))

@@ -65,8 +65,6 @@ class DiscriminatorSTFT(nn.Module):
         activation_params: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if activation == LEAKY_RELU and activation_params is None:
-            activation_params = {"negative_slope": 0.2}
         self.activation = make_activation(activation, activation_params)
         self.spec_transform = Spectrogram(
             n_fft, win_length, hop_length, normalized=normalized, center=False, power=None

@@ -67,3 +67,18 @@ def put(section: Plain, path: Path, value: Any) -> None:
     for key in path[:-1]:
         section = section[key]
     section[path[-1]] = value
+
+
+def with_values(section: Plain, values: Mapping[Path, Any]) -> Plain:
+    """Section with other values at paths that it has; what is not on the way to them is shared, not copied."""
+    changed = dict(section)
+    copied: set[Path] = set()
+    for path, value in values.items():
+        inner = changed
+        for depth, key in enumerate(path[:-1], 1):
+            if path[:depth] not in copied:
+                inner[key] = dict(inner[key])
+                copied.add(path[:depth])
+            inner = inner[key]
+        inner[path[-1]] = value
+    return changed

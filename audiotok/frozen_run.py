@@ -1,0 +1,56 @@
+"""Running an experiment with its frozen configuration: nothing is composed, so Hydra stays out of it.
+
+What it would leave is here too: `.hydra/` and a plain log. `hydra.*` settings have no effect, and there is no
+`HydraConfig`. The current folder stays.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dora.xp import XP
+from hydra import __version__ as hydra_version
+from omegaconf import OmegaConf
+
+from audiotok.composing.plain import escaped
+from audiotok.files import write_text
+
+
+def run_frozen(xp: XP, main: Callable[..., Any], job_name: str, config_name: str) -> Any:
+    """Run the training function with the configuration of a frozen experiment.
+
+    Args:
+        xp: the experiment; its folder must exist.
+        main: the training function.
+        job_name: as Hydra has it; names the log.
+        config_name: as Hydra has it.
+
+    Returns:
+        What the training function returns.
+    """
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0:
+        _write_hydra_files(xp, job_name, config_name)
+        handlers.append(logging.FileHandler(xp.folder / f"{job_name}.log"))
+    logging.basicConfig(
+        level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s", handlers=handlers
+    )
+    return main(xp.cfg)
+
+
+def _write_hydra_files(xp: XP, job_name: str, config_name: str) -> None:
+    """Write what Hydra would leave in `.hydra/` of the experiment, for those who read it there."""
+    folder = xp.folder / ".hydra"
+    folder.mkdir(exist_ok=True)
+    runtime = {"version": hydra_version, "cwd": str(Path.cwd()), "output_dir": str(xp.folder)}
+    hydra = {
+        "overrides": {"hydra": [], "task": list(xp.argv)},
+        "job": {"name": job_name, "config_name": config_name},
+        "runtime": {**runtime, "choices": getattr(xp, "choices", {})},
+    }
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(xp.cfg))
+    write_text(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(escaped(list(xp.argv)))))
+    write_text(folder / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": escaped(hydra)})))

@@ -1,0 +1,122 @@
+"""What a trainer says about itself in `status.json`: its start, its heartbeat and its end."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from audiotok.files import write_json
+from audiotok.status.folder import STATUS_FILE
+
+STATES = ("RUNNING", "COMPLETED", "FAILED", "DIVERGED", "INTERRUPTED")
+KINDS = ("", "config", "data", "diverged", "error", "interrupted")
+BEAT_S = 10.0  # a heartbeat within the same epoch is written at most this often
+
+logger = logging.getLogger(__name__)
+
+
+class StatusWriter:
+    """Keeps the `status.json` of one run up to date; a full disk is logged and does not stop training.
+
+    Args:
+        folder: the experiment folder; must exist.
+        epochs: epochs asked for, if known.
+        beat_s: least number of seconds between two heartbeats of the same epoch.
+        silent: write nothing, as all ranks but the first do.
+    """
+
+    def __init__(
+        self, folder: Path, *, epochs: int | None = None, beat_s: float = BEAT_S, silent: bool = False
+    ) -> None:
+        self.path = Path(folder) / STATUS_FILE
+        self.beat_s = beat_s
+        self.silent = silent
+        launcher, job_id = job_identity(os.environ)
+        self._fields: dict[str, Any] = {
+            "state": "RUNNING",
+            "reason": "",
+            "kind": "",
+            "launcher": launcher,
+            "job_id": job_id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": None,
+            "updated": None,
+            "ended": None,
+            "epoch": None,
+            "epochs": epochs,
+            "update": None,
+            "updates_per_epoch": None,
+            "epoch_s": None,
+            "commit": None,
+            "world_size": None,
+            "gpus": None,
+        }
+        self._written = float("-inf")
+
+    def start(self, *, epoch: int | None = None) -> None:
+        """Say that the run has begun; `epoch` is the number of epochs restored from a checkpoint."""
+        self._fields.update(state="RUNNING", reason="", kind="", started=time.time(), ended=None, epoch=epoch)
+        self._write()
+
+    def describe(self, *, commit: str, world_size: int, gpus: int) -> None:
+        """Say what the run is made with: commit of the code, processes, and the GPUs that they use in all."""
+        self._fields.update(commit=commit, world_size=world_size, gpus=gpus)
+        self._write()
+
+    def beat(
+        self,
+        *,
+        epoch: int | None = None,
+        update: int | None = None,
+        updates_per_epoch: int | None = None,
+        epoch_s: float | None = None,
+    ) -> None:
+        """Say that the run is alive; cheap enough for every step: it writes each epoch or `beat_s` only.
+
+        Args:
+            epoch: epochs finished; like all below, None leaves what was said before.
+            update: updates done in the current epoch.
+            updates_per_epoch: how many there are.
+            epoch_s: mean duration of an epoch so far, in s.
+        """
+        told = {"epoch": epoch, "update": update, "updates_per_epoch": updates_per_epoch, "epoch_s": epoch_s}
+        changed = epoch is not None and epoch != self._fields["epoch"]
+        self._fields.update((name, value) for name, value in told.items() if value is not None)
+        if changed or time.monotonic() - self._written >= self.beat_s:
+            self._write()
+
+    def end(self, state: str, reason: str = "", kind: str = "") -> None:
+        """Say how the run ended: one of STATES but RUNNING, in a few words why, and the kind of reason."""
+        assert state in STATES and state != "RUNNING", state
+        assert kind in KINDS, kind
+        self._fields.update(state=state, reason=reason, kind=kind, ended=time.time())
+        self._write()
+
+    def _write(self) -> None:
+        if self.silent:
+            return
+        self._written = time.monotonic()
+        self._fields["updated"] = time.time()
+        try:
+            write_json(self.path, self._fields, sync=False)
+        except OSError as error:
+            logger.warning("could not write %s: %s", self.path, error)
+
+
+def job_identity(environ: Mapping[str, str]) -> tuple[str, str | None]:
+    """Return the launcher (local, slurm or none) and the job id that this process runs under.
+
+    The parent process inside a job names both in the environment. An allocation of SLURM in which somebody runs a
+    trainer by hand is no job of ours.
+    """
+    if "AUDIOTOK_JOB_ID" in environ:
+        return "slurm" if environ.get("AUDIOTOK_LAUNCHER") == "slurm" else "local", environ["AUDIOTOK_JOB_ID"]
+    if environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        if "SLURM_ARRAY_JOB_ID" in environ:
+            return "slurm", f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '0')}"
+        return "slurm", environ.get("SLURM_JOB_ID")
+    return "none", None
