@@ -11,7 +11,7 @@ from launchers.engine import Job
 from launchers.job_notes import erase, note, noted_verdict
 from launchers.locks import SubmitLock
 from launchers.slurm_commands import Entry, ask_accounting, ask_accounting_for_name, ask_queue
-from launchers.states import beats, judge, needs_accounting
+from launchers.states import beats, ended_by_itself, judge, needs_accounting
 from launchers.submission import Submission
 from launchers.submissions import SubmissionBook
 
@@ -64,7 +64,8 @@ class SlurmWatch:
         """State of a job as of the last refresh, and why."""
         entry = self.queue.get(job.job_id)
         if entry is not None and entry.is_live:
-            return entry.live_state()
+            ended = ended_by_itself(job.folder, job.job_id) if entry.state == "COMPLETING" else None
+            return ended or entry.live_state()
         known = self._ended.get(job.job_id) or noted_verdict(job.content)
         if known is not None:
             return known

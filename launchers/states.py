@@ -54,6 +54,17 @@ def beats(folder: Path, job_id: str) -> bool:
     return abs(time.time() - updated) < FRESH_S
 
 
+def ended_by_itself(folder: Path, job_id: str) -> ExperimentState | None:
+    """How a task says that it has ended, None if it does not, or if something else ended it.
+
+    SLURM goes on for seconds about a job whose processes are gone. Nothing of it writes any more.
+    """
+    marker, status = marker_of(folder, job_id), read_status(folder) or {}
+    if marker.get("state") not in ("COMPLETED", "FAILED", "OUT_OF_MEMORY"):
+        return None
+    return _own_words(marker, status if status.get("job_id") == job_id else {})
+
+
 def needs_accounting(folder: Path, job_id: str) -> bool:
     """Tell whether the task has left open how it ended, so that SLURM's books are worth a look."""
     return marker_of(folder, job_id).get("state") not in _TOLD

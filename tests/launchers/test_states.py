@@ -10,7 +10,7 @@ import pytest
 
 from audiotok.status import write_json
 from launchers.slurm_commands import Entry
-from launchers.states import beats, judge, needs_accounting
+from launchers.states import beats, ended_by_itself, judge, needs_accounting
 
 OURS = {"job_id": "7_1", "cancelled": 1.0, "cancelled_by": "ada@login"}
 
@@ -20,6 +20,24 @@ def make(folder: Path, *, task: dict[str, Any] | None = None, status: dict[str, 
         if content is not None:
             write_json(folder / name, {"job_id": "7_1", **content})
     return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ({"state": "FAILED", "reason": "boom"}, ("FAILED", "boom")),
+        ({"state": "COMPLETED"}, ("COMPLETED", "")),
+        ({"state": "RUNNING"}, None),
+        ({"state": "REQUEUED"}, None),  # it will go on
+        ({"state": "CANCELLED"}, None),  # other processes of it may still be about to end
+        ({"state": "FAILED", "job_id": "6"}, None),
+        (None, None),
+    ],
+)
+def test_a_job_that_slurm_still_cleans_up_after(
+    tmp_path: Path, task: dict[str, Any] | None, expected: tuple[str, str] | None
+) -> None:
+    assert ended_by_itself(make(tmp_path, task=task), "7_1") == expected
 
 
 @pytest.mark.parametrize(
