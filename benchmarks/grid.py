@@ -68,8 +68,8 @@ class Side:
 def ours(count: int) -> Side:
     """The launcher of this repository."""
     from audiotok.train import main
-    from launchers.monitor import monitor
     from launchers.shepherd import GridShepherd
+    from launchers.watching.monitor import monitor
 
     experiments = resolve.grid()[:count]
     seconds = resolve.resolve(resolve.make(ExperimentMain), experiments)[1]

@@ -1,5 +1,8 @@
 """Where experiments run: on SLURM through submitit, or as local jobs that outlive the terminal.
 
-`launchers.hooks.install(main)` plugs the right one into Dora. This file imports nothing on purpose: the
-supervisor and the runners of local jobs must start in a blink, without Dora and torch.
+From the top: `hooks` plugs all of it into Dora; `shepherd` decides, with `rules` and under one lock, what is submitted;
+an `engine` makes it run (`slurm/`, `local/`); inside the job is `job/`. `profiles/` say what a job asks for, `plans/`
+what a launch would do, `watching/` shows it, `doctor/` checks the machine.
+
+This file imports nothing on purpose: what runs inside jobs must start in a blink, without Dora and torch.
 """

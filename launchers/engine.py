@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from audiotok.status import JOB_FILE, ExperimentState, read_json
-from launchers.profile import Profile
+from launchers.profiles.profile import Profile
 
 LIVE_STATES = frozenset({"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "UNKNOWN"})
 """States of a job that may still do something. UNKNOWN: the scheduler does not answer; nothing is submitted then."""
@@ -82,7 +82,7 @@ def job_of(folder: Path) -> Job | None:
 
 
 class Engine(Protocol):
-    """A launcher. Implemented by `launchers.slurm.SlurmEngine` and `launchers.local.LocalEngine`."""
+    """A launcher. Implemented by `launchers.slurm.engine.SlurmEngine` and `launchers.local.engine.LocalEngine`."""
 
     name: str
 

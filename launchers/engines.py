@@ -8,10 +8,10 @@ from dora.main import DecoratedMain
 
 from audiotok.errors import ConfigError
 from launchers.engine import Engine, Job
-from launchers.local import LocalEngine
+from launchers.local.engine import LocalEngine
 from launchers.locks import SubmitLock
-from launchers.slurm import SlurmEngine
-from launchers.submissions import SubmissionBook
+from launchers.slurm.engine import SlurmEngine
+from launchers.slurm.submissions import SubmissionBook
 
 LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
 LAUNCHERS = ("local", "slurm")

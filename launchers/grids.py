@@ -18,12 +18,12 @@ from dora.utils import import_or_fatal
 
 from audiotok.errors import ConfigError, LaunchError
 from launchers.engines import detect
-from launchers.plan import Entry, Plan, make_plan, members_of
-from launchers.plan_memory import remember
-from launchers.plan_text import plan_text
+from launchers.plans.memory import remember
+from launchers.plans.plan import Entry, Plan, make_plan, members_of
+from launchers.plans.text import plan_text
 from launchers.rules import Action, Decision
 from launchers.shepherd import GridShepherd
-from launchers.submissions import point
+from launchers.slurm.submissions import point
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
 _dora_get_explore = dora.grid._get_explore

@@ -22,10 +22,10 @@ from audiotok.errors import AudiotokError
 from audiotok.frozen import drift
 from launchers.engines import detect
 from launchers.grids import get_explorer, run_grid
-from launchers.monitor import monitor
-from launchers.profile import ProfileLauncher, profile_of
+from launchers.profiles.profile import ProfileLauncher, profile_of
 from launchers.sheep import GridSheep
 from launchers.shepherd import GridShepherd
+from launchers.watching.monitor import monitor
 
 EXIT_CODE = 2
 

@@ -19,7 +19,7 @@ from dora.conf import SubmitRules
 
 from audiotok.status import JOB_FILE, ExperimentState, read_json, read_status
 from launchers.engine import FAILURE_STATES, LIVE_STATES
-from launchers.profile import Profile
+from launchers.profiles.profile import Profile
 
 RETRY_VARIABLE = "AUDIOTOK_RETRY"
 FORCE = f"{RETRY_VARIABLE}=force dora grid GRID --retry"

@@ -24,10 +24,10 @@ from launchers.engine import Engine, Job, job_of
 from launchers.engines import by_engine, detect, make_engines
 from launchers.locks import SubmitLock
 from launchers.lookup import find_moved, xp_of_sig
-from launchers.profile import Profile
+from launchers.profiles.profile import Profile
 from launchers.rules import RETRY_VARIABLE, Decision, decide, previous_job
 from launchers.sheep import GridSheep, SheepJob
-from launchers.submissions import SubmissionBook
+from launchers.slurm.submissions import SubmissionBook
 from launchers.wishes import Wish, submit, tell_blocked
 
 _shepherds: "weakref.WeakValueDictionary[str, GridShepherd]" = weakref.WeakValueDictionary()

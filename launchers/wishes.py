@@ -14,7 +14,7 @@ from dora.main import DecoratedMain
 
 from audiotok.errors import ConfigError, LaunchError
 from launchers.engine import Engine, Task
-from launchers.profile import Profile
+from launchers.profiles.profile import Profile
 from launchers.rules import Action
 from launchers.sheep import GridSheep
 

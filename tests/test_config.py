@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from audiotok import train
 from audiotok.models.builders import get_compression_model
 from audiotok.solvers import builders
-from launchers.profile import Profile
+from launchers.profiles.profile import Profile
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted(path.stem for path in (ROOT / "config/solver/compression").glob("*.yaml") if path.stem != "default")

@@ -15,8 +15,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from launchers.check import Verdict
-    from launchers.doctor import examine
+    from launchers.doctor.check import Verdict
+    from launchers.doctor.examine import examine
 
     failed = 0
     for check in examine(args.overrides, torch=args.torch):

@@ -38,7 +38,7 @@ def _plan(args: argparse.Namespace) -> int:
     from dora.grid import RunGridArgs
 
     from launchers.grids import get_explorer, list_grids, plan_grid
-    from launchers.plan_text import SHOWN, plan_text
+    from launchers.plans.text import SHOWN, plan_text
 
     if args.grid is None:
         package = importlib.import_module(main.dora.grid_package or f"{main.package}.grids")

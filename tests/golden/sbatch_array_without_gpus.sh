@@ -17,4 +17,4 @@
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /outputs/submissions/grid_80c2febe_1/%A_%a_%t_log.out --cpus-per-task=1 --kill-on-bad-exit=1 PYTHON -u -m launchers.task /outputs/submissions/grid_80c2febe_1
+srun --unbuffered --output /outputs/submissions/grid_80c2febe_1/%A_%a_%t_log.out --cpus-per-task=1 --kill-on-bad-exit=1 PYTHON -u -m launchers.job.task /outputs/submissions/grid_80c2febe_1

@@ -33,4 +33,4 @@ export AUDIOTOK_DATASET_PATHS='{"/home/ada/it'"'"'s music": "/scratch/ada/music"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /outputs/submissions/grid_80c2febe_1/%A_%a_%t_log.out --cpus-per-task=12 --kill-on-bad-exit=1 --mpi=none singularity exec --nv /images/codec.sif python3 -u -m launchers.task /outputs/submissions/grid_80c2febe_1
+srun --unbuffered --output /outputs/submissions/grid_80c2febe_1/%A_%a_%t_log.out --cpus-per-task=12 --kill-on-bad-exit=1 --mpi=none singularity exec --nv /images/codec.sif python3 -u -m launchers.job.task /outputs/submissions/grid_80c2febe_1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from audiotok.status import JOB_FILE, STATUS_FILE, ExperimentState
 from launchers.engine import FAILURE_STATES, LIVE_STATES
-from launchers.profile import Profile
+from launchers.profiles.profile import Profile
 from launchers.rules import FORCE, Action, Decision, changed_fields, decide, memory_gb, previous_job, profile_fields
 
 LATEST: Mapping[str, Any] = {"job_id": "7_0"}

@@ -14,7 +14,7 @@ from dora.xp import XP
 from audiotok.errors import LaunchError
 from audiotok.status import ExperimentState, write_json
 from launchers.engine import Job, Task
-from launchers.profile import Profile
+from launchers.profiles.profile import Profile
 from launchers.sheep import GridSheep
 from launchers.shepherd import GridShepherd
 

@@ -1,0 +1,1 @@
+"""Is this machine ready? Checks, each with what to do."""

@@ -1,0 +1,1 @@
+"""What runs inside a job: the parent of the training process, on SLURM and here. Standard library only."""

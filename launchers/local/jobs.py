@@ -1,0 +1,215 @@
+"""The book of local jobs: one record per job, a queue, and locks that tell who is alive.
+
+Standard library only. Everything stands under `<dora.dir>/local/`:
+
+```
+jobs/L7.json     the record of job L7, also copied to `job.json` in the experiment folder
+queue/L7         there while L7 is not over; holds its environment, readable by its owner only
+drafts/L7        the same while L7 is being submitted; a submission that died is completed from it
+locks/L7         flocked by the runner of L7 as long as it lives
+locks/L7.stop    asks the runner of L7 to stop it; says why: CANCELLED or REQUEUED
+locks/supervisor flocked by the one supervisor of this folder
+locks/submit     flocked for the instant of a submission, and while the supervisor decides to leave
+```
+
+Why flock and not process ids: the kernel releases a lock however its holder ends (SIGKILL, reboot, a stopped
+container), and a lock cannot be mistaken for another, as a reused process id can. So a record that says RUNNING while
+nobody holds its lock is a job that vanished, and no reader shows RUNNING for ever. A record leaves a state only under
+its lock, which makes "cancelled while it was starting" one or the other.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from audiotok.errors import LaunchError
+from audiotok.status import JOB_FILE, is_locked, read_json, write_json
+from launchers.local.record import JobRecord
+
+VANISHED = "its process vanished (killed, or the machine restarted)"
+
+
+class JobStore:
+    """Reads and writes the book of one Dora folder.
+
+    Args:
+        root: `<dora.dir>/local`; made on first use.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+        self._folders = [self.root / name for name in ("jobs", "queue", "drafts", "locks")]
+        self.jobs, self.queue, self.drafts, self.locks = self._folders
+
+    def create(self) -> None:
+        """Make the folders."""
+        for folder in self._folders:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def last_number(self) -> int:
+        """Return the number of the latest job; only under `submitting()` it stays that."""
+        return max(map(_number, self.jobs.iterdir()), default=0)
+
+    def add(self, record: JobRecord, environ: Mapping[str, str]) -> None:
+        """Queue a new job. Its environment may hold secrets: it goes to a private file, gone with the job.
+
+        It is in `job.json` before it can start, and the draft is whole before it is in `job.json`: at whatever instant
+        this is interrupted, the job is nowhere or `mend` completes it.
+        """
+        record.lock, record.submitted = str(self.locks / record.job_id), time.time()
+        write_json(self.jobs / f"{record.job_id}.json", record.to_json(), sync=False)
+        draft = self.drafts / record.job_id
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(dict(environ), file)
+        self._release(record)
+
+    def mend(self) -> None:
+        """Complete the submissions of commands that died; only under `submitting()`."""
+        for draft in self.drafts.iterdir():
+            record = self.read(draft.name)
+            if record is None or read_json(draft) is None:
+                draft.unlink()
+            else:
+                self._release(record)
+
+    def _release(self, record: JobRecord) -> None:
+        write_json(Path(record.folder) / JOB_FILE, record.to_json(), sync=False)
+        (self.drafts / record.job_id).replace(self.queue / record.job_id)
+
+    def write(self, record: JobRecord) -> None:
+        """Save a record, and its copy in the experiment folder unless a later job took that place."""
+        content, sync = record.to_json(), record.started is not None  # a run must not be lost in a power cut
+        write_json(self.jobs / f"{record.job_id}.json", content, sync=sync)
+        copy = Path(record.folder) / JOB_FILE
+        if (read_json(copy) or {}).get("job_id") == record.job_id:
+            write_json(copy, content, sync=sync)
+
+    def finish(self, record: JobRecord, state: str, reason: str, exit_code: int | None = None) -> None:
+        """Give a job its final state; only under its lock."""
+        record.state, record.reason, record.exit_code, record.ended = state, reason, exit_code, time.time()
+        if state == "CANCELLED":
+            record.cancelled = record.ended
+        self.write(record)
+        self.forget(record.job_id)
+
+    def queue_again(self, record: JobRecord, reason: str, exit_code: int | None) -> None:
+        """Put a job that was stopped at the end of the queue; only under its lock, which goes."""
+        record.state, record.reason, record.exit_code, record.ended = "PENDING", reason, exit_code, time.time()
+        record.devices, record.pid = [], None
+        os.utime(self.queue / record.job_id)
+        self.write(record)
+        for leftover in (self.stop_mark(record.job_id), self.locks / record.job_id):
+            leftover.unlink(missing_ok=True)
+
+    def forget(self, job_id: str) -> None:
+        """Take a job that is over from the queue; only under its lock, which goes too."""
+        for leftover in (self.queue / job_id, self.stop_mark(job_id), self.locks / job_id):
+            leftover.unlink(missing_ok=True)
+
+    def read(self, job_id: str) -> JobRecord | None:
+        """Return the record as it stands in the book; None if there is none."""
+        content = read_json(self.jobs / f"{job_id}.json")
+        return None if content is None else JobRecord.from_json(content)
+
+    def judge(self, job_id: str) -> JobRecord | None:
+        """Return the record with its true state: NODE_FAIL if it says RUNNING and nobody runs it."""
+        record = self.read(job_id)
+        if record is None or record.state != "RUNNING" or self.is_held(job_id):
+            return record
+        record = self.read(job_id)  # it may have ended properly between the two looks
+        if record is not None and record.state == "RUNNING":
+            record.state, record.reason = "NODE_FAIL", VANISHED
+        return record
+
+    def unfinished(self) -> list[str]:
+        """Return the ids in the queue, in the order they are to start."""
+        if not self.queue.is_dir():
+            return []
+        with os.scandir(self.queue) as entries:
+            found = []
+            for entry in entries:
+                with suppress(FileNotFoundError):  # it has ended meanwhile
+                    found.append((entry.stat().st_mtime_ns, _number(Path(entry.name)), entry.name))
+        return [name for _, number, name in sorted(found) if number]
+
+    def environment(self, job_id: str) -> dict[str, str]:
+        """Return the environment a queued job was submitted with."""
+        return {key: str(value) for key, value in (read_json(self.queue / job_id) or {}).items()}
+
+    def stop_mark(self, job_id: str) -> Path:
+        """Return the file that asks the runner of a job to stop it."""
+        return self.locks / f"{job_id}.stop"
+
+    def asked_to_stop(self, job_id: str) -> str | None:
+        """Return why a job is to stop, None if it is not."""
+        try:
+            return self.stop_mark(job_id).read_text(encoding="utf-8") or None
+        except OSError:
+            return None
+
+    def is_held(self, name: str) -> bool:
+        """Tell whether some process holds the lock of this job (or `supervisor`)."""
+        return is_locked(self.locks / name)
+
+    @contextmanager
+    def holding(self, name: str, *, patience_s: float = 1.0) -> Iterator[bool]:
+        """Hold a lock for the length of the block; yields False if another process keeps it.
+
+        The patience bridges the readers of `is_held`, which touch the lock for an instant.
+        """
+        deadline = time.monotonic() + patience_s
+        while True:
+            with (self.locks / name).open("a", encoding="utf-8") as file:
+                held = _flock_now(file)
+                if held and not _is_file_at(file, self.locks / name):
+                    continue  # its last holder has taken it away
+                if held or time.monotonic() >= deadline:
+                    yield held
+                    return
+            time.sleep(0.02)
+
+    @contextmanager
+    def submitting(self) -> Iterator[None]:
+        """Be the only one to submit, and keep the supervisor from leaving meanwhile."""
+        self.create()
+        with self.holding("submit", patience_s=60.0) as held:
+            if not held:
+                raise LaunchError(
+                    f"another command has kept {self.locks / 'submit'} for a minute; end it and try again."
+                )
+            yield
+
+
+def _flock_now(file: TextIO) -> bool:
+    """Take the exclusive lock of an open file, for as long as it is open; False if another process has it.
+
+    Raises:
+        LaunchError: if the filesystem knows no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise LaunchError(
+            f"cannot lock {file.name} ({error}); local jobs need a filesystem with flock for dora.dir."
+        ) from error
+    return True
+
+
+def _is_file_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def _number(path: Path) -> int:
+    """Return the number in the name of a job's file; 0 for any other file."""
+    digits = path.stem.removeprefix("L")
+    return int(digits) if path.stem != digits and digits.isdecimal() else 0

@@ -1,0 +1,153 @@
+"""Runs one local job and writes down the truth about it: `python -m launchers.local.runner ROOT JOB_ID [GPU,GPU]`.
+
+Each running job has such a small process as its parent. It holds the lock of the job, so that others see that it runs;
+it knows the exit code, so that the verdict stays right when the supervisor is killed; and it stops the job when it is
+cancelled, when its time is up, or when the machine goes down. If the runner itself is killed, the kernel ends the job
+with it, and the supervisor ends what the job had started (Linux). Standard library only.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess as sp
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from launchers.job.process import Signals, attend, frozen_environment, rank_environment, start
+from launchers.job.verdict import KILLED, TERMINATED, Verdict, oom_kills, verdict
+from launchers.local.jobs import JobStore
+from launchers.local.record import JobRecord
+
+CAUSES = {signal.SIGTERM: "PREEMPTED", signal.SIGINT: "PREEMPTED"}
+POLL_S = 0.1
+DISK_S = 600.0  # a verdict that the disk does not take is offered again for so long
+LOCK_VARIABLE = "AUDIOTOK_JOB_LOCK"  # path of the lock of a job: tells its processes from all others
+_OF_A_RANK = frozenset(rank_environment(0, 1, 0, "", 0))
+
+
+def run(root: Path, job_id: str, devices: list[str]) -> None:
+    """Run a pending job once; does nothing if it is cancelled or another runner has it."""
+    store = JobStore(root)
+    with store.holding(job_id) as held:
+        record = store.read(job_id) if held else None
+        if record is None:
+            return
+        if record.state != "PENDING":
+            store.forget(job_id)
+            return
+        record.devices, record.started = devices, time.time()
+        record.ended, record.exit_code, record.reason = None, None, ""
+        ended = _or_again(record, _run(store, record))
+        if ended.state == "REQUEUED":
+            _insist(lambda: store.queue_again(record, ended.reason, ended.exit_code))
+        else:
+            _insist(lambda: store.finish(record, *ended))
+
+
+def job_environments(record: JobRecord, environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the environment of each process: that of the submission, its share of the machine, its rank and job."""
+    shared = {key: value for key, value in environ.items() if key not in _OF_A_RANK}
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        shared.setdefault(name, str(record.threads))
+    shared.setdefault("PYTHONUNBUFFERED", "1")
+    shared.setdefault("HYDRA_FULL_ERROR", "1")
+    shared.update({"AUDIOTOK_LAUNCHER": "local", "AUDIOTOK_JOB_ID": record.job_id, LOCK_VARIABLE: record.lock})
+    shared.update(frozen_environment(Path(record.folder)))
+    if record.visible:
+        shared["CUDA_VISIBLE_DEVICES"] = ",".join(record.devices)
+    port = _free_port() if record.ranks > 1 else 0
+    ranks = range(record.ranks)
+    return [{**shared, **rank_environment(rank, record.ranks, rank, "127.0.0.1", port)} for rank in ranks]
+
+
+def log_of(record: JobRecord, rank: int) -> Path:
+    """Return the file that the output of a rank goes to; that of rank 0 is the log of the job."""
+    log = Path(record.log)
+    return log.with_name(log.name.replace("_0_", f"_{rank}_"))
+
+
+def end_leftovers(record: JobRecord) -> None:
+    """Kill the processes of a job whose runner vanished; they are known by their environment, not by an id."""
+    mark = f"{LOCK_VARIABLE}={record.lock}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
+def _run(store: JobStore, record: JobRecord) -> Verdict:
+    """Start the processes of a job and wait for their end, or for what stops them."""
+    signals, killed, children = Signals(CAUSES), oom_kills(), list[sp.Popen[bytes]]()
+    stop_at = time.monotonic() + record.time_s - record.checkpoint_s if record.time_s else float("inf")
+    try:
+        Path(record.log).parent.mkdir(exist_ok=True)
+        for rank, environ in enumerate(job_environments(record, store.environment(record.job_id))):
+            children.append(start(record.command, environ=environ, cwd=record.cwd, log=log_of(record, rank)))
+    except OSError as error:
+        for child in children:
+            child.kill()
+        return Verdict("FAILED", f"could not be started: {error}")
+    record.state, record.pid = "RUNNING", children[0].pid
+    _insist(lambda: store.write(record))
+
+    def look() -> str | None:
+        return store.asked_to_stop(record.job_id) or ("TIMEOUT" if time.monotonic() > stop_at else None)
+
+    def grace_s(cause: str) -> float:
+        return record.grace_s if cause == "CANCELLED" else max(record.checkpoint_s, record.grace_s)
+
+    cause = attend(children, signals, look=look, poll_s=POLL_S, grace_s=grace_s)
+    if cause is not None and store.asked_to_stop(record.job_id) == "CANCELLED":
+        cause = "CANCELLED"
+    codes = [child.returncode for child in children]
+    # Of several ranks the one that failed by itself knows why, not those that were ended for it.
+    rank = min(range(record.ranks), key=lambda rank: (codes[rank] == 0, codes[rank] in (*KILLED, *TERMINATED), rank))
+    return verdict(
+        codes[rank],
+        cause,
+        folder=Path(record.folder),
+        log=log_of(record, rank),
+        began=record.started or 0.0,
+        oom_killed=oom_kills() > killed,
+    )
+
+
+def _or_again(record: JobRecord, ended: Verdict) -> Verdict:
+    """Make REQUEUED of a time limit that was not reached too often; counts how often."""
+    most = record.max_num_timeout
+    if ended.state == "TIMEOUT" and record.timeouts >= most:
+        return ended._replace(reason=f"{ended.reason}, after {most} times more time" if most else ended.reason)
+    if ended.state == "TIMEOUT":
+        record.timeouts += 1
+        again = f"{ended.reason} ({record.timeouts} of {most}); queued again to go on"
+        ended = ended._replace(state="REQUEUED", reason=again)
+    record.attempt += ended.state == "REQUEUED"
+    return ended
+
+
+def _insist(write: Callable[[], None]) -> None:
+    """Write something down; a full disk gets time to be tidied."""
+    deadline = time.monotonic() + DISK_S
+    while True:
+        try:
+            write()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise
+            sys.stderr.write(f"launchers.local.runner: {error}; trying again.\n")
+            time.sleep(5.0)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    run(Path(sys.argv[1]), sys.argv[2], [name for name in sys.argv[3].split(",") if name])

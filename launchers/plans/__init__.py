@@ -1,0 +1,1 @@
+"""What launching a grid would do, and what it did last time."""

@@ -1,0 +1,226 @@
+"""From a profile to the exact script that sbatch gets, and its submission through submitit.
+
+submitit writes the script, calls sbatch and reads its answer; what differs from its defaults: no pickles (a job finds
+its task in the submission folder), the CPUs of a task handed on to srun (not inherited since SLURM 22.05), memory in
+whole megabytes, all tasks ended with the first that fails, `--requeue` and `--export=ALL` whatever the site's default.
+"""
+
+import functools
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess as sp
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import _make_sbatch_string
+
+from audiotok.errors import LaunchError
+from launchers.asking import ask
+from launchers.profiles.profile import Profile, Shape
+
+MAX_ARRAY_SIZE = 1001
+"""SLURM's default: jobs of one array, with indices from 0."""
+QUESTION_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+# Variables of a job that this command itself may run in; they would change what the new job asks for.
+_OF_A_JOB = re.compile(r"SLURM_(?!CONF$|CONF_SERVER$|JWT$|CLUSTERS$|CLUSTER_NAME$)|SBATCH_EXPORT$|SRUN_|PMI")
+
+
+def make_parameters(profile: Profile, name: str, *, mem_factor: float = 1.0) -> dict[str, Any]:
+    """Parameters of submitit's SlurmExecutor for a job of this profile.
+
+    Args:
+        profile: what the job asks for.
+        name: name of the job; also part of its comment, since sites cut names short.
+        mem_factor: how many times the memory of the profile, at most its `max_mem_gb`.
+
+    Raises:
+        ConfigError: if the profile holds a value that cannot be used.
+    """
+    profile.check()
+    shape, memory = profile.shape(), profile.node_mem_mb(mem_factor)
+    parameters: dict[str, Any] = {
+        "job_name": name,
+        "comment": f"{name} {profile.comment or ''}".strip(),
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "exclude": _joined(profile.exclude),
+        "nodelist": _joined(profile.nodelist),
+        "time": int(profile.time),
+        "nodes": shape.nodes,
+        "ntasks_per_node": shape.tasks_per_node,
+        "cpus_per_task": shape.cpus_per_task,
+        "gres": _gres(profile, shape),
+        "mem": f"{memory}M" if memory else None,
+        "setup": [*profile.setup, *_exports(profile)],
+        "array_parallelism": int(profile.array_parallelism),
+        "srun_args": _srun_args(profile, shape),
+        "stderr_to_stdout": True,
+    }
+    chosen = {key: value for key, value in parameters.items() if value not in (None, "", [])}
+    more = {
+        "export": "ALL",
+        "requeue": True,
+        "signal": f"USR2@{int(profile.signal_s)}",
+        **({} if profile.nice is None else {"nice": int(profile.nice)}),
+        **profile.sbatch,
+    }
+    return {**chosen, "wckey": None, "additional_parameters": more}
+
+
+def make_script(
+    profile: Profile,
+    name: str,
+    folder: Path,
+    command: Sequence[str],
+    *,
+    array: int | None = None,
+    mem_factor: float = 1.0,
+) -> str:
+    """The script, to the letter, that `SbatchExecutor.submit` gives to sbatch.
+
+    Args:
+        profile: what the job asks for.
+        name: name of the job.
+        folder: where its logs go, as `%j_%t_log.out`, those of an array as `%A_%a_%t_log.out`.
+        command: words for Python, such as `["-u", "-m", "launchers.job.task", FOLDER]`.
+        array: number of jobs of the array, None for a single job.
+        mem_factor: how many times the memory of the profile.
+
+    Raises:
+        ConfigError: if the profile holds a value that cannot be used.
+    """
+    script: str = _make_sbatch_string(
+        command=_python_command(profile, command),
+        folder=folder,
+        map_count=array,
+        **make_parameters(profile, name, mem_factor=mem_factor),
+    )
+    return script
+
+
+class SbatchExecutor(submitit.SlurmExecutor):
+    """Submits commands with the resources of a profile.
+
+    Args:
+        folder: where script and logs go; made if missing. On a file system that all nodes see.
+        profile: what a job asks for.
+        name: name of the job.
+        mem_factor: how many times the memory of the profile.
+
+    Raises:
+        ConfigError: if the profile holds a value that cannot be used.
+        LaunchError: if there is no SLURM on this machine.
+    """
+
+    def __init__(self, folder: Path, profile: Profile, name: str, *, mem_factor: float = 1.0) -> None:
+        if shutil.which("sbatch") is None or shutil.which("srun") is None:
+            raise LaunchError("no sbatch or srun on PATH; set AUDIOTOK_LAUNCHER=local to run right here.")
+        super().__init__(folder=folder, max_num_timeout=int(profile.max_num_timeout), python=profile.python)
+        self.profile = profile
+        self._array: int | None = None
+        self._job_id: str | None = None
+        self.update_parameters(**make_parameters(profile, name, mem_factor=mem_factor))
+
+    def submit(self, command: Sequence[str], *, array: int | None = None) -> str:  # type: ignore[override]
+        """Submit one job, or one array whose jobs all run this command.
+
+        Args:
+            command: words for Python, such as `["-u", "-m", "launchers.job.task", FOLDER]`.
+            array: number of jobs of the array, None for a single job.
+
+        Returns:
+            SLURM's id of the job; those of an array are `ID_0`, `ID_1`, ….
+
+        Raises:
+            LaunchError: if SLURM refuses it, or its answer holds no id (then it may have it: ask squeue by name).
+        """
+        self._array, self._job_id = array, None
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        try:
+            self._submit_command(_python_command(self.profile, command))
+        except (FailedJobError, sp.CalledProcessError) as error:
+            said = " ".join(str(error).split())
+            raise LaunchError(f"SLURM refused the job: {said}; correct {self.profile.where} and try again.") from error
+        except FailedSubmissionError as error:
+            raise LaunchError(f"the answer of sbatch holds no id: {' '.join(str(error).split())}") from error
+        except OSError as error:
+            if self._job_id is None:
+                raise
+            logger.warning("SLURM has job %s; keeping its script failed: %s", self._job_id, error)
+        return str(self._job_id)
+
+    def _get_job_id_from_submission_command(self, string: bytes | str) -> str:  # type: ignore[override]
+        """Keep the id: a disk that is full after sbatch has answered must not lose the job."""
+        self._job_id = super()._get_job_id_from_submission_command(string)
+        return self._job_id
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        return str(_make_sbatch_string(command=command, folder=self.folder, map_count=self._array, **self.parameters))
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        removed = [word for name in sorted(os.environ) if _OF_A_JOB.match(name) for word in ("-u", name)]
+        return [*(["env", *removed] if removed else []), "sbatch", str(submission_file_path)]
+
+
+def max_array_size(profile: Profile) -> int:
+    """How many jobs an array may have: as the profile says, else as SLURM says, else SLURM's default."""
+    if profile.max_array_size is not None:
+        return int(profile.max_array_size)
+    config = show_config()
+    sizes = [
+        config.get("MaxArraySize", ""),
+        *re.findall(r"max_array_tasks=(\d+)", config.get("SchedulerParameters", "")),
+    ]
+    known = [int(size) for size in sizes if size.isdecimal()]
+    return max(1, min(known, default=MAX_ARRAY_SIZE))
+
+
+def show_config() -> dict[str, str]:
+    """SLURM's own configuration, empty if it does not answer; asked once by a process."""
+    program = shutil.which("scontrol")
+    return {} if program is None else _show_config(program, os.environ.get("SLURM_CONF", ""))
+
+
+@functools.cache
+def _show_config(program: str, conf: str) -> dict[str, str]:
+    listing, failure = ask([program, "show", "config"], QUESTION_S)
+    pairs = (line.partition("=") for line in ([] if failure else listing.splitlines()))
+    return {key.strip(): value.strip() for key, sign, value in pairs if sign}
+
+
+def _python_command(profile: Profile, words: Sequence[str]) -> str:
+    python = profile.python or shlex.quote(sys.executable)  # the profile's may be several words, as of a container
+    return f"{python} {shlex.join(words)}"
+
+
+def _exports(profile: Profile) -> list[str]:
+    return [f"export {name}={shlex.quote(value)}" for name, value in sorted(profile.environment().items())]
+
+
+def _joined(nodes: Sequence[str] | str | None) -> str:
+    return nodes if isinstance(nodes, str) else ",".join(nodes or ())
+
+
+def _gres(profile: Profile, shape: Shape) -> str | None:
+    if not shape.gpus_per_node:
+        return None
+    return ":".join(["gpu", *([profile.gpu_type] if profile.gpu_type else []), str(shape.gpus_per_node)])
+
+
+def _srun_args(profile: Profile, shape: Shape) -> list[str]:
+    """Arguments of srun: its CPUs, all tasks to end with the first that fails, and the user's own."""
+    chdir = profile.container_chdir if profile.force_chdir is None else profile.force_chdir
+    container = ["--container-workdir", str(Path.cwd())] if chdir else []
+    return [f"--cpus-per-task={shape.cpus_per_task}", "--kill-on-bad-exit=1", *container, *profile.srun_args]

@@ -1,0 +1,233 @@
+"""`audiotok doctor`: what it finds on a laptop, on a cluster made of fakes, and where something is broken."""
+
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audiotok.cli import main
+from launchers.asking import ask
+from launchers.doctor import examine as doctor
+from launchers.doctor import slurm as doctor_slurm
+from launchers.doctor.check import Check, Verdict, bounded, ok
+from launchers.profiles.profile import Profile
+
+PARTITIONS = """\
+PartitionName=main Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00 State=UP TotalNodes=2
+PartitionName=long Default=NO MaxNodes=1 MaxTime=UNLIMITED State=UP TotalNodes=1
+PartitionName=old Default=NO MaxNodes=UNLIMITED MaxTime=UNLIMITED State=DOWN TotalNodes=9
+"""
+NODES = "2|64|512000+|gpu:h100:4(S:0-1)\n8|16|64000|(null)\n"
+CLUSTER = {
+    "scontrol": f"""case "$*" in
+ping) echo 'Slurmctld(primary) at head is UP';;
+'show config') echo 'MaxArraySize = 1001'; echo 'SLURM_VERSION = 24.11.5'; echo 'ClusterName = site';;
+*) cat <<'EOF'
+{PARTITIONS}EOF
+esac""",
+    "sinfo": f"cat <<'EOF'\n{NODES}EOF",
+    "sacct": "",
+    "sacctmgr": "echo 'music|normal,high'; echo 'other|low'",
+    "sbatch": "echo 'sbatch: Job 7 to start at 2026-01-01T00:00:00 using 8 processors on nodes n1' >&2",
+    "srun": "",
+    "squeue": "",
+    "scancel": "",
+}
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Make a PATH that holds nothing but these commands, by the text of their scripts."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("cat", "env", "sh", "bash", "sleep"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(folder))
+    for name in ("AUDIOTOK_CLUSTER", "AUDIOTOK_LAUNCHER", "AUDIOTOK_DATASET_PATHS", "SLURM_CLUSTER_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AUDIOTOK_OUTPUT_DIR", str(tmp_path / "outputs"))
+
+    def make(**scripts: str) -> Path:
+        for name, script in scripts.items():
+            (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+            (folder / name).chmod(0o755)
+        return folder
+
+    return make
+
+
+def verdicts(checks: Any) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def test_a_laptop(machine: Callable[..., Path], tmp_path: Path) -> None:
+    machine()
+    found = verdicts(doctor.examine(["solver=compression/demo", "slurm.gpus=0"]))
+    assert list(found) == ["versions", "gpus", "launcher", "cluster", "profile", "output", "data"]
+    assert found["launcher"] == ok("launcher", "local (no sbatch on PATH)")
+    assert {found[name].verdict for name in ("versions", "gpus", "cluster", "profile")} == {Verdict.OK}
+    assert "default" in found["cluster"].found
+    assert str(tmp_path / "outputs") in found["output"].found
+    assert not (tmp_path / "outputs").exists()  # looking leaves no trace
+
+
+def test_a_laptop_without_the_gpus_of_the_profile(machine: Callable[..., Path]) -> None:
+    machine()
+    found = verdicts(doctor.examine())
+    assert found["size"].verdict is Verdict.WARN and "run on the CPU" in found["size"].found
+    assert found["data"].verdict is Verdict.WARN and "doctor solver=" in found["data"].advice
+
+
+def test_a_cluster(machine: Callable[..., Path]) -> None:
+    machine(**CLUSTER)
+    found = verdicts(doctor.examine())
+    assert not [check for check in found.values() if check.verdict is Verdict.FAIL]
+    assert list(found)[5:11] == ["commands", "slurmctld", "accounting", "partition", "arrays", "job"]
+    assert "24.11.5" in found["slurmctld"].found
+    assert found["partition"].found == "main; at most 1-00:00:00, 2 nodes"
+    assert found["arrays"].found == "up to 1001 jobs each, 64 of them at once"
+    assert found["job"].found.startswith("Job 7 to start")
+    assert "site" in found["cluster"].found and "template.yaml" in found["cluster"].advice
+
+
+@pytest.mark.parametrize(
+    ("command", "script", "name", "verdict", "said"),
+    [
+        ("scontrol", "echo 'Slurmctld(primary) at head is DOWN'", "slurmctld", "fail", "is DOWN"),
+        ("scontrol", "echo 'no config' >&2; exit 1", "slurmctld", "fail", "no config"),
+        ("sacct", "echo 'accounting storage is disabled' >&2; exit 1", "accounting", "warn", "is disabled"),
+        ("sbatch", "echo 'sbatch: error: invalid account' >&2; exit 1", "job", "fail", "error: invalid account"),
+        ("nvidia-smi", "echo 'driver mismatch'; exit 9", "gpus", "warn", "exit code 9"),
+        ("nvidia-smi", "echo 'H100, 81559 MiB, 570.1'; echo 'H100, 81559 MiB, 570.1'", "gpus", "ok", "2 x H100, 81559"),
+    ],
+)
+def test_what_is_broken(
+    machine: Callable[..., Path], command: str, script: str, name: str, verdict: str, said: str
+) -> None:
+    machine(**{**CLUSTER, command: script})
+    check = verdicts(doctor.examine())[name]
+    assert check.verdict == verdict and said in check.found
+    assert bool(check.advice) == (verdict != "ok")
+
+
+def test_commands_that_are_missing(machine: Callable[..., Path]) -> None:
+    machine(**{name: script for name, script in CLUSTER.items() if name not in ("scancel", "sacct")})
+    check = verdicts(doctor.examine())["commands"]
+    assert check.verdict is Verdict.FAIL and check.found == "not on PATH: scancel"
+    machine(scancel="")
+    found = verdicts(doctor.examine())
+    assert found["commands"].verdict is Verdict.OK and "sacct" in found["commands"].found
+    assert found["accounting"].verdict is Verdict.WARN
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"time": 1440}, ""),
+        ({"time": 1441}, r"time=1441 min is above its limit of 1440 min \(1-00:00:00\)"),
+        ({"time": 1441, "partition": "long,main"}, ""),
+        ({"partition": "gone,main"}, "no partition gone"),
+        ({"partition": "old"}, "its state is DOWN"),
+        ({"partition": "long", "gpus": 8, "gpus_per_node": 4}, "2 nodes are above its limit of 1"),
+        ({"gpus": 8, "gpus_per_node": 4}, ""),
+        ({"gpus": 12, "gpus_per_node": 4}, "wanted are nodes: 3 with 32 cores"),
+        ({"gpus": 8}, "it has: 2 with 64 cores, 500 GB, 4 GPUs; 8 with 16 cores, 62 GB, 0 GPUs"),
+        ({"gpus": 4, "gpu_type": "h100"}, ""),
+        ({"gpus": 1, "gpu_type": "a100"}, "1 a100 GPUs"),
+        ({"gpus": 0, "nodes": 10}, ""),
+        ({"gpus": 0, "nodes": 10, "cpus_per_task": 17}, "wanted are nodes"),
+        ({"gpus": 0, "mem_gb": 600}, "600 GB"),
+    ],
+)
+def test_whether_the_profile_fits_the_partition(
+    machine: Callable[..., Path], values: dict[str, Any], said: str
+) -> None:
+    machine(**CLUSTER)
+    plain = {"cpus_per_gpu": 8, "mem_per_gpu": 32, "time": 60}
+    check = doctor_slurm.check_partition(Profile.from_mapping({**plain, **values}, cluster="site"))
+    assert check.verdict == ("fail" if said else "ok"), check
+    if said:
+        assert re.search(said, check.found)
+        assert "config/cluster/site.yaml" in check.advice
+
+
+@pytest.mark.parametrize(
+    ("account", "qos", "verdict"),
+    [("music", "high", "ok"), ("music", "low", "fail"), ("film", None, "fail"), (None, "low", "ok")],
+)
+def test_account_and_qos(machine: Callable[..., Path], account: str | None, qos: str | None, verdict: str) -> None:
+    machine(**CLUSTER)
+    check = doctor_slurm.check_association(Profile(account=account, qos=qos))
+    assert check.verdict == verdict
+    machine(sacctmgr="")
+    assert doctor_slurm.check_association(Profile(account=account, qos=qos)).verdict is Verdict.WARN
+
+
+def test_arrays_beyond_the_cluster(machine: Callable[..., Path]) -> None:
+    machine(**CLUSTER)
+    assert doctor_slurm.check_arrays(Profile(max_array_size=2000)).verdict is Verdict.FAIL
+    assert doctor_slurm.check_arrays(Profile(max_array_size=500)).verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("UNLIMITED", None),
+        ("1-00:00:00", 1440),
+        ("02:30:00", 150),
+        ("30:00", 30),
+        ("45", 45),
+        ("2-12", 3600),
+        ("", None),
+    ],
+)
+def test_times_of_slurm(text: str, minutes: int | None) -> None:
+    assert doctor_slurm._minutes(text) == minutes
+
+
+def test_a_profile_that_cannot_be_used(machine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine()
+    found = verdicts(doctor.examine(["slurm.gpus=11"]))
+    assert found["profile"].verdict is Verdict.FAIL and "multiple of 8" in found["profile"].found
+    found = verdicts(doctor.examine(["solver=compression/nope"]))
+    assert found["cluster"].verdict is Verdict.FAIL and "profile" not in found
+    monkeypatch.setenv("AUDIOTOK_CLUSTER", "nope")
+    assert "choose one of: cpu, default" in verdicts(doctor.examine())["cluster"].found
+    monkeypatch.setenv("AUDIOTOK_LAUNCHER", "nope")
+    assert verdicts(doctor.examine())["launcher"].verdict is Verdict.FAIL
+
+
+def test_nothing_is_waited_for_for_ever(machine: Callable[..., Path]) -> None:
+    machine()
+    began = time.monotonic()
+    assert ask(["sleep", "60"], seconds=0.1) == ("", "no answer within 0.1 s")
+    check = bounded("data", lambda: time.sleep(5) or ok("data", ""), seconds=0.1)  # type: ignore[func-returns-value]
+    assert check.verdict is Verdict.FAIL and "hangs" in check.advice
+    assert time.monotonic() - began < 4
+    assert ask(["no-such-command"])[1]
+
+
+def test_the_command(machine: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    machine()
+    assert main(["doctor", "slurm.gpus=0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ok    versions")
+    told = [i for i, line in enumerate(lines) if line.startswith(("warn", "fail"))]
+    assert told and all(lines[i + 1].lstrip().startswith("-> ") for i in told)
+    assert main(["doctor", "slurm.gpus=11"]) == 1
+    assert "\nfail  profile     slurm.gpus=11" in capsys.readouterr().out
+
+
+def test_torch_is_imported_only_when_asked_for(machine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine()
+    monkeypatch.setattr(doctor, "ask", lambda command, seconds=0.0: ("2 12.8\n", ""))
+    assert doctor.check_torch() == ok("torch", "built for CUDA 12.8, sees 2 GPUs")
+    monkeypatch.setattr(doctor, "ask", lambda command, seconds=0.0: ("", "no module named torch"))
+    assert doctor.check_torch().verdict is Verdict.FAIL
+    monkeypatch.setattr(sys, "argv", ["audiotok"])
+    assert "torch" not in verdicts(doctor.examine())

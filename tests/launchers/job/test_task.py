@@ -1,0 +1,264 @@
+"""A task of a SLURM job, where `scontrol` is a fake; the real one is in tests/cluster."""
+
+import json
+import os
+import signal
+import subprocess as sp
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launchers.job.place import address_of, first_node
+from tests.fakes.tiny import REPOSITORY
+
+SCONTROL = """#!/bin/sh
+echo "$*" >> "$FAKE/calls"
+case "$1 $2" in
+  "show hostnames") echo n1; echo n2 ;;
+  "show node") echo "NodeName=$4 NodeAddr=127.0.0.7 Port=1" ;;
+  "show job") cat "$FAKE/job" ;;
+  requeue*|ping*) [ ! -e "$FAKE/down" ] || { echo 'Unable to contact slurm controller' >&2; exit 1; } ;;
+esac
+"""
+STOPS = "trap 'sleep 0.2; touch checkpoint; exit 143' TERM; touch ready$RANK; while :; do sleep 0.05; done"
+PREEMPTED = "JobState=COMPLETING Reason=None Restarts=0 PreemptTime=2026-11-22T10:00:00"
+RUNNING = "JobId=7 JobState=RUNNING Reason=None Restarts=0 PreemptTime=None"
+
+
+class Job:
+    """A submission of one task, and the folder of its experiment."""
+
+    def __init__(self, folder: Path, command: Sequence[str], **profile: Any) -> None:
+        self.root, self.token, self.folder = folder, folder / "pkg_1", folder / "xp"
+        for path in (self.token, self.folder, folder / "bin"):
+            path.mkdir()
+        line = {"sig": "abcd", "folder": str(self.folder), "command": list(command), "cwd": str(self.folder)}
+        (self.token / "tasks.jsonl").write_text('{"not": "this one"}\n' + json.dumps(line) + "\n")
+        profile = {"signal_s": 20, "max_num_timeout": 1, **profile}
+        (self.token / "submission.json").write_text(json.dumps({"profile": profile}))
+        (self.folder / "job.json").write_text(json.dumps({"job_id": "5_1"}))
+        (folder / "job").write_text(RUNNING)
+        (folder / "bin" / "scontrol").write_text(SCONTROL)
+        (folder / "bin" / "scontrol").chmod(0o755)
+
+    def start(self, rank: int = 0, world: int = 1, **environ: str) -> "sp.Popen[bytes]":
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "AUDIOTOK"))}
+        slurm = {
+            "SLURM_JOB_ID": "7",
+            "SLURM_ARRAY_JOB_ID": "5",
+            "SLURM_ARRAY_TASK_ID": "1",
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": "0",
+            "SLURM_NTASKS": str(world),
+            "SLURM_JOB_NODELIST": "n[1-2]",
+            "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}",
+            "PYTHONPATH": str(REPOSITORY),
+            "FAKE": str(self.root),
+        }
+        with (self.root / f"log{rank}").open("ab") as log:
+            command = [sys.executable, "-m", "launchers.job.task", str(self.token)]
+            return sp.Popen(command, env={**clean, **slurm, **environ}, stdout=log, stderr=log)
+
+    def run(self) -> int:
+        return self.start().wait(30)
+
+    def stop(self, process: "sp.Popen[bytes]", number: signal.Signals, rank: int = 0) -> None:
+        until((self.folder / f"ready{rank}").exists)
+        process.send_signal(number)
+
+    @property
+    def marker(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.folder / "task.json").read_text()))
+        except FileNotFoundError:
+            return {}
+
+    @property
+    def calls(self) -> list[str]:
+        calls = self.root / "calls"
+        return calls.read_text().splitlines() if calls.exists() else []
+
+    def told(self, *names: str) -> tuple[Any, ...]:
+        return tuple(self.marker.get(name) for name in names)
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_task_runs_its_line_and_says_so(tmp_path: Path) -> None:
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "AUDIOTOK_JOB_ID", "AUDIOTOK_FROZEN"]
+    code = f"import os, json; print(json.dumps([os.environ[name] for name in {names}]), os.getcwd())"
+    job = Job(tmp_path, [sys.executable, "-c", code])
+    for name in ("frozen.json", "rendezvous.txt"):
+        (job.folder / name).touch()
+    assert job.run() == 0
+    frozen = str(job.folder / "frozen.json")
+    expected = ["0", "1", "0", "127.0.0.1", "12007", "5_1", frozen]
+    assert (tmp_path / "log0").read_text() == f"{json.dumps(expected)} {job.folder}\n"
+    assert job.told("state", "reason", "exit_code", "job_id", "token", "attempt") == (
+        "COMPLETED", "", 0, "5_1", "pkg_1", 0,
+    )  # fmt: skip
+    marker = job.marker
+    assert marker["started"] <= marker["updated"] <= time.time() and marker["ended"] >= marker["started"]
+    assert not (job.folder / "rendezvous.txt").exists()
+    assert job.calls == []  # SLURM is asked for nothing that one task needs not
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "reason"),
+    [
+        ("echo 'ValueError: wrong' >&2; exit 5", 5, "exit code 5: ValueError: wrong"),
+        ("kill -9 $$", 137, "killed by SIGKILL (out of memory?)"),
+    ],
+)
+def test_a_failure_has_a_reason_from_the_log(tmp_path: Path, script: str, code: int, reason: str) -> None:
+    job = Job(tmp_path, ["sh", "-c", script])
+    assert job.run() == code
+    assert job.told("state", "reason") == ("FAILED", reason)
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["/nowhere/python"])
+    assert job.run() == 1
+    assert job.marker["state"] == "FAILED" and "could not be started" in job.marker["reason"]
+
+
+def test_a_submission_that_is_gone_is_told_in_the_log(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["true"])
+    job.token.rename(tmp_path / "moved")
+    assert job.run() == 2
+    assert f"cannot read line 1 of {job.token / 'tasks.jsonl'}" in (tmp_path / "log0").read_text()
+
+
+def test_a_folder_that_cannot_be_written_costs_the_markers_only(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["sh", "-c", "echo trained"])
+    (job.folder / "task.json").mkdir()  # as full or read-only, but for root too
+    (job.folder / "task.json" / "x").touch()
+    assert job.run() == 0
+    said = (tmp_path / "log0").read_text()
+    assert "trained" in said and said.count("cannot write") == 1
+
+
+def test_at_the_time_limit_it_is_queued_again_so_many_times(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["sh", "-c", STOPS], max_num_timeout=1)
+    first = job.start()
+    job.stop(first, signal.SIGUSR2)
+    until(lambda: "requeue 5_1" in job.calls)
+    assert (job.folder / "checkpoint").exists()  # asked for only when the child had ended
+    assert job.told("state", "timeouts", "attempt") == ("REQUEUED", 1, 0)
+    assert job.marker["reason"] == "reached its time limit (1 of 1); queued again to go on"
+    assert first.poll() is None  # it waits for SLURM to end it: an early exit could end the job
+    first.terminate()
+    assert first.wait(20) == 143
+    (job.folder / "ready0").unlink()
+    again = job.start(SLURM_RESTART_COUNT="1")
+    until(lambda: job.told("state", "timeouts", "attempt") == ("RUNNING", 1, 1))
+    job.stop(again, signal.SIGUSR2)
+    assert again.wait(20) == 143
+    assert job.told("state", "reason") == ("TIMEOUT", "reached its time limit, after 1 times more time")
+    assert job.calls.count("requeue 5_1") == 1
+
+
+def test_the_requeue_outlasts_a_controller_that_is_away(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["sh", "-c", STOPS])
+    (tmp_path / "down").touch()
+    process = job.start()
+    job.stop(process, signal.SIGUSR2)
+    until(lambda: "ping" in job.calls)
+    assert job.marker["state"] == "REQUEUED" and process.poll() is None
+    (tmp_path / "down").unlink()
+    until(lambda: job.calls[-1] == "requeue 5_1")
+    process.terminate()
+    assert process.wait(20) == 143
+    assert job.marker["state"] == "REQUEUED"
+
+
+@pytest.mark.parametrize(
+    ("shown", "cancelled", "state"),
+    [
+        ("JobState=COMPLETING Reason=None Restarts=0 PreemptTime=None", False, "CANCELLED"),
+        (PREEMPTED, False, "PREEMPTED"),
+        ("JobState=COMPLETING Reason=None Restarts=1", False, "PREEMPTED"),
+        ("", False, "PREEMPTED"),  # SLURM does not answer
+        ("", True, "CANCELLED"),
+    ],
+)
+def test_who_sent_sigterm(tmp_path: Path, shown: str, cancelled: bool, state: str) -> None:
+    job = Job(tmp_path, ["sh", "-c", STOPS])
+    (tmp_path / "job").write_text(shown)
+    if cancelled:
+        (job.folder / "job.json").write_text(json.dumps({"job_id": "5_1", "cancelled": 1.0}))
+    process = job.start()
+    job.stop(process, signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert job.marker["state"] == state and (job.folder / "checkpoint").exists()
+    assert "requeue 5_1" not in job.calls
+
+
+def test_a_job_that_gets_time_to_leave_is_queued_again(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["sh", "-c", STOPS])
+    (tmp_path / "job").write_text(RUNNING.replace("PreemptTime=None", "PreemptTime=2026-11-22T10:00:00"))
+    process = job.start()
+    job.stop(process, signal.SIGTERM)
+    until(lambda: "requeue 5_1" in job.calls)
+    assert job.told("state", "timeouts") == ("REQUEUED", 0)
+    process.terminate()
+    assert process.wait(20) == 143
+
+
+def test_a_job_that_is_cancelled_at_its_time_limit_stays_cancelled(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["sh", "-c", STOPS])
+    (tmp_path / "job").write_text(RUNNING.replace("RUNNING", "COMPLETING"))
+    process = job.start()
+    job.stop(process, signal.SIGUSR2)
+    assert process.wait(20) == 143
+    assert "requeue 5_1" not in job.calls
+    assert job.told("state", "reason") == ("CANCELLED", "cancelled when it had reached its time limit")
+
+
+def test_a_rank_that_fails_is_heard_above_those_that_are_ended_for_it(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["sh", "-c", f"if [ $RANK = 1 ]; then echo 'OSError: mine'; exit 3; fi; {STOPS}"])
+    zero = job.start(rank=0, world=2)
+    until((job.folder / "ready0").exists)
+    assert job.start(rank=1, world=2).wait(20) == 3
+    zero.terminate()  # as srun does
+    assert zero.wait(20) == 143
+    assert job.told("state", "reason", "exit_code") == ("FAILED", "rank 1: exit code 3: OSError: mine", 3)
+
+
+def test_other_ranks_leave_after_rank_zero(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["sh", "-c", STOPS])
+    (tmp_path / "job").write_text(PREEMPTED)
+    one = job.start(rank=1, world=2)
+    job.stop(one, signal.SIGTERM, rank=1)
+    zero = job.start(rank=0, world=2)
+    until((job.folder / "checkpoint").exists)
+    time.sleep(1.2)
+    assert one.poll() is None  # its exit would make srun end rank 0 before its checkpoint
+    job.stop(zero, signal.SIGTERM)
+    assert zero.wait(20) == 143 and one.wait(20) == 143
+    assert job.marker["state"] == "PREEMPTED"
+
+
+def test_ranks_find_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(tmp_path, ["true"])
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(tmp_path))
+    assert first_node("n[1-2]") == "n1"
+    assert address_of("localhost") == "localhost"
+    assert address_of("n1.invalid") == "127.0.0.7"  # a name that only SLURM knows
+    assert job.calls == ["show hostnames n[1-2]", "show node -o n1.invalid"]
+
+
+def test_a_task_imports_neither_torch_nor_dora() -> None:
+    code = "import sys, launchers.job.task; print({'torch', 'dora', 'submitit', 'omegaconf'} & set(sys.modules))"
+    process = sp.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert process.stdout == "set()\n"

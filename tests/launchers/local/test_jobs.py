@@ -1,0 +1,161 @@
+"""The book of local jobs: locks, verdicts, the queue."""
+
+import os
+import subprocess as sp
+import sys
+from pathlib import Path
+
+import pytest
+
+from audiotok.errors import LaunchError
+from audiotok.status import read_json
+from launchers.local.jobs import JobStore
+from launchers.local.record import JobRecord
+from launchers.local.supervisor import free_devices, may_start, survey
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    store = JobStore(tmp_path / "local")
+    store.create()
+    return store
+
+
+def queued(store: JobStore, tmp_path: Path, state: str = "PENDING") -> JobRecord:
+    job_id = f"L{store.last_number() + 1}"
+    folder = tmp_path / job_id
+    folder.mkdir()
+    record = JobRecord(job_id, "abcd1234", str(folder), str(folder / "log"), str(tmp_path), ["true"], state=state)
+    store.add(record, {"TOKEN": "hush"})
+    return record
+
+
+def holder(store: JobStore, name: str) -> "sp.Popen[bytes]":
+    """Another process that holds a lock until it is killed."""
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    process = sp.Popen([sys.executable, "-c", code, str(store.locks / name)], stdin=sp.PIPE, stdout=sp.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_ids_grow_and_the_queue_is_in_order(store: JobStore, tmp_path: Path) -> None:
+    ids = [queued(store, tmp_path).job_id for _ in range(11)]
+    (store.queue / "notes.txt").touch()
+    assert ids == store.unfinished() == [f"L{number}" for number in range(1, 12)]
+    assert store.environment("L3") == {"TOKEN": "hush"}
+
+
+def test_running_without_a_holder_is_node_fail_at_once(store: JobStore, tmp_path: Path) -> None:
+    record = queued(store, tmp_path, state="RUNNING")
+    process = holder(store, record.job_id)
+    judged = store.judge(record.job_id)
+    assert judged is not None and judged.state == "RUNNING"
+    process.kill()
+    process.communicate()
+    judged = store.judge(record.job_id)
+    assert judged is not None and judged.state == "NODE_FAIL" and judged.is_over
+    running, waiting = survey(store)  # a supervisor writes it down
+    assert (running, waiting, store.unfinished()) == ([], None, [])
+    assert (read_json(Path(record.folder) / "job.json") or {})["state"] == "NODE_FAIL"
+    assert not (store.locks / record.job_id).exists()
+
+
+def test_a_pending_job_that_is_held_counts_as_running(store: JobStore, tmp_path: Path) -> None:
+    first, second = queued(store, tmp_path), queued(store, tmp_path)
+    process = holder(store, first.job_id)
+    try:
+        running, waiting = survey(store)
+        assert [job.job_id for job in running] == [first.job_id]
+        assert waiting is not None and waiting.job_id == second.job_id
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_lock_has_one_holder(store: JobStore) -> None:
+    with store.holding("supervisor") as first, store.holding("supervisor", patience_s=0) as second:
+        assert (first, second) == (True, False)
+        assert store.is_held("supervisor")
+    assert not store.is_held("supervisor")
+
+
+def test_a_later_job_keeps_its_place_in_the_experiment(store: JobStore, tmp_path: Path) -> None:
+    old = queued(store, tmp_path)
+    new = JobRecord("L2", old.sig, old.folder, old.log, old.cwd, old.command)
+    store.add(new, {})
+    store.finish(old, "CANCELLED", "replaced")
+    assert (read_json(Path(old.folder) / "job.json") or {})["job_id"] == "L2"
+    assert store.unfinished() == ["L2"]
+
+
+@pytest.mark.parametrize("interrupted", ["write_json", "replace"])
+def test_a_submission_that_died_is_nowhere_or_completed(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: str
+) -> None:
+    queued(store, tmp_path)
+    (tmp_path / "L2").mkdir()
+    record = JobRecord("L2", "b", str(tmp_path / "L2"), "log", "/", ["true"])
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("launchers.local.jobs.write_json" if interrupted == "write_json" else "pathlib.Path.replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            store.add(record, {"TOKEN": "hush"})
+    assert store.unfinished() == ["L1"] and not (tmp_path / "L2" / "job.json").exists()
+    store.mend()
+    assert store.unfinished() == ["L1"]
+
+
+def test_a_draft_that_is_whole_is_submitted(store: JobStore, tmp_path: Path) -> None:
+    record = queued(store, tmp_path)
+    (store.queue / "L1").rename(store.drafts / "L1")  # died just before the last step, or before job.json
+    (Path(record.folder) / "job.json").unlink()
+    (store.drafts / "L9").write_text("{}")  # of no job
+    store.mend()
+    assert store.unfinished() == ["L1"] and store.environment("L1") == {"TOKEN": "hush"}
+    assert (read_json(Path(record.folder) / "job.json") or {})["job_id"] == "L1"
+    assert not list(store.drafts.iterdir())
+    (store.drafts / "L1").write_text('{"TOK')
+    store.mend()
+    assert not list(store.drafts.iterdir())
+
+
+def test_a_lock_that_was_taken_away_is_not_held(store: JobStore, tmp_path: Path) -> None:
+    with store.holding("L1") as first:
+        (store.locks / "L1").unlink()  # as the end of a job does
+        with store.holding("L1", patience_s=0) as second:
+            assert first and second and (store.locks / "L1").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"launcher": "local", "job_id": "L1"}'])
+def test_damaged_records_are_none(store: JobStore, content: str) -> None:
+    (store.jobs / "L1.json").write_text(content)
+    (store.queue / "L1").touch()
+    assert store.read("L1") is None and store.judge("L1") is None
+    assert survey(store) == ([], None)
+    assert store.unfinished() == []
+
+
+def test_a_filesystem_without_locks_is_named(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, os.strerror(38))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(LaunchError, match="a filesystem with flock"), store.submitting():
+        pass
+
+
+def test_a_job_starts_with_a_free_slot_and_free_gpus() -> None:
+    def job(gpus: int, slots: int = 4, devices: tuple[str, ...] = ()) -> JobRecord:
+        visible = ["0", "1", "2"]
+        return JobRecord("L1", "", "", "", "", [], gpus=gpus, visible=visible, slots=slots, devices=list(devices))
+
+    running = [job(1, devices=("1",)), job(0)]
+    assert free_devices(job(1), running) == ["0", "2"]
+    assert may_start(job(2), running)
+    assert not may_start(job(3), running)
+    assert not may_start(job(0, slots=2), running)
+    assert may_start(job(0, slots=3), running)

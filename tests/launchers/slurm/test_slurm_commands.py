@@ -1,0 +1,132 @@
+"""How the answers of SLURM's commands are read."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launchers.slurm.commands import (
+    CHUNK,
+    UNREACHABLE,
+    Entry,
+    ask_accounting,
+    ask_accounting_for_name,
+    ask_queue,
+    collapse_ids,
+    expand_ids,
+    run,
+)
+from tests.fakes.tiny import FAKES
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder with the answers of fake commands; see tests/fakes/slurm_command.sh."""
+    for name in ("squeue", "sacct"):
+        (tmp_path / name).symlink_to(FAKES / "slurm_command.sh")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    monkeypatch.setenv("FAKE_SLURM", str(folder))
+    return folder
+
+
+def test_one_query_tells_all_jobs(answers: Path) -> None:
+    lines = [
+        "12_0|RUNNING|None|tiny_1|tiny_1 for the paper",
+        "12_[1-3,7%4]|PENDING|Priority|tiny_1|tiny_1",
+        "13|OUT_OF_MEMORY|OutOfMemory|other",
+    ]
+    (answers / "squeue").write_text("\n".join(lines))
+    entries, failure = ask_queue(["0", "1000"])
+    assert failure == ""
+    assert entries["12_0"] == Entry("RUNNING", "None", ("tiny_1", "tiny_1"))
+    assert {entries[f"12_{index}"].state for index in (1, 2, 3, 7)} == {"PENDING"} and len(entries) == 6
+    assert entries["13"].state == "OUT_OF_MEMORY" and not entries["13"].is_live
+    (call,) = (answers / "calls").read_text().splitlines()
+    assert "-u 0,1000" in call and "-t all" in call
+
+
+def test_what_people_set_for_their_tables_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEUE_FORMAT", "%i")
+    monkeypatch.setenv("SACCT_FORMAT", "JobID")
+    assert run(["sh", "-c", "echo $SQUEUE_FORMAT$SACCT_FORMAT"]) == ("\n", "")
+
+
+def test_a_command_that_fails_tells_why(answers: Path) -> None:
+    (answers / "squeue.fails").write_text("slurm_load_jobs error:\n Unable to contact slurm controller\n")
+    assert ask_queue(["0"]) == ({}, "slurm_load_jobs error: Unable to contact slurm controller")
+    assert "no-such-command" in run(["no-such-command"])[1]
+    assert run(["sh", "-c", "exit 3"])[1] == "sh exit code 3"
+
+
+def test_accounting(answers: Path) -> None:
+    lines = ["12_0|CANCELLED by 0", "12_[1-2%4]|CANCELLED by 4000111", "13|TIMEOUT", "13.batch|FAILED"]
+    (answers / "sacct").write_text("\n".join(lines))
+    entries = ask_accounting(["12_0", "12_1", "13"])
+    assert entries == {
+        "12_0": Entry("CANCELLED", "by root"),
+        "12_1": Entry("CANCELLED", "by 4000111"),
+        "12_2": Entry("CANCELLED", "by 4000111"),
+        "13": Entry("TIMEOUT"),
+    }
+    assert (answers / "calls").read_text().splitlines()[0].endswith("-j 12,13")
+    (answers / "sacct.fails").write_text("Slurm accounting storage is disabled\n")
+    assert ask_accounting(["12_0"]) is None
+    assert ask_accounting_for_name("tiny_1") is None
+
+
+def test_a_job_is_found_by_its_name_in_the_books(answers: Path) -> None:
+    (answers / "sacct").write_text("40|tiny_10\n41_0|tiny_1\n41_1|tiny_1\n")
+    assert ask_accounting_for_name("tiny_1") == "41"
+    assert ask_accounting_for_name("tiny_2") is None
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "expected"),
+    [
+        ("PENDING", "Resources", ("PENDING", "")),
+        ("PENDING", "QOSMaxJobsPerUserLimit", ("PENDING", "QOSMaxJobsPerUserLimit")),
+        ("REQUEUE_HOLD", "x", ("PENDING", "held after it was queued again")),
+        ("RUNNING", "None", ("RUNNING", "")),
+        ("COMPLETING", "None", ("COMPLETING", "")),
+        ("SUSPENDED", "None", ("SUSPENDED", "")),
+        ("POWER_UP_NODE", "None", ("POWER_UP_NODE", "")),  # of a SLURM to come
+    ],
+)
+def test_states_of_life(state: str, reason: str, expected: tuple[str, str]) -> None:
+    assert Entry(state, reason).is_live
+    assert Entry(state, reason).live_state() == expected
+
+
+@given(
+    st.dictionaries(st.integers(1, 9), st.sets(st.integers(0, 1100), min_size=1), max_size=4),
+    st.sets(st.integers(10, 99)),
+)
+def test_ids_of_arrays_fold_and_unfold(arrays: dict[int, set[int]], singles: set[int]) -> None:
+    ids = [f"{root}_{index}" for root, indices in arrays.items() for index in indices] + [str(one) for one in singles]
+    folded = collapse_ids(ids)
+    assert sorted(one for word in folded for one in expand_ids(word)) == sorted(ids)
+    assert len(folded) <= len(singles) + sum(1 + len(indices) // CHUNK for indices in arrays.values())
+
+
+def test_steps_are_no_jobs() -> None:
+    assert expand_ids("12.batch") == [] and expand_ids("") == []
+    assert expand_ids("12_[0-2%2]") == ["12_0", "12_1", "12_2"]
+
+
+@pytest.mark.parametrize(
+    ("said", "unreachable"),
+    [
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", True),
+        ("Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("Batch job submission failed: Zero Bytes were transmitted or received", True),
+        ('Could not make sense of sbatch output "?"', True),
+        ("Batch job submission failed: Invalid partition name specified", False),
+        ("SLURM refused the job: Job violates accounting/QOS policy; correct the profile and try again.", False),
+    ],
+)
+def test_a_controller_that_is_silent_is_told_from_one_that_refuses(said: str, unreachable: bool) -> None:
+    assert bool(UNREACHABLE.search(said)) == unreachable

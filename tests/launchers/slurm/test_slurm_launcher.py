@@ -1,0 +1,389 @@
+"""The engine for SLURM, with fakes for all of SLURM's commands: what it asks, records, adopts and forgets."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from audiotok.errors import LaunchError
+from audiotok.status import read_json, write_json
+from launchers.engine import Engine, Job, Task, job_of
+from launchers.locks import SubmitLock
+from launchers.profiles.profile import Profile
+from launchers.slurm.engine import SlurmEngine
+from launchers.slurm.submissions import SubmissionBook
+from tests.fakes.tiny import FAKES
+
+
+class Cluster:
+    """A Dora folder with an engine whose commands are fakes that answer with files; see slurm_command.sh."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.answers = folder / "outputs", folder / "answers"
+        self.answers.mkdir()
+        self.engine = self.another_process()
+
+    def another_process(self) -> SlurmEngine:
+        return SlurmEngine("tiny", SubmissionBook(self.root), SubmitLock(self.root / "locks" / "submit"))
+
+    def tasks(self, count: int, *, first: int = 0, mem_factor: float = 1.0) -> list[Task]:
+        folders = [self.root / "xps" / f"sig{index}" for index in range(first, first + count)]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        command = ("python", "train.py")
+        return [Task(one.name, f"name of {one.name}", one, command, self.root, mem_factor) for one in folders]
+
+    def submit(self, count: int, job_id: int = 101, **profile: Any) -> list[Job]:
+        self.answer("sbatch", f"Submitted batch job {job_id}\n")
+        return self.engine.submit(self.tasks(count), Profile(gpus=0, **{"max_array_size": 1001, **profile}))
+
+    def answer(self, command: str, text: str) -> None:
+        (self.answers / f"{command}.fails").unlink(missing_ok=True)
+        (self.answers / command).write_text(text)
+
+    def refuse(self, command: str, text: str) -> None:
+        (self.answers / f"{command}.fails").write_text(text)
+
+    def queue(self, **states: str) -> None:
+        """Let squeue tell states, by job id (`_` before it)."""
+        (token,) = {one.token for one in self.engine.book.open()} or {"settled"}
+        lines = (f"{job_id[1:]}|{state}|None|{token}|{token}" for job_id, state in states.items())
+        self.answer("squeue", "\n".join(lines))
+
+    def calls(self, command: str) -> list[str]:
+        path = self.answers / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line.removeprefix(f"{command} ") for line in lines if line.startswith(f"{command} ")]
+
+    def pass_time(self, seconds: float = 60.0) -> None:
+        """Let everything that was submitted have been submitted longer ago."""
+        for path in [*self.root.glob("submissions/*/submission.json"), *self.root.glob("xps/*/job.json")]:
+            content = read_json(path) or {}
+            for name in ("time", "recorded", "submitted"):
+                if content.get(name):
+                    content[name] -= seconds
+            write_json(path, content)
+        self.engine = self.another_process()
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    (tmp_path / "bin").mkdir()
+    for name in ("sbatch", "srun", "squeue", "scancel", "sacct", "scontrol"):
+        (tmp_path / "bin" / name).symlink_to(FAKES / "slurm_command.sh")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    cluster = Cluster(tmp_path)
+    monkeypatch.setenv("FAKE_SLURM", str(cluster.answers))
+    return cluster
+
+
+def replace_sleep(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object]) -> None:
+    clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=sleep)
+    monkeypatch.setattr("launchers.slurm.watch.time", clock)
+
+
+def states(engine: Engine, jobs: list[Job]) -> list[str]:
+    return [engine.verdict(job_of(job.folder) or job).state for job in jobs]
+
+
+def test_an_array_is_one_call_and_one_job_file_each(slurm: Cluster) -> None:
+    jobs = slurm.submit(4)
+    assert [job.job_id for job in jobs] == ["101_0", "101_1", "101_2", "101_3"]
+    assert [job_of(job.folder) for job in jobs] == jobs
+    assert len(slurm.calls("sbatch")) == 1
+    script = (slurm.answers / "script").read_text()
+    folder = slurm.root / "submissions" / str(jobs[0].content["token"])
+    assert "#SBATCH --array=0-3%" in script and f"-m launchers.job.task {folder}" in script
+    assert f"#SBATCH --job-name={folder.name}" in script
+    assert states(slurm.engine, jobs) == ["PENDING"] * 4
+
+
+def test_an_array_is_split_at_the_size_of_the_site(slurm: Cluster) -> None:
+    slurm.submit(5, max_array_size=2)
+    assert len(slurm.calls("sbatch")) == 3
+    assert "--array" not in (slurm.answers / "script").read_text()  # the fifth is alone
+    slurm.answer("scontrol", "MaxArraySize            = 3\n")
+    slurm.submit(4, max_array_size=None)
+    assert len(slurm.calls("sbatch")) == 5
+
+
+def test_more_memory_after_running_out_of_it(slurm: Cluster) -> None:
+    profile = Profile(gpus=0, mem_gb=2, max_mem_gb=8, max_array_size=10)
+    slurm.answer("sbatch", "Submitted batch job 7\n")
+    (job,) = slurm.engine.submit(slurm.tasks(1, mem_factor=1.5), profile)
+    assert "#SBATCH --mem=3072M" in (slurm.answers / "script").read_text()
+    assert job.content["mem_factor"] == 1.5 and job.content["profile"]["mem_gb"] == 2
+
+
+def test_a_refusal_records_nothing_and_closes(slurm: Cluster) -> None:
+    slurm.refuse("sbatch", "sbatch: error: invalid partition\n")
+    with pytest.raises(LaunchError, match=r"SLURM refused the job: .*invalid partition.*Not submitted: name of sig0"):
+        slurm.engine.submit(slurm.tasks(2), Profile(gpus=0, max_array_size=10))
+    assert job_of(slurm.root / "xps" / "sig0") is None
+    assert not slurm.engine.book.open()
+
+
+def test_those_that_went_out_before_a_failure_are_recorded(slurm: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "bin" / "sbatch"
+    script.unlink()
+    script.write_text(
+        f'#!/bin/sh\nsh {FAKES}/slurm_command.sh "$@"; n=$(grep -c "" {slurm.answers}/calls)\n'
+        'if [ "$n" -ge 2 ]; then echo "Unable to contact slurm controller" >&2; exit 1; fi\necho "job 10$n"\n'
+    )
+    script.chmod(0o755)
+    with pytest.raises(LaunchError) as caught:
+        slurm.engine.submit(slurm.tasks(8), Profile(gpus=0, max_array_size=2))
+    named = "Not submitted: name of sig2, name of sig3, name of sig4, name of sig5, name of sig6 and 1 more; 2 others"
+    assert named in str(caught.value)
+    assert [job_of(task.folder) is not None for task in slurm.tasks(8)] == [True, True] + [False] * 6
+    assert len(slurm.engine.book.open()) == 2  # SLURM may have taken the second
+
+
+@pytest.mark.parametrize("found_by", ["queue", "marker", "books"])
+def test_a_job_whose_command_died_is_adopted(slurm: Cluster, found_by: str) -> None:
+    slurm.refuse("sbatch", "Socket timed out on send/recv operation\n")
+    with pytest.raises(LaunchError):
+        slurm.engine.submit(slurm.tasks(2), Profile(gpus=0, max_array_size=10))
+    (submission,) = slurm.engine.book.open()
+    slurm.pass_time()
+    slurm.answer("squeue", "1|RUNNING|None|other|\n")
+    if found_by == "queue":
+        slurm.answer("squeue", f"55_[0-1%2]|PENDING|Priority|{submission.token[:20]}|{submission.token} of us\n")
+    elif found_by == "marker":
+        task = {"token": submission.token, "job_id": "55_1", "state": "COMPLETED"}
+        write_json(slurm.root / "xps" / "sig1" / "task.json", task)
+    else:
+        slurm.answer("sacct", f"55_[0-1%2]|{submission.token}\n")
+    slurm.engine.refresh()
+    jobs = [job for task in slurm.tasks(2) if (job := job_of(task.folder)) is not None]
+    assert [job.job_id for job in jobs] == ["55_0", "55_1"]
+    expected = {"queue": ["PENDING"] * 2, "marker": ["CANCELLED", "COMPLETED"], "books": ["CANCELLED"] * 2}
+    assert states(slurm.engine, jobs) == expected[found_by]
+    assert not slurm.calls("scancel")
+
+
+def test_a_submission_that_slurm_does_not_have_is_given_up(slurm: Cluster) -> None:
+    slurm.refuse("sbatch", "Unable to contact slurm controller\n")
+    with pytest.raises(LaunchError):
+        slurm.engine.submit(slurm.tasks(2), Profile(gpus=0, max_array_size=10))
+    slurm.refuse("squeue", "Unable to contact slurm controller\n")
+    slurm.pass_time()
+    slurm.engine.refresh()
+    assert slurm.engine.failure and slurm.engine.book.has_open()  # nobody knows
+    slurm.answer("squeue", "")
+    slurm.engine.refresh()
+    assert not slurm.engine.failure and not slurm.engine.book.has_open()
+
+
+def test_who_submits_waits_for_a_job_that_may_still_turn_up(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm.refuse("sbatch", "Unable to contact slurm controller\n")
+    with pytest.raises(LaunchError):
+        slurm.engine.submit(slurm.tasks(1), Profile(gpus=0))
+    (submission,) = slurm.engine.book.open()
+    slurm.answer("squeue", "")
+    slurm.engine.refresh()
+    assert slurm.engine.book.has_open()  # who only looks does not wait
+    slept: list[float] = []
+
+    def turn_up(seconds: float) -> None:
+        slept.append(seconds)
+        slurm.answer("squeue", f"60|RUNNING|None|{submission.token}|\n")
+
+    replace_sleep(monkeypatch, turn_up)
+    with slurm.engine.watch.lock.hold():
+        slurm.engine.refresh()
+    assert len(slept) == 1
+    job = job_of(slurm.root / "xps" / "sig0")
+    assert job is not None and job.job_id == "60"
+
+
+def test_one_query_tells_all_states_and_writes_down_the_last(slurm: Cluster) -> None:
+    jobs = slurm.submit(5)
+    slurm.pass_time()
+    slurm.queue(_101_0="RUNNING", _101_1="COMPLETED", _101_2="TIMEOUT", _101_3="CANCELLED", _101_4="SUSPENDED")
+    before = len(slurm.calls("squeue"))
+    slurm.engine.refresh()
+    assert states(slurm.engine, jobs) == ["RUNNING", "COMPLETED", "TIMEOUT", "CANCELLED", "SUSPENDED"]
+    assert len(slurm.calls("squeue")) == before + 1 and not slurm.calls("sacct")
+    job = job_of(jobs[2].folder)
+    assert job is not None and job.content["verdict"]["reason"] == "reached its time limit"
+    live = job_of(jobs[0].folder)
+    assert live is not None and "verdict" not in live.content
+    slurm.engine = slurm.another_process()
+    slurm.queue(_101_0="RUNNING", _101_4="COMPLETED")  # SLURM has forgotten the others
+    slurm.engine.refresh()
+    assert states(slurm.engine, jobs) == ["RUNNING", "COMPLETED", "TIMEOUT", "CANCELLED", "COMPLETED"]
+
+
+def test_once_every_end_is_known_nobody_is_asked(slurm: Cluster) -> None:
+    jobs = slurm.submit(2)
+    slurm.pass_time()
+    slurm.queue(_101_0="COMPLETED", _101_1="FAILED")
+    slurm.engine.refresh()
+    assert not slurm.engine.book.has_open()
+    slurm.refuse("squeue", "down\n")
+    again = slurm.another_process()
+    again.refresh()
+    assert states(again, jobs) == ["COMPLETED", "FAILED"]
+
+
+def test_what_slurm_has_forgotten_is_asked_of_the_books_once(slurm: Cluster) -> None:
+    jobs = slurm.submit(3)
+    slurm.pass_time()
+    write_json(jobs[0].folder / "task.json", {"job_id": "101_0", "state": "COMPLETED", "reason": ""})
+    write_json(jobs[1].folder / "task.json", {"job_id": "101_1", "state": "RUNNING", "host": "n1", "updated": 1.0})
+    slurm.answer("squeue", "")
+    slurm.answer("sacct", "101_1|NODE_FAIL\n101_2|CANCELLED by 0\n")
+    slurm.engine.refresh()
+    assert states(slurm.engine, jobs) == ["COMPLETED", "NODE_FAIL", "CANCELLED"]
+    assert len(slurm.calls("sacct")) == 1
+    slurm.engine.refresh()
+    assert len(slurm.calls("sacct")) == 1
+
+
+def test_without_accounting_there_is_a_verdict_all_the_same(slurm: Cluster) -> None:
+    jobs = slurm.submit(3)
+    slurm.pass_time()
+    write_json(jobs[1].folder / "task.json", {"job_id": "101_1", "state": "RUNNING", "host": "n1", "updated": 1.0})
+    slurm.answer("squeue", "")
+    slurm.refuse("sacct", "Slurm accounting storage is disabled\n")
+    slurm.engine.refresh()
+    told = [slurm.engine.verdict(job) for job in jobs]
+    assert told == [
+        ("CANCELLED", "left the queue before it started"),
+        ("NODE_FAIL", "vanished while it ran on n1"),
+        ("CANCELLED", "left the queue before it started"),
+    ]
+    other = slurm.submit(1, job_id=102)
+    slurm.engine.refresh()
+    assert len(slurm.calls("sacct")) == 1 and other  # it is not asked again in vain
+
+
+def test_a_job_that_beats_lives_though_slurm_has_lost_its_memory(slurm: Cluster) -> None:
+    jobs = slurm.submit(1)
+    slurm.pass_time()
+    marker = {"job_id": "101", "state": "RUNNING", "host": "n1", "updated": time.time()}
+    write_json(jobs[0].folder / "task.json", marker)
+    slurm.answer("squeue", "")
+    slurm.engine.refresh()
+    assert states(slurm.engine, jobs) == ["RUNNING"] and slurm.engine.book.has_open()
+    write_json(jobs[0].folder / "task.json", {**marker, "updated": time.time() - 100})
+    slurm.engine.refresh()
+    assert states(slurm.engine, jobs) == ["NODE_FAIL"] and not slurm.engine.book.has_open()
+
+
+def test_a_job_that_slurm_does_not_list_yet_waits(slurm: Cluster) -> None:
+    jobs = slurm.submit(2)
+    slurm.answer("squeue", "")
+    other = slurm.another_process()
+    other.refresh()
+    assert states(other, jobs) == ["PENDING"] * 2
+
+
+def test_if_slurm_does_not_answer_only_what_ended_is_known(slurm: Cluster) -> None:
+    jobs = slurm.submit(2)
+    write_json(jobs[0].folder / "task.json", {"job_id": "101_0", "state": "FAILED", "reason": "boom"})
+    slurm.pass_time()
+    slurm.refuse("squeue", "Unable to contact slurm controller\n")
+    slurm.engine.refresh()
+    assert states(slurm.engine, jobs) == ["FAILED", "UNKNOWN"]
+    assert "Unable to contact" in slurm.engine.verdict(jobs[1]).reason
+    assert slurm.engine.book.has_open()
+
+
+def test_a_job_queued_again_by_somebody_lives_again(slurm: Cluster) -> None:
+    jobs = slurm.submit(2)
+    (submission,) = slurm.engine.book.open()
+    slurm.pass_time()
+    slurm.queue(_101_0="COMPLETED", _101_1="FAILED")
+    slurm.engine.refresh()
+    slurm.engine = slurm.another_process()
+    slurm.answer("squeue", f"101_1|PENDING|None|{submission.token}|\n")
+    slurm.engine.refresh()
+    assert states(slurm.engine, jobs) == ["COMPLETED", "PENDING"]
+    job = job_of(jobs[1].folder)
+    assert job is not None and "verdict" not in job.content and slurm.engine.book.has_open()
+
+
+def test_cancel_is_told_before_it_is_done_and_folds_arrays(slurm: Cluster, tmp_path: Path) -> None:
+    jobs = slurm.submit(4)
+    slurm.answer("squeue", "101_1|COMPLETED|None|x|\n")
+    script = tmp_path / "bin" / "scancel"
+    script.unlink()
+    script.write_text(
+        f"#!/bin/sh\ngrep -c cancelled_by {jobs[2].folder}/job.json > {slurm.answers}/told\n"
+        f'echo "scancel $*" >> {slurm.answers}/calls\n'
+    )
+    script.chmod(0o755)
+    slurm.engine.cancel([jobs[0], jobs[2], jobs[3]])
+    assert slurm.calls("scancel") == ["101_[0,2-3]"]
+    assert (slurm.answers / "told").read_text() == "1\n"
+    job = job_of(jobs[2].folder)
+    assert job is not None and job.content["cancelled"] <= time.time()
+    assert slurm.engine.verdict(job).state == "CANCELLED"
+
+
+def test_cancel_waits_for_the_end(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = slurm.submit(1)
+    slurm.answer("squeue", "101|COMPLETING|None|x|\n")
+    slept: list[float] = []
+
+    def go_on(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            slurm.answer("squeue", "101|CANCELLED|None|x|\n")
+
+    replace_sleep(monkeypatch, go_on)
+    slurm.engine.cancel(jobs)
+    assert len(slept) == 3
+
+
+def test_a_job_that_may_not_be_cancelled_is_named_and_not_marked(
+    slurm: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = slurm.submit(3)
+    slurm.answer("squeue", "101_1|RUNNING|None|x|\n")
+    slurm.refuse("scancel", "scancel: error: Access denied\n")
+    replace_sleep(monkeypatch, lambda _: None)
+    with pytest.raises(LaunchError, match="not all jobs could be cancelled: 101_1: scancel: error: Access denied"):
+        slurm.engine.cancel(jobs)
+    marked = ["cancelled" in (read_json(job.folder / "job.json") or {}) for job in jobs]
+    assert marked == [True, False, True]
+
+
+def test_requeue_names_those_that_cannot_be(slurm: Cluster) -> None:
+    jobs = slurm.submit(2)
+    slurm.engine.requeue(jobs[:1])
+    assert slurm.calls("scontrol")[-1] == "requeue 101_0"
+    assert slurm.engine.verdict(jobs[0]).state == "PENDING"
+    slurm.refuse("scontrol", "Job is no longer pending execution\n")
+    with pytest.raises(LaunchError, match=r"101_0 \(Job is no longer .*, 101_1"):
+        slurm.engine.requeue(jobs)
+
+
+def test_a_full_disk_sends_nothing(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("launchers.slurm.submissions.write_json", refuse)
+    with pytest.raises(LaunchError, match=r"No space left on device.*nothing of this was submitted"):
+        slurm.submit(2)
+    assert not slurm.calls("sbatch")
+
+
+def test_a_full_disk_after_sbatch_leaves_a_job_to_be_adopted(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, content: dict[str, Any], **_: Any) -> None:
+        if content.get("job_id"):
+            raise OSError(28, "No space left on device")
+        write_json(path, content)
+
+    monkeypatch.setattr("launchers.slurm.submissions.write_json", refuse)
+    with pytest.raises(LaunchError, match="job 101 is submitted but cannot be written down"):
+        slurm.submit(2)
+    monkeypatch.undo()
+    (submission,) = SubmissionBook(slurm.root).open()
+    assert submission.job_id is None
