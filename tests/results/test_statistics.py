@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -142,6 +142,7 @@ def test_one_seed_gives_a_difference_and_no_verdict() -> None:
     assert math.isnan(row["p"]) and math.isnan(row["p_holm"]) and math.isnan(row["low"])
 
 
+@settings(max_examples=20)  # statsmodels takes its time
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_statsmodels_holm(p_values: list[float]) -> None:
     assert holm(np.array(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1])
