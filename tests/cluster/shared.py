@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm import Options, TestCluster, missing_reason
+from tests.cluster.slurm import Options, TestCluster
+from tests.debian import missing_reason
 
+PACKAGES = ("slurm-wlm", "munge", "slurmdbd", "mariadb-server")
+DAEMONS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd")
 KINDS = {
     "full": Options(),
     "bare": Options(accounting=False, max_array_size=11, min_job_age=2),
@@ -21,7 +24,7 @@ _borrowers: dict[str, int] = {}
 @contextmanager
 def borrowed(kind: str) -> Iterator[TestCluster]:
     """A running cluster; where it cannot be had the test is left out, but on CI (CI=true) that is a failure."""
-    reason = missing_reason(os.environ)
+    reason = missing_reason(PACKAGES, DAEMONS) if os.geteuid() == 0 else "a test cluster needs root"
     if reason is not None and os.environ.get("CI") == "true":
         pytest.fail(reason)
     if reason is not None:

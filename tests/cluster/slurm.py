@@ -17,9 +17,8 @@ from types import TracebackType
 
 from tests.cluster.configuration import NODES, Options, files
 from tests.cluster.daemons import Daemons, answers, free_ports, until
-from tests.cluster.packages import missing_reason
 
-__all__ = ["NODES", "Options", "TestCluster", "missing_reason"]
+__all__ = ["NODES", "Options", "TestCluster"]
 
 _PORTS = ("slurmctld", "slurmdbd", "mariadb", *NODES)
 _DOWN = ("down", "drain", "fail", "unk")
