@@ -25,6 +25,7 @@ from launchers.rules import Action, Decision
 from launchers.shepherd import GridShepherd
 from launchers.slurm.submissions import point
 
+LINK_TRIES = 5
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
 _dora_get_explore = dora.grid._get_explore
 _dora_run_grid = dora.grid.run_grid
@@ -52,13 +53,28 @@ def run_grid(
     mend_links(folder, main.dora.xps)
     try:
         with _shepherds(lambda shepherd: shepherd.on_commit.append(lambda one: _after_commit(one, grid_name))):
-            return _dora_run_grid(main, explorer, grid_name, rules, slurm, args)
+            return _run_again_if_links_moved(
+                lambda: _dora_run_grid(
+                    main, explorer, grid_name, rules, slurm, replace(args, patterns=list(args.patterns))
+                )
+            )
     except OSError as error:
         if error.errno not in _DISK:
             raise
         raise LaunchError(
             f"cannot write to {main.dora.dir} ({error}); make room or correct it, and try again."
         ) from error
+
+
+def _run_again_if_links_moved(run: Callable[[], list[Sheep]]) -> list[Sheep]:
+    """Run a grid, again where another command made or removed a link of it at the same instant.
+
+    Dora looks at links and makes them outside of our lock. To begin again does no harm: what is submitted is known.
+    """
+    for _ in range(LINK_TRIES - 1):
+        with contextlib.suppress(FileExistsError, FileNotFoundError, AssertionError):
+            return run()
+    return run()
 
 
 def plan_grid(

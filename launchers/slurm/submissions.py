@@ -177,11 +177,12 @@ class SubmissionBook:
 
 def point(link: Path, target: Path) -> None:
     """Make a symbolic link, replacing one that is there."""
-    try:
-        link.symlink_to(target)
-    except FileExistsError:
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
+    while True:  # another command may do the same
+        try:
+            link.symlink_to(target)
+            return
+        except FileExistsError:
+            link.unlink(missing_ok=True)
 
 
 def _line(task: Task) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from audiotok.errors import ConfigError
-from launchers.grids import get_explorer, list_grids, mend_links
+from launchers.grids import _run_again_if_links_moved, get_explorer, list_grids, mend_links
 from tests.fakes.tiny import TinyProject
 
 
@@ -122,3 +122,17 @@ def test_an_unknown_grid_lists_those_there_are() -> None:
     main = SimpleNamespace(dora=SimpleNamespace(grid_package="tests.fakes.tinyproject.tinyxp.grids"), package="x")
     with pytest.raises(ConfigError, match="choose one of: fleet, many, slow"):
         get_explorer(SimpleNamespace(grid="nope"), cast(Any, main))
+
+
+def test_a_link_that_another_command_made_at_the_same_instant_does_no_harm() -> None:
+    errors: list[Exception] = [FileExistsError("link"), AssertionError(), FileNotFoundError("link")]
+
+    def run(*_: object) -> list[object]:
+        if errors:
+            raise errors.pop()
+        return ["done"]
+
+    assert _run_again_if_links_moved(run) == ["done"]  # type: ignore[arg-type,comparison-overlap]
+    errors = [FileExistsError("link")] * 9
+    with pytest.raises(FileExistsError):
+        _run_again_if_links_moved(run)  # type: ignore[arg-type]
