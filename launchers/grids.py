@@ -18,6 +18,7 @@ from dora.utils import import_or_fatal
 
 from audiotok.errors import ConfigError, LaunchError
 from launchers.engines import detect
+from launchers.locks import SubmitLock
 from launchers.plans.memory import remember
 from launchers.plans.plan import Entry, Plan, make_plan, members_of
 from launchers.plans.text import plan_text
@@ -25,7 +26,6 @@ from launchers.rules import Action, Decision
 from launchers.shepherd import GridShepherd
 from launchers.slurm.submissions import point
 
-LINK_TRIES = 5
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
 _dora_get_explore = dora.grid._get_explore
 _dora_run_grid = dora.grid.run_grid
@@ -41,40 +41,31 @@ def run_grid(
 ) -> list[Sheep]:
     """Run a grid as Dora's function of this name does; a dry run tells its plan instead of the table.
 
-    Links from the folder of a grid to its experiments are relative, so that the Dora folder may be moved.
+    Links from the folder of a grid to its experiments are relative, so that the Dora folder may be moved. Dora looks at
+    them and makes and removes them without a lock: one command at a time launches a grid, many may watch it.
     """
+
+    def remember_launch(shepherd: GridShepherd) -> None:
+        shepherd.on_commit.append(lambda one: _after_commit(one, grid_name))
+
     rules, args = rules or SubmitRules(), args or RunGridArgs()
     if args.dry_run and not args.clear:
         plan, sheeps = _plan_with_sheeps(main, explorer, grid_name, rules, slurm, args)
         if not args.silent:
             print(plan_text(plan))  # noqa: T201
         return sheeps
-    folder = _folder(main, grid_name)
-    mend_links(folder, main.dora.xps)
+    lock = SubmitLock(Path(main.dora.dir) / "locks" / f"grid.{grid_name}", log=dora.grid.log)
     try:
-        with _shepherds(lambda shepherd: shepherd.on_commit.append(lambda one: _after_commit(one, grid_name))):
-            return _run_again_if_links_moved(
-                lambda: _dora_run_grid(
-                    main, explorer, grid_name, rules, slurm, replace(args, patterns=list(args.patterns))
-                )
-            )
+        with contextlib.ExitStack() as launching, _shepherds(remember_launch), _before_watching(launching.close):
+            launching.enter_context(lock.hold())
+            mend_links(_folder(main, grid_name), main.dora.xps)
+            return _dora_run_grid(main, explorer, grid_name, rules, slurm, args)
     except OSError as error:
         if error.errno not in _DISK:
             raise
         raise LaunchError(
             f"cannot write to {main.dora.dir} ({error}); make room or correct it, and try again."
         ) from error
-
-
-def _run_again_if_links_moved(run: Callable[[], list[Sheep]]) -> list[Sheep]:
-    """Run a grid, again where another command made or removed a link of it at the same instant.
-
-    Dora looks at links and makes them outside of our lock. To begin again does no harm: what is submitted is known.
-    """
-    for _ in range(LINK_TRIES - 1):
-        with contextlib.suppress(FileExistsError, FileNotFoundError, AssertionError):
-            return run()
-    return run()
 
 
 def plan_grid(
@@ -179,6 +170,22 @@ def _after_commit(shepherd: GridShepherd, grid_name: str) -> None:
 
 def _folder(main: DecoratedMain, grid_name: str) -> Path:
     return Path(main.dora.dir) / main.dora._grids / grid_name
+
+
+@contextlib.contextmanager
+def _before_watching(call: Callable[[], object]) -> Iterator[None]:
+    """Within this block, call something when all is launched and Dora begins to show the table."""
+    usual = dora.grid.monitor
+
+    def monitor(*arguments: Any) -> bool:
+        call()
+        return bool(usual(*arguments))
+
+    dora.grid.monitor = monitor  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        dora.grid.monitor = usual
 
 
 @contextlib.contextmanager

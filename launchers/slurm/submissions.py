@@ -177,12 +177,11 @@ class SubmissionBook:
 
 def point(link: Path, target: Path) -> None:
     """Make a symbolic link, replacing one that is there."""
-    while True:  # another command may do the same
-        try:
-            link.symlink_to(target)
-            return
-        except FileExistsError:
-            link.unlink(missing_ok=True)
+    try:
+        link.symlink_to(target)
+    except FileExistsError:
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
 
 
 def _line(task: Task) -> dict[str, Any]:

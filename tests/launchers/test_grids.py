@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from audiotok.errors import ConfigError
-from launchers.grids import _run_again_if_links_moved, get_explorer, list_grids, mend_links
+from launchers.grids import get_explorer, list_grids, mend_links
+from launchers.locks import SubmitLock
 from tests.fakes.tiny import TinyProject
 
 
@@ -57,6 +58,24 @@ def test_links_of_a_grid_survive_a_move(slurm_project: TinyProject, tmp_path: Pa
     assert said.count("PENDING") >= 4 and len(calls(slurm_project, "sbatch")) == 1
     moved = list((tmp_path / "elsewhere" / "grids" / "fleet").iterdir())
     assert len(moved) == 4 and all(link.resolve().parent == tmp_path / "elsewhere" / "xps" for link in moved)
+
+
+def test_a_grid_is_launched_by_one_command_at_a_time_and_watched_by_many(slurm_project: TinyProject) -> None:
+    lock = SubmitLock(slurm_project.outputs / "locks" / "grid.fleet")
+    with lock.hold():
+        command = slurm_project.start("grid", "fleet")
+        assert any("waiting for" in line and str(os.getpid()) in line for line in command.stdout or [])
+        assert not list(slurm_project.outputs.glob("grids/fleet/*")) and not calls(slurm_project, "sbatch")
+    assert any("Monitoring Grid" in line for line in command.stdout or [])
+    slurm_project.wait(lambda: is_free(lock))  # it watches, and lets others launch
+    assert command.poll() is None and len(calls(slurm_project, "sbatch")) == 1
+    command.terminate()
+    command.communicate()
+
+
+def is_free(lock: SubmitLock) -> bool:
+    with lock.try_hold() as held:
+        return held
 
 
 def test_mending_leaves_anything_else_alone(tmp_path: Path) -> None:
@@ -122,17 +141,3 @@ def test_an_unknown_grid_lists_those_there_are() -> None:
     main = SimpleNamespace(dora=SimpleNamespace(grid_package="tests.fakes.tinyproject.tinyxp.grids"), package="x")
     with pytest.raises(ConfigError, match="choose one of: fleet, many, slow"):
         get_explorer(SimpleNamespace(grid="nope"), cast(Any, main))
-
-
-def test_a_link_that_another_command_made_at_the_same_instant_does_no_harm() -> None:
-    errors: list[Exception] = [FileExistsError("link"), AssertionError(), FileNotFoundError("link")]
-
-    def run(*_: object) -> list[object]:
-        if errors:
-            raise errors.pop()
-        return ["done"]
-
-    assert _run_again_if_links_moved(run) == ["done"]  # type: ignore[arg-type,comparison-overlap]
-    errors = [FileExistsError("link")] * 9
-    with pytest.raises(FileExistsError):
-        _run_again_if_links_moved(run)  # type: ignore[arg-type]
