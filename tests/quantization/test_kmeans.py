@@ -57,7 +57,8 @@ def test_more_rounds_never_raise_the_objective() -> None:
 @pytest.mark.parametrize("num_clusters", [2, 12, 80])
 def test_stopping_early_changes_nothing(num_clusters: int, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = np.random.default_rng(2).normal(size=(60, 2))
-    start = samples[np.arange(num_clusters) % 60]  # 80 hold duplicates
+    twin = np.arange(num_clusters) % 60  # 80 means hold duplicates …
+    start = samples[twin]
     rounds = []
 
     def watched(samples: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
@@ -68,7 +69,8 @@ def test_stopping_early_changes_nothing(num_clusters: int, monkeypatch: pytest.M
     means, counts = kmeans(torch.from_numpy(samples), num_clusters, 200, init=torch.from_numpy(start))
     expected, found = lloyd(samples, start, rounds=200)
     np.testing.assert_allclose(means.numpy(), expected, atol=1e-12)
-    assert counts.tolist() == found.tolist()
+    # … and rounding, which differs by processor, decides which of two equal means owns a sample: count them together.
+    np.testing.assert_array_equal(np.bincount(twin, weights=counts.numpy()), np.bincount(twin, weights=found))
     assert len(rounds) < 40
 
 
