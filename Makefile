@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := audiotok benchmarks grids launchers tests
+SOURCES := audiotok benchmarks tests
 DEMO := compression.encodec_mmd_demo
 GRID := compression.mmd_on_off_demo
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder

@@ -24,7 +24,7 @@ from audiotok.errors import ConfigError
 CLUSTER_VARIABLE = "AUDIOTOK_CLUSTER"
 OUTPUT_VARIABLE = "AUDIOTOK_OUTPUT_DIR"
 DATASET_PATHS_VARIABLE = "AUDIOTOK_DATASET_PATHS"
-PROFILES = Path(__file__).parent.parent / "config" / "cluster"
+PROFILES = Path(__file__).parent / "config" / "cluster"
 DEFAULT_CLUSTER = "default"
 DEFAULT_OUTPUT = "outputs"
 DETECTION_S = 5.0

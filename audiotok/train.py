@@ -18,10 +18,10 @@ from dora.git_save import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
-from audiotok.experiment import experiment_main
+from audiotok.experiments.experiment_main import experiment_main
+from audiotok.launchers.dora_patches import install, tell_mistakes_in_one_line
 from audiotok.status import StatusWriter
 from audiotok.utils.commit import current_commit
-from launchers.hooks import install, tell_mistakes_in_one_line
 
 if TYPE_CHECKING:
     from audiotok.solvers import StandardSolver
@@ -85,7 +85,7 @@ def get_solver_from_sig(sig: str, override_cfg: Mapping[str, Any] | None = None,
     return get_solver_from_xp(main.get_xp_from_sig(sig), override_cfg, **kwargs)
 
 
-@experiment_main(config_path="../config", config_name="config", version_base="1.3")
+@experiment_main(config_path="config", config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Train the experiment that the command line describes, from its last checkpoint on."""
     try:

@@ -27,7 +27,7 @@ from dora.hydra import HydraMain
 from dora.shep import Sheep, Shepherd
 from dora.xp import XP
 
-from audiotok.experiment import ExperimentMain
+from audiotok.experiments.experiment_main import ExperimentMain
 from audiotok.explorers import CompressionExplorer
 from benchmarks import resolve
 from benchmarks.machine import where, write_page
@@ -67,9 +67,9 @@ class Side:
 
 def ours(count: int) -> Side:
     """The launcher of this repository."""
+    from audiotok.launchers.shepherd import GridShepherd
+    from audiotok.launchers.table import monitor
     from audiotok.train import main
-    from launchers.shepherd import GridShepherd
-    from launchers.watching.monitor import monitor
 
     experiments = resolve.grid()[:count]
     seconds = resolve.resolve(resolve.make(ExperimentMain), experiments)[1]

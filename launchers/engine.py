@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from audiotok.status import JOB_FILE, ExperimentState, read_json
-from launchers.profiles.profile import Profile
+from audiotok.launchers.profile import Profile
+from audiotok.status import JOB_FILE, Verdict, read_json
 
 LIVE_STATES = frozenset({"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "UNKNOWN"})
 """States of a job that may still do something. UNKNOWN: the scheduler does not answer; nothing is submitted then."""
@@ -101,7 +101,7 @@ class Engine(Protocol):
         """Learn the states of all jobs, with one query for all of them, and mend what a dead command left behind."""
         ...
 
-    def verdict(self, job: Job) -> ExperimentState:
+    def verdict(self, job: Job) -> Verdict:
         """State of a job as of the last `refresh`, in SLURM's words, and why in a few words; never waits."""
         ...
 

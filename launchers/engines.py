@@ -7,11 +7,11 @@ from pathlib import Path
 from dora.main import DecoratedMain
 
 from audiotok.errors import ConfigError
-from launchers.engine import Engine, Job
-from launchers.local.engine import LocalEngine
-from launchers.locks import SubmitLock
-from launchers.slurm.engine import SlurmEngine
-from launchers.slurm.submissions import SubmissionBook
+from audiotok.launchers.engine import Engine, Job
+from audiotok.launchers.local.engine import LocalEngine
+from audiotok.launchers.lock import SubmitLock
+from audiotok.launchers.slurm.engine import SlurmEngine
+from audiotok.launchers.slurm.submissions import SubmissionBook
 
 LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
 LAUNCHERS = ("local", "slurm")

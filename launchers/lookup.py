@@ -7,9 +7,9 @@ from typing import Any
 from dora.main import DecoratedMain
 from dora.xp import XP
 
-from audiotok.frozen import FROZEN_FILE
+from audiotok.experiments.frozen import FROZEN_FILE
+from audiotok.launchers.engine import job_of
 from audiotok.status import read_json
-from launchers.engine import job_of
 
 
 def xp_of_sig(main: DecoratedMain, sig: str) -> XP:

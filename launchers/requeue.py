@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from audiotok.errors import LaunchError
-from launchers.engine import LIVE_STATES, job_of
-from launchers.shepherd import GridShepherd
+from audiotok.launchers.engine import LIVE_STATES, job_of
+from audiotok.launchers.shepherd import GridShepherd
 
 
 def requeue(shepherd: GridShepherd, sigs: Sequence[str]) -> list[str]:

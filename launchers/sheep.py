@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from dora.shep import Sheep
 from dora.xp import XP
 
-from audiotok.status import ExperimentState, experiment_state, job_identity, read_status
-from launchers.engine import FAILURE_STATES, LIVE_STATES, Job, job_of
-from launchers.rules import Decision
+from audiotok.launchers.decide import Decision
+from audiotok.launchers.engine import FAILURE_STATES, LIVE_STATES, Job, job_of
+from audiotok.status import Verdict, experiment_state, job_identity, read_status
 
 if TYPE_CHECKING:
-    from launchers.shepherd import GridShepherd
+    from audiotok.launchers.shepherd import GridShepherd
 
 
 class SheepJob:
@@ -66,7 +66,7 @@ class GridSheep(Sheep):
         job = job_of(self.xp.folder)
         self.job: SheepJob | None = None if job is None else SheepJob(job, self.shepherd)  # type: ignore[assignment]
 
-    def verdict(self) -> ExperimentState | None:
+    def verdict(self) -> Verdict | None:
         """State and reason, as of the shepherd's last update; of a run by hand only that it has completed.
 
         What was completed by hand after its job had failed is completed. None without job and such a run.

@@ -1,4 +1,4 @@
-"""The shepherd of all launches: decides with `launchers.rules` what is run, and has an engine run it.
+"""The shepherd of all launches: decides with `launchers.decide` what is run, and has an engine run it.
 
 It stands in for `dora.shep.Shepherd`, with SLURM and without. What it knows of a job is the `job.json` in the folder of
 the experiment (no pickles); each job is asked of the engine that it was submitted with, whatever engine is used now.
@@ -19,16 +19,16 @@ from dora.main import DecoratedMain
 from dora.shep import Sheep, Shepherd, no_log
 
 from audiotok.errors import LaunchError
-from audiotok.status import ExperimentState
-from launchers.engine import Engine, Job, job_of
-from launchers.engines import by_engine, detect, make_engines
-from launchers.locks import SubmitLock
-from launchers.lookup import find_moved, xp_of_sig
-from launchers.profiles.profile import Profile
-from launchers.rules import RETRY_VARIABLE, Decision, decide, previous_job
-from launchers.sheep import GridSheep, SheepJob
-from launchers.slurm.submissions import SubmissionBook
-from launchers.wishes import Wish, submit, tell_blocked
+from audiotok.launchers.decide import RETRY_VARIABLE, Decision, decide, previous_job
+from audiotok.launchers.engine import Engine, Job, job_of
+from audiotok.launchers.engines import by_engine, detect, make_engines
+from audiotok.launchers.lock import SubmitLock
+from audiotok.launchers.lookup import find_moved, xp_of_sig
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.sheep import GridSheep, SheepJob
+from audiotok.launchers.slurm.submissions import SubmissionBook
+from audiotok.launchers.wishes import Wish, submit, tell_blocked
+from audiotok.status import Verdict
 
 _shepherds: "weakref.WeakValueDictionary[str, GridShepherd]" = weakref.WeakValueDictionary()
 
@@ -97,7 +97,7 @@ class GridShepherd(Shepherd):
             if sheep.job is not None or (sheep.xp.folder / self.main.dora.shep.json_job_file).exists():
                 sheep.reload()
 
-    def verdict(self, job: Job) -> ExperimentState:
+    def verdict(self, job: Job) -> Verdict:
         """State and reason of a job, as its engine saw it last; it is asked now if it never was."""
         name = job.engine if job.engine in self.engines else "slurm"  # as Dora itself writes none
         if name not in self._updated:

@@ -13,13 +13,13 @@ from dora.conf import SubmitRules
 from dora.main import DecoratedMain
 
 from audiotok.errors import ConfigError, LaunchError
-from launchers.engine import Engine, Task
-from launchers.profiles.profile import Profile
-from launchers.rules import Action
-from launchers.sheep import GridSheep
+from audiotok.launchers.decide import Action
+from audiotok.launchers.engine import Engine, Task
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.sheep import GridSheep
 
 if TYPE_CHECKING:
-    from launchers.shepherd import GridShepherd
+    from audiotok.launchers.shepherd import GridShepherd
 
 SHOWN = 8  # experiments that are told one by one as they are submitted
 

@@ -8,7 +8,7 @@ from typing import Any
 import dora.hydra
 from dora.hydra import HydraMain
 
-from audiotok.experiment import ExperimentMain
+from audiotok.experiments.experiment_main import ExperimentMain
 
 FILES = {
     "config/config.yaml": r"""

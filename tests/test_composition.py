@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from audiotok.composing.overrides import aligned, parse_override
-from audiotok.composing.plain import at, differs, dotted, escaped, is_plain, leaves_of, put, with_values
+from audiotok.experiments.overrides import aligned, parse_override
+from audiotok.experiments.plain import at, differs, dotted, escaped, is_plain, leaves_of, put, with_values
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 2), st.sampled_from([0.0, 1.0, float("nan")]), st.text("ab")

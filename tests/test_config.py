@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from audiotok import train
+from audiotok.launchers.profile import Profile
 from audiotok.models.builders import get_compression_model
 from audiotok.solvers import builders
-from launchers.profiles.profile import Profile
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted(path.stem for path in (ROOT / "config/solver/compression").glob("*.yaml") if path.stem != "default")

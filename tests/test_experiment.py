@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from audiotok.errors import ConfigError
-from audiotok.experiment import ExperimentMain
+from audiotok.experiments.experiment_main import ExperimentMain
 from tests.nasty import FILES, make_main, upstream, write_project
 
 SETTINGS = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -179,7 +179,7 @@ def test_so_does_every_override_of_the_real_configuration(
 def test_values_are_applied_without_hydra(ours: ExperimentMain, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours.get_xp([])  # composed once
     monkeypatch.setattr(ours, "_compose_slowly", None)
-    monkeypatch.setattr("audiotok.composing.main.compose", None)
+    monkeypatch.setattr("audiotok.experiments.main.compose", None)
     if text.startswith("rate="):  # something more intricate than an alias depends on it
         with pytest.raises(TypeError):
             ours.get_xp([text])
@@ -189,7 +189,7 @@ def test_values_are_applied_without_hydra(ours: ExperimentMain, text: str, monke
 
 def test_a_bases_composition_is_shared(ours: ExperimentMain, monkeypatch: pytest.MonkeyPatch) -> None:
     ours.get_xp(["model=large", "accent=1"])
-    monkeypatch.setattr("audiotok.composing.main.compose", None)
+    monkeypatch.setattr("audiotok.experiments.main.compose", None)
     assert ours.get_xp(["accent=e", "model=large"]).delta[:2] == [["model", "large"], ["accent", "e"]]
 
 

@@ -13,9 +13,9 @@ from dora.xp import get_xp
 from omegaconf import OmegaConf
 
 from audiotok.errors import ConfigError
-from audiotok.experiment import ExperimentMain
-from audiotok.frozen import FROZEN_FILE, FROZEN_VARIABLE, drift, freeze, read_frozen
-from audiotok.results.parameters import SavedConfig
+from audiotok.experiments.experiment_main import ExperimentMain
+from audiotok.experiments.frozen import FROZEN_FILE, FROZEN_VARIABLE, drift, freeze, read_frozen
+from audiotok.results.read import SavedConfig
 from tests.nasty import make_main, write_project
 
 ARGV = ["model=large", "epochs=4", "loose.n=7", "section.b.c=2"]
@@ -94,7 +94,7 @@ def test_a_job_runs_what_was_frozen(
     asked = OmegaConf.to_container(xp.cfg, resolve=True)
     later = edited(tmp_path, runs, "name: plain", "name: other")
     monkeypatch.setattr("hydra.main", None)
-    monkeypatch.setattr("audiotok.composing.main.compose", None)
+    monkeypatch.setattr("audiotok.experiments.main.compose", None)
     monkeypatch.setattr(later, "_get_config", None)
     monkeypatch.setenv(FROZEN_VARIABLE, str(xp.folder / FROZEN_FILE))
     for _ in range(2):  # it was queued again

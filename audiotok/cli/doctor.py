@@ -15,12 +15,12 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from launchers.doctor.check import Verdict
-    from launchers.doctor.examine import examine
+    from audiotok.launchers.doctor.check import Level
+    from audiotok.launchers.doctor.examine import examine
 
     failed = 0
     for check in examine(args.overrides, torch=args.torch):
-        failed += check.verdict is Verdict.FAIL
+        failed += check.verdict is Level.FAIL
         print(f"{check.verdict:4}  {check.name:10}  {check.found}", flush=True)
         if check.advice:
             print(f"{'':4}  {'':10}  -> {check.advice}", flush=True)

@@ -37,8 +37,8 @@ def _plan(args: argparse.Namespace) -> int:
     from dora.conf import SubmitRules, update_from_args
     from dora.grid import RunGridArgs
 
-    from launchers.grids import get_explorer, list_grids, plan_grid
-    from launchers.plans.text import SHOWN, plan_text
+    from audiotok.launchers.grid import get_explorer, list_grids, plan_grid
+    from audiotok.launchers.plans.text import SHOWN, plan_text
 
     if args.grid is None:
         package = importlib.import_module(main.dora.grid_package or f"{main.package}.grids")

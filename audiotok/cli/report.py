@@ -57,7 +57,7 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _baseline(items: list[str] | None) -> dict[str, Any] | None:
-    from audiotok.results.parameters import hashable, parse_value
+    from audiotok.results.read import hashable, parse_value
 
     values = {}
     for item in items or ():

@@ -8,7 +8,7 @@ from audiotok.metrics.codebooks import codebook_metrics
 from audiotok.metrics.dependence import dependence_metrics
 from audiotok.metrics.groups import group_codes
 from audiotok.metrics.information import estimate_dependence
-from audiotok.metrics.mmd_test import mmd_permutation_test
+from audiotok.metrics.mmd_permutation import mmd_permutation_test
 from audiotok.metrics.sisnr import si_snr
 from audiotok.metrics.spectral import mel_distance, stft_distance
 

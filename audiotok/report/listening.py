@@ -16,7 +16,7 @@ import soundfile
 
 from audiotok.report.spectrogram import Floats, power_spectrogram, save_spectrogram
 from audiotok.results.cells import clean_text
-from audiotok.results.parameters import natural
+from audiotok.results.read import natural
 
 REFERENCE = "reference"
 

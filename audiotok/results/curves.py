@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from audiotok.results.block import Block, ranges, row_index
+from audiotok.results.experiments import Experiment
 from audiotok.results.history import name_rank, stage_rank
-from audiotok.results.records import Experiment
 
 _THREADS = 2
 KEYS = ("sig", "stage", "epoch")

@@ -15,7 +15,7 @@ import numpy as np
 
 from audiotok.results.files import Mark, encodable, mark, read_json_file
 from audiotok.results.history import StageTable, read_tables
-from audiotok.results.parameters import SavedConfig, hashable
+from audiotok.results.read import SavedConfig, hashable
 from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, experiment_state, read_json
 
 REST_S = 30.0  # a file that changed less than that ago may be changing still, and is not worth keeping

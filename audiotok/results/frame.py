@@ -14,13 +14,9 @@ import pandas as pd
 from audiotok.errors import ResultsError
 from audiotok.results.block import StaleBlockError
 from audiotok.results.curves import apart, best_epochs, history_frame, last_values
+from audiotok.results.experiments import Experiment, load_records, read_experiment
 from audiotok.results.files import uncollected
-from audiotok.results.history import metric_rank
-from audiotok.results.metrics import metric_direction
-from audiotok.results.parameters import hashable, natural
-from audiotok.results.records import Experiment, load_records, read_experiment
-from audiotok.results.samples import samples_frame
-from audiotok.results.xps import (
+from audiotok.results.folders import (
     Roots,
     experiment_folders,
     grid_signatures,
@@ -28,6 +24,10 @@ from audiotok.results.xps import (
     output_roots,
     require_signatures,
 )
+from audiotok.results.history import metric_rank
+from audiotok.results.metrics import metric_direction
+from audiotok.results.read import hashable, natural
+from audiotok.results.samples import samples_frame
 
 BEST_BY = "valid.msspec"
 _FACTS = (

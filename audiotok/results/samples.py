@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from audiotok.results.experiments import Experiment
 from audiotok.results.files import encodable
-from audiotok.results.records import Experiment
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
 _EPOCH = re.compile(r"epoch_([0-9]{1,9})\Z")

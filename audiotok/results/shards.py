@@ -15,7 +15,7 @@ from audiotok.results.block import Block, StaleBlockError, concat_blocks, single
 from audiotok.results.cache import read_block, write_block
 from audiotok.results.entries import Entry, Part
 from audiotok.results.files import mark
-from audiotok.results.parameters import parse_overrides
+from audiotok.results.read import parse_overrides
 
 _PARTS = ("history", "argv", "state", "config")
 _ATTEMPTS = 3

@@ -3,8 +3,8 @@
 from omegaconf import DictConfig
 
 from audiotok.errors import ConfigError
-from audiotok.solvers.base import StandardSolver
 from audiotok.solvers.compression import CompressionSolver
+from audiotok.solvers.solver import StandardSolver
 
 SOLVERS: dict[str, type[StandardSolver]] = {"compression": CompressionSolver}
 

@@ -23,9 +23,9 @@ from audiotok.models.encodec import CompressionModel, EncodecModel
 from audiotok.models.pretrained import load_pretrained
 from audiotok.solvers import builders
 from audiotok.solvers.averages import State, to_floats
-from audiotok.solvers.base import StandardSolver
-from audiotok.solvers.codebooks import CodebookMeasures
+from audiotok.solvers.evaluation import CodebookMeasures
 from audiotok.solvers.macro_batch import MacroBatch
+from audiotok.solvers.solver import StandardSolver
 from audiotok.solvers.stages import Metrics
 
 LIBSNDFILE_SYSTEM_ERROR = 2

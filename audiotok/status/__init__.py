@@ -16,7 +16,8 @@ Three files of an experiment folder, none of which needs torch, Dora or a schedu
 
 from audiotok.files import is_locked, read_json, write_json
 from audiotok.status.folder import JOB_FILE, STATUS_FILE, TASK_FILE, read_status
-from audiotok.status.verdict import ExperimentState, experiment_state
+from audiotok.status.judge import experiment_state
+from audiotok.status.state import State, Verdict
 from audiotok.status.writer import KINDS, STATES, StatusWriter, job_identity
 
 __all__ = [
@@ -25,8 +26,9 @@ __all__ = [
     "STATES",
     "STATUS_FILE",
     "TASK_FILE",
-    "ExperimentState",
+    "State",
     "StatusWriter",
+    "Verdict",
     "experiment_state",
     "is_locked",
     "job_identity",

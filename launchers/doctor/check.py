@@ -8,7 +8,7 @@ from enum import StrEnum
 FILES_S = 15.0
 
 
-class Verdict(StrEnum):
+class Level(StrEnum):
     """How a check went; only FAIL makes the command fail."""
 
     OK = "ok"
@@ -21,24 +21,24 @@ class Check:
     """One line of the report: what was looked at, how it went, what was found, and what to do about it."""
 
     name: str
-    verdict: Verdict
+    verdict: Level
     found: str
     advice: str = ""
 
 
 def ok(name: str, found: str) -> Check:
     """A check that went well."""
-    return Check(name, Verdict.OK, found)
+    return Check(name, Level.OK, found)
 
 
 def warn(name: str, found: str, advice: str) -> Check:
     """Something that may be on purpose."""
-    return Check(name, Verdict.WARN, found, advice)
+    return Check(name, Level.WARN, found, advice)
 
 
 def fail(name: str, found: str, advice: str) -> Check:
     """Something that keeps experiments from running."""
-    return Check(name, Verdict.FAIL, found, advice)
+    return Check(name, Level.FAIL, found, advice)
 
 
 def bounded(name: str, check: Callable[[], Check], seconds: float = FILES_S) -> Check:

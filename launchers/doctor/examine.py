@@ -21,12 +21,12 @@ from packaging.requirements import Requirement
 
 from audiotok.cluster import DEFAULT_CLUSTER, PROFILES, choose, cluster_name, list_profiles, settle
 from audiotok.errors import AudiotokError, ConfigError
-from launchers.asking import ask
-from launchers.doctor.check import Check, bounded, fail, ok, warn
-from launchers.doctor.files import check_data, check_output
-from launchers.doctor.slurm import check_slurm
-from launchers.engines import LAUNCHER_VARIABLE, detect
-from launchers.profiles.profile import Profile
+from audiotok.launchers.child import ask
+from audiotok.launchers.doctor.check import Check, bounded, fail, ok, warn
+from audiotok.launchers.doctor.files import check_data, check_output
+from audiotok.launchers.doctor.slurm import check_slurm
+from audiotok.launchers.engines import LAUNCHER_VARIABLE, detect
+from audiotok.launchers.profile import Profile
 
 IMPORT_S = 120.0
 PACKAGES = ("torch", "torchaudio", "dora-search", "submitit", "flashy", "hydra-core", "omegaconf")

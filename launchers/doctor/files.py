@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from audiotok.cluster import dataset_paths, map_path
 from audiotok.errors import ConfigError
-from launchers.doctor.check import Check, fail, ok, warn
+from audiotok.launchers.doctor.check import Check, fail, ok, warn
 
 ROOMY_GB, CRAMPED_GB = 50.0, 2.0
 SPLITS = ("train", "valid", "evaluate", "generate")

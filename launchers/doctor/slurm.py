@@ -6,11 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from launchers.asking import ask
-from launchers.doctor.check import Check, fail, ok, warn
-from launchers.locks import user_name
-from launchers.profiles.profile import Profile
-from launchers.slurm.sbatch import make_script, max_array_size, show_config
+from audiotok.launchers.child import ask
+from audiotok.launchers.doctor.check import Check, fail, ok, warn
+from audiotok.launchers.lock import user_name
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.slurm.sbatch import make_script, max_array_size, show_config
 
 NEEDED = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 HELPFUL = ("sacct", "sinfo", "sacctmgr")

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from audiotok.launchers.job.place import Place
+from audiotok.launchers.job.verdict import Outcome
 from audiotok.status import TASK_FILE, read_json, write_json
-from launchers.job.place import Place
-from launchers.job.verdict import Verdict
 
 BEAT_S = 15.0
 
@@ -52,7 +52,7 @@ class Marker:
             self._beaten = time.monotonic()
             self._write()
 
-    def end(self, ended: Verdict) -> None:
+    def end(self, ended: Outcome) -> None:
         """Say how the job ended; of several ranks the first that failed is heard."""
         reason = ended.reason if self._rank == 0 else f"rank {self._rank}: {ended.reason}"
         self._fields.update(state=ended.state, reason=reason, exit_code=ended.exit_code, ended=time.time())
@@ -80,5 +80,5 @@ class Marker:
 
 def tell(words: str) -> None:
     """Say something in the log of the job."""
-    sys.stderr.write(f"launchers.job.task: {words}.\n")
+    sys.stderr.write(f"audiotok.launchers.slurm.inside: {words}.\n")
     sys.stderr.flush()

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launchers.asking import ask
+from audiotok.launchers.child import ask
 
 FIRST_PORT, PORTS = 12000, 20000  # below the ports that Linux gives to clients
 ASK_S = 60.0  # a job gives SLURM so long for an answer

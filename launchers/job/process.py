@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from launchers.job.verdict import TERMINATED
+from audiotok.launchers.job.verdict import TERMINATED
 
 FROZEN_VARIABLE, FROZEN_FILE = "AUDIOTOK_FROZEN", "frozen.json"
 SETTLE_S = 1.0  # a signal for parent and child may end the child before the parent hears of it

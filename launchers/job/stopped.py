@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from audiotok.launchers.child import ask
+from audiotok.launchers.job.marker import Marker
+from audiotok.launchers.job.place import ASK_S, Place
+from audiotok.launchers.job.verdict import Outcome
 from audiotok.status import JOB_FILE, read_json
-from launchers.asking import ask
-from launchers.job.marker import Marker
-from launchers.job.place import ASK_S, Place
-from launchers.job.verdict import Verdict
 
 PATIENCE_S = 900.0  # a controller that does not answer is asked again for so long
 PAUSE_S = 2.0
 _CANCELLED = "it was cancelled"
 
 
-def settle(ended: Verdict, place: Place, marker: Marker, folder: Path, profile: Mapping[str, Any]) -> Verdict:
+def settle(ended: Outcome, place: Place, marker: Marker, folder: Path, profile: Mapping[str, Any]) -> Outcome:
     """Find out who stopped the job, and have it queued again if it was the time limit."""
     if "cancelled" in _job_of(folder, place):
         return ended._replace(state="CANCELLED", reason="cancelled while it was running")
@@ -46,7 +46,7 @@ def settle(ended: Verdict, place: Place, marker: Marker, folder: Path, profile: 
     return settled
 
 
-def _queue_again(ended: Verdict, place: Place, marker: Marker, folder: Path, reason: str) -> Verdict:
+def _queue_again(ended: Outcome, place: Place, marker: Marker, folder: Path, reason: str) -> Outcome:
     """Have a job queued again that has written its checkpoint; the verdict says whether that went well."""
     queued = ended._replace(state="REQUEUED", reason=f"{reason}; queued again to go on")
     marker.end(queued)  # first, as SLURM may end us while it answers

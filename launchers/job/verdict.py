@@ -30,7 +30,7 @@ _OUT_OF_MEMORY = re.compile(r"^MemoryError\b|DefaultCPUAllocator: can't allocate
 _LOST_WORKER = re.compile(r"killed by signal: Killed|exited unexpectedly")
 
 
-class Verdict(NamedTuple):
+class Outcome(NamedTuple):
     """How a job ended: its state in SLURM's words, why, and the exit code (minus the signal, if one ended it)."""
 
     state: str
@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
 
 def verdict(
     code: int, cause: str | None, *, folder: Path, log: Path | None, began: float, oom_killed: bool = False
-) -> Verdict:
+) -> Outcome:
     """Tell how a job ended.
 
     Exit code 0 is success even after a stop: it was done before. A job that was stopped has the state of that cause,
@@ -55,24 +55,24 @@ def verdict(
         oom_killed: whether the kernel has killed a process of this job's memory group since it began.
     """
     if code == 0:
-        return Verdict("COMPLETED", "", 0)
+        return Outcome("COMPLETED", "", 0)
     status = read_status(folder) or {}
     updated = status.get("updated")
     told = str(status.get("reason") or "") if isinstance(updated, int | float) and updated >= began else ""
     if cause is not None:
         remark = f" (exit code {code}: {told or last_error(log)})" if code not in TERMINATED else ""
         remark = " (killed, as it did not end in time)" if code in KILLED else remark
-        return Verdict(cause, _STOPPED[cause] + remark, code)
+        return Outcome(cause, _STOPPED[cause] + remark, code)
     told = told or last_error(log)
     if oom_killed and (code in KILLED or _LOST_WORKER.search(told)):
-        return Verdict("OUT_OF_MEMORY", "killed by the kernel: out of memory", code)
+        return Outcome("OUT_OF_MEMORY", "killed by the kernel: out of memory", code)
     if _OUT_OF_MEMORY.search(told):
-        return Verdict("OUT_OF_MEMORY", told, code)
+        return Outcome("OUT_OF_MEMORY", told, code)
     if code in KILLED:
-        return Verdict("FAILED", "killed by SIGKILL (out of memory?)", code)
+        return Outcome("FAILED", "killed by SIGKILL (out of memory?)", code)
     if code < 0:
-        return Verdict("FAILED", f"killed by {_signal_name(-code)}", code)
-    return Verdict("FAILED", f"exit code {code}" + (f": {told}" if told else ""), code)
+        return Outcome("FAILED", f"killed by {_signal_name(-code)}", code)
+    return Outcome("FAILED", f"exit code {code}" + (f": {told}" if told else ""), code)
 
 
 def last_error(log: Path | None) -> str:

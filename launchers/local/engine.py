@@ -1,6 +1,6 @@
 """The engine for a machine without a scheduler: a queue of local jobs that outlive the terminal.
 
-It only writes to the book of jobs (`launchers.local.jobs`) and makes sure that a supervisor looks after it; what runs
+It only writes to the book of jobs (`launchers.local.queue`) and makes sure that a supervisor looks after it; what runs
 is started by the supervisor, with a runner for each job. Of a profile it uses GPUs, CPUs and the time limit; memory,
 nodes and shell lines (`setup`) are for clusters.
 """
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audiotok.errors import ConfigError, LaunchError
-from audiotok.status import ExperimentState, read_status
-from launchers.engine import Job, Task
-from launchers.local.jobs import JobStore
-from launchers.local.machine import share
-from launchers.local.record import JobRecord
-from launchers.local.supervisor import ensure
-from launchers.locks import user_and_host
-from launchers.profiles.profile import Profile
+from audiotok.launchers.engine import Job, Task
+from audiotok.launchers.local.machine import share
+from audiotok.launchers.local.queue import JobStore
+from audiotok.launchers.local.record import JobRecord
+from audiotok.launchers.local.supervisor import ensure
+from audiotok.launchers.lock import user_and_host
+from audiotok.launchers.profile import Profile
+from audiotok.status import State, Verdict, read_status
 
 STOP_S = 20.0  # a killed job must be gone within this time after its grace period
 
@@ -34,8 +34,8 @@ class LocalEngine:
 
     def __init__(self, root: Path) -> None:
         self.store = JobStore(root)
-        self._live: dict[str, ExperimentState] = {}
-        self._over: dict[str, ExperimentState] = {}
+        self._live: dict[str, Verdict] = {}
+        self._over: dict[str, Verdict] = {}
 
     def submit(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
         """Queue tasks on this machine.
@@ -90,14 +90,14 @@ class LocalEngine:
                 if self.store.unfinished():
                     ensure(self.store)
 
-    def verdict(self, job: Job) -> ExperimentState:
+    def verdict(self, job: Job) -> Verdict:
         """State of a job as of the last `refresh`; MISSING if its record was deleted."""
         known = self._live.get(job.job_id) or self._over.get(job.job_id)
         if known is not None:
             return known
         record = self.store.judge(job.job_id)
         if record is None:
-            return ExperimentState("MISSING", f"no record of it in {self.store.jobs}")
+            return Verdict(State.MISSING, f"no record of it in {self.store.jobs}")
         state = _state(record)
         if record.is_over:
             self._over[job.job_id] = state
@@ -153,10 +153,10 @@ class LocalEngine:
         return held
 
 
-def _state(record: JobRecord) -> ExperimentState:
+def _state(record: JobRecord) -> Verdict:
     """State of a job; the training itself knows whether it failed because it diverged."""
     if record.state == "FAILED":
         status = read_status(Path(record.folder)) or {}
         if status.get("job_id") == record.job_id and status.get("state") == "DIVERGED":
-            return ExperimentState("DIVERGED", str(status.get("reason") or ""))
-    return ExperimentState(record.state, record.reason)
+            return Verdict(State.DIVERGED, str(status.get("reason") or ""))
+    return Verdict(State.of(record.state), record.reason)

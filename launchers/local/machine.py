@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from audiotok.errors import ConfigError
-from launchers.asking import ask
+from audiotok.launchers.child import ask
 
 SLOTS_VARIABLE = "AUDIOTOK_LOCAL_SLOTS"
 GRACE_VARIABLE = "AUDIOTOK_LOCAL_GRACE_S"

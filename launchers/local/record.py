@@ -1,6 +1,6 @@
 """What is written down about a local job: all that its runner needs to know, and how it went.
 
-Standard library only. Where records are kept: `launchers.local.jobs`.
+Standard library only. Where records are kept: `launchers.local.queue`.
 """
 
 from collections.abc import Mapping

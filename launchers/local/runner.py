@@ -1,4 +1,4 @@
-"""Runs one local job and writes down the truth about it: `python -m launchers.local.runner ROOT JOB_ID [GPU,GPU]`.
+"""Runs one local job and writes down the truth about it: `python -m ….local.runner ROOT JOB_ID [GPU,GPU]`.
 
 Each running job has such a small process as its parent. It holds the lock of the job, so that others see that it runs;
 it knows the exit code, so that the verdict stays right when the supervisor is killed; and it stops the job when it is
@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from launchers.job.process import Signals, attend, frozen_environment, rank_environment, start
-from launchers.job.verdict import KILLED, TERMINATED, Verdict, oom_kills, verdict
-from launchers.local.jobs import JobStore
-from launchers.local.record import JobRecord
+from audiotok.launchers.job.process import Signals, attend, frozen_environment, rank_environment, start
+from audiotok.launchers.job.verdict import KILLED, TERMINATED, Outcome, oom_kills, verdict
+from audiotok.launchers.local.queue import JobStore
+from audiotok.launchers.local.record import JobRecord
 
 CAUSES = {signal.SIGTERM: "PREEMPTED", signal.SIGINT: "PREEMPTED"}
 POLL_S = 0.1
@@ -78,7 +78,7 @@ def end_leftovers(record: JobRecord) -> None:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
-def _run(store: JobStore, record: JobRecord) -> Verdict:
+def _run(store: JobStore, record: JobRecord) -> Outcome:
     """Start the processes of a job and wait for their end, or for what stops them."""
     signals, killed, children = Signals(CAUSES), oom_kills(), list[sp.Popen[bytes]]()
     stop_at = time.monotonic() + record.time_s - record.checkpoint_s if record.time_s else float("inf")
@@ -89,7 +89,7 @@ def _run(store: JobStore, record: JobRecord) -> Verdict:
     except OSError as error:
         for child in children:
             child.kill()
-        return Verdict("FAILED", f"could not be started: {error}")
+        return Outcome("FAILED", f"could not be started: {error}")
     record.state, record.pid = "RUNNING", children[0].pid
     _insist(lambda: store.write(record))
 
@@ -115,7 +115,7 @@ def _run(store: JobStore, record: JobRecord) -> Verdict:
     )
 
 
-def _or_again(record: JobRecord, ended: Verdict) -> Verdict:
+def _or_again(record: JobRecord, ended: Outcome) -> Outcome:
     """Make REQUEUED of a time limit that was not reached too often; counts how often."""
     most = record.max_num_timeout
     if ended.state == "TIMEOUT" and record.timeouts >= most:
@@ -138,7 +138,7 @@ def _insist(write: Callable[[], None]) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise
-            sys.stderr.write(f"launchers.local.runner: {error}; trying again.\n")
+            sys.stderr.write(f"audiotok.launchers.local.runner: {error}; trying again.\n")
             time.sleep(5.0)
 
 

@@ -1,4 +1,4 @@
-"""Starts queued local jobs, a bounded number at once, oldest first: `python -m launchers.local.supervisor ROOT`.
+"""Starts queued local jobs, a bounded number at once, oldest first: `python -m ….local.supervisor ROOT`.
 
 One supervisor per Dora folder, alone by a lock. It keeps nothing in memory: what runs is what holds a lock,
 what waits is in the queue. So it can be killed at any moment: running jobs go on under their runners, and the
@@ -17,9 +17,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from audiotok.errors import LaunchError
-from launchers.local.jobs import VANISHED, JobStore
-from launchers.local.record import JobRecord
-from launchers.local.runner import end_leftovers
+from audiotok.launchers.local.queue import VANISHED, JobStore
+from audiotok.launchers.local.record import JobRecord
+from audiotok.launchers.local.runner import end_leftovers
 
 POLL_S = 0.2
 LINGER_S = 3.0  # a supervisor without work waits this long for more before it leaves
@@ -35,7 +35,7 @@ def ensure(store: JobStore) -> None:
     """
     if store.is_held("supervisor"):
         return
-    process = _spawn(["launchers.local.supervisor", str(store.root)], store)
+    process = _spawn(["audiotok.launchers.local.supervisor", str(store.root)], store)
     deadline = time.monotonic() + START_S
     while not store.is_held("supervisor"):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -105,7 +105,7 @@ def free_devices(job: JobRecord, running: Sequence[JobRecord]) -> list[str]:
 def start(store: JobStore, job: JobRecord, running: Sequence[JobRecord]) -> None:
     """Start the runner of a job and wait until it has taken the job up (or failed to)."""
     devices = ",".join(free_devices(job, running)[: job.gpus])
-    process = _spawn(["launchers.local.runner", str(store.root), job.job_id, devices], store)
+    process = _spawn(["audiotok.launchers.local.runner", str(store.root), job.job_id, devices], store)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         record = store.read(job.job_id)

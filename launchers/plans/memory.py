@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from audiotok.launchers.lock import user_and_host
 from audiotok.status import read_json, write_json
-from launchers.locks import user_and_host
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
-from launchers.engine import LIVE_STATES
-from launchers.plans.memory import Changes
-from launchers.plans.plan import Entry, Plan, Request
-from launchers.rules import FORCE, Action
+from audiotok.launchers.decide import FORCE, Action
+from audiotok.launchers.engine import LIVE_STATES
+from audiotok.launchers.plan import Entry, Plan, Request
+from audiotok.launchers.plans.memory import Changes
 
 SHOWN = 5  # experiments of a group that are listed
 _TITLES = {

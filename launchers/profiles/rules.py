@@ -1,4 +1,4 @@
-"""What each key of a cluster profile may hold; see `launchers.profiles.profile` for what the keys mean together.
+"""What each key of a cluster profile may hold; see `launchers.profile` for what the keys mean together.
 
 Values end in lines of a shell script, so that anything which could break out of its line is refused here.
 """

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from audiotok.status import ExperimentState
-from launchers.asking import ask
+from audiotok.launchers.child import ask
+from audiotok.status import State, Verdict
 
 TIMEOUT_S = 120.0
 CHUNK = 400  # job ids in one call, far below any limit on the length of a command
@@ -63,11 +63,13 @@ class Entry(NamedTuple):
         """True if it may still do something; so may a state that this code has never heard of."""
         return self.state not in ENDED and self.state not in ("COMPLETED", "FAILED")
 
-    def live_state(self) -> ExperimentState:
+    def live_state(self) -> Verdict:
         """Verdict on a task that lives."""
-        state = _LIVE.get(self.state, self.state)
+        if self.state not in _LIVE:
+            return Verdict(State.UNKNOWN, f"state {self.state}")
+        state = _LIVE[self.state]
         said = _HELD.get(self.state, "" if self.reason in _USUAL else self.reason)
-        return ExperimentState(state, said if state != "RUNNING" else "")
+        return Verdict(State.of(state), said if state != "RUNNING" else "")
 
 
 def run(command: Sequence[str]) -> tuple[str, str]:

@@ -1,22 +1,22 @@
 """The engine for SLURM: arrays out, and nothing lost when a command dies on the way.
 
 What is sent is first written down (`launchers.slurm.submissions`); the script comes from `launchers.slurm.sbatch`;
-inside the job runs `launchers.job.task`; `launchers.slurm.watch` knows what became of it.
+inside the job runs `launchers.slurm.inside`; `launchers.slurm.watch` knows what became of it.
 """
 
 import time
 from collections.abc import Sequence
 
 from audiotok.errors import LaunchError
-from audiotok.status import ExperimentState
-from launchers.engine import Job, Task
-from launchers.locks import SubmitLock, user_and_host
-from launchers.profiles.profile import Profile
-from launchers.slurm.commands import CHUNK, UNREACHABLE, collapse_ids, run
-from launchers.slurm.notes import erase, note
-from launchers.slurm.sbatch import SbatchExecutor, max_array_size
-from launchers.slurm.submissions import SubmissionBook
-from launchers.slurm.watch import SlurmWatch
+from audiotok.launchers.engine import Job, Task
+from audiotok.launchers.lock import SubmitLock, user_and_host
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.slurm.commands import CHUNK, UNREACHABLE, collapse_ids, run
+from audiotok.launchers.slurm.notes import erase, note
+from audiotok.launchers.slurm.sbatch import SbatchExecutor, max_array_size
+from audiotok.launchers.slurm.submissions import SubmissionBook
+from audiotok.launchers.slurm.watch import SlurmWatch
+from audiotok.status import Verdict
 
 STOP_S = 60.0  # SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL
 
@@ -65,7 +65,7 @@ class SlurmEngine:
         """Ask SLURM once for all jobs, adopt what a dead command sent, and write down how jobs have ended."""
         self.watch.refresh()
 
-    def verdict(self, job: Job) -> ExperimentState:
+    def verdict(self, job: Job) -> Verdict:
         """State of a job as of the last refresh, and why."""
         return self.watch.verdict(job)
 
@@ -112,7 +112,7 @@ class SlurmEngine:
             raise LaunchError(f"cannot write {self.book.root} ({error}); nothing of this was submitted.") from error
         try:
             executor = SbatchExecutor(submission.folder, profile, submission.token, mem_factor=tasks[0].mem_factor)
-            words = ["-u", "-m", "launchers.job.task", str(submission.folder)]
+            words = ["-u", "-m", "audiotok.launchers.slurm.inside", str(submission.folder)]
             job_id = executor.submit(words, array=len(tasks) if len(tasks) > 1 else None)
         except Exception as error:
             if not UNREACHABLE.search(str(error)):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from audiotok.status import JOB_FILE, ExperimentState, read_json, write_json
+from audiotok.status import JOB_FILE, State, Verdict, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,12 @@ def erase(folder: Path, job_id: str, *names: str) -> None:
         _try_to_write(folder / JOB_FILE, {name: value for name, value in content.items() if name not in names})
 
 
-def noted_verdict(content: Mapping[str, Any]) -> ExperimentState | None:
+def noted_verdict(content: Mapping[str, Any]) -> Verdict | None:
     """The verdict that stands in a `job.json`."""
     verdict = content.get("verdict")
     if not isinstance(verdict, dict) or not verdict.get("state"):
         return None
-    return ExperimentState(str(verdict["state"]), str(verdict.get("reason") or ""))
+    return Verdict(State.of(verdict["state"]), str(verdict.get("reason") or ""))
 
 
 def _read(folder: Path, job_id: str) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from audiotok.errors import LaunchError
-from launchers.asking import ask
-from launchers.profiles.profile import Profile, Shape
+from audiotok.launchers.child import ask
+from audiotok.launchers.profile import Profile, Shape
 
 MAX_ARRAY_SIZE = 1001
 """SLURM's default: jobs of one array, with indices from 0."""
@@ -94,7 +94,7 @@ def make_script(
         profile: what the job asks for.
         name: name of the job.
         folder: where its logs go, as `%j_%t_log.out`, those of an array as `%A_%a_%t_log.out`.
-        command: words for Python, such as `["-u", "-m", "launchers.job.task", FOLDER]`.
+        command: words for Python, such as `["-u", "-m", "audiotok.launchers.slurm.inside", FOLDER]`.
         array: number of jobs of the array, None for a single job.
         mem_factor: how many times the memory of the profile.
 
@@ -137,7 +137,7 @@ class SbatchExecutor(submitit.SlurmExecutor):
         """Submit one job, or one array whose jobs all run this command.
 
         Args:
-            command: words for Python, such as `["-u", "-m", "launchers.job.task", FOLDER]`.
+            command: words for Python, such as `["-u", "-m", "audiotok.launchers.slurm.inside", FOLDER]`.
             array: number of jobs of the array, None for a single job.
 
         Returns:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from audiotok.status import TASK_FILE, ExperimentState, read_json, read_status
-from launchers.slurm.commands import ENDED, Entry
+from audiotok.launchers.slurm.commands import ENDED, Entry
+from audiotok.status import TASK_FILE, State, Verdict, read_json, read_status
 
 FRESH_S = 45.0  # three of the heartbeats of `launchers.job.marker`
 _TOLD = frozenset({"COMPLETED", "FAILED", "OUT_OF_MEMORY", "CANCELLED", "TIMEOUT"})
@@ -24,7 +24,7 @@ def marker_of(folder: Path, job_id: str) -> dict[str, Any]:
     return marker if marker.get("job_id") == job_id else {}
 
 
-def judge(folder: Path, job: Mapping[str, Any], said: Entry | None) -> ExperimentState:
+def judge(folder: Path, job: Mapping[str, Any], said: Entry | None) -> Verdict:
     """The last word on a task that neither waits nor runs.
 
     Args:
@@ -54,7 +54,7 @@ def beats(folder: Path, job_id: str) -> bool:
     return abs(time.time() - updated) < FRESH_S
 
 
-def ended_by_itself(folder: Path, job_id: str) -> ExperimentState | None:
+def ended_by_itself(folder: Path, job_id: str) -> Verdict | None:
     """How a task says that it has ended, None if it does not, or if something else ended it.
 
     SLURM goes on for seconds about a job whose processes are gone. Nothing of it writes any more.
@@ -72,47 +72,49 @@ def needs_accounting(folder: Path, job_id: str) -> bool:
 
 def _judge_by_slurm(
     said: Entry, marker: Mapping[str, Any], status: Mapping[str, Any], job: Mapping[str, Any]
-) -> ExperimentState:
+) -> Verdict:
     if said.state == "COMPLETED":
-        return ExperimentState("COMPLETED", "")
+        return Verdict(State.COMPLETED, "")
     if said.state == "CANCELLED" and "cancelled" in job:
-        return ExperimentState("CANCELLED", _cancelled_by(job))
+        return Verdict(State.CANCELLED, _cancelled_by(job))
     told = str(marker.get("reason") or "")
     if said.state != "FAILED":
         own = told if marker.get("state") == said.state else ""
         by = f" {said.reason}" if said.state == "CANCELLED" and said.reason.startswith("by ") else ""
-        return ExperimentState("CANCELLED" if said.state == "REVOKED" else said.state, own or ENDED[said.state] + by)
+        return Verdict(
+            State.CANCELLED if said.state == "REVOKED" else State.of(said.state), own or ENDED[said.state] + by
+        )
     if "oom" in said.reason.lower().replace("outofmemory", "oom"):
-        return ExperimentState("OUT_OF_MEMORY", told or ENDED["OUT_OF_MEMORY"])
+        return Verdict(State.OUT_OF_MEMORY, told or ENDED["OUT_OF_MEMORY"])
     if marker.get("state") in (None, "RUNNING", "REQUEUED", "COMPLETED"):
         reason = told or _reason(status) or _plain(said.reason)
         marker = {"state": "FAILED", "reason": reason}
     return _own_words(marker, status)
 
 
-def _judge_alone(marker: Mapping[str, Any], status: Mapping[str, Any], job: Mapping[str, Any]) -> ExperimentState:
+def _judge_alone(marker: Mapping[str, Any], status: Mapping[str, Any], job: Mapping[str, Any]) -> Verdict:
     state = marker.get("state")
     if state in _TOLD:
         return _own_words(marker, status)
     if "cancelled" in job:
-        return ExperimentState("CANCELLED", _cancelled_by(job))
+        return Verdict(State.CANCELLED, _cancelled_by(job))
     if state == "PREEMPTED":
-        return ExperimentState("PREEMPTED", str(marker.get("reason") or ENDED["PREEMPTED"]))
+        return Verdict(State.PREEMPTED, str(marker.get("reason") or ENDED["PREEMPTED"]))
     if state == "REQUEUED":
-        return ExperimentState("CANCELLED", "left the queue before it started again")
+        return Verdict(State.CANCELLED, "left the queue before it started again")
     if status and status.get("state") in ("COMPLETED", "FAILED", "DIVERGED"):
-        return ExperimentState(str(status["state"]), _reason(status))
+        return Verdict(State.of(status["state"]), _reason(status))
     if state is not None or status:
         host = marker.get("host") or status.get("host")
-        return ExperimentState("NODE_FAIL", f"vanished while it ran{f' on {host}' if host else ''}")
-    return ExperimentState("CANCELLED", "left the queue before it started")
+        return Verdict(State.NODE_FAIL, f"vanished while it ran{f' on {host}' if host else ''}")
+    return Verdict(State.CANCELLED, "left the queue before it started")
 
 
-def _own_words(marker: Mapping[str, Any], status: Mapping[str, Any]) -> ExperimentState:
+def _own_words(marker: Mapping[str, Any], status: Mapping[str, Any]) -> Verdict:
     """What the task said; that it diverged, only the trainer knows."""
     if marker.get("state") == "FAILED" and status.get("state") == "DIVERGED":
-        return ExperimentState("DIVERGED", _reason(status))
-    return ExperimentState(str(marker.get("state")), str(marker.get("reason") or ""))
+        return Verdict(State.DIVERGED, _reason(status))
+    return Verdict(State.of(marker.get("state")), str(marker.get("reason") or ""))
 
 
 def _cancelled_by(job: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What is sent to SLURM, written down before it is sent: a folder for each job or array under `<dora.dir>/submissions`.
 
 ```
-submissions/<token>/tasks.jsonl       what task i runs, one line each; read by `launchers.job.task` inside the job
+submissions/<token>/tasks.jsonl       what task i runs, one line each; read by `launchers.slurm.inside` inside the job
 submissions/<token>/submission.json   who, when, with which profile; `job_id` once SLURM has answered
 submissions/<token>/…                 the script and the logs of its tasks
 submissions/.open/<token>             there until SLURM's last word on every task is written down
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from audiotok.errors import LaunchError
+from audiotok.launchers.engine import Job, Task
+from audiotok.launchers.lock import user_and_host
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.slurm.submission import SUBMISSION_FILE, TASKS_FILE, Submission, make_token
 from audiotok.status import JOB_FILE, read_json, write_json
-from launchers.engine import Job, Task
-from launchers.locks import user_and_host
-from launchers.profiles.profile import Profile
-from launchers.slurm.submission import SUBMISSION_FILE, TASKS_FILE, Submission, make_token
 
 
 class SubmissionBook:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audiotok.errors import LaunchError
-from audiotok.status import JOB_FILE, TASK_FILE, ExperimentState, read_json
-from launchers.engine import Job
-from launchers.locks import SubmitLock
-from launchers.slurm.commands import Entry, ask_accounting, ask_accounting_for_name, ask_queue
-from launchers.slurm.notes import erase, note, noted_verdict
-from launchers.slurm.states import beats, ended_by_itself, judge, needs_accounting
-from launchers.slurm.submission import Submission
-from launchers.slurm.submissions import SubmissionBook
+from audiotok.launchers.engine import Job
+from audiotok.launchers.lock import SubmitLock
+from audiotok.launchers.slurm.commands import Entry, ask_accounting, ask_accounting_for_name, ask_queue
+from audiotok.launchers.slurm.notes import erase, note, noted_verdict
+from audiotok.launchers.slurm.states import beats, ended_by_itself, judge, needs_accounting
+from audiotok.launchers.slurm.submission import Submission
+from audiotok.launchers.slurm.submissions import SubmissionBook
+from audiotok.status import JOB_FILE, TASK_FILE, State, Verdict, read_json
 
 YOUNG_S = 5.0  # a job recorded this shortly before a query may be missing in its answer: clocks differ
 ANSWER_S = 15.0  # so long after a command died between sbatch and its answer the job may still turn up
@@ -39,7 +39,7 @@ class SlurmWatch:
         self.failure = ""
         self.queue: dict[str, Entry] = {}
         self._asked = float("-inf")
-        self._ended: dict[str, ExperimentState] = {}
+        self._ended: dict[str, Verdict] = {}
         self._written: set[str] = set()
         self._accounting = True
 
@@ -60,7 +60,7 @@ class SlurmWatch:
         """True if SLURM said that a task waits or runs."""
         return job_id in self.queue and self.queue[job_id].is_live
 
-    def verdict(self, job: Job) -> ExperimentState:
+    def verdict(self, job: Job) -> Verdict:
         """State of a job as of the last refresh, and why."""
         entry = self.queue.get(job.job_id)
         if entry is not None and entry.is_live:
@@ -71,11 +71,11 @@ class SlurmWatch:
             return known
         if entry is None and self.failure:
             if needs_accounting(job.folder, job.job_id):
-                return ExperimentState("UNKNOWN", f"SLURM does not answer: {self.failure}")
+                return Verdict(State.UNKNOWN, f"SLURM does not answer: {self.failure}")
         elif entry is None and _submitted(job) > self._asked - YOUNG_S and "cancelled" not in job.content:
-            return ExperimentState("PENDING", "")
+            return Verdict(State.PENDING, "")
         elif entry is None and beats(job.folder, job.job_id):
-            return ExperimentState("RUNNING", "")
+            return Verdict(State.RUNNING, "")
         return judge(job.folder, job.content, entry)
 
     def wait_for_end(self, jobs: Sequence[Job], *, patience_s: float, refused: bool) -> list[Job]:

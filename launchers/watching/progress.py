@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from launchers.engine import LIVE_STATES
+from audiotok.launchers.engine import LIVE_STATES
 
 T = TypeVar("T")
 

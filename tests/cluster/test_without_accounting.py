@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launchers.engine import FAILURE_STATES
+from audiotok.launchers.engine import FAILURE_STATES
 from tests.cluster.slurm import TestCluster
 from tests.fakes.tiny import TinyProject, shown_states
 from tests.fakes.witness import EPOCHS, STEPS, assert_nothing_lost, runs_of

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from audiotok.launchers.local.queue import JobStore
 from audiotok.status import experiment_state
-from launchers.local.jobs import JobStore
 
 FAKES = Path(__file__).parent
 REPOSITORY = FAKES.parent.parent
@@ -145,7 +145,7 @@ class TinyProject:
 
     def supervisor_pid(self) -> int:
         """Return the process id of the supervisor of this project."""
-        return process_of("launchers.local.supervisor", str(self.store.root))
+        return process_of("audiotok.launchers.local.supervisor", str(self.store.root))
 
     def verdicts(self, count: int) -> list[str]:
         """Return what files alone tell of the experiments 1 to `count`."""

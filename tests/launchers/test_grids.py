@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from audiotok.errors import ConfigError
-from launchers.grids import get_explorer, list_grids, mend_links
-from launchers.locks import SubmitLock
+from audiotok.launchers.grid import get_explorer, list_grids, mend_links
+from audiotok.launchers.lock import SubmitLock
 from tests.fakes.tiny import TinyProject
 
 

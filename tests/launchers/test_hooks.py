@@ -5,7 +5,7 @@ import subprocess as sp
 import sys
 from pathlib import Path
 
-from launchers.hooks import is_dora_command
+from audiotok.launchers.dora_patches import is_dora_command
 from tests.fakes.tiny import FAKES, REPOSITORY, TinyProject
 
 
@@ -21,7 +21,9 @@ def test_a_library_keeps_its_own_except_hook_and_gets_our_names() -> None:
     path = f"{FAKES / 'torch_stub'}:{FAKES / 'tinyproject'}:{REPOSITORY}"
     environ = {"PYTHONPATH": path, "AUDIOTOK_LAUNCHER": "local", "PATH": "/usr/bin:/bin"}
     process = sp.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
-    assert (process.returncode, process.stdout) == (0, "GridShepherd InfoShepherd launchers.grids\n"), process.stderr
+    assert (process.returncode, process.stdout) == (0, "GridShepherd InfoShepherd audiotok.launchers.grid\n"), (
+        process.stderr
+    )
     assert not is_dora_command()
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from audiotok.errors import LaunchError
-from launchers.locks import SubmitLock, user_and_host, user_name
+from audiotok.launchers.lock import SubmitLock, user_and_host, user_name
 from tests.fakes.tiny import REPOSITORY
 
 HOLDER = (
-    "import sys, time; from pathlib import Path; from launchers.locks import SubmitLock\n"
+    "import sys, time; from pathlib import Path; from audiotok.launchers.lock import SubmitLock\n"
     "with SubmitLock(Path(sys.argv[1])).hold():\n"
     "    print('held', flush=True); time.sleep(60)"
 )

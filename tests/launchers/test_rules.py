@@ -10,10 +10,19 @@ from dora.conf import SubmitRules
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiotok.status import JOB_FILE, STATUS_FILE, ExperimentState
-from launchers.engine import FAILURE_STATES, LIVE_STATES
-from launchers.profiles.profile import Profile
-from launchers.rules import FORCE, Action, Decision, changed_fields, decide, memory_gb, previous_job, profile_fields
+from audiotok.launchers.decide import (
+    FORCE,
+    Action,
+    Decision,
+    changed_fields,
+    decide,
+    memory_gb,
+    previous_job,
+    profile_fields,
+)
+from audiotok.launchers.engine import FAILURE_STATES, LIVE_STATES
+from audiotok.launchers.profile import Profile
+from audiotok.status import JOB_FILE, STATUS_FILE, State, Verdict
 
 LATEST: Mapping[str, Any] = {"job_id": "7_0"}
 NO_RULES, RETRY = SubmitRules(), SubmitRules(retry=True)
@@ -30,7 +39,7 @@ def _decide(
     reason: str = "",
     force: bool = False,
 ) -> Decision:
-    verdict = None if state is None else ExperimentState(state, reason)
+    verdict = None if state is None else Verdict(State.of(state), reason)
     return decide(verdict, rules, previous, profile or Profile(mem_gb=40.0), force=force)
 
 

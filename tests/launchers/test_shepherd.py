@@ -12,11 +12,11 @@ from dora.main import DecoratedMain
 from dora.xp import XP
 
 from audiotok.errors import LaunchError
-from audiotok.status import ExperimentState, write_json
-from launchers.engine import Job, Task
-from launchers.profiles.profile import Profile
-from launchers.sheep import GridSheep
-from launchers.shepherd import GridShepherd
+from audiotok.launchers.engine import Job, Task
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.sheep import GridSheep
+from audiotok.launchers.shepherd import GridShepherd
+from audiotok.status import State, Verdict, write_json
 
 RETRY, REPLACE = SubmitRules(retry=True), SubmitRules(replace=True)
 
@@ -52,7 +52,7 @@ class Engine:
     name = "slurm"
     failure = ""
 
-    def __init__(self, states: dict[str, ExperimentState]) -> None:
+    def __init__(self, states: dict[str, Verdict]) -> None:
         self.states = states
         self.submitted: list[list[str]] = []
         self.cancelled: list[str] = []
@@ -67,14 +67,14 @@ class Engine:
             content: dict[str, Any] = {"launcher": "slurm", "job_id": str(100 + len(self.states)), "sig": task.sig}
             content |= {"user": "ada@login", "submitted": time.time(), "mem_factor": task.mem_factor, "log": "nowhere"}
             write_json(task.folder / "job.json", content, sync=False)
-            self.states[content["job_id"]] = ExperimentState("PENDING", "")
+            self.states[content["job_id"]] = Verdict(State.PENDING, "")
             jobs.append(Job(task.folder, content))
         return jobs
 
     def refresh(self) -> None:
         self.refreshed += 1
 
-    def verdict(self, job: Job) -> ExperimentState:
+    def verdict(self, job: Job) -> Verdict:
         return self.states[job.job_id]
 
     def cancel(self, jobs: Sequence[Job]) -> None:
@@ -82,7 +82,7 @@ class Engine:
             if job.job_id in self.stubborn:
                 raise LaunchError(f"not all jobs could be cancelled: {job.job_id}")
             self.cancelled.append(job.job_id)
-            self.states[job.job_id] = ExperimentState("CANCELLED", "cancelled by ada@login")
+            self.states[job.job_id] = Verdict(State.CANCELLED, "cancelled by ada@login")
 
     def requeue(self, jobs: Sequence[Job]) -> None:
         raise NotImplementedError
@@ -92,7 +92,7 @@ class House:
     """One Dora folder, its engine, and shepherds of several people."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.states = folder, {"0": ExperimentState("COMPLETED", "")}
+        self.folder, self.states = folder, {"0": Verdict(State.COMPLETED, "")}
         self.said: list[str] = []
 
     def shepherd(self) -> tuple[GridShepherd, Engine]:
@@ -141,8 +141,8 @@ def test_equal_resources_share_an_array_and_others_do_not(house: House) -> None:
 def test_what_ran_out_of_memory_goes_out_by_itself_with_more(house: House) -> None:
     profile = Profile(mem_gb=4, max_mem_gb=16, oom_mem_factor=2.0)
     sheeps, _ = house.launch(3, profile=profile)
-    house.states[str(sheeps[1].current_job_id)] = ExperimentState("OUT_OF_MEMORY", "")
-    house.states[str(sheeps[2].current_job_id)] = ExperimentState("FAILED", "")
+    house.states[str(sheeps[1].current_job_id)] = Verdict(State.OUT_OF_MEMORY, "")
+    house.states[str(sheeps[2].current_job_id)] = Verdict(State.FAILED, "")
     _, engine = house.launch(3, profile=profile, rules=RETRY)
     assert sorted(engine.submitted) == [["xindex1"], ["xindex2"]]
     factors = {sheep.decision.mem_factor for sheep in sheeps if sheep.decision is not None}
@@ -153,7 +153,7 @@ def test_what_ran_out_of_memory_goes_out_by_itself_with_more(house: House) -> No
 def test_what_is_there_is_not_submitted_again(house: House) -> None:
     sheeps, _ = house.launch(5)
     for sheep, state in zip(sheeps, ("COMPLETED", "FAILED", "RUNNING", "UNKNOWN", "PENDING"), strict=True):
-        house.states[str(sheep.current_job_id)] = ExperimentState(state, "")
+        house.states[str(sheep.current_job_id)] = Verdict(State.of(state), "")
     assert house.launch(5)[1].submitted == []
     assert house.launch(5, rules=RETRY)[1].submitted == [["xindex1"]]
 
@@ -228,7 +228,7 @@ def test_states_are_asked_for_if_nobody_has(house: House) -> None:
     sheep = shepherd.get_sheep_from_argv(["index=0"])
     assert "state=PENDING" in repr(sheep) and "sid=101" in repr(sheep) and engine.refreshed == 1
     assert sheep.is_done("force") is False and engine.refreshed == 2
-    house.states["101"] = ExperimentState("FAILED", "boom")
+    house.states["101"] = Verdict(State.FAILED, "boom")
     assert sheep.state("force") == "FAILED" and "FAILED (boom)" in repr(sheep)
     assert sheep.is_done() and sheep.job is not None and sheep.job.state == "FAILED"
 
@@ -242,7 +242,7 @@ def test_a_job_that_asks_about_itself_does_not_wait_for_itself(house: House, mon
 
 def test_what_was_completed_by_hand_is_not_submitted(house: House) -> None:
     sheeps, _ = house.launch(2)
-    house.states[str(sheeps[0].current_job_id)] = ExperimentState("FAILED", "")
+    house.states[str(sheeps[0].current_job_id)] = Verdict(State.FAILED, "")
     now = time.time()
     status = {"state": "COMPLETED", "job_id": None, "started": now, "updated": now, "ended": now}
     for name in ("xindex0", "xindex7"):

@@ -10,7 +10,7 @@ import torch
 
 from audiotok.errors import ConfigError, DataError
 from audiotok.metrics import mmd_permutation_test
-from audiotok.metrics.mmd_test import independence_statistic
+from audiotok.metrics.mmd_permutation import independence_statistic
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -18,11 +18,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audiotok.results import Experiments, load_all, load_grid, load_sigs, records, workers
+from audiotok.results import Experiments, load_all, load_grid, load_sigs, workers
+from audiotok.results import experiments as records
 from audiotok.results.block import take
 from audiotok.results.cache import read_block, write_block
+from audiotok.results.experiments import CACHE_FOLDER, read_experiment
 from audiotok.results.history import History, read_tables
-from audiotok.results.records import CACHE_FOLDER, read_experiment
 
 GRID = "compression.encodec_mmd_demo"
 Make = Callable[..., Path]
@@ -149,7 +150,7 @@ def test_states_are_judged_anew_until_they_are_settled(
     assert load_all(grid).runs["state"].tolist()[0] == "RUNNING"
     much_later = time.time() + 30 * 86400
     with monkeypatch.context() as patched:
-        patched.setattr("audiotok.status.verdict.time.time", lambda: much_later)  # the file stays as it is
+        patched.setattr("audiotok.status.judge.time.time", lambda: much_later)  # the file stays as it is
         assert load_all(grid).runs["state"].tolist()[0] == "STALE"
     say(state="FAILED", reason="no memory")
     for _ in range(2):

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiotok.results.parameters import SavedConfig, parse_overrides, parse_value
+from audiotok.results.read import SavedConfig, parse_overrides, parse_value
 
 TEXTS = [
     "3", "-2", "+4", "0", "010", "1_000", "1e-5", "1.", ".5", "2.50", "1e3", "-inf", "nan", "true", "False",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from audiotok.errors import ResultsError
-from audiotok.results.records import read_experiment
-from audiotok.results.xps import (
+from audiotok.results.experiments import read_experiment
+from audiotok.results.folders import (
     experiment_folders,
     grid_signatures,
     list_grids,

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from audiotok.cli import main
-from launchers.asking import ask
-from launchers.doctor import examine as doctor
-from launchers.doctor import slurm as doctor_slurm
-from launchers.doctor.check import Check, Verdict, bounded, ok
-from launchers.profiles.profile import Profile
+from audiotok.launchers.child import ask
+from audiotok.launchers.doctor import examine as doctor
+from audiotok.launchers.doctor import slurm as doctor_slurm
+from audiotok.launchers.doctor.check import Check, Level, bounded, ok
+from audiotok.launchers.profile import Profile
 
 PARTITIONS = """\
 PartitionName=main Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00 State=UP TotalNodes=2
@@ -70,7 +70,7 @@ def test_a_laptop(machine: Callable[..., Path], tmp_path: Path) -> None:
     found = verdicts(doctor.examine(["solver=compression/demo", "slurm.gpus=0"]))
     assert list(found) == ["versions", "gpus", "launcher", "cluster", "profile", "output", "data"]
     assert found["launcher"] == ok("launcher", "local (no sbatch on PATH)")
-    assert {found[name].verdict for name in ("versions", "gpus", "cluster", "profile")} == {Verdict.OK}
+    assert {found[name].verdict for name in ("versions", "gpus", "cluster", "profile")} == {Level.OK}
     assert "default" in found["cluster"].found
     assert str(tmp_path / "outputs") in found["output"].found
     assert not (tmp_path / "outputs").exists()  # looking leaves no trace
@@ -79,14 +79,14 @@ def test_a_laptop(machine: Callable[..., Path], tmp_path: Path) -> None:
 def test_a_laptop_without_the_gpus_of_the_profile(machine: Callable[..., Path]) -> None:
     machine()
     found = verdicts(doctor.examine())
-    assert found["size"].verdict is Verdict.WARN and "run on the CPU" in found["size"].found
-    assert found["data"].verdict is Verdict.WARN and "doctor solver=" in found["data"].advice
+    assert found["size"].verdict is Level.WARN and "run on the CPU" in found["size"].found
+    assert found["data"].verdict is Level.WARN and "doctor solver=" in found["data"].advice
 
 
 def test_a_cluster(machine: Callable[..., Path]) -> None:
     machine(**CLUSTER)
     found = verdicts(doctor.examine())
-    assert not [check for check in found.values() if check.verdict is Verdict.FAIL]
+    assert not [check for check in found.values() if check.verdict is Level.FAIL]
     assert list(found)[5:11] == ["commands", "slurmctld", "accounting", "partition", "arrays", "job"]
     assert "24.11.5" in found["slurmctld"].found
     assert found["partition"].found == "main; at most 1-00:00:00, 2 nodes"
@@ -118,11 +118,11 @@ def test_what_is_broken(
 def test_commands_that_are_missing(machine: Callable[..., Path]) -> None:
     machine(**{name: script for name, script in CLUSTER.items() if name not in ("scancel", "sacct")})
     check = verdicts(doctor.examine())["commands"]
-    assert check.verdict is Verdict.FAIL and check.found == "not on PATH: scancel"
+    assert check.verdict is Level.FAIL and check.found == "not on PATH: scancel"
     machine(scancel="")
     found = verdicts(doctor.examine())
-    assert found["commands"].verdict is Verdict.OK and "sacct" in found["commands"].found
-    assert found["accounting"].verdict is Verdict.WARN
+    assert found["commands"].verdict is Level.OK and "sacct" in found["commands"].found
+    assert found["accounting"].verdict is Level.WARN
 
 
 @pytest.mark.parametrize(
@@ -165,13 +165,13 @@ def test_account_and_qos(machine: Callable[..., Path], account: str | None, qos:
     check = doctor_slurm.check_association(Profile(account=account, qos=qos))
     assert check.verdict == verdict
     machine(sacctmgr="")
-    assert doctor_slurm.check_association(Profile(account=account, qos=qos)).verdict is Verdict.WARN
+    assert doctor_slurm.check_association(Profile(account=account, qos=qos)).verdict is Level.WARN
 
 
 def test_arrays_beyond_the_cluster(machine: Callable[..., Path]) -> None:
     machine(**CLUSTER)
-    assert doctor_slurm.check_arrays(Profile(max_array_size=2000)).verdict is Verdict.FAIL
-    assert doctor_slurm.check_arrays(Profile(max_array_size=500)).verdict is Verdict.OK
+    assert doctor_slurm.check_arrays(Profile(max_array_size=2000)).verdict is Level.FAIL
+    assert doctor_slurm.check_arrays(Profile(max_array_size=500)).verdict is Level.OK
 
 
 @pytest.mark.parametrize(
@@ -193,13 +193,13 @@ def test_times_of_slurm(text: str, minutes: int | None) -> None:
 def test_a_profile_that_cannot_be_used(machine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     machine()
     found = verdicts(doctor.examine(["slurm.gpus=11"]))
-    assert found["profile"].verdict is Verdict.FAIL and "multiple of 8" in found["profile"].found
+    assert found["profile"].verdict is Level.FAIL and "multiple of 8" in found["profile"].found
     found = verdicts(doctor.examine(["solver=compression/nope"]))
-    assert found["cluster"].verdict is Verdict.FAIL and "profile" not in found
+    assert found["cluster"].verdict is Level.FAIL and "profile" not in found
     monkeypatch.setenv("AUDIOTOK_CLUSTER", "nope")
     assert "choose one of: cpu, default" in verdicts(doctor.examine())["cluster"].found
     monkeypatch.setenv("AUDIOTOK_LAUNCHER", "nope")
-    assert verdicts(doctor.examine())["launcher"].verdict is Verdict.FAIL
+    assert verdicts(doctor.examine())["launcher"].verdict is Level.FAIL
 
 
 def test_nothing_is_waited_for_for_ever(machine: Callable[..., Path]) -> None:
@@ -207,7 +207,7 @@ def test_nothing_is_waited_for_for_ever(machine: Callable[..., Path]) -> None:
     began = time.monotonic()
     assert ask(["sleep", "60"], seconds=0.1) == ("", "no answer within 0.1 s")
     check = bounded("data", lambda: time.sleep(5) or ok("data", ""), seconds=0.1)  # type: ignore[func-returns-value]
-    assert check.verdict is Verdict.FAIL and "hangs" in check.advice
+    assert check.verdict is Level.FAIL and "hangs" in check.advice
     assert time.monotonic() - began < 4
     assert ask(["no-such-command"])[1]
 
@@ -228,6 +228,6 @@ def test_torch_is_imported_only_when_asked_for(machine: Callable[..., Path], mon
     monkeypatch.setattr(doctor, "ask", lambda command, seconds=0.0: ("2 12.8\n", ""))
     assert doctor.check_torch() == ok("torch", "built for CUDA 12.8, sees 2 GPUs")
     monkeypatch.setattr(doctor, "ask", lambda command, seconds=0.0: ("", "no module named torch"))
-    assert doctor.check_torch().verdict is Verdict.FAIL
+    assert doctor.check_torch().verdict is Level.FAIL
     monkeypatch.setattr(sys, "argv", ["audiotok"])
     assert "torch" not in verdicts(doctor.examine())

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from launchers.doctor import files as doctor_files
-from launchers.doctor.check import Verdict
+from audiotok.launchers.doctor import files as doctor_files
+from audiotok.launchers.doctor.check import Level
 
 
 def test_results_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,10 +16,10 @@ def test_results_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(doctor_files, "ROOMY_GB", 0.0)
     monkeypatch.setattr(doctor_files, "CRAMPED_GB", 0.0)
     found = doctor_files.check_output(tmp_path / "a" / "b", shared=True)
-    assert found.verdict is Verdict.OK and "will be made" in found.found and not list(tmp_path.iterdir())
+    assert found.verdict is Level.OK and "will be made" in found.found and not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    assert doctor_files.check_output(tmp_path / "file" / "x", shared=False).verdict is Verdict.FAIL
-    for size, verdict in (("ROOMY_GB", Verdict.WARN), ("CRAMPED_GB", Verdict.FAIL)):
+    assert doctor_files.check_output(tmp_path / "file" / "x", shared=False).verdict is Level.FAIL
+    for size, verdict in (("ROOMY_GB", Level.WARN), ("CRAMPED_GB", Level.FAIL)):
         monkeypatch.setattr(doctor_files, size, 1e9)
         assert doctor_files.check_output(tmp_path, shared=False).verdict is verdict
     monkeypatch.setattr(doctor_files, "ROOMY_GB", 0.0)
@@ -41,9 +41,9 @@ def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         manifest.write_bytes(gzip.compress(json.dumps({"path": first}).encode()))
         (far / "a.wav").touch()
         check = doctor_files.check_data(cfg)
-        assert (check.verdict is Verdict.OK) == found and ("first track" in check.found)
+        assert (check.verdict is Level.OK) == found and ("first track" in check.found)
     for damage in (b"", b"plain", gzip.compress(b"[]"), gzip.compress(b'{"path": 1}'), gzip.compress(b"{")):
         manifest.write_bytes(damage)
         assert "cannot be read" in doctor_files.check_data(cfg).found, damage
     monkeypatch.setenv("AUDIOTOK_DATASET_PATHS", "x")
-    assert doctor_files.check_data(cfg).verdict is Verdict.FAIL
+    assert doctor_files.check_data(cfg).verdict is Level.FAIL

@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from launchers.job.marker import Marker
-from launchers.job.place import Place
-from launchers.job.verdict import Verdict
+from audiotok.launchers.job.marker import Marker
+from audiotok.launchers.job.place import Place
+from audiotok.launchers.job.verdict import Outcome
 
 FIRST = Place("31999", "31999", index=0, rank=0, world_size=4, local_rank=1, attempt=0, nodes="n[1-2]")
 
@@ -18,7 +18,7 @@ def test_timeouts_of_another_job_do_not_count(tmp_path: Path) -> None:
 
 
 def test_an_end_of_an_earlier_attempt_is_overwritten(tmp_path: Path) -> None:
-    Marker(tmp_path, FIRST, "token").end(Verdict("PREEMPTED", "", 143))
+    Marker(tmp_path, FIRST, "token").end(Outcome("PREEMPTED", "", 143))
     again = Marker(tmp_path, replace(FIRST, attempt=1), "token")
     again.beat()
     assert not again.has_ended()

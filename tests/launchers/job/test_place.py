@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from launchers.job.place import Place
+from audiotok.launchers.job.place import Place
 
 
 def place(**values: str) -> Place:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.job.process import Signals, attend, frozen_environment, rank_environment, start
+from audiotok.launchers.job.process import Signals, attend, frozen_environment, rank_environment, start
 
 DEAF = "trap '' TERM; touch ready; while :; do sleep 0.05; done"
 POLITE = "trap 'echo TERM >> heard; exit 143' TERM; touch ready; while :; do sleep 0.05; done"
@@ -44,7 +44,7 @@ def test_a_child_shares_nothing_with_its_parent_but_its_end(tmp_path: Path) -> N
 
 def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     code = (
-        "import os, sys, time; from launchers.job.process import start\n"
+        "import os, sys, time; from audiotok.launchers.job.process import start\n"
         "print(start(['sleep', '600'], environ=os.environ).pid, flush=True); time.sleep(600)"
     )
     parent = sp.Popen([sys.executable, "-c", code], stdout=sp.PIPE, text=True)
@@ -88,7 +88,7 @@ def test_what_a_child_leaves_behind_ends_with_it(tmp_path: Path, signals: Signal
 def test_of_several_children_none_outlives_one_that_failed(
     tmp_path: Path, signals: Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launchers.job.process.PEERS_S", 0.2)
+    monkeypatch.setattr("audiotok.launchers.job.process.PEERS_S", 0.2)
     children = [shell(tmp_path, "sleep 600"), shell(tmp_path, "exit 4")]
     assert attend(children, signals, look=lambda: None, poll_s=0.02, grace_s=lambda _: 0.0) is None
     assert [child.returncode for child in children] == [-9, 4]
@@ -97,7 +97,7 @@ def test_of_several_children_none_outlives_one_that_failed(
 @pytest.mark.parametrize("script", [POLITE, "touch ready; sleep 600"])
 def test_a_signal_to_parent_and_child_is_a_stop_in_either_order(tmp_path: Path, script: str) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from launchers.job.process import *\n"
+        "import os, signal, sys; from pathlib import Path; from audiotok.launchers.job.process import *\n"
         "signals = Signals({signal.SIGTERM: 'PREEMPTED'})\n"
         "child = start(['sh', '-c', sys.argv[1]], environ=os.environ)\n"
         "Path('pid').write_text(str(child.pid)); Path('pid').rename('child')\n"

@@ -1,6 +1,6 @@
 """Who stopped a task of SLURM; what follows from it is in test_task.py."""
 
-from launchers.job.stopped import stopped_by
+from audiotok.launchers.job.stopped import stopped_by
 
 
 def test_a_time_limit_in_the_words_of_slurm() -> None:

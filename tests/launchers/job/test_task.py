@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launchers.job.place import address_of, first_node
+from audiotok.launchers.job.place import address_of, first_node
 from tests.fakes.tiny import REPOSITORY
 
 SCONTROL = """#!/bin/sh
@@ -60,7 +60,7 @@ class Job:
             "FAKE": str(self.root),
         }
         with (self.root / f"log{rank}").open("ab") as log:
-            command = [sys.executable, "-m", "launchers.job.task", str(self.token)]
+            command = [sys.executable, "-m", "audiotok.launchers.slurm.inside", str(self.token)]
             return sp.Popen(command, env={**clean, **slurm, **environ}, stdout=log, stderr=log)
 
     def run(self) -> int:
@@ -259,6 +259,7 @@ def test_ranks_find_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_task_imports_neither_torch_nor_dora() -> None:
-    code = "import sys, launchers.job.task; print({'torch', 'dora', 'submitit', 'omegaconf'} & set(sys.modules))"
+    heavy = "{'torch', 'dora', 'submitit', 'omegaconf'}"
+    code = f"import sys, audiotok.launchers.slurm.inside; print({heavy} & set(sys.modules))"
     process = sp.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert process.stdout == "set()\n"

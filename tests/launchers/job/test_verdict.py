@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.job.verdict import last_error, oom_kills, verdict
+from audiotok.launchers.job.verdict import last_error, oom_kills, verdict
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from audiotok.errors import LaunchError
+from audiotok.launchers.local.queue import JobStore
+from audiotok.launchers.local.record import JobRecord
+from audiotok.launchers.local.supervisor import free_devices, may_start, survey
 from audiotok.status import read_json
-from launchers.local.jobs import JobStore
-from launchers.local.record import JobRecord
-from launchers.local.supervisor import free_devices, may_start, survey
 
 
 @pytest.fixture
@@ -101,7 +101,9 @@ def test_a_submission_that_died_is_nowhere_or_completed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("launchers.local.jobs.write_json" if interrupted == "write_json" else "pathlib.Path.replace", die)
+        patch.setattr(
+            "audiotok.launchers.local.queue.write_json" if interrupted == "write_json" else "pathlib.Path.replace", die
+        )
         with pytest.raises(KeyboardInterrupt):
             store.add(record, {"TOKEN": "hush"})
     assert store.unfinished() == ["L1"] and not (tmp_path / "L2" / "job.json").exists()

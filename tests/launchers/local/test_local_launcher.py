@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from audiotok.errors import LaunchError
+from audiotok.launchers.engine import job_of
+from audiotok.launchers.local.engine import LocalEngine
 from audiotok.status import experiment_state
-from launchers.engine import job_of
-from launchers.local.engine import LocalEngine
 from tests.fakes.tiny import TinyProject, process_of
 from tests.fakes.tinyproject.tinyxp.train import following
 
@@ -131,7 +131,7 @@ def test_killed_runner_takes_its_job_along_and_nothing_runs_for_ever(project: Ti
     project.wait(lambda: project.book() == {"L1": "RUNNING"})
     record, folder = project.job(index=5), project.experiment(index=5)
     project.wait(lambda: len(processes_in(folder)) == 1)  # a child of the job
-    for pid in (project.supervisor_pid(), process_of("launchers.local.runner", str(project.store.root), "L1")):
+    for pid in (project.supervisor_pid(), process_of("audiotok.launchers.local.runner", str(project.store.root), "L1")):
         os.kill(pid, signal.SIGKILL)
     project.wait(lambda: not is_alive(record["pid"]))
     state = experiment_state(folder)
@@ -163,7 +163,7 @@ def test_at_the_time_limit_a_job_stops_and_goes_on_where_it_was(project: TinyPro
 def test_a_machine_that_goes_down_leaves_checkpoints(project: TinyProject) -> None:
     project.many(1, faults=1, epochs=2, seconds=0.8)
     project.wait(lambda: (project.experiment(index=1) / "progress.json").exists())
-    for pid in (project.supervisor_pid(), process_of("launchers.local.runner", str(project.store.root), "L1")):
+    for pid in (project.supervisor_pid(), process_of("audiotok.launchers.local.runner", str(project.store.root), "L1")):
         os.kill(pid, signal.SIGTERM)
     project.settle()
     assert project.verdicts(1) == ["PREEMPTED"]

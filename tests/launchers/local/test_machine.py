@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from audiotok.errors import ConfigError
-from launchers.local.machine import find_gpus, share
+from audiotok.launchers.local.machine import find_gpus, share
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from launchers.local.jobs import JobStore
-from launchers.local.record import JobRecord
-from launchers.local.runner import job_environments, log_of, run
+from audiotok.launchers.local.queue import JobStore
+from audiotok.launchers.local.record import JobRecord
+from audiotok.launchers.local.runner import job_environments, log_of, run
 from tests.fakes.tiny import REPOSITORY
 
 STOPS = "trap 'touch checkpoint; exit 143' TERM; touch ready; while :; do sleep 0.05; done"
@@ -34,7 +34,7 @@ class Job:
         self.store.add(job, {"PATH": "/usr/bin:/bin", "SECRET": "x"})
 
     def start(self, devices: str = "") -> "sp.Popen[bytes]":
-        command = [sys.executable, "-m", "launchers.local.runner", str(self.store.root), "L1", devices]
+        command = [sys.executable, "-m", "audiotok.launchers.local.runner", str(self.store.root), "L1", devices]
         return sp.Popen(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
 
     def run(self) -> JobRecord:
@@ -182,9 +182,9 @@ def test_a_disk_that_is_full_for_a_while_does_not_lose_the_verdict(
         write(self, record)
 
     monkeypatch.setattr(JobStore, "write", refuse)
-    monkeypatch.setattr("launchers.local.runner.time.sleep", lambda _: None)
-    monkeypatch.setattr("launchers.job.process.signal.signal", lambda *_: None)
-    monkeypatch.setattr("launchers.job.process.signal.set_wakeup_fd", lambda *_, **__: None)
+    monkeypatch.setattr("audiotok.launchers.local.runner.time.sleep", lambda _: None)
+    monkeypatch.setattr("audiotok.launchers.job.process.signal.signal", lambda *_: None)
+    monkeypatch.setattr("audiotok.launchers.job.process.signal.set_wakeup_fd", lambda *_, **__: None)
     run(job.store.root, "L1", [])
     assert (job.record.state, job.record.exit_code) == ("FAILED", 6)
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from audiotok.launchers.decide import FORCE, Action, Decision
+from audiotok.launchers.plan import Entry, Plan, folder_bytes, make_plan, members_of
+from audiotok.launchers.plans.memory import Member, changes_since, remember
+from audiotok.launchers.plans.text import bytes_text, hours_text, plan_text
+from audiotok.launchers.profile import Profile
 from audiotok.status import STATUS_FILE
-from launchers.plans.memory import Member, changes_since, remember
-from launchers.plans.plan import Entry, Plan, folder_bytes, make_plan, members_of
-from launchers.plans.text import bytes_text, hours_text, plan_text
-from launchers.profiles.profile import Profile
-from launchers.rules import FORCE, Action, Decision
 
 GRID = "compression.sweep"
 

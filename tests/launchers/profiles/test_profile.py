@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 from audiotok.cluster import PROFILES
 from audiotok.errors import ConfigError
-from launchers.profiles.profile import Profile, ProfileLauncher, Shape, profile_of
-from launchers.profiles.rules import RULES
+from audiotok.launchers.profile import Profile, ProfileLauncher, Shape, profile_of
+from audiotok.launchers.profiles.rules import RULES
 
 
 def profile(**values: Any) -> Profile:
@@ -201,7 +201,7 @@ def test_dora_may_change_copy_and_compare_it() -> None:
 
 
 def test_the_profile_of_the_documentation_can_be_used() -> None:
-    text = (PROFILES.parent.parent / "docs" / "launching.md").read_text()
+    text = (PROFILES.parent.parent.parent / "docs" / "launching.md").read_text()
     example = text.partition("```yaml\n# @package slurm\n")[2].partition("```")[0]
     values = yaml.safe_load(example)
     assert values.pop("defaults") == ["/cluster/default", "_self_"]

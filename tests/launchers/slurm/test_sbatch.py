@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from audiotok.errors import ConfigError, LaunchError
-from launchers.profiles.profile import Profile
-from launchers.slurm import sbatch
-from launchers.slurm.sbatch import SbatchExecutor, make_parameters, make_script, max_array_size, show_config
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.slurm import sbatch
+from audiotok.launchers.slurm.sbatch import SbatchExecutor, make_parameters, make_script, max_array_size, show_config
 from tests.fakes.tiny import FAKES, REPOSITORY
 
 GOLDEN = REPOSITORY / "tests" / "golden"
 FOLDER = Path("/outputs/submissions/grid_80c2febe_1")
-COMMAND = ("-u", "-m", "launchers.job.task", str(FOLDER))
+COMMAND = ("-u", "-m", "launchers.job.task", str(FOLDER))  # any words; the golden files hold these
 SITE = {
     "gpus": 4,
     "gpu_type": "h100",
@@ -140,13 +140,13 @@ def test_a_profile_changed_behind_our_back_is_checked_again() -> None:
 def test_submission_tells_the_id_and_keeps_the_script(answers: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "submission"
     executor = SbatchExecutor(folder, Profile.from_mapping({"gpus": 0}), "grid_1")
-    assert executor.submit(["-m", "launchers.job.task", "x"], array=4) == "101"
+    assert executor.submit(["-m", "audiotok.launchers.slurm.inside", "x"], array=4) == "101"
     expected = make_script(
-        Profile.from_mapping({"gpus": 0}), "grid_1", folder, ["-m", "launchers.job.task", "x"], array=4
+        Profile.from_mapping({"gpus": 0}), "grid_1", folder, ["-m", "audiotok.launchers.slurm.inside", "x"], array=4
     )
     assert (answers / "script").read_text() == expected == (folder / "101_submission.sh").read_text()
     assert "#SBATCH --array=0-3%4\n" in expected
-    assert executor.submit(["-m", "launchers.job.task", "x"]) == "101"
+    assert executor.submit(["-m", "audiotok.launchers.slurm.inside", "x"]) == "101"
     assert "--array" not in (answers / "script").read_text()
     assert not list(folder.glob("*.pkl"))
 

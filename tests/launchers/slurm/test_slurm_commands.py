@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchers.slurm.commands import (
+from audiotok.launchers.slurm.commands import (
     CHUNK,
     UNREACHABLE,
     Entry,
@@ -93,7 +93,7 @@ def test_a_job_is_found_by_its_name_in_the_books(answers: Path) -> None:
         ("RUNNING", "None", ("RUNNING", "")),
         ("COMPLETING", "None", ("COMPLETING", "")),
         ("SUSPENDED", "None", ("SUSPENDED", "")),
-        ("POWER_UP_NODE", "None", ("POWER_UP_NODE", "")),  # of a SLURM to come
+        ("POWER_UP_NODE", "None", ("UNKNOWN", "state POWER_UP_NODE")),  # of a SLURM to come
     ],
 )
 def test_states_of_life(state: str, reason: str, expected: tuple[str, str]) -> None:

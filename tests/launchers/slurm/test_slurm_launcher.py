@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from audiotok.errors import LaunchError
+from audiotok.launchers.engine import Engine, Job, Task, job_of
+from audiotok.launchers.lock import SubmitLock
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.slurm.engine import SlurmEngine
+from audiotok.launchers.slurm.submissions import SubmissionBook
 from audiotok.status import read_json, write_json
-from launchers.engine import Engine, Job, Task, job_of
-from launchers.locks import SubmitLock
-from launchers.profiles.profile import Profile
-from launchers.slurm.engine import SlurmEngine
-from launchers.slurm.submissions import SubmissionBook
 from tests.fakes.tiny import FAKES
 
 
@@ -83,7 +83,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def replace_sleep(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object]) -> None:
     clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=sleep)
-    monkeypatch.setattr("launchers.slurm.watch.time", clock)
+    monkeypatch.setattr("audiotok.launchers.slurm.watch.time", clock)
 
 
 def states(engine: Engine, jobs: list[Job]) -> list[str]:
@@ -97,7 +97,7 @@ def test_an_array_is_one_call_and_one_job_file_each(slurm: Cluster) -> None:
     assert len(slurm.calls("sbatch")) == 1
     script = (slurm.answers / "script").read_text()
     folder = slurm.root / "submissions" / str(jobs[0].content["token"])
-    assert "#SBATCH --array=0-3%" in script and f"-m launchers.job.task {folder}" in script
+    assert "#SBATCH --array=0-3%" in script and f"-m audiotok.launchers.slurm.inside {folder}" in script
     assert f"#SBATCH --job-name={folder.name}" in script
     assert states(slurm.engine, jobs) == ["PENDING"] * 4
 
@@ -369,7 +369,7 @@ def test_a_full_disk_sends_nothing(slurm: Cluster, monkeypatch: pytest.MonkeyPat
     def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("launchers.slurm.submissions.write_json", refuse)
+    monkeypatch.setattr("audiotok.launchers.slurm.submissions.write_json", refuse)
     with pytest.raises(LaunchError, match=r"No space left on device.*nothing of this was submitted"):
         slurm.submit(2)
     assert not slurm.calls("sbatch")
@@ -381,7 +381,7 @@ def test_a_full_disk_after_sbatch_leaves_a_job_to_be_adopted(slurm: Cluster, mon
             raise OSError(28, "No space left on device")
         write_json(path, content)
 
-    monkeypatch.setattr("launchers.slurm.submissions.write_json", refuse)
+    monkeypatch.setattr("audiotok.launchers.slurm.submissions.write_json", refuse)
     with pytest.raises(LaunchError, match="job 101 is submitted but cannot be written down"):
         slurm.submit(2)
     monkeypatch.undo()

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from audiotok.launchers.slurm.commands import Entry
+from audiotok.launchers.slurm.states import beats, ended_by_itself, judge, needs_accounting
 from audiotok.status import write_json
-from launchers.slurm.commands import Entry
-from launchers.slurm.states import beats, ended_by_itself, judge, needs_accounting
 
 OURS = {"job_id": "7_1", "cancelled": 1.0, "cancelled_by": "ada@login"}
 

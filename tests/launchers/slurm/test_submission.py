@@ -1,6 +1,6 @@
 """The name of a submission."""
 
-from launchers.slurm.submission import make_token
+from audiotok.launchers.slurm.submission import make_token
 
 
 def test_tokens_are_fit_for_slurm_and_never_the_same() -> None:

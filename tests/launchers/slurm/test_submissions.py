@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from audiotok.errors import LaunchError
+from audiotok.launchers.engine import Task, job_of
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.slurm.submissions import SubmissionBook
 from audiotok.status import read_json, write_json
-from launchers.engine import Task, job_of
-from launchers.profiles.profile import Profile
-from launchers.slurm.submissions import SubmissionBook
 
 
 def make_tasks(root: Path, count: int, *, mem_factor: float = 1.0) -> list[Task]:
@@ -83,7 +83,7 @@ def test_recording_may_be_cut_short_and_done_again(tmp_path: Path, monkeypatch: 
             raise OSError(28, "No space left on device")
         write_json(path, content, sync=sync)
 
-    monkeypatch.setattr("launchers.slurm.submissions.write_json", fail_at_the_third)
+    monkeypatch.setattr("audiotok.launchers.slurm.submissions.write_json", fail_at_the_third)
     with pytest.raises(LaunchError, match=r"job 9 is submitted but cannot be written down .*No space left"):
         book.record(submission, "9")
     monkeypatch.undo()

@@ -15,10 +15,10 @@ from dora.explore import Explorer
 from dora.main import DecoratedMain
 
 from audiotok.explorers import CompressionExplorer
-from audiotok.status import ExperimentState
-from launchers.watching import monitor as module
-from launchers.watching.monitor import PRESET, monitor, names_of, read_history
-from launchers.watching.progress import FileCache, Progress, grid_left_s, in_words, progress_of, totals_line
+from audiotok.launchers import table as module
+from audiotok.launchers.table import PRESET, monitor, names_of, read_history
+from audiotok.launchers.watching.progress import FileCache, Progress, grid_left_s, in_words, progress_of, totals_line
+from audiotok.status import State, Verdict
 
 ESCAPE = re.compile(r"\033\[[\d;]*m")
 NO_ARGS = SimpleNamespace(trim=None, trim_last=False, silent=False)
@@ -37,7 +37,7 @@ class _Main(DecoratedMain):
 class _Sheep:
     """An experiment with a verdict."""
 
-    def __init__(self, folder: Path, verdict: ExperimentState | None, **delta: Any) -> None:
+    def __init__(self, folder: Path, verdict: Verdict | None, **delta: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         xp = {"folder": folder, "history": folder / "history.json", "sig": folder.name, "delta": list(delta.items())}
         self.xp = SimpleNamespace(**xp)
@@ -88,10 +88,10 @@ def herd(tmp_path: Path) -> list[_Sheep]:
     """One of each kind: done, half-way, failed, waiting, never submitted."""
     epochs = [{"valid": {"loss": 1.0}}, {"valid": {"loss": 0.25}}]
     verdicts = [
-        ExperimentState("COMPLETED", ""),
-        ExperimentState("RUNNING", ""),
-        ExperimentState("FAILED", "DataError: no audio in /data/music; " + "run audiotok data first, " * 9),
-        ExperimentState("PENDING", ""),
+        Verdict(State.COMPLETED, ""),
+        Verdict(State.RUNNING, ""),
+        Verdict(State.FAILED, "DataError: no audio in /data/music; " + "run audiotok data first, " * 9),
+        Verdict(State.PENDING, ""),
         None,
     ]
     sheep = [_Sheep(tmp_path / f"{n:08x}", v, lr=0.1, seed=n) for n, v in enumerate(verdicts)]
@@ -129,7 +129,7 @@ def test_a_row_for_each_and_a_line_of_totals(herd: list[_Sheep]) -> None:
 )
 def test_it_ends_when_all_has_ended(tmp_path: Path, states: list[str | None], finished: bool) -> None:
     herd = [
-        _Sheep(tmp_path / f"{n:08x}", None if state is None else ExperimentState(state, ""), n=n)
+        _Sheep(tmp_path / f"{n:08x}", None if state is None else Verdict(State.of(state), ""), n=n)
         for n, state in enumerate(states)
     ]
     assert _show(herd)[0] is finished
@@ -223,7 +223,7 @@ def test_damaged_files_are_empty(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     assert read_history(path) == []
     assert read_history(tmp_path / "none.json") == []
-    sheep = _Sheep(tmp_path / "0a", ExperimentState("RUNNING", ""), n=1).write(text)
+    sheep = _Sheep(tmp_path / "0a", Verdict(State.RUNNING, ""), n=1).write(text)
     (sheep.xp.folder / "status.json").write_text(text)
     assert "RUNNING" in _show([sheep])[1]
 

@@ -16,9 +16,9 @@ from typing import Any
 from dora.xp import get_xp
 
 from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
-from audiotok.experiment import experiment_main
+from audiotok.experiments.experiment_main import experiment_main
+from audiotok.launchers.dora_patches import install
 from audiotok.status import StatusWriter, job_identity, read_json, write_json
-from launchers.hooks import install
 
 SEEN = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "SLURM_CPUS_PER_TASK", "SLURM_JOB_NUM_NODES")
 STOPPED = 128 + signal.SIGTERM

@@ -1,7 +1,7 @@
 """Entry point of the experiments: composes them, keeps them frozen, finds them again, runs them.
 
 Overrides become an experiment in `ComposingMain`. Its configuration is frozen when it is submitted or first run
-(`audiotok.frozen`). A process with AUDIOTOK_FROZEN=…/frozen.json in its environment runs exactly that one. In any
+(`frozen`). A process with AUDIOTOK_FROZEN=…/frozen.json in its environment runs exactly that one. In any
 process, a run of an experiment that is frozen otherwise than today's configuration says so, and runs the frozen one.
 """
 
@@ -17,11 +17,9 @@ from typing import Any
 from dora.hydra import _simplify_argv
 from dora.xp import XP, get_xp, is_xp
 
-from audiotok.composing.experiment import Experiment
-from audiotok.composing.main import ComposingMain
 from audiotok.errors import ConfigError
-from audiotok.files import write_text
-from audiotok.frozen import (
+from audiotok.experiments.experiment import Experiment
+from audiotok.experiments.frozen import (
     FROZEN_FILE,
     FROZEN_VARIABLE,
     Frozen,
@@ -31,7 +29,9 @@ from audiotok.frozen import (
     read_frozen,
     thaw,
 )
-from audiotok.frozen_run import run_frozen
+from audiotok.experiments.main import ComposingMain
+from audiotok.experiments.run import run_frozen
+from audiotok.files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import treetable as tt
 from dora.explore import Explorer
 from dora.main import DecoratedMain
 
-from audiotok.status import STATUS_FILE, ExperimentState, read_json
-from launchers.engine import FAILURE_STATES, LIVE_STATES
-from launchers.watching.progress import FileCache, Progress, in_words, progress_of, totals_line
+from audiotok.launchers.engine import FAILURE_STATES, LIVE_STATES
+from audiotok.launchers.watching.progress import FileCache, Progress, in_words, progress_of, totals_line
+from audiotok.status import STATUS_FILE, State, Verdict, read_json
 
 REASON_WIDTH = 60
 PRESET = "(preset)"  # name of an experiment that is as its preset
@@ -79,14 +79,14 @@ def monitor(
     return finished
 
 
-def verdict_of(sheep: Any) -> ExperimentState | None:
+def verdict_of(sheep: Any) -> Verdict | None:
     """State of a sheep and why, None if it has no job; any Dora sheep will do."""
     verdict = getattr(sheep, "verdict", None)
     if verdict is not None:
         found = verdict() if callable(verdict) else verdict
-        return found if found is None else ExperimentState(str(found.state), str(found.reason))
+        return found if found is None else Verdict(State.of(found.state), str(found.reason))
     state = sheep.state()
-    return None if state is None else ExperimentState(str(state), "")
+    return None if state is None else Verdict(State.of(state), "")
 
 
 def names_of(main: DecoratedMain, xps: Sequence[Any]) -> tuple[list[str], str]:
@@ -120,7 +120,7 @@ class _Row:
     index: int
     name: str
     sheep: Any
-    verdict: ExperimentState | None
+    verdict: Verdict | None
     progress: Progress
     parts: Mapping[str, Any]
 

@@ -14,8 +14,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from omegaconf import DictConfig, OmegaConf
 
-from audiotok.composing.plain import Path, Plain, at, differs, dotted, escaped, is_plain, leaves_of, put, with_values
-from audiotok.composing.scan import scan
+from audiotok.experiments.plain import Path, Plain, at, differs, dotted, escaped, is_plain, leaves_of, put, with_values
+from audiotok.experiments.scan import scan
 
 _NOT_SET = "??? (not set)"  # stands in a base for `???`; no override gives it by chance
 

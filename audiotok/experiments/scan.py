@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 
-from audiotok.composing.plain import Path, dotted
+from audiotok.experiments.plain import Path, dotted
 
 _REFERENCE = re.compile(r"\$\{\s*(\.*[A-Za-z_$][\w$-]*(?:\.[\w$-]+)*)\s*\}")  # ${a.b} or ${..b}
 _NO_KEYS = re.compile(r"\$\{\s*oc\.(?:env|decode)\s*:[^${}]*\}")  # resolvers that read no key of the configuration

@@ -17,9 +17,9 @@ from typing import Any
 
 from dora.conf import SubmitRules
 
-from audiotok.status import JOB_FILE, ExperimentState, read_json, read_status
-from launchers.engine import FAILURE_STATES, LIVE_STATES
-from launchers.profiles.profile import Profile
+from audiotok.launchers.engine import FAILURE_STATES, LIVE_STATES
+from audiotok.launchers.profile import Profile
+from audiotok.status import JOB_FILE, Verdict, read_json, read_status
 
 RETRY_VARIABLE = "AUDIOTOK_RETRY"
 FORCE = f"{RETRY_VARIABLE}=force dora grid GRID --retry"
@@ -66,7 +66,7 @@ class Decision:
 
 
 def decide(
-    state: ExperimentState | None,
+    state: Verdict | None,
     rules: SubmitRules,
     previous: Mapping[str, Any],
     profile: Profile,
@@ -180,7 +180,7 @@ def _out_of_memory(previous: Mapping[str, Any], profile: Profile, factor: float,
     return Decision(Action.BLOCKED, f"{why} in the profile, or `{FORCE}`")
 
 
-def _word(state: ExperimentState | None) -> str | None:
+def _word(state: Verdict | None) -> str | None:
     """The plain state: SLURM also says `CANCELLED by 1000` and `CANCELLED+`."""
     words = [] if state is None else state.state.split()
     return None if not words or words[0] == "NOT_STARTED" else words[0].rstrip("+")

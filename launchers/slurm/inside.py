@@ -1,4 +1,4 @@
-"""Runs one task of a SLURM job and writes down how it goes: `srun … python -u -m launchers.job.task TOKEN_FOLDER`.
+"""Runs one task of a SLURM job and writes down how it goes: `srun … python -u -m ….slurm.inside TOKEN_FOLDER`.
 
 Each task of `srun` is the parent of one training process (a rank). It reads its line of `tasks.jsonl`, tells the child
 its rank, and keeps `task.json` in the folder of the experiment: a start, a heartbeat, an end and its reason. So a state
@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from audiotok.launchers.job.marker import Marker, tell
+from audiotok.launchers.job.place import Place, address_of, first_node
+from audiotok.launchers.job.process import Signals, attend, frozen_environment, rank_environment, start
+from audiotok.launchers.job.stopped import settle
+from audiotok.launchers.job.verdict import Outcome, oom_kills, verdict
+from audiotok.launchers.slurm.submission import SUBMISSION_FILE, TASKS_FILE
 from audiotok.status import read_json
-from launchers.job.marker import Marker, tell
-from launchers.job.place import Place, address_of, first_node
-from launchers.job.process import Signals, attend, frozen_environment, rank_environment, start
-from launchers.job.stopped import settle
-from launchers.job.verdict import Verdict, oom_kills, verdict
-from launchers.slurm.submission import SUBMISSION_FILE, TASKS_FILE
 
 CAUSES = {signal.SIGUSR2: "TIMEOUT", signal.SIGTERM: "PREEMPTED", signal.SIGINT: "CANCELLED"}
 POLL_S = 1.0
@@ -61,7 +61,7 @@ def main(folder: Path) -> int:
     return 128 - code if code < 0 else code
 
 
-def run(task: Mapping[str, Any], place: Place, signals: Signals, marker: Marker, profile: Mapping[str, Any]) -> Verdict:
+def run(task: Mapping[str, Any], place: Place, signals: Signals, marker: Marker, profile: Mapping[str, Any]) -> Outcome:
     """Run the training process of this rank to its end."""
     folder, began, killed = Path(task["folder"]), time.time(), oom_kills()
     signal_s = float(profile.get("signal_s") or SIGNAL_S)
@@ -72,7 +72,7 @@ def run(task: Mapping[str, Any], place: Place, signals: Signals, marker: Marker,
             (folder / "rendezvous.txt").unlink(missing_ok=True)  # of an earlier attempt, if Dora was told to use one
         child = start(task["command"], environ=environment(os.environ, place, folder), cwd=task["cwd"])
     except OSError as error:
-        return Verdict("FAILED", f"could not be started: {error}", 1)
+        return Outcome("FAILED", f"could not be started: {error}", 1)
     cause = attend(
         [child], signals, look=marker.beat, poll_s=POLL_S, grace_s=lambda cause: grace_s.get(cause, float("inf"))
     )

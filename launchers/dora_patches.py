@@ -19,13 +19,13 @@ from dora.main import DecoratedMain
 from dora.shep import no_log
 
 from audiotok.errors import AudiotokError
-from audiotok.frozen import drift
-from launchers.engines import detect
-from launchers.grids import get_explorer, run_grid
-from launchers.profiles.profile import ProfileLauncher, profile_of
-from launchers.sheep import GridSheep
-from launchers.shepherd import GridShepherd
-from launchers.watching.monitor import monitor
+from audiotok.experiments.frozen import drift
+from audiotok.launchers.engines import detect
+from audiotok.launchers.grid import get_explorer, run_grid
+from audiotok.launchers.profile import ProfileLauncher, profile_of
+from audiotok.launchers.sheep import GridSheep
+from audiotok.launchers.shepherd import GridShepherd
+from audiotok.launchers.table import monitor
 
 EXIT_CODE = 2
 

@@ -8,7 +8,7 @@ from dora.hydra import _dump_key, _hydra_value_as_override
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 
-from audiotok.composing.plain import Plain, at
+from audiotok.experiments.plain import Plain, at
 
 
 @lru_cache(maxsize=1 << 16)

@@ -15,7 +15,7 @@ from dora.xp import XP
 from hydra import __version__ as hydra_version
 from omegaconf import OmegaConf
 
-from audiotok.composing.plain import escaped
+from audiotok.experiments.plain import escaped
 from audiotok.files import write_text
 
 

@@ -8,7 +8,7 @@ from dora.conf import DoraConfig
 from dora.xp import XP, _get_sig
 from omegaconf import DictConfig
 
-from audiotok.composing.plain import Plain
+from audiotok.experiments.plain import Plain
 
 
 class Experiment(XP):

@@ -17,7 +17,7 @@ from audiotok.results.cache import VERSION
 from audiotok.results.entries import Entry
 from audiotok.results.files import encodable
 from audiotok.results.history import History, read_history
-from audiotok.results.parameters import hashable
+from audiotok.results.read import hashable
 from audiotok.results.shards import OpenShard, Shard, load_shard
 from audiotok.results.workers import load_shards
 

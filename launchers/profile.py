@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from audiotok.cluster import CLUSTER_VARIABLE, DATASET_PATHS_VARIABLE, DEFAULT_CLUSTER, dump_paths
 from audiotok.errors import ConfigError
-from launchers.profiles.rules import RULES, setup_problem
+from audiotok.launchers.profiles.rules import RULES, setup_problem
 
 NO_PARTITION = SlurmConfig().partition
 """Dora's default: a partition of its authors' own cluster, which here means that none is asked for."""

@@ -17,10 +17,10 @@ from dora.xp import XP
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from audiotok.composing.experiment import Experiment
-from audiotok.composing.overrides import aligned, parse_override
-from audiotok.composing.plain import Plain, dotted, escaped, leaves_of
 from audiotok.errors import ConfigError
+from audiotok.experiments.experiment import Experiment
+from audiotok.experiments.overrides import aligned, parse_override
+from audiotok.experiments.plain import Plain, dotted, escaped, leaves_of
 from audiotok.files import write_text
 
 FROZEN_FILE = "frozen.json"

@@ -17,14 +17,14 @@ from dora.shep import Sheep, no_log
 from dora.utils import import_or_fatal
 
 from audiotok.errors import ConfigError, LaunchError
-from launchers.engines import detect
-from launchers.locks import SubmitLock
-from launchers.plans.memory import remember
-from launchers.plans.plan import Entry, Plan, make_plan, members_of
-from launchers.plans.text import plan_text
-from launchers.rules import Action, Decision
-from launchers.shepherd import GridShepherd
-from launchers.slurm.submissions import point
+from audiotok.launchers.decide import Action, Decision
+from audiotok.launchers.engines import detect
+from audiotok.launchers.lock import SubmitLock
+from audiotok.launchers.plan import Entry, Plan, make_plan, members_of
+from audiotok.launchers.plans.memory import remember
+from audiotok.launchers.plans.text import plan_text
+from audiotok.launchers.shepherd import GridShepherd
+from audiotok.launchers.slurm.submissions import point
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
 _dora_get_explore = dora.grid._get_explore

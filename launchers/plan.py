@@ -1,6 +1,6 @@
 """What launching a grid would do: who is new, reused, retried or cancelled, what it asks for, what has changed.
 
-A plan is made from the same decisions (`launchers.rules`) that a launch follows, and writes nothing. What a launch did
+A plan is made from the same decisions (`launchers.decide`) that a launch follows, and writes nothing. What a launch did
 is remembered in `<dora.dir>/plans/<grid>.json`, so that the next plan can say what has changed since.
 """
 
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from audiotok.launchers.decide import Action, Decision, memory_gb, profile_fields
+from audiotok.launchers.plans.memory import Changes, Member, changes_since
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.watching.progress import progress_of
 from audiotok.status import read_status
-from launchers.plans.memory import Changes, Member, changes_since
-from launchers.profiles.profile import Profile
-from launchers.rules import Action, Decision, memory_gb, profile_fields
-from launchers.watching.progress import progress_of
 
 SAMPLE = 20  # folders of finished experiments that are measured, at most
 

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TextIO
 
 from audiotok.errors import LaunchError
+from audiotok.launchers.local.record import JobRecord
 from audiotok.status import JOB_FILE, is_locked, read_json, write_json
-from launchers.local.record import JobRecord
 
 VANISHED = "its process vanished (killed, or the machine restarted)"
 

@@ -22,10 +22,10 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from audiotok.cluster import settle
-from audiotok.composing.composition import Composition, plain_of
-from audiotok.composing.experiment import Experiment
-from audiotok.composing.overrides import aligned, as_override, delta_of_groups, parse_override
 from audiotok.errors import ConfigError
+from audiotok.experiments.composition import Composition, plain_of
+from audiotok.experiments.experiment import Experiment
+from audiotok.experiments.overrides import aligned, as_override, delta_of_groups, parse_override
 
 
 class ComposingMain(HydraMain):

@@ -3,23 +3,17 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from audiotok.files import is_locked, read_json
 from audiotok.status.folder import JOB_FILE, STATUS_FILE, TASK_FILE
+from audiotok.status.state import State, Verdict
 
 STALE_S = 600.0  # a job whose parent process, which beats every 15 s, is silent for this long does not count as running
 TRAINER_STALE_S = 3600.0  # the same for a trainer by itself, which beats between steps only
 
 
-class ExperimentState(NamedTuple):
-    """A verdict on an experiment: its state (SLURM's word, DIVERGED, INTERRUPTED or STALE) and the reason."""
-
-    state: str
-    reason: str
-
-
-def experiment_state(folder: Path, *, stale_s: float | None = None) -> ExperimentState | None:
+def experiment_state(folder: Path, *, stale_s: float | None = None) -> Verdict | None:
     """Judge an experiment from its folder alone; None if it was never submitted nor run.
 
     What counts is the latest job, or a run by hand that began after it: what an earlier one wrote is left out. Of what
@@ -52,7 +46,7 @@ def experiment_state(folder: Path, *, stale_s: float | None = None) -> Experimen
 
 def _judge(
     job: Mapping[str, Any], task: Mapping[str, Any] | None, status: Mapping[str, Any] | None, stale_s: float | None
-) -> ExperimentState | None:
+) -> Verdict | None:
     """Judge a job, its parent process and its trainer, each as far as it is there."""
     told, cancelled = job.get("verdict"), "cancelled" in job
     alive_at = max(_time(entry, "updated") for entry in (task or {}, status or {}))
@@ -63,35 +57,35 @@ def _judge(
     if status is not None and status.get("state") != "RUNNING" and (task is None or _is_stale(task, stale_s, STALE_S)):
         return _told(status)
     if cancelled:
-        return ExperimentState("CANCELLED", "")
+        return Verdict(State.CANCELLED, "")
     if task is not None:
         return _told(task) if task.get("state") == "REQUEUED" else _beating(task, stale_s, STALE_S)
     if status is not None:
         return _beating(status, stale_s, TRAINER_STALE_S)
-    return ExperimentState("PENDING", "") if job else None
+    return Verdict(State.PENDING, "") if job else None
 
 
-def _told(content: Mapping[str, Any]) -> ExperimentState:
-    return ExperimentState(str(content.get("state")), str(content.get("reason") or ""))
+def _told(content: Mapping[str, Any]) -> Verdict:
+    return Verdict(State.of(content.get("state")), str(content.get("reason") or ""))
 
 
-def _beating(content: Mapping[str, Any], stale_s: float | None, default_s: float) -> ExperimentState:
+def _beating(content: Mapping[str, Any], stale_s: float | None, default_s: float) -> Verdict:
     if _is_stale(content, stale_s, default_s):
         silence_s = time.time() - _time(content, "updated")
-        return ExperimentState("STALE", f"no sign of life for {silence_s / 60:.0f} minutes")
-    return ExperimentState("RUNNING", "")
+        return Verdict(State.STALE, f"no sign of life for {silence_s / 60:.0f} minutes")
+    return Verdict(State.RUNNING, "")
 
 
 def _is_stale(content: Mapping[str, Any], stale_s: float | None, default_s: float) -> bool:
     return time.time() - _time(content, "updated") > (default_s if stale_s is None else stale_s)
 
 
-def _judge_local(folder: Path, job: dict[str, Any]) -> ExperimentState:
+def _judge_local(folder: Path, job: dict[str, Any]) -> Verdict:
     """Judge a local job that has a record, by it and by the lock that its process holds: exact."""
     if job.get("state") == "RUNNING" and not is_locked(Path(str(job.get("lock")))):
         job = read_json(folder / JOB_FILE) or job  # it may have ended properly between the two looks
         if job.get("state") == "RUNNING":
-            return ExperimentState("NODE_FAIL", "its process vanished")
+            return Verdict(State.NODE_FAIL, "its process vanished")
     return _told(job)
 
 

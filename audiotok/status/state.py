@@ -1,0 +1,72 @@
+"""The states that an experiment can be in: SLURM's words, and a few of our own."""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class State(StrEnum):
+    """State of an experiment or a job. Equal to its name as text, and written to JSON as that."""
+
+    NOT_STARTED = "NOT_STARTED"  # neither submitted nor run by hand
+    PENDING = "PENDING"
+    CONFIGURING = "CONFIGURING"
+    RUNNING = "RUNNING"
+    COMPLETING = "COMPLETING"
+    SUSPENDED = "SUSPENDED"
+    REQUEUED = "REQUEUED"
+    UNKNOWN = "UNKNOWN"  # the scheduler does not answer, or answers with a word we do not know: it may be running
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    DIVERGED = "DIVERGED"  # training produced a value that is not finite
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    PREEMPTED = "PREEMPTED"
+    NODE_FAIL = "NODE_FAIL"
+    BOOT_FAIL = "BOOT_FAIL"
+    DEADLINE = "DEADLINE"
+    INTERRUPTED = "INTERRUPTED"  # stopped by a signal while it ran by hand
+    STALE = "STALE"  # says RUNNING, with a heartbeat that is too old
+    MISSING = "MISSING"  # the record of its job is gone
+
+    @classmethod
+    def of(cls, word: object) -> "State":
+        """State of a word in a file or from SLURM, which also writes `CANCELLED by 1000` and `CANCELLED+`."""
+        words = str(word).split()
+        try:
+            return cls(words[0].rstrip("+")) if words else cls.UNKNOWN
+        except ValueError:
+            return cls.UNKNOWN
+
+    @property
+    def live(self) -> bool:
+        """True if the job may still do something."""
+        return self in _LIVE
+
+    @property
+    def failed(self) -> bool:
+        """True if the job ended without its result."""
+        return not self.live and self not in (State.COMPLETED, State.NOT_STARTED)
+
+    @property
+    def settled(self) -> bool:
+        """True if the files of the experiment alone decide it; others depend on the time, a lock or a scheduler."""
+        return self in _SETTLED
+
+
+_LIVE = frozenset(
+    {
+        State.PENDING, State.CONFIGURING, State.RUNNING, State.COMPLETING, State.SUSPENDED, State.REQUEUED,
+        State.UNKNOWN,
+    }
+)  # fmt: skip
+_SETTLED = frozenset(
+    {State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED, State.TIMEOUT, State.OUT_OF_MEMORY}
+)
+
+
+class Verdict(NamedTuple):
+    """What is known of an experiment: its state and the reason in a few words, "" for none."""
+
+    state: State
+    reason: str
