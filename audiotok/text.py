@@ -1,0 +1,34 @@
+"""Numbers and names as text: what several rooms read from files or write in messages. Standard library only."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_UNITS = (("d", 86400.0, 2.0), ("h", 3600.0, 1.5), ("m", 60.0, 1.5))  # name, seconds, and from how many on it is used
+
+
+def duration_text(seconds: float) -> str:
+    """A duration in its largest fitting unit: `45s`, `12m`, `3.2h`, `2.5d`."""
+    for unit, size, least in _UNITS:
+        if seconds >= size * least:
+            value = seconds / size
+            return f"{value:.0f}{unit}" if unit == "m" else f"{value:.1f}{unit}"
+    return f"{max(seconds, 0.0):.0f}s"
+
+
+def nearest_first(name: str, known: Iterable[str], n: int = 5, cutoff: float = 0.3) -> list[str]:
+    """Known names, the n nearest to a mistyped one first, the others after them in alphabetical order."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=n, cutoff=cutoff)
+    return near + sorted(set(known) - set(near))
+
+
+def number_in(content: Mapping[str, Any], name: str) -> float | None:
+    """The finite number under a name of a JSON object; None if it is missing, damaged or something else."""
+    value = content.get(name)
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # JSON allows integers of any size
+        return None
+    return number if math.isfinite(number) else None
