@@ -6,6 +6,7 @@ SOURCES := audiotok benchmarks tests
 DEMO := compression.encodec_mmd_demo
 GRID := compression.mmd_on_off_demo
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
+NUMERIC := $(addprefix tests/, adversarial losses metrics models modules quantization)
 
 .PHONY: install demo test test-fast lint notebooks constraints clean
 
@@ -27,6 +28,8 @@ test test-fast: export OMP_NUM_THREADS ?= 1
 
 test: lint  ## everything; as root on Debian with a real SLURM
 	$(BIN)/python -m pytest $(PARALLEL)
+	# The numeric tests again as an old processor would round: no result may rest on that.
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(NUMERIC)
 
 test-fast: install  ## without training runs, SLURM and the browser
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not cluster and not browser'
