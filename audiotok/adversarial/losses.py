@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from audiotok.adversarial.discriminators.base import DiscriminatorOutput, FeatureMaps
 from audiotok.errors import CheckpointError, ConfigError
-from audiotok.losses.pairs import check_pair
+from audiotok.losses.waveform import check_pair
 
 Criterion = Callable[[torch.Tensor], torch.Tensor]
 ADVERSARIAL_LOSSES = ("mse", "hinge", "hinge2")

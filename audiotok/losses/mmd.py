@@ -18,8 +18,7 @@ from torch import nn
 
 from audiotok.errors import ConfigError, DataError
 from audiotok.losses.kernels import ESTIMATORS as PAIR_ESTIMATORS
-from audiotok.losses.kernels import kernel_sums, median_sigma, pair_sum, squared_mmd
-from audiotok.losses.rff import squared_mmd_rff
+from audiotok.losses.kernels import kernel_sums, median_sigma, pair_sum, squared_mmd, squared_mmd_rff
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class MMDLoss(nn.Module):
     def __init__(
         self,
         sigmas: Sequence[float] | str = RELEASED_SIGMAS,
-        estimator: str = "clips",
+        estimator: str = "unbiased",
         delay: bool = True,
         row_block: int | None = None,
         num_features: int = 1024,
@@ -129,7 +128,7 @@ class MMDLoss(nn.Module):
         if self.estimator == "rff":
             return squared_mmd_rff(x, y, sigmas, self.num_features, self.seed)
         if self.estimator == "disjoint":
-            return disjoint_mmd(x, y, sigmas, permutations, self.row_block)
+            return _disjoint_mmd(x, y, sigmas, permutations, self.row_block)
         return squared_mmd(x, y, sigmas, self.estimator, n_clips, self.row_block)
 
     def _check(self, streams: torch.Tensor) -> None:
@@ -208,7 +207,7 @@ def marginal_samples(x: torch.Tensor, permutations: torch.Tensor) -> torch.Tenso
     return torch.stack([x[order[i], i] for i in range(k)], dim=1)
 
 
-def disjoint_mmd(
+def _disjoint_mmd(
     x: torch.Tensor,
     y: torch.Tensor,
     sigmas: Sequence[float],

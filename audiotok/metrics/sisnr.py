@@ -6,7 +6,7 @@ signals.
 
 import torch
 
-from audiotok.losses.pairs import check_pair
+from audiotok.losses.waveform import check_pair
 
 LIMIT_DB = 100.0
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from torchaudio.functional import melscale_fbanks
 
-from audiotok.losses.pairs import check_length, check_pair
+from audiotok.losses.waveform import check_length, check_pair
 
 MEL_BANDS = {2048: 150, 512: 80}
 FLOOR = 1e-5
