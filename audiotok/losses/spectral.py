@@ -249,7 +249,7 @@ class _MelPower(nn.Module):
         self.n_fft = n_fft
         self.hop_length = hop_length
         with warnings.catch_warnings():
-            # A small FFT has fewer bins than mel bands: empty bands belong to the loss, and are counted in the log below.
+            # A small FFT has fewer bins than mel bands: empty bands are part of the loss, and counted below.
             warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
             self.transform = MelSpectrogram(
                 sample_rate,
