@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from audiotok.adversarial.discriminators.base import DiscriminatorOutput, FeatureMaps
+from audiotok.adversarial.discriminators import DiscriminatorOutput, FeatureMaps
 from audiotok.errors import CheckpointError, ConfigError
 from audiotok.losses.waveform import check_pair
 

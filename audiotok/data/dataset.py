@@ -1,28 +1,63 @@
-"""The dataset: random segments of tracks for training, the same segments every time for everything else.
+"""Segments of tracks in batches: random ones for training, the same ones every time for everything else.
 
-What a dataset returns is a function of (seed, epoch, index) alone, never of the number of workers or of
-what was read before. The epoch travels with each index from the sampler, in the main process, to the
-workers: a worker that lives on from epoch to epoch (persistent_workers) holds no epoch that could be stale.
+A segment is a function of (seed, epoch, index) alone, never of the number of workers or of what was read before. The
+epoch travels with each index from the sampler, in the main process, to the workers: a worker that persists over epochs
+(persistent_workers) holds no epoch that could be stale.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias, cast
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from audiotok.data.audio import read_segment
 from audiotok.data.manifest import AudioMeta, read_manifest
-from audiotok.data.segments import Item, ReadLedger, SegmentInfo, read_segment
 from audiotok.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 MAX_DRAWS = 10_000
 """Draws for one segment before giving up: enough unless the readable files are next to never drawn."""
+JUDGED_AFTER = 50
+"""Distinct files to try (fewer if the split is smaller) before a share of bad ones means anything."""
+NAMED = 5
+"""Bad files named in the final error; the log names all."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """Where a segment came from.
+
+    Args:
+        path: the audio file.
+        start_s: where in the file it starts, in seconds.
+        n_frames: how many frames of it are audio; the rest is padding.
+        total_frames: its length, padding included.
+        sample_rate: of the segment, in Hz.
+    """
+
+    path: Path
+    start_s: float
+    n_frames: int
+    total_frames: int
+    sample_rate: int
+
+
+Item: TypeAlias = torch.Tensor | tuple[torch.Tensor, SegmentInfo]
+Batch: TypeAlias = torch.Tensor | tuple[torch.Tensor, list[SegmentInfo]]
 
 
 class AudioDataset(Dataset[Item]):
@@ -177,6 +212,199 @@ class AudioDataset(Dataset[Item]):
         if not self.return_info:
             return wav
         return wav, SegmentInfo(meta.path, start_s, n_frames, wav.shape[-1], self.sample_rate)
+
+
+class AudioLoader:
+    """Batches [B, C, T] of one process's share of a dataset.
+
+    A thin wrapper around a DataLoader: `set_epoch` reaches the sampler, and an error raised in a worker comes
+    out as the same one-line DataError that it is without workers.
+    """
+
+    def __init__(self, dataset: AudioDataset, sampler: "_ShardSampler", build: Callable[[], DataLoader[Item]]) -> None:
+        self.dataset = dataset
+        self._sampler = sampler
+        self._build = build
+        self._loader = build()
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, and how many of its batches are passed over without reading."""
+        self.dataset.set_epoch(epoch)
+        self._sampler.start = start
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from self._loader
+            return
+        except DataError as err:
+            # A worker's error arrives with the worker's whole traceback as its message.
+            message = str(err).rsplit("DataError: ", 1)[-1].strip()
+            err.__traceback__ = None
+        # Without the traceback, and outside the handler, nothing else holds the old loader: its workers end
+        # here and at once. Left to the garbage collector they take torch's 5 s timeout to go.
+        self._loader = self._build()
+        raise DataError(message)
+
+
+def get_loader(
+    dataset: AudioDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    world_size: int = 1,
+    rank: int = 0,
+    drop_last: bool = False,
+    pin_memory: bool = False,
+) -> AudioLoader:
+    """A loader over one process's share of a dataset.
+
+    Args:
+        dataset: with the same seed and epoch in every process.
+        batch_size: per process: an update sees batch_size × world_size segments.
+        num_workers: processes that read; 0 reads in this one. They persist over epochs.
+        world_size: number of training processes.
+        rank: of this one; it takes indices rank, rank + world_size, … All ranks get the same number of
+            batches.
+        drop_last: True drops what does not fill a batch in every process. False keeps all (the last batch
+            may be smaller) and repeats up to world_size - 1 of the first indices, so that all ranks have as
+            many.
+        pin_memory: put batches where a GPU can fetch them.
+
+    Raises:
+        ConfigError: for a value out of its range, or if `drop_last` leaves no batch.
+    """
+    if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
+        raise ConfigError(
+            f"batch_size={batch_size}, num_workers={num_workers}, rank={rank}, world_size={world_size}: "
+            "expected batch_size >= 1, num_workers >= 0 and 0 <= rank < world_size."
+        )
+    sampler = _ShardSampler(dataset, batch_size=batch_size, world_size=world_size, rank=rank, drop_last=drop_last)
+    if len(sampler) == 0:
+        raise ConfigError(
+            f"num_samples={len(dataset)} does not fill one batch of {batch_size} in each of {world_size} "
+            "processes, and drop_last leaves out the rest: raise num_samples or lower batch_size."
+        )
+    build = partial(
+        DataLoader,
+        dataset,
+        batch_size=batch_size,
+        sampler=cast("Sampler[int]", sampler),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_shield_worker,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+    )
+    return AudioLoader(dataset, sampler, build)
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Stack segments into a batch [B, C, T], with zeros after those shorter than the longest.
+
+    Returns:
+        wav [B, C, T], or wav and the list of B SegmentInfo where the dataset returns them.
+    """
+    wavs = [item if isinstance(item, torch.Tensor) else item[0] for item in items]
+    longest = max(wav.shape[-1] for wav in wavs)
+    batch = torch.stack([F.pad(wav, (0, longest - wav.shape[-1])) for wav in wavs])
+    if isinstance(items[0], torch.Tensor):
+        return batch
+    return batch, [item[1] for item in cast(Sequence[tuple[torch.Tensor, SegmentInfo]], items)]
+
+
+@dataclass(slots=True)
+class ReadLedger:
+    """Which files could be read so far, and when to stop trying.
+
+    One bad file among several never stops a run. Two or more do, once they are more than `max_bad_fraction`
+    of the distinct files tried and at least `JUDGED_AFTER` files (or all, if fewer) were tried. A split
+    whose every file is bad always stops it, and so does the first bad file if the fraction is 0. Each data
+    worker keeps a ledger of its own.
+    """
+
+    n_files: int
+    max_bad_fraction: float
+    good: set[Path] = field(default_factory=set)
+    bad: dict[Path, str] = field(default_factory=dict)
+
+    def note_good(self, path: Path) -> None:
+        """Count a file that was read."""
+        if path not in self.good:
+            self.good.add(path)
+            self._check()
+
+    def note_bad(self, path: Path, reason: str) -> None:
+        """Name an unreadable file in the log, once, and raise DataError if there are too many."""
+        if path not in self.bad:
+            self.good.discard(path)
+            self.bad[path] = reason
+            logger.warning("left out: %s", reason)
+            self._check()
+
+    def _check(self) -> None:
+        tried = len(self.good) + len(self.bad)
+        enough = tried >= min(JUDGED_AFTER, self.n_files)
+        too_many = enough and len(self.bad) > max(1.0, self.max_bad_fraction * tried)
+        strict = self.max_bad_fraction == 0 and self.bad
+        if strict or too_many or len(self.bad) == self.n_files:
+            named = list(self.bad.values())
+            more = f" … and {len(named) - NAMED} more" if len(named) > NAMED else ""
+            raise DataError(
+                f"{len(named)} of {tried} audio files tried (of {self.n_files}) cannot be used, more than "
+                f"max_bad_fraction={self.max_bad_fraction} allows: {' | '.join(named[:NAMED])}{more}. Repair "
+                "them, or leave them out and run `audiotok data prepare` again."
+            )
+
+
+class _ShardSampler(Sampler[tuple[int, int]]):
+    """The (epoch, index) pairs of one process: every `world_size`-th index, as many for each process.
+
+    Indices that do not divide evenly are either dropped (down to whole batches everywhere) or filled up by
+    repeating the first ones (up to the same count everywhere).
+    """
+
+    def __init__(self, dataset: AudioDataset, *, batch_size: int, world_size: int, rank: int, drop_last: bool) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.world_size = world_size
+        self.rank = rank
+        self.start = 0  # batches to pass over
+        unit = world_size * batch_size if drop_last else world_size
+        whole = len(dataset) // unit if drop_last else math.ceil(len(dataset) / unit)
+        self.total = whole * unit
+
+    def __len__(self) -> int:
+        return self.total // self.world_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.dataset.epoch
+        order = self.dataset.order(epoch)
+        first = self.rank + self.start * self.batch_size * self.world_size
+        for position in range(first, self.total, self.world_size):
+            yield epoch, order[position % len(order)]
+
+
+def _shield_worker(worker_id: int) -> None:
+    """Let a data worker outlive the signals that ask the trainer, or its whole process group, to stop.
+
+    The trainer still reads until the step at hand is done; torch would turn the death of a worker into an error in the
+    middle of it. Only the trainer itself ends its workers, which the sender of the signal tells.
+    """
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+    if sys.platform != "linux":  # others do not tell the sender
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _usable(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from audiotok.data.audio import convert_audio, read_audio
-from audiotok.data.segments import JUDGED_AFTER, ReadLedger, SegmentInfo, collate, read_segment
+from audiotok.data.audio import convert_audio, read_audio, read_segment
+from audiotok.data.dataset import JUDGED_AFTER, ReadLedger, SegmentInfo, collate
 from audiotok.errors import DataError
 
 MakeAudio = Callable[..., NDArray[np.float32]]
