@@ -1,7 +1,7 @@
 """Audio in and out: files, manifests of tracks, datasets of segments, loaders, preparation, demo music."""
 
 from audiotok.data.audio import AudioInfo, audio_info, convert_audio, read_audio, read_segment, write_audio
-from audiotok.data.dataset import AudioDataset, AudioLoader, SegmentInfo, collate, get_loader
+from audiotok.data.dataset import AudioDataset, AudioLoader, SegmentInfo, get_loader
 from audiotok.data.manifest import AudioMeta, read_manifest, write_manifest
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "AudioMeta",
     "SegmentInfo",
     "audio_info",
-    "collate",
     "convert_audio",
     "get_loader",
     "read_audio",

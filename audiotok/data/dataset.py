@@ -82,7 +82,7 @@ class AudioDataset(Dataset[Item]):
         sample_on_duration: draw longer tracks more often.
         sample_on_weight: draw tracks in proportion to their weight in the manifest.
         min_segment_ratio: in (0, 1]; tracks shorter than this share of a segment are left out.
-        max_bad_fraction: share of unreadable files to bear (see `ReadLedger`).
+        max_bad_fraction: share of unreadable files to bear (see `_ReadLedger`).
         max_sample_rate: highest rate that the data supports, in Hz; None: not checked.
         max_channels: most channels that the data supports; None: not checked.
         return_info: return (wav, SegmentInfo) instead of wav.
@@ -137,7 +137,7 @@ class AudioDataset(Dataset[Item]):
             hold = sum(meta.duration for meta in self.metas) / segment_s
             self.num_samples = num_samples or max(1, int(hold))
         self._target = None if segment_s is None else round(segment_s * sample_rate)
-        self.ledger = ReadLedger(len({meta.path for meta in self.metas}), max_bad_fraction)
+        self.ledger = _ReadLedger(len({meta.path for meta in self.metas}), max_bad_fraction)
         lowest = min(meta.sample_rate for meta in self.metas)
         if sample_rate > lowest:
             logger.warning("sample_rate=%d Hz, but some tracks have only %d Hz", sample_rate, lowest)
@@ -295,13 +295,13 @@ def get_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         worker_init_fn=_shield_worker,
-        collate_fn=collate,
+        collate_fn=_collate,
         pin_memory=pin_memory,
     )
     return AudioLoader(dataset, sampler, build)
 
 
-def collate(items: Sequence[Item]) -> Batch:
+def _collate(items: Sequence[Item]) -> Batch:
     """Stack segments into a batch [B, C, T], with zeros after those shorter than the longest.
 
     Returns:
@@ -316,7 +316,7 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 @dataclass(slots=True)
-class ReadLedger:
+class _ReadLedger:
     """Which files could be read so far, and when to stop trying.
 
     One bad file among several never stops a run. Two or more do, once they are more than `max_bad_fraction`

@@ -27,7 +27,7 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 @dataclass(frozen=True, slots=True)
-class SplitReport:
+class _SplitReport:
     """One split: its manifest, number of tracks and hours of audio."""
 
     manifest: Path
@@ -47,7 +47,7 @@ class PrepareReport:
         too_short: files left out for being shorter than `min_duration_s`.
     """
 
-    splits: dict[str, SplitReport]
+    splits: dict[str, _SplitReport]
     sample_rates: dict[int, int]
     channels: dict[int, int]
     unreadable: dict[Path, str]
@@ -106,7 +106,7 @@ def prepare(
         DataError: if a folder is missing, no audio is found or usable, or there are fewer tracks than splits.
     """
     _check_splits(splits)
-    found = find_audio(folders, extensions)
+    found = _find_audio(folders, extensions)
     with ThreadPoolExecutor(max(1, workers)) as pool:
         outcomes = list(pool.map(_describe, found))
     unreadable = {path: what for path, what in zip(found, outcomes, strict=True) if isinstance(what, str)}
@@ -123,10 +123,10 @@ def prepare(
             + ". Add tracks, cut long ones into several files, or ask for fewer splits."
         )
     reports = {}
-    for name, members in split_tracks({path: found[path] for path in usable}, splits, seed).items():
+    for name, members in _split_tracks({path: found[path] for path in usable}, splits, seed).items():
         chosen = [usable[path] for path in members]
         manifest = write_manifest(Path(output) / f"{name}.jsonl.gz", chosen)
-        reports[name] = SplitReport(manifest, len(chosen), sum(meta.duration for meta in chosen) / 3600)
+        reports[name] = _SplitReport(manifest, len(chosen), sum(meta.duration for meta in chosen) / 3600)
     return PrepareReport(
         splits=reports,
         sample_rates=dict(sorted(Counter(meta.sample_rate for meta in usable.values()).items())),
@@ -136,7 +136,7 @@ def prepare(
     )
 
 
-def find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTENSIONS) -> dict[Path, str]:
+def _find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTENSIONS) -> dict[Path, str]:
     """Audio files below the folders, sorted, each with its name relative to the folder that holds it.
 
     Raises:
@@ -164,7 +164,7 @@ def find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTENS
     return found
 
 
-def split_tracks(tracks: Mapping[Path, str], splits: Mapping[str, float], seed: int) -> dict[str, list[Path]]:
+def _split_tracks(tracks: Mapping[Path, str], splits: Mapping[str, float], seed: int) -> dict[str, list[Path]]:
     """Deal out tracks to splits: sizes by largest remainder, at least one each; who goes where, by hash.
 
     Args:

@@ -217,10 +217,10 @@ def _terms_for(z: torch.Tensor, widths: Sequence[float], side: int) -> Terms:
         from audiotok.losses.triton_kernels import fused_terms  # optional, and slow to import
 
         return fused_terms(widths, z)
-    return partial(tile_terms, widths=widths, spare=z.new_empty(side * side))
+    return partial(_tile_terms, widths=widths, spare=z.new_empty(side * side))
 
 
-def tile_terms(
+def _tile_terms(
     squared: torch.Tensor, slope: torch.Tensor, *, widths: Sequence[float], spare: torch.Tensor
 ) -> torch.Tensor | None:
     """Fill slope with the sum over a of (a_0 / a) exp(-squared / (2 a)) and return the sum of the kernel over the tile.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from audiotok.errors import ConfigError, DataError
-from audiotok.losses.mmd import draw_permutations, joint_samples
+from audiotok.losses.mmd import draw_permutations
 
 SHUFFLES = ("clips", "frames")
 FRAMES_PER_BIN = 10  # at ten, a code that is used as often as the others stays unseen once in e^10 = 22000
@@ -82,21 +82,6 @@ def check_shuffle(shuffle: str, clips: int) -> None:
         raise ConfigError(f"shuffle={shuffle!r}; choose one of: {', '.join(SHUFFLES)}.")
     if shuffle == "clips" and clips < 2:
         raise DataError(f"shuffle='clips' exchanges clips and there is {clips}; give 20 or more, or use 'frames'.")
-
-
-def samples_of(codes: torch.Tensor, delay: bool) -> Ints:
-    """Samples [K, N] of codes [B, K, T], N = B * T' in the order b * T' + t.
-
-    With delay, stream k is shifted right by k frames and the first K frames are dropped, so that sample t holds
-    code t - k of codebook k, for t in K..T-1, and T' = T - K; else T' = T.
-
-    Raises:
-        DataError: if the delay leaves no frame.
-    """
-    _, k, t = codes.shape
-    if delay and t <= k:
-        raise DataError(f"codes hold T={t} frames; delaying K={k} codebooks needs {k + 1} or more.")
-    return joint_samples(codes[:, :, None], delay)[..., 0].T.contiguous().numpy()
 
 
 def draw_shuffles(n_codebooks: int, clips: int, frames: int, shuffle: str, generator: torch.Generator) -> torch.Tensor:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from audiotok.errors import ConfigError, DataError
+from audiotok.losses.mmd import joint_samples
 from audiotok.metrics.codes import (
     FRAMES_PER_BIN,
     Codes,
@@ -32,7 +33,6 @@ from audiotok.metrics.codes import (
     entropy_bits,
     miller_madow,
     p_value,
-    samples_of,
 )
 from audiotok.quantization.kmeans import kmeans, nearest
 
@@ -168,14 +168,14 @@ class Dependence:
 
 
 def estimate_dependence(
-    codes: Codes, *, bins: int, delay: bool = False, num_shuffles: int = 20, shuffle: str = "clips", seed: int = 0
+    codes: Codes, *, bins: int, delay: bool, num_shuffles: int = 20, shuffle: str = "clips", seed: int = 0
 ) -> Dependence:
     """Estimate how much the codebooks of codes [B, K, T] tell about each other, K >= 2.
 
     Args:
         codes: integers in 0..bins-1, tensor or array.
         bins: size of a codebook.
-        delay: align codebooks as delayed prediction does; see `samples_of`.
+        delay: align codebooks as delayed prediction does; see `_samples_of`.
         num_shuffles: shuffles behind baseline, error and p; 2 or more.
         shuffle: what they exchange: whole 'clips', or 'frames' where these are independent draws.
         seed: of the shuffles.
@@ -191,7 +191,7 @@ def estimate_dependence(
     if k < 2:
         raise DataError("codes hold K=1 codebook; dependence needs two or more.")
     check_shuffle(shuffle, clips)
-    x = samples_of(found, delay)
+    x = _samples_of(found, delay)
     generator = torch.Generator().manual_seed(seed)
     marginals = [count_cells(row, bins) for row in x]
     observed = _Counts.of(x, bins, marginals)
@@ -235,6 +235,21 @@ def group_codes(codes: Codes, vectors: Sequence[torch.Tensor], groups: int, seed
         means, _ = kmeans(points, groups, GROUPING_ITERATIONS, generator)
         maps.append(nearest(points, means))
     return torch.stack([table[found[:, q]] for q, table in enumerate(maps)], dim=1)
+
+
+def _samples_of(codes: torch.Tensor, delay: bool) -> Ints:
+    """Samples [K, N] of codes [B, K, T], N = B * T' in the order b * T' + t.
+
+    With delay, stream k is shifted right by k frames and the first K frames are dropped, so that sample t holds
+    code t - k of codebook k, for t in K..T-1, and T' = T - K; else T' = T.
+
+    Raises:
+        DataError: if the delay leaves no frame.
+    """
+    _, k, t = codes.shape
+    if delay and t <= k:
+        raise DataError(f"codes hold T={t} frames; delaying K={k} codebooks needs {k + 1} or more.")
+    return joint_samples(codes[:, :, None], delay)[..., 0].T.contiguous().numpy()
 
 
 def _warn(estimate: Dependence, kind: str) -> None:
