@@ -92,8 +92,7 @@ class DiscriminatorSTFT(nn.Module):
         activation_params: its arguments.
 
     Shape:
-        wav [B, C, T] with T >= n_fft -> (logit [B, out_channels, frames, bins'], feature maps of the same
-        layout).
+        wav [B, C, T] with T >= n_fft -> (logit [B, out_channels, frames, bins'], feature maps of the same layout).
     """
 
     def __init__(
@@ -212,8 +211,7 @@ class PeriodDiscriminator(nn.Module):
         activation_params: its arguments.
 
     Shape:
-        wav [B, C, T] with T >= period -> (logit [B, out_channels, rows', period], feature maps, the logit
-        last).
+        wav [B, C, T] with T >= period -> (logit [B, out_channels, rows', period], feature maps, the logit last).
     """
 
     def __init__(
@@ -307,8 +305,7 @@ class ScaleDiscriminator(nn.Module):
         wav [B, C, T] -> (logit [B, out_channels, T'], feature maps, the logit last).
 
     Raises:
-        ConfigError: if kernel_sizes are not two odd numbers or a list has not one value per downsampling
-            scale.
+        ConfigError: if kernel_sizes are not two odd numbers or a list has not one value per downsampling scale.
     """
 
     def __init__(

@@ -84,8 +84,7 @@ def read_audio(
         wav [C, T] float32 (full scale is 1) and its sample rate in Hz.
 
     Raises:
-        DataError: if the file cannot be read, or starts after its end, or is cut off, or holds NaN or
-            infinity.
+        DataError: if the file cannot be read, or starts after its end, or is cut off, or holds NaN or infinity.
     """
     if start_s < 0 or (duration_s is not None and duration_s < 0):
         raise DataError(f"{path}: cannot read from {start_s} s for {duration_s} s: use values of 0 or more.")
@@ -103,10 +102,9 @@ def read_segment(
 ) -> tuple[torch.Tensor, float]:
     """Read a segment so that it equals the same stretch of the whole file, resampled.
 
-    A segment resampled alone has a click's worth of error at both ends, where the filter sees zeros instead
-    of the neighbouring audio. So a few more frames are read on each side and cut off again, and the start
-    is moved back to the grid on which source and target frames coincide (every 3 frames from 48 to 32 kHz,
-    10 ms from 44.1).
+    A segment resampled alone has a click's worth of error at both ends, where the filter sees zeros instead of the
+    neighbouring audio. So a few more frames are read on each side and cut off again, and the start is moved back to the
+    grid on which source and target frames coincide (every 3 frames from 48 to 32 kHz, 10 ms from 44.1).
 
     Args:
         path: audio file.
@@ -119,8 +117,7 @@ def read_segment(
         wav [channels, at most n_frames] (fewer where the file ends) and the true start in seconds.
 
     Raises:
-        DataError: if the file cannot be read, has ended before `start_s`, or has channels that cannot be
-            mixed.
+        DataError: if the file cannot be read, has ended before `start_s`, or has channels that cannot be mixed.
     """
     with _open_audio(path) as handle:
         rate = int(handle.samplerate)
@@ -150,8 +147,7 @@ def write_audio(
         path: ends in one of the extensions of `ENCODINGS`; missing folders are made.
         wav: [C, T]; full scale is 1.
         sample_rate: in Hz.
-        subtype: soundfile's name of the sample encoding, such as "FLOAT" or "PCM_24"; None takes the usual
-            one.
+        subtype: soundfile's name of the sample encoding, such as "FLOAT" or "PCM_24"; None takes the usual one.
         strategy: what to do beyond full scale. "clip" cuts there, "rescale" divides the whole file by its
             peak, "none" hands the values on (fixed-point and lossy encodings then saturate by themselves).
 

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -35,6 +35,15 @@ JUDGED_AFTER = 50
 """Distinct files to try (fewer if the split is smaller) before a share of bad ones means anything."""
 NAMED = 5
 """Bad files named in the final error; the log names all."""
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "segment_s": (lambda x: x is None or x > 0, "above 0, or null for whole tracks"),
+    "sample_rate": (lambda x: x > 0, "above 0, in Hz"),
+    "channels": (lambda x: x > 0, "1 or more"),
+    "num_samples": (lambda x: x is None or x > 0, "1 or more, or null"),
+    "seed": (lambda x: x >= 0, "0 or more"),
+    "min_segment_ratio": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "max_bad_fraction": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +72,9 @@ Batch: TypeAlias = torch.Tensor | tuple[torch.Tensor, list[SegmentInfo]]
 class AudioDataset(Dataset[Item]):
     """Segments [channels, T] float32 of the tracks of a manifest, at one sample rate.
 
-    With `segment_s`, each index is an independent draw: a track with probability proportional to duration ×
-    weight, then a start such that at least `min_segment_ratio` of the segment lies inside the track.
-    Without it, index i is the i-th track, whole. An unreadable file is named once in the log and another
-    segment is drawn in its place.
+    With `segment_s`, each index is an independent draw: a track with probability proportional to duration × weight,
+    then a start such that at least `min_segment_ratio` of the segment lies inside the track. Without it, index i is the
+    i-th track, whole. An unreadable file is named once in the log and another segment is drawn in its place.
 
     Args:
         metas: the tracks.
@@ -75,8 +83,7 @@ class AudioDataset(Dataset[Item]):
         channels: 1 or 2 (or that of every track); stereo is averaged to mono, mono copied to stereo.
         num_samples: segments per epoch, over all processes together. None: as many as the tracks hold
             (segments), or every track; for whole tracks a number keeps only the first ones.
-        shuffle: draw anew each epoch (whole tracks: another order each epoch); otherwise all epochs are the
-            same.
+        shuffle: draw anew each epoch (whole tracks: another order each epoch); otherwise all epochs are the same.
         seed: 0 or more.
         pad: zeros up to `segment_s` where the track ends before; otherwise such segments are shorter.
         sample_on_duration: draw longer tracks more often.
@@ -89,7 +96,7 @@ class AudioDataset(Dataset[Item]):
 
     Raises:
         ConfigError: for a value out of its range.
-        DataError: if more is asked than the data has, or no track can be used.
+        DataError: if the data does not support the sample rate or the channels, or no track can be used.
     """
 
     def __init__(
@@ -111,7 +118,9 @@ class AudioDataset(Dataset[Item]):
         max_channels: int | None = None,
         return_info: bool = False,
     ) -> None:
-        _check_ranges(segment_s, sample_rate, channels, num_samples, seed, min_segment_ratio, max_bad_fraction)
+        sizes = {"segment_s": segment_s, "sample_rate": sample_rate, "channels": channels, "num_samples": num_samples}
+        shares = {"min_segment_ratio": min_segment_ratio, "max_bad_fraction": max_bad_fraction}
+        _check_ranges({**sizes, "seed": seed, **shares})
         _check_supported("sample_rate", sample_rate, max_sample_rate)
         _check_supported("channels", channels, max_channels)
         self.segment_s = segment_s
@@ -164,8 +173,7 @@ class AudioDataset(Dataset[Item]):
         if not 0 <= index < self.num_samples:
             raise IndexError(f"index {index} of a dataset of {self.num_samples} segments")
         for meta, start_s in islice(self._draws(epoch, index), MAX_DRAWS):
-            # A file known to be bad is drawn and passed over all the same, so that the draws do not depend on
-            # which worker already knows it.
+            # A bad file is drawn and passed over all the same: the draws must not depend on which worker knows it.
             if meta.path in self.ledger.bad:
                 continue
             try:
@@ -199,13 +207,8 @@ class AudioDataset(Dataset[Item]):
             yield meta, rng.random() * (meta.duration - self._min_duration_s)
 
     def _read(self, meta: AudioMeta, start_s: float) -> Item:
-        wav, start_s = read_segment(
-            meta.path,
-            start_s=start_s,
-            n_frames=self._target,
-            sample_rate=self.sample_rate,
-            channels=self.channels,
-        )
+        form: dict[str, Any] = {"sample_rate": self.sample_rate, "channels": self.channels}
+        wav, start_s = read_segment(meta.path, start_s=start_s, n_frames=self._target, **form)
         n_frames = wav.shape[-1]
         if self.pad and self._target is not None:
             wav = F.pad(wav, (0, self._target - n_frames))
@@ -266,11 +269,9 @@ def get_loader(
         batch_size: per process: an update sees batch_size × world_size segments.
         num_workers: processes that read; 0 reads in this one. They persist over epochs.
         world_size: number of training processes.
-        rank: of this one; it takes indices rank, rank + world_size, … All ranks get the same number of
-            batches.
-        drop_last: True drops what does not fill a batch in every process. False keeps all (the last batch
-            may be smaller) and repeats up to world_size - 1 of the first indices, so that all ranks have as
-            many.
+        rank: of this one; it takes indices rank, rank + world_size, … All ranks get the same number of batches.
+        drop_last: True drops what does not fill a batch in every process. False keeps all (the last batch may be
+            smaller) and repeats up to world_size - 1 of the first indices, so that all ranks have as many.
         pin_memory: put batches where a GPU can fetch them.
 
     Raises:
@@ -304,8 +305,7 @@ def get_loader(
 def _collate(items: Sequence[Item]) -> Batch:
     """Stack segments into a batch [B, C, T], with zeros after those shorter than the longest.
 
-    Returns:
-        wav [B, C, T], or wav and the list of B SegmentInfo where the dataset returns them.
+    Where the dataset returns them, the list of B SegmentInfo comes with it.
     """
     wavs = [item if isinstance(item, torch.Tensor) else item[0] for item in items]
     longest = max(wav.shape[-1] for wav in wavs)
@@ -388,14 +388,14 @@ class _ShardSampler(Sampler[tuple[int, int]]):
 
 
 def _shield_worker(worker_id: int) -> None:
-    """Let a data worker outlive the signals that ask the trainer, or its whole process group, to stop.
+    """Let a data worker outlive the signals that stop the trainer, or its whole process group.
 
-    The trainer still reads until the step at hand is done; torch would turn the death of a worker into an error in the
-    middle of it. Only the trainer itself ends its workers, which the sender of the signal tells.
+    The trainer still reads until its current step is done; torch would turn the death of a worker into an error in the
+    middle of it. SIGTERM ends a worker only if the trainer itself sent it.
     """
     for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
-    if sys.platform != "linux":  # others do not tell the sender
+    if sys.platform != "linux":  # elsewhere sigwaitinfo does not give the sender
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -442,29 +442,13 @@ def _drawable(metas: list[AudioMeta], weights: list[float]) -> tuple[list[AudioM
     return [meta for meta, _ in kept], np.cumsum([weight for _, weight in kept])
 
 
-def _check_supported(name: str, asked: int, most: int | None) -> None:
-    if most is not None and asked > most:
-        raise DataError(f"{name}={asked}, but the data supports at most max_{name}={most}: lower {name}.")
+def _check_supported(name: str, value: int, most: int | None) -> None:
+    if most is not None and value > most:
+        raise DataError(f"{name}={value}, but the data supports at most max_{name}={most}: lower {name}.")
 
 
-def _check_ranges(
-    segment_s: float | None,
-    sample_rate: int,
-    channels: int,
-    num_samples: int | None,
-    seed: int,
-    min_segment_ratio: float,
-    max_bad_fraction: float,
-) -> None:
-    checks = [
-        ("segment_s", segment_s, segment_s is None or segment_s > 0, "above 0, or null for whole tracks"),
-        ("sample_rate", sample_rate, sample_rate > 0, "above 0, in Hz"),
-        ("channels", channels, channels > 0, "1 or more"),
-        ("num_samples", num_samples, num_samples is None or num_samples > 0, "1 or more, or null"),
-        ("seed", seed, seed >= 0, "0 or more"),
-        ("min_segment_ratio", min_segment_ratio, 0 < min_segment_ratio <= 1, "above 0 and at most 1"),
-        ("max_bad_fraction", max_bad_fraction, 0 <= max_bad_fraction <= 1, "from 0 to 1"),
-    ]
-    for name, value, good, allowed in checks:
-        if not good:
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        good, allowed = _RANGES[name]
+        if not good(value):
             raise ConfigError(f"dataset: {name}={value!r}; expected a value {allowed}.")

@@ -32,7 +32,7 @@ class AudioMeta:
         path: the audio file.
         duration: in seconds.
         sample_rate: in Hz.
-        channels: None where the manifest does not say (AudioCraft's do not).
+        channels: None where the manifest has none (AudioCraft's do not).
         weight: how often the track is drawn, in addition to its duration; None counts as 1.
     """
 
@@ -98,7 +98,7 @@ def _relative_to(folder: Path, audio: Path) -> str:
     return Path(os.path.relpath(there.parent.resolve() / there.name, here.resolve())).as_posix()
 
 
-def _find_manifest(path: Path, asked: Path) -> Path:
+def _find_manifest(path: Path, requested: Path) -> Path:
     if path.is_dir():
         found = [path / name for name in FOLDER_NAMES if (path / name).is_file()]
         if not found:
@@ -109,7 +109,7 @@ def _find_manifest(path: Path, asked: Path) -> Path:
             )
         return found[0]
     if not path.is_file():
-        mapped = "" if path == asked else f" (dataset_paths of the cluster profile lead there from {asked})"
+        mapped = "" if path == requested else f" (dataset_paths of the cluster profile lead there from {requested})"
         raise DataError(f"manifest {path} does not exist{mapped}. {HINT}")
     return path
 

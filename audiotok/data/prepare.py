@@ -88,9 +88,8 @@ def prepare(
 ) -> PrepareReport:
     """Write `<split>.jsonl.gz` into `output` for each split of the audio found below `folders`.
 
-    Only headers are read: a file damaged further on is found by the dataset, which draws another in its
-    place. Hidden files and folders are passed over, links to folders followed, a file reached twice counts
-    once.
+    Only headers are read: a file damaged further on is found by the dataset, which draws another in its place. Hidden
+    files and folders are passed over, links to folders followed, a file reached twice counts once.
 
     Args:
         folders: where to look, recursively.
@@ -120,7 +119,7 @@ def prepare(
             f"{len(usable)} usable tracks for {len(splits)} splits ({', '.join(splits)}), each of which "
             f"needs one; {len(unreadable)} files are unreadable and {len(too_short)} under {min_duration_s} s"
             + (f" (first: {next(iter(unreadable.values()))})" if unreadable else "")
-            + ". Add tracks, cut long ones into several files, or ask for fewer splits."
+            + ". Add tracks, cut long ones into several files, or choose fewer splits."
         )
     reports = {}
     for name, members in _split_tracks({path: found[path] for path in usable}, splits, seed).items():
@@ -142,7 +141,7 @@ def _find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTEN
     Raises:
         DataError: if a folder is missing, or none of them holds a file with one of the extensions.
     """
-    wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
+    suffixes = {f".{extension.lower().lstrip('.')}" for extension in extensions}
     found: dict[Path, str] = {}
     seen: set[Path] = set()
     others: Counter[str] = Counter()
@@ -150,7 +149,7 @@ def _find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTEN
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder. Name a folder that holds audio files.")
         for path in _walk(folder):
-            if path.suffix.lower() not in wanted:
+            if path.suffix.lower() not in suffixes:
                 others[path.suffix.lower() or "no extension"] += 1
             elif path.resolve() not in seen:
                 seen.add(path.resolve())
@@ -159,7 +158,7 @@ def _find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTEN
         there = ", ".join(f"{n} × {extension}" for extension, n in others.most_common(5)) or "no files at all"
         raise DataError(
             f"no audio in {', '.join(map(str, folders)) or 'no folders'}: looked for "
-            f"{', '.join(sorted(wanted))}; found {there}."
+            f"{', '.join(sorted(suffixes))}; found {there}."
         )
     return found
 

@@ -5,8 +5,7 @@ batch of streams gives samples X of the joint law; shuffling the samples of each
 samples Y of the product of the marginals; the squared MMD compares the two under a sum of Gaussian kernels.
 
 Sources: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, Lemma 6 (estimators); Lemercier et al., "An
-Independence-promoting Loss for Music Generation with Language Models", ICML 2024 (criterion, delay, kernel
-widths).
+Independence-promoting Loss for Music Generation with Language Models", ICML 2024 (criterion, delay, kernel widths).
 """
 
 import logging
@@ -48,7 +47,7 @@ class MMDLoss(nn.Module):
     samples, so that all have one expectation if codebooks are independent, samples exchangeable and widths given.
 
     Cost: kernel sums with their gradient, in square tiles: time grows with N^2, memory with N. `rff` takes
-    time that grows with N. At least float32, whatever autocast says; float64 stays float64.
+    time that grows with N. At least float32, also under autocast; float64 stays float64.
 
     Args:
         sigmas: kernel widths a of exp(-d^2 / (2 a)), in squared units of the standardised stream, all > 0; or
@@ -56,8 +55,7 @@ class MMDLoss(nn.Module):
         estimator: 'clips' (as released), 'samples' (V-statistic) or 'unbiased' (U-statistic), see
             squared_mmd; 'disjoint' (above); 'rff' (random Fourier features, see squared_mmd_rff).
         delay: shift stream k right by k frames and drop the first K frames, as MusicGen's pattern does.
-        row_block: side of a tile of a kernel matrix; changes memory and speed, not the value. None suits the
-            device.
+        row_block: side of a tile of a kernel matrix; changes memory and speed, not the value. None suits the device.
         num_features: random frequencies of 'rff'.
         seed: of these frequencies, the same at every call.
 
@@ -104,8 +102,7 @@ class MMDLoss(nn.Module):
 
         Args:
             streams: what each codebook sees, [B, K, D, T], floating point.
-            permutations: indices [K, N] in 0..N-1, one shuffle of the N samples per codebook; drawn when
-                None.
+            permutations: indices [K, N] in 0..N-1, one shuffle of the N samples per codebook; drawn when None.
             generator: source of the drawn permutations; None means torch's global one.
 
         Raises:
@@ -162,8 +159,7 @@ class MMDLoss(nn.Module):
 def joint_samples(streams: torch.Tensor, delay: bool) -> torch.Tensor:
     """Fold time into the batch: [B, K, D, T] -> [N, K, D] with sample n = b * T' + t.
 
-    With delay, frame t of stream k is frame t - k of the input for t in K..T-1, hence T' = T - K; else T' =
-    T.
+    With delay, frame t of stream k is frame t - k of the input for t in K..T-1, hence T' = T - K; else T' = T.
     """
     _, k, _, t = streams.shape
     if delay:

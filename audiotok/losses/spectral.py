@@ -1,8 +1,7 @@
 """Losses on spectrograms: mel L1, multi-scale mel, multi-resolution STFT.
 
-Sources: Défossez et al., "High Fidelity Neural Audio Compression", TMLR 2023, section 3.4 (multi-scale mel);
-Yamamoto et al., "Parallel WaveGAN", ICASSP 2020 (multi-resolution STFT). Values are those of EnCodec's
-training code.
+Sources: Défossez et al., "High Fidelity Neural Audio Compression", TMLR 2023, section 3.4 (multi-scale mel); Yamamoto
+et al., "Parallel WaveGAN", ICASSP 2020 (multi-resolution STFT). Values are those of EnCodec's training code.
 """
 
 import logging
@@ -44,8 +43,7 @@ class MelSpectrogramL1Loss(nn.Module):
 
     Raises:
         ConfigError: if hop_length or win_length exceed n_fft.
-        DataError: if the shapes differ, or T is at most (n_fft - hop_length) / 2, which is mirrored at each
-            end.
+        DataError: if the shapes differ, or T is at most (n_fft - hop_length) / 2, which is mirrored at each end.
     """
 
     def __init__(
@@ -158,8 +156,7 @@ class MRSTFTLoss(nn.Module):
 
     Raises:
         ConfigError: for an unknown window, or lists that differ in length or are empty.
-        DataError: if the shapes differ, or T is at most half the largest FFT size, which is mirrored at each
-            end.
+        DataError: if the shapes differ, or T is at most half the largest FFT size, which is mirrored at each end.
     """
 
     def __init__(

@@ -3,8 +3,7 @@
 Counts overestimate dependence: codebooks with m and m' codes in use that are independent share about
 (m - 1)(m' - 1) / (2 N ln 2) bits in N frames. Two corrections are given. Miller's adds (occupied - 1) / (2 N ln 2) to
 every entropy, and still lies high where cells outnumber frames. Subtracting what shuffled codebooks share is right for
-independent codebooks at any N, and lies low for others. Frames enough bring the two together. docs/dependence.md: what
-each number means and when to trust it.
+independent codebooks at any N, and lies low for others. Enough frames bring the two together; see docs/dependence.md.
 
 Sources: Miller, "Note on the bias of information estimates", 1955; Watanabe, "Information theoretical analysis of
 multivariate correlation", 1960; Chow and Liu, "Approximating discrete probability distributions with dependence
@@ -59,11 +58,11 @@ def dependence_metrics(
 ) -> dict[str, float]:
     """Metrics of codes [B, K, T]: those of `codebook_metrics`, and the dependence of the codebooks, all finite.
 
-    In bits per frame, lower is more independent, unless said otherwise; means over pairs of codebooks:
+    In bits per frame and lower is more independent where nothing else is given; means over pairs of codebooks:
 
     - `mi`: mutual information minus that of shuffled codebooks, and `mi_err`, its standard error if independent;
     - `mi_mm`: mutual information with Miller's correction instead;
-    - `nmi`: 0 by chance, 1 if codebooks tell each other, without unit; see `Dependence`;
+    - `nmi`: 0 by chance, 1 if codebooks determine each other, without unit; see `Dependence`;
     - `mi_p`: permutation p-value of `mi`; small means dependent;
     - `tc_tree`: lower bound of the total correlation from pairs, and `tc_tree_err`;
     - `tc`, `tc_mm`, `tc_err`: the total correlation itself, only if bins^K is at most the number of frames;
@@ -77,7 +76,7 @@ def dependence_metrics(
     Args:
         codes: integers in 0..bins-1, tensor or array.
         bins: size of a codebook.
-        frame_rate: Hz.
+        frame_rate: in Hz.
         delay: also measure the codebooks in delayed alignment.
         num_shuffles: shuffles behind baselines, errors and p; 2 or more.
         shuffle: what they exchange: whole 'clips', or 'frames' where these are independent draws.
@@ -111,8 +110,12 @@ def dependence_metrics(
             estimate = estimate_dependence(
                 symbols, bins=size, delay=delayed, num_shuffles=num_shuffles, shuffle=shuffle, seed=seed
             )
-            if not delayed:
-                _warn(estimate, kind)
+            if not delayed and estimate.frames < estimate.needed:
+                logger.warning(
+                    "mi%s from %d frames: for dependent codebooks it tends to be too low, and mi_mm%s too high; they "
+                    "need %d frames, %d for each pair of codes in use. mi_p%s holds with any number.",
+                    *(kind, estimate.frames, kind, estimate.needed, FRAMES_PER_CELL, kind),
+                )
             metrics.update(_named(estimate, kind + ("_delay" if delayed else ""), pairs))
     return metrics
 
@@ -144,7 +147,7 @@ class Dependence:
         corrected: `plugin` minus its mean over shuffles; the diagonal is that of `plugin`.
         error: standard error of `corrected` for independent codebooks; 0 on the diagonal.
         nmi: (I - S) / (min(H, H') - S) with I plug-in and S its mean over shuffles: 0 by chance, 1 when one codebook
-            tells the other (diagonal), and 0 when the sample is too small to tell these apart.
+            determines the other (diagonal), and 0 when the sample is too small to distinguish the two.
         mean: mutual information, mean over pairs.
         p: permutation p-value of `mean`, at least 1 / (1 + num_shuffles).
         tree: total correlation as far as the best tree of pairs holds it: from below, since the total correlation is
@@ -170,7 +173,7 @@ class Dependence:
 def estimate_dependence(
     codes: Codes, *, bins: int, delay: bool, num_shuffles: int = 20, shuffle: str = "clips", seed: int = 0
 ) -> Dependence:
-    """Estimate how much the codebooks of codes [B, K, T] tell about each other, K >= 2.
+    """Estimate how much the codebooks of codes [B, K, T] depend on each other, K >= 2.
 
     Args:
         codes: integers in 0..bins-1, tensor or array.
@@ -205,7 +208,9 @@ def estimate_dependence(
 def group_codes(codes: Codes, vectors: Sequence[torch.Tensor], groups: int, seed: int = 0) -> torch.Tensor:
     """Replace each code by the group of its vector; groups are k-means clusters of the vectors of one codebook.
 
-    They depend on the codebooks alone, never on the codes, so that no dependence is picked out by the grouping.
+    Fewer codes can only lose information (the data processing inequality): dependence between groups is a lower bound,
+    and one that far fewer frames estimate well. Groups depend on the codebooks alone, never on the codes, so that no
+    dependence is picked out by the grouping.
 
     Args:
         codes: integers [B, K, T].
@@ -250,15 +255,6 @@ def _samples_of(codes: torch.Tensor, delay: bool) -> Ints:
     if delay and t <= k:
         raise DataError(f"codes hold T={t} frames; delaying K={k} codebooks needs {k + 1} or more.")
     return joint_samples(codes[:, :, None], delay)[..., 0].T.contiguous().numpy()
-
-
-def _warn(estimate: Dependence, kind: str) -> None:
-    if estimate.frames < estimate.needed:
-        logger.warning(
-            "mi%s from %d frames: for dependent codebooks it tends to be too low, and mi_mm%s too high; they need %d "
-            "frames, %d for each pair of codes in use. mi_p%s holds with any number.",
-            *(kind, estimate.frames, kind, estimate.needed, FRAMES_PER_CELL, kind),
-        )
 
 
 def _named(estimate: Dependence, suffix: str, pairs: bool) -> dict[str, float]:
@@ -316,7 +312,7 @@ class _Counts:
 
 
 def _corrected(observed: _Counts, null: list[_Counts]) -> Dependence:
-    """Hold what was counted against its shuffles."""
+    """Compare the counts with those of the shuffles."""
     plugin = observed.pairs
     draws = np.stack([draw.pairs for draw in null])
     entropies = plugin.diagonal()
@@ -327,7 +323,7 @@ def _corrected(observed: _Counts, null: list[_Counts]) -> Dependence:
     nmi = np.where(headroom > _TINY, (plugin - shuffled) / np.maximum(headroom, _TINY), 0.0)
     np.fill_diagonal(nmi, 1.0)
     tree = _best_tree(plugin - shuffled)
-    # The best tree of noise is above 0 too: the trees of the shuffles say by how much.
+    # The best tree of noise is above 0 too: the trees of the shuffles show by how much.
     excess = np.array([(draw - shuffled)[_best_tree(draw - shuffled)].sum() for draw in draws])
     return Dependence(
         plugin=plugin,

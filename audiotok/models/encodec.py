@@ -31,7 +31,17 @@ SILENCE = 1e-8  # added to the volume, so that silence can be renormalised
 
 
 class CompressionModel(nn.Module, ABC):
-    """What a codec offers to a solver, to the metrics and to a language model over its tokens."""
+    """What a codec offers to a solver, to the metrics and to a language model over its tokens.
+
+    Attributes:
+        channels: of the audio.
+        sample_rate: of the audio, in Hz.
+        frame_rate: of the codes, in Hz.
+    """
+
+    channels: int
+    sample_rate: int
+    frame_rate: float
 
     @abstractmethod
     def forward(self, wav: Tensor) -> QuantizedResult:
@@ -48,21 +58,6 @@ class CompressionModel(nn.Module, ABC):
     @abstractmethod
     def decode_latent(self, codes: Tensor) -> Tensor:
         """Latent [B, D, T'] of codes [B, K, T']."""
-
-    @property
-    @abstractmethod
-    def channels(self) -> int:
-        """Audio channels."""
-
-    @property
-    @abstractmethod
-    def frame_rate(self) -> float:
-        """Frames per second, in Hz."""
-
-    @property
-    @abstractmethod
-    def sample_rate(self) -> int:
-        """Samples per second, in Hz."""
 
     @property
     @abstractmethod
@@ -140,9 +135,9 @@ class EncodecModel(CompressionModel):
         self.quantizer = quantizer
         self.causal = causal
         self.renormalize = renormalize
-        self._frame_rate = frame_rate
-        self._sample_rate = sample_rate
-        self._channels = channels
+        self.frame_rate = frame_rate
+        self.sample_rate = sample_rate
+        self.channels = channels
 
     def forward(self, wav: Tensor) -> QuantizedResult:
         """Reconstruct wav [B, C, T]: x [B, C, T] with the codes, bandwidth and penalty of the quantiser.
@@ -151,7 +146,7 @@ class EncodecModel(CompressionModel):
             DataError: if wav has another number of axes or channels, or holds no sample.
         """
         latent, scale = self.encode_latent(wav)
-        result: QuantizedResult = self.quantizer(latent, self._frame_rate)
+        result: QuantizedResult = self.quantizer(latent, self.frame_rate)
         result.x = self._restore_volume(self.decoder(result.x)[..., : wav.shape[-1]], scale)
         return result
 
@@ -162,10 +157,10 @@ class EncodecModel(CompressionModel):
 
     def encode_latent(self, wav: Tensor) -> tuple[Tensor, Tensor | None]:
         """Latent [B, D, T'] before quantisation of wav [B, C, T], and its volume [B, 1] or None."""
-        if wav.dim() != 3 or wav.shape[1] != self._channels or wav.shape[2] == 0:
+        if wav.dim() != 3 or wav.shape[1] != self.channels or wav.shape[2] == 0:
             raise DataError(
-                f"wav is {list(wav.shape)}; this model takes [B, {self._channels}, T] with T >= 1 "
-                f"at {self._sample_rate} Hz. Mix down, duplicate or add axes before."
+                f"wav is {list(wav.shape)}; this model takes [B, {self.channels}, T] with T >= 1 "
+                f"at {self.sample_rate} Hz. Mix down, duplicate or add axes before."
             )
         scale = None
         if self.renormalize:
@@ -189,21 +184,6 @@ class EncodecModel(CompressionModel):
     def decode_latent(self, codes: Tensor) -> Tensor:
         """Latent [B, D, T'] of codes [B, K, T']."""
         return self.quantizer.decode(codes)
-
-    @property
-    def channels(self) -> int:
-        """Audio channels."""
-        return self._channels
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second, in Hz."""
-        return self._frame_rate
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second, in Hz."""
-        return self._sample_rate
 
     @property
     def cardinality(self) -> int:
