@@ -31,8 +31,7 @@ class MultiDiscriminator(nn.Module):
         min_length: samples the signal must hold.
 
     Shape:
-        wav [B, in_channels, T] -> (one logit tensor per sub-discriminator, one list of feature maps per
-        sub-discriminator).
+        wav [B, in_channels, T] -> (logits, feature maps): of each sub-discriminator a tensor, and a list of tensors.
 
     Raises:
         DataError: if the signal has another number of channels or is too short.
@@ -123,16 +122,8 @@ class DiscriminatorSTFT(nn.Module):
         channels = filters
         for depth, dilation in enumerate(dilations):
             wider = min(filters_scale ** (depth + 1) * filters, max_filters)
-            conv = NormConv2d(
-                channels,
-                wider,
-                kernel,
-                stride=tuple(stride),
-                dilation=(dilation, 1),
-                padding=_same(kernel, dilation),
-                norm=norm,
-            )
-            self.convs.append(conv)
+            form: dict[str, Any] = {"stride": tuple(stride), "dilation": (dilation, 1), "padding": _same(kernel, dilation)}
+            self.convs.append(NormConv2d(channels, wider, kernel, norm=norm, **form))
             channels = wider
         wider = min(filters_scale ** (len(dilations) + 1) * filters, max_filters)
         self.convs.append(NormConv2d(channels, wider, square, padding=_same(square), norm=norm))
@@ -271,11 +262,7 @@ class MultiPeriodDiscriminator(MultiDiscriminator):
     """
 
     def __init__(
-        self,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        periods: Sequence[int] = (2, 3, 5, 7, 11),
-        **kwargs: Any,
+        self, in_channels: int = 1, out_channels: int = 1, periods: Sequence[int] = (2, 3, 5, 7, 11), **kwargs: Any
     ) -> None:
         discriminators = [PeriodDiscriminator(p, in_channels, out_channels, **kwargs) for p in periods]
         super().__init__(discriminators, in_channels, min_length=max(periods, default=1))

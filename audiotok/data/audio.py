@@ -25,6 +25,7 @@ from audiotok.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+# Container and default sample encoding of each extension that can be written (and is read).
 ENCODINGS = {
     ".wav": ("WAV", "PCM_16"),
     ".flac": ("FLAC", "PCM_16"),
@@ -32,18 +33,10 @@ ENCODINGS = {
     ".opus": ("OGG", "OPUS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
-"""Container and default sample encoding of each extension that can be written (and is read)."""
-
-FILTER_ZEROS = 24
-"""Zero crossings on each side of the resampling filter; 24 keeps its transition band below 5 % of the
-band."""
-FILTER_ROLLOFF = 0.945
-"""Cut-off of the resampling filter as a share of the lower Nyquist frequency."""
-
-SHORT_READ_S = 0.1
-"""A file may end this much before the end in its header (mp3 and ogg headers are sometimes a packet off)."""
-WRITE_BLOCK = 1 << 16
-"""Frames per write: libsndfile overflows its stack on a very long one-shot vorbis write."""
+FILTER_ZEROS = 24  # zero crossings on each side of the resampling filter: a transition band below 5 % of the band
+FILTER_ROLLOFF = 0.945  # cut-off of the resampling filter as a share of the lower Nyquist frequency
+SHORT_READ_S = 0.1  # a file may end this much before its header's end: mp3 and ogg ones are sometimes a packet off
+WRITE_BLOCK = 1 << 16  # frames: libsndfile overflows its stack on a very long one-shot vorbis write
 
 ClipStrategy = Literal["clip", "rescale", "none"]
 

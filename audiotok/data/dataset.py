@@ -29,12 +29,9 @@ from audiotok.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-MAX_DRAWS = 10_000
-"""Draws for one segment before giving up: enough unless the readable files are next to never drawn."""
-JUDGED_AFTER = 50
-"""Distinct files to try (fewer if the split is smaller) before a share of bad ones means anything."""
-NAMED = 5
-"""Bad files named in the final error; the log names all."""
+MAX_DRAWS = 10_000  # for one segment: enough unless the readable files are next to never drawn
+JUDGED_AFTER = 50  # distinct files to try (fewer if the split is smaller) before a share of bad ones means anything
+NAMED = 5  # bad files in the final error; the log names all
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "segment_s": (lambda x: x is None or x > 0, "above 0, or null for whole tracks"),
     "sample_rate": (lambda x: x > 0, "above 0, in Hz"),

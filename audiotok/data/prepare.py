@@ -21,8 +21,8 @@ from audiotok.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
+# The stages of a solver, and the share of the tracks each gets.
 SPLITS: Mapping[str, float] = MappingProxyType({"train": 0.8, "valid": 0.1, "evaluate": 0.05, "generate": 0.05})
-"""The stages of a solver, and the share of the tracks each gets."""
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
@@ -136,11 +136,7 @@ def prepare(
 
 
 def _find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTENSIONS) -> dict[Path, str]:
-    """Audio files below the folders, sorted, each with its name relative to the folder that holds it.
-
-    Raises:
-        DataError: if a folder is missing, or none of them holds a file with one of the extensions.
-    """
+    """Audio files below the folders, sorted, each with its name relative to the folder that holds it."""
     suffixes = {f".{extension.lower().lstrip('.')}" for extension in extensions}
     found: dict[Path, str] = {}
     seen: set[Path] = set()
@@ -164,15 +160,9 @@ def _find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTEN
 
 
 def _split_tracks(tracks: Mapping[Path, str], splits: Mapping[str, float], seed: int) -> dict[str, list[Path]]:
-    """Deal out tracks to splits: sizes by largest remainder, at least one each; who goes where, by hash.
+    """Distribute tracks (path, and the name that decides) over splits (name and share); their order stays.
 
-    Args:
-        tracks: path, and the name that decides where it goes.
-        splits: name and share of each.
-        seed: another seed deals differently.
-
-    Returns:
-        per split, its tracks in the order given.
+    Sizes are by largest remainder, at least one each; a hash of seed and name decides where a track goes.
     """
     ranked = sorted(tracks, key=lambda path: hashlib.sha256(f"{seed}:{tracks[path]}".encode()).digest())
     counts = _sizes(len(ranked), splits)

@@ -240,7 +240,7 @@ def _tile_terms(
     """
     limits = torch.finfo(squared.dtype)
     lowest = math.log(limits.tiny) + 0.5
-    if squared.is_cuda:  # asking would wait for the device
+    if squared.is_cuda:  # reading the bounds would wait for the device
         least, most = 0.0, math.inf
         squared.clamp_(min=0)
     else:

@@ -24,8 +24,7 @@ logger = logging.getLogger(__name__)
 RELEASED_SIGMAS = (0.1, 1.0, 5.0, 10.0, 20.0, 50.0)
 MEDIAN = "median"
 ESTIMATORS = (*PAIR_ESTIMATORS, "disjoint", "rff")
-FEW_SAMPLES = 16
-"""Samples per codebook below which a warning is logged: more than 1/16 of the pairs would share a codebook."""
+FEW_SAMPLES = 16  # per codebook; a warning is logged below: more than 1/16 of the pairs would share a codebook
 _VARIANCE_FLOOR = 1e-8
 
 
@@ -204,11 +203,7 @@ def marginal_samples(x: torch.Tensor, permutations: torch.Tensor) -> torch.Tenso
 
 
 def _disjoint_mmd(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    sigmas: Sequence[float],
-    permutations: torch.Tensor,
-    row_block: int | None = None,
+    x: torch.Tensor, y: torch.Tensor, sigmas: Sequence[float], permutations: torch.Tensor, row_block: int | None = None
 ) -> torch.Tensor:
     """The 'unbiased' estimate without the pairs (x_i, y_j) that share a sample of a codebook.
 

@@ -210,24 +210,12 @@ class MRSTFTLoss(nn.Module):
 
 
 class _MelPower(nn.Module):
-    """Mel power spectrogram with ceil(T / hop) frames: mirrored ends, then zeros to fill the last window.
+    """Mel power spectrogram (HTK scale, unscaled triangles), with the arguments of `MelSpectrogramL1Loss`.
 
-    Args:
-        sample_rate: in Hz.
-        n_fft: FFT size in samples.
-        hop_length: in samples, at most n_fft.
-        win_length: Hann window in samples, at most n_fft; None means n_fft.
-        n_mels: mel bands (HTK scale, unscaled triangles).
-        f_min: lowest frequency in Hz.
-        f_max: highest frequency in Hz; None means half the sample rate.
-        normalized: divide the STFT by the norm of its window.
+    It has one frame per hop, with mirrored ends, then zeros to fill the last window, as in EnCodec.
 
     Shape:
         [B, C, T] -> [B, C, n_mels, ceil(T / hop_length)].
-
-    Raises:
-        ConfigError: if hop_length or win_length exceed n_fft.
-        DataError: if T is at most (n_fft - hop_length) / 2, which is mirrored at each end.
     """
 
     def __init__(
@@ -248,17 +236,8 @@ class _MelPower(nn.Module):
         with warnings.catch_warnings():
             # A small FFT has fewer bins than mel bands: empty bands are part of the loss, and counted below.
             warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
-            self.transform = MelSpectrogram(
-                sample_rate,
-                n_fft,
-                win_length,
-                hop_length,
-                f_min,
-                f_max,
-                n_mels=n_mels,
-                normalized=normalized,
-                center=False,
-            )
+            sizes = (sample_rate, n_fft, win_length, hop_length, f_min, f_max)
+            self.transform = MelSpectrogram(*sizes, n_mels=n_mels, normalized=normalized, center=False)
         empty = int((self.transform.mel_scale.fb.amax(dim=0) == 0).sum())
         if empty:
             logger.debug("%d of %d mel bands are empty with n_fft=%d at %d Hz", empty, n_mels, n_fft, sample_rate)
@@ -275,11 +254,7 @@ class _MelPower(nn.Module):
 
 
 def _check_sizes(name: str, n_fft: int, hop_length: int, win_length: int) -> None:
-    """Refuse a hop or a window that is not in 1..n_fft.
-
-    Raises:
-        ConfigError: naming the three.
-    """
+    """ConfigError for a hop or a window that is not in 1..n_fft."""
     if not (0 < hop_length <= n_fft and 0 < win_length <= n_fft):
         raise ConfigError(
             f"{name}: n_fft={n_fft}, hop_length={hop_length}, win_length={win_length}; "

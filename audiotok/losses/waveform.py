@@ -63,11 +63,7 @@ class SISNRLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        sample_rate: int,
-        segment: float | None = 5.0,
-        overlap: float = 0.5,
-        epsilon: float = FLOAT32_EPSILON,
+        self, sample_rate: int, segment: float | None = 5.0, overlap: float = 0.5, epsilon: float = FLOAT32_EPSILON
     ) -> None:
         super().__init__()
         self.frame = None if segment is None else int(segment * sample_rate)

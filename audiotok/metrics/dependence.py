@@ -178,7 +178,7 @@ def estimate_dependence(
     Args:
         codes: integers in 0..bins-1, tensor or array.
         bins: size of a codebook.
-        delay: align codebooks as delayed prediction does; see `_samples_of`.
+        delay: align codebooks as delayed prediction does; see `joint_samples`.
         num_shuffles: shuffles behind baseline, error and p; 2 or more.
         shuffle: what they exchange: whole 'clips', or 'frames' where these are independent draws.
         seed: of the shuffles.
@@ -243,14 +243,7 @@ def group_codes(codes: Codes, vectors: Sequence[torch.Tensor], groups: int, seed
 
 
 def _samples_of(codes: torch.Tensor, delay: bool) -> Ints:
-    """Samples [K, N] of codes [B, K, T], N = B * T' in the order b * T' + t.
-
-    With delay, stream k is shifted right by k frames and the first K frames are dropped, so that sample t holds
-    code t - k of codebook k, for t in K..T-1, and T' = T - K; else T' = T.
-
-    Raises:
-        DataError: if the delay leaves no frame.
-    """
+    """Samples [K, N] of codes [B, K, T], N = B * T' in the order b * T' + t; delay as in `joint_samples`."""
     _, k, t = codes.shape
     if delay and t <= k:
         raise DataError(f"codes hold T={t} frames; delaying K={k} codebooks needs {k + 1} or more.")

@@ -19,8 +19,6 @@ from audiotok.losses.kernels import median_sigma
 from audiotok.losses.mmd import MEDIAN, joint_samples, marginal_samples, standardise
 from audiotok.metrics.codes import check_shuffle, draw_shuffles, p_value
 
-MAX_SAMPLES = 1024
-
 
 @dataclass(frozen=True)
 class MMDTest:
@@ -58,7 +56,7 @@ def mmd_permutation_test(
     generator: torch.Generator | None = None,
     *,
     shuffle: str = "clips",
-    max_samples: int = MAX_SAMPLES,
+    max_samples: int = 1024,
 ) -> MMDTest:
     """Test whether the codebooks of streams [B, K, D, T] are independent, on data not trained on.
 

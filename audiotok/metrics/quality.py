@@ -33,10 +33,7 @@ class SegmentSISNR(SISNRLoss):
         return -super().forward(estimate=estimate, reference=reference)
 
 
-SIGNAL_METRICS: dict[str, type[nn.Module]] = {
-    "sisnr": SegmentSISNR,
-    "mel": MelSpectrogramL1Loss,
-}
+SIGNAL_METRICS: dict[str, type[nn.Module]] = {"sisnr": SegmentSISNR, "mel": MelSpectrogramL1Loss}
 """Of these `evaluate.metrics` of the configuration chooses; the section of a metric's name holds its arguments."""
 
 

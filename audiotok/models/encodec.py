@@ -80,16 +80,7 @@ class CompressionModel(nn.Module, ABC):
 
     @staticmethod
     def get_pretrained(name: str | Path, device: torch.device | str = "cpu") -> "CompressionModel":
-        """Load a trained codec with its best weights, in evaluation mode.
-
-        Args:
-            name: an exported file (ours or AudioCraft's), a training checkpoint, a folder with `checkpoint.th`,
-                //sig/SIG, or //pretrained/ before a path.
-            device: where to put the model.
-
-        Raises:
-            CheckpointError: if there is no such file, it cannot be read safely, or its weights do not fit.
-        """
+        """Load a trained codec, in evaluation mode; names and errors as in `audiotok.models.pretrained`."""
         model = load_pretrained(name, device, build=get_compression_model)
         logger.info("Loaded %s: %d Hz, %d codebooks", name, model.sample_rate, model.num_codebooks)
         return model
