@@ -122,8 +122,8 @@ class DiscriminatorSTFT(nn.Module):
         channels = filters
         for depth, dilation in enumerate(dilations):
             wider = min(filters_scale ** (depth + 1) * filters, max_filters)
-            form: dict[str, Any] = {"stride": tuple(stride), "dilation": (dilation, 1), "padding": _same(kernel, dilation)}
-            self.convs.append(NormConv2d(channels, wider, kernel, norm=norm, **form))
+            padding = _same(kernel, dilation)
+            self.convs.append(NormConv2d(channels, wider, kernel, tuple(stride), padding, (dilation, 1), norm=norm))
             channels = wider
         wider = min(filters_scale ** (len(dilations) + 1) * filters, max_filters)
         self.convs.append(NormConv2d(channels, wider, square, padding=_same(square), norm=norm))
