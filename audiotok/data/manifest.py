@@ -2,8 +2,8 @@
 
 The fields are those of AudioCraft's manifests plus `channels`, so that a manifest written by either is read
 here. Paths are written relative to the manifest's own folder and read against it: a data folder can be
-moved as a whole. Where a cluster keeps the audio of a preset elsewhere, the `dataset_paths` of its profile say so, and
-this is the one place that follows them.
+moved as a whole. Where a cluster keeps the audio of a preset elsewhere, the `dataset_paths` of its profile hold the
+place, and only this module follows them.
 """
 
 import gzip
@@ -20,8 +20,7 @@ from audiotok.cluster import dataset_paths, map_path
 from audiotok.errors import DataError
 
 HINT = "Write it with `audiotok data prepare FOLDER --output ...`."
-FOLDER_NAMES = ("data.jsonl.gz", "data.jsonl")
-"""What a folder may hold to stand for its manifest."""
+FOLDER_NAMES = ("data.jsonl.gz", "data.jsonl")  # of these, a folder's manifest is the first that it holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class AudioMeta:
         path: the audio file.
         duration: in seconds.
         sample_rate: in Hz.
-        channels: None where the manifest does not say (AudioCraft's do not).
+        channels: None where the manifest has none (AudioCraft's do not).
         weight: how often the track is drawn, in addition to its duration; None counts as 1.
     """
 
@@ -90,7 +89,7 @@ def _relative_to(folder: Path, audio: Path) -> str:
     """Path of an audio file as seen from a folder, with forward slashes.
 
     Below the folder the path is kept as given, links included. Elsewhere links are resolved first, since
-    `..` out of a linked folder does not lead where its name says.
+    `..` out of a linked folder leads to the parent of its target.
     """
     here, there = (Path(os.path.normpath(p.absolute())) for p in (folder, audio))
     if there.is_relative_to(here):
@@ -98,7 +97,7 @@ def _relative_to(folder: Path, audio: Path) -> str:
     return Path(os.path.relpath(there.parent.resolve() / there.name, here.resolve())).as_posix()
 
 
-def _find_manifest(path: Path, asked: Path) -> Path:
+def _find_manifest(path: Path, requested: Path) -> Path:
     if path.is_dir():
         found = [path / name for name in FOLDER_NAMES if (path / name).is_file()]
         if not found:
@@ -109,7 +108,7 @@ def _find_manifest(path: Path, asked: Path) -> Path:
             )
         return found[0]
     if not path.is_file():
-        mapped = "" if path == asked else f" (dataset_paths of the cluster profile lead there from {asked})"
+        mapped = "" if path == requested else f" (dataset_paths of the cluster profile lead there from {requested})"
         raise DataError(f"manifest {path} does not exist{mapped}. {HINT}")
     return path
 

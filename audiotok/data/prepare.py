@@ -21,13 +21,13 @@ from audiotok.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
+# The stages of a solver, and the share of the tracks each gets.
 SPLITS: Mapping[str, float] = MappingProxyType({"train": 0.8, "valid": 0.1, "evaluate": 0.05, "generate": 0.05})
-"""The stages of a solver, and the share of the tracks each gets."""
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 @dataclass(frozen=True, slots=True)
-class SplitReport:
+class _SplitReport:
     """One split: its manifest, number of tracks and hours of audio."""
 
     manifest: Path
@@ -47,7 +47,7 @@ class PrepareReport:
         too_short: files left out for being shorter than `min_duration_s`.
     """
 
-    splits: dict[str, SplitReport]
+    splits: dict[str, _SplitReport]
     sample_rates: dict[int, int]
     channels: dict[int, int]
     unreadable: dict[Path, str]
@@ -88,9 +88,8 @@ def prepare(
 ) -> PrepareReport:
     """Write `<split>.jsonl.gz` into `output` for each split of the audio found below `folders`.
 
-    Only headers are read: a file damaged further on is found by the dataset, which draws another in its
-    place. Hidden files and folders are passed over, links to folders followed, a file reached twice counts
-    once.
+    Only headers are read: a file damaged further on is found by the dataset, which draws another in its place. Hidden
+    files and folders are passed over, links to folders followed, a file reached twice counts once.
 
     Args:
         folders: where to look, recursively.
@@ -106,7 +105,7 @@ def prepare(
         DataError: if a folder is missing, no audio is found or usable, or there are fewer tracks than splits.
     """
     _check_splits(splits)
-    found = find_audio(folders, extensions)
+    found = _find_audio(folders, extensions)
     with ThreadPoolExecutor(max(1, workers)) as pool:
         outcomes = list(pool.map(_describe, found))
     unreadable = {path: what for path, what in zip(found, outcomes, strict=True) if isinstance(what, str)}
@@ -120,13 +119,13 @@ def prepare(
             f"{len(usable)} usable tracks for {len(splits)} splits ({', '.join(splits)}), each of which "
             f"needs one; {len(unreadable)} files are unreadable and {len(too_short)} under {min_duration_s} s"
             + (f" (first: {next(iter(unreadable.values()))})" if unreadable else "")
-            + ". Add tracks, cut long ones into several files, or ask for fewer splits."
+            + ". Add tracks, cut long ones into several files, or choose fewer splits."
         )
     reports = {}
-    for name, members in split_tracks({path: found[path] for path in usable}, splits, seed).items():
+    for name, members in _split_tracks({path: found[path] for path in usable}, splits, seed).items():
         chosen = [usable[path] for path in members]
         manifest = write_manifest(Path(output) / f"{name}.jsonl.gz", chosen)
-        reports[name] = SplitReport(manifest, len(chosen), sum(meta.duration for meta in chosen) / 3600)
+        reports[name] = _SplitReport(manifest, len(chosen), sum(meta.duration for meta in chosen) / 3600)
     return PrepareReport(
         splits=reports,
         sample_rates=dict(sorted(Counter(meta.sample_rate for meta in usable.values()).items())),
@@ -136,13 +135,9 @@ def prepare(
     )
 
 
-def find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTENSIONS) -> dict[Path, str]:
-    """Audio files below the folders, sorted, each with its name relative to the folder that holds it.
-
-    Raises:
-        DataError: if a folder is missing, or none of them holds a file with one of the extensions.
-    """
-    wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
+def _find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTENSIONS) -> dict[Path, str]:
+    """Audio files below the folders, sorted, each with its name relative to the folder that holds it."""
+    suffixes = {f".{extension.lower().lstrip('.')}" for extension in extensions}
     found: dict[Path, str] = {}
     seen: set[Path] = set()
     others: Counter[str] = Counter()
@@ -150,7 +145,7 @@ def find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTENS
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder. Name a folder that holds audio files.")
         for path in _walk(folder):
-            if path.suffix.lower() not in wanted:
+            if path.suffix.lower() not in suffixes:
                 others[path.suffix.lower() or "no extension"] += 1
             elif path.resolve() not in seen:
                 seen.add(path.resolve())
@@ -159,21 +154,15 @@ def find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTENS
         there = ", ".join(f"{n} × {extension}" for extension, n in others.most_common(5)) or "no files at all"
         raise DataError(
             f"no audio in {', '.join(map(str, folders)) or 'no folders'}: looked for "
-            f"{', '.join(sorted(wanted))}; found {there}."
+            f"{', '.join(sorted(suffixes))}; found {there}."
         )
     return found
 
 
-def split_tracks(tracks: Mapping[Path, str], splits: Mapping[str, float], seed: int) -> dict[str, list[Path]]:
-    """Deal out tracks to splits: sizes by largest remainder, at least one each; who goes where, by hash.
+def _split_tracks(tracks: Mapping[Path, str], splits: Mapping[str, float], seed: int) -> dict[str, list[Path]]:
+    """Distribute tracks (path, and the name that decides) over splits (name and share); their order stays.
 
-    Args:
-        tracks: path, and the name that decides where it goes.
-        splits: name and share of each.
-        seed: another seed deals differently.
-
-    Returns:
-        per split, its tracks in the order given.
+    Sizes are by largest remainder, at least one each; a hash of seed and name decides where a track goes.
     """
     ranked = sorted(tracks, key=lambda path: hashlib.sha256(f"{seed}:{tracks[path]}".encode()).digest())
     counts = _sizes(len(ranked), splits)

@@ -5,9 +5,8 @@ Losses on signals take keyword arguments only, `loss(estimate=..., reference=...
 
 from audiotok.losses.balancer import Balancer
 from audiotok.losses.mmd import MMDLoss
-from audiotok.losses.pointwise import L1Loss, L2Loss
-from audiotok.losses.sisnr import SISNRLoss
 from audiotok.losses.spectral import MelSpectrogramL1Loss, MRSTFTLoss, MultiScaleMelSpectrogramLoss
+from audiotok.losses.waveform import L1Loss, L2Loss, SISNRLoss
 
 __all__ = [
     "Balancer",

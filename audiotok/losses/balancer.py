@@ -24,9 +24,8 @@ class Balancer:
     over the losses of the call that have a weight above 0. The average is an exponential one, corrected for
     its start: sum_t decay^t |g|_t / sum_t decay^t, with t counted backwards from now.
 
-    Approximations: norms of ranks are averaged as they are, not their squares; and the norm of the sum is
-        taken for
-    the sum of the norms, which holds only when gradients are aligned.
+    Approximations: norms of ranks are averaged as they are, not their squares; and the norm of the sum is taken for the
+    sum of the norms, which holds only when gradients are aligned.
 
     Args:
         weights: weight of each loss, >= 0; a loss of weight 0 is left alone.
@@ -86,8 +85,7 @@ class Balancer:
             The weighted sum of the loss values with the very weights their gradients got; a detached scalar.
 
         Raises:
-            ConfigError: if a loss has no weight, no loss has a weight above 0, or one does not depend on
-                output.
+            ConfigError: if a loss has no weight, no loss has a weight above 0, or one does not depend on output.
             DivergedError: if the norm of a gradient is not finite, on any rank.
         """
         active = self._active(losses)
@@ -109,7 +107,7 @@ class Balancer:
         return effective
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """Return the running averages: plain floats, so that a resumed run goes on exactly."""
+        """Return the running averages: plain floats, so that a resumed run continues exactly."""
         return {"totals": dict(self._totals), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

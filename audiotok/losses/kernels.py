@@ -1,9 +1,10 @@
 """Gaussian kernels between two sets of samples: squared MMD estimates and the median heuristic for the width.
 
 The N x N kernel matrices are visited in square tiles. One visit gives a tile's share of the sums and of their gradient,
-a tile and its mirror image are visited once, and only three tiles are ever held.
+a tile and its mirror image are visited once, and only three tiles are ever held. Random Fourier features do without.
 
-Source: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, Lemma 6 and section 8.
+Sources: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, Lemma 6 and section 8; Rahimi and Recht, "Random
+Features for Large-Scale Kernel Machines", NeurIPS 2007.
 """
 
 import math
@@ -17,11 +18,10 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from audiotok.losses.recompute import recomputed
-
 ESTIMATORS = ("clips", "samples", "unbiased")
 MEDIAN_SAMPLES = 1024
 ROW_BLOCKS = {"cpu": 1536, "cuda": 4096}
+RFF_ROWS = 1024
 _MINIMAL_SIGMA = 1e-8
 
 Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
@@ -99,7 +99,7 @@ def pair_sum(
         squared = (x.index_select(0, i) - y.index_select(0, j)).square().sum(1).double()
         return torch.stack([(squared * (-0.5 / a)).exp().sum() for a in sigmas]).sum()
 
-    return recomputed(summed, x, y)
+    return _recomputed(summed, x, y)
 
 
 def median_sigma(x: torch.Tensor) -> float:
@@ -113,6 +113,35 @@ def median_sigma(x: torch.Tensor) -> float:
     distances, _ = nn.functional.pdist(strided).square().sort()
     middle = (distances[(len(distances) - 1) // 2] + distances[len(distances) // 2]) / 2
     return max(float(middle), _MINIMAL_SIGMA)
+
+
+def squared_mmd_rff(
+    x: torch.Tensor, y: torch.Tensor, sigmas: Sequence[float], num_features: int, seed: int
+) -> torch.Tensor:
+    """Estimate what `squared_mmd` with 'unbiased' gives; on average over seeds it is exactly that.
+
+    A Gaussian kernel is the mean of a cosine, exp(-|u - v|^2 / (2 a)) = E cos(w (u - v)) with w normal of variance 1/a.
+    For each frequency w the sums c(x) = sum_i exp(i w x_i) over the samples are formed, and |c|^2 replaces the sum of
+    the kernel over all pairs: (|c(x)|^2 - N) / (N (N-1)) + the same for y - 2 Re(c(x) conj c(y)) / N^2. Time and memory
+    grow with N.
+
+    Args:
+        x: samples of one law.
+        y: as many samples of the other.
+        sigmas: kernel widths a; each gets ceil(num_features / W) frequencies.
+        num_features: frequencies in all; the error falls with its square root.
+        seed: of the frequencies, which depend on nothing else.
+
+    Shape:
+        x [N, F], y [N, F] -> scalar.
+    """
+    assert x.shape == y.shape and x.dim() == 2
+    n, per_width = len(x), math.ceil(num_features / len(sigmas))
+    frequencies = _frequencies(x.shape[1], sigmas, per_width, seed).to(x)
+    sums_x, sums_y = _wave_sums(x, frequencies), _wave_sums(y, frequencies)
+    within = sums_x.square().sum() + sums_y.square().sum() - 2 * n * frequencies.shape[1]
+    across = (sums_x * sums_y).sum()
+    return ((within / (n * (n - 1)) - 2 * across / n**2) / per_width).to(x.dtype)
 
 
 class _KernelSums(torch.autograd.Function):
@@ -188,10 +217,10 @@ def _terms_for(z: torch.Tensor, widths: Sequence[float], side: int) -> Terms:
         from audiotok.losses.triton_kernels import fused_terms  # optional, and slow to import
 
         return fused_terms(widths, z)
-    return partial(tile_terms, widths=widths, spare=z.new_empty(side * side))
+    return partial(_tile_terms, widths=widths, spare=z.new_empty(side * side))
 
 
-def tile_terms(
+def _tile_terms(
     squared: torch.Tensor, slope: torch.Tensor, *, widths: Sequence[float], spare: torch.Tensor
 ) -> torch.Tensor | None:
     """Fill slope with the sum over a of (a_0 / a) exp(-squared / (2 a)) and return the sum of the kernel over the tile.
@@ -211,7 +240,7 @@ def tile_terms(
     """
     limits = torch.finfo(squared.dtype)
     lowest = math.log(limits.tiny) + 0.5
-    if squared.is_cuda:  # asking would wait for the device
+    if squared.is_cuda:  # reading the bounds would wait for the device
         least, most = 0.0, math.inf
         squared.clamp_(min=0)
     else:
@@ -237,3 +266,52 @@ def _exponentials(squared: torch.Tensor, a: float, most: float, lowest: float, o
     if -0.5 * most / a > lowest:
         return out.exp_()
     return torch.threshold_(out.clamp_(min=lowest).exp_(), math.exp(lowest) * (1 + 1e-6), 0.0)
+
+
+def _frequencies(dimension: int, sigmas: Sequence[float], per_width: int, seed: int) -> torch.Tensor:
+    """Draw per_width normal frequencies of variance 1 / a for every width a, [F, W * per_width] in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(dimension, len(sigmas), per_width, generator=generator, dtype=torch.float64)
+    return (normal / torch.tensor(list(sigmas), dtype=torch.float64).sqrt()[:, None]).flatten(1)
+
+
+def _wave_sums(x: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """Sums of cos(w x_i) and sin(w x_i) over the samples, [N, F] and [F, M] -> [2, M] in float64.
+
+    Taken over blocks of rows, each of which the backward pass computes anew, so that no N x M tensor is kept.
+    """
+    blocks = [_recomputed(_block_sums, rows, frequencies) for rows in x.split(RFF_ROWS)]
+    return torch.stack(blocks).sum(0)
+
+
+def _block_sums(rows: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    phases = rows @ frequencies
+    return torch.stack([phases.cos().sum(0), phases.sin().sum(0)]).double()
+
+
+def _recomputed(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> torch.Tensor:
+    """Return function(*arguments), whose graph is not kept: the backward pass computes it anew.
+
+    The function must be deterministic and have one floating point result.
+    """
+    # torch.utils.checkpoint does this and much more, and its first call imports the compiler, which takes seconds.
+    result: torch.Tensor = _Recompute.apply(function, *arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> torch.Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*arguments)
+        return function(*arguments)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.enable_grad():
+            result = ctx.function(*leaves)
+        gradients = iter(torch.autograd.grad(result, [leaf for leaf in leaves if leaf.requires_grad], outer))
+        return None, *(next(gradients) if need else None for need in needed)

@@ -5,8 +5,7 @@ batch of streams gives samples X of the joint law; shuffling the samples of each
 samples Y of the product of the marginals; the squared MMD compares the two under a sum of Gaussian kernels.
 
 Sources: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, Lemma 6 (estimators); Lemercier et al., "An
-Independence-promoting Loss for Music Generation with Language Models", ICML 2024 (criterion, delay, kernel
-widths).
+Independence-promoting Loss for Music Generation with Language Models", ICML 2024 (criterion, delay, kernel widths).
 """
 
 import logging
@@ -18,16 +17,14 @@ from torch import nn
 
 from audiotok.errors import ConfigError, DataError
 from audiotok.losses.kernels import ESTIMATORS as PAIR_ESTIMATORS
-from audiotok.losses.kernels import kernel_sums, median_sigma, pair_sum, squared_mmd
-from audiotok.losses.rff import squared_mmd_rff
+from audiotok.losses.kernels import kernel_sums, median_sigma, pair_sum, squared_mmd, squared_mmd_rff
 
 logger = logging.getLogger(__name__)
 
 RELEASED_SIGMAS = (0.1, 1.0, 5.0, 10.0, 20.0, 50.0)
 MEDIAN = "median"
 ESTIMATORS = (*PAIR_ESTIMATORS, "disjoint", "rff")
-FEW_SAMPLES = 16
-"""Samples per codebook below which a warning is logged: more than 1/16 of the pairs would share a codebook."""
+FEW_SAMPLES = 16  # per codebook; a warning is logged below: more than 1/16 of the pairs would share a codebook
 _VARIANCE_FLOOR = 1e-8
 
 
@@ -49,7 +46,7 @@ class MMDLoss(nn.Module):
     samples, so that all have one expectation if codebooks are independent, samples exchangeable and widths given.
 
     Cost: kernel sums with their gradient, in square tiles: time grows with N^2, memory with N. `rff` takes
-    time that grows with N. At least float32, whatever autocast says; float64 stays float64.
+    time that grows with N. At least float32, also under autocast; float64 stays float64.
 
     Args:
         sigmas: kernel widths a of exp(-d^2 / (2 a)), in squared units of the standardised stream, all > 0; or
@@ -57,8 +54,7 @@ class MMDLoss(nn.Module):
         estimator: 'clips' (as released), 'samples' (V-statistic) or 'unbiased' (U-statistic), see
             squared_mmd; 'disjoint' (above); 'rff' (random Fourier features, see squared_mmd_rff).
         delay: shift stream k right by k frames and drop the first K frames, as MusicGen's pattern does.
-        row_block: side of a tile of a kernel matrix; changes memory and speed, not the value. None suits the
-            device.
+        row_block: side of a tile of a kernel matrix; changes memory and speed, not the value. None suits the device.
         num_features: random frequencies of 'rff'.
         seed: of these frequencies, the same at every call.
 
@@ -72,7 +68,7 @@ class MMDLoss(nn.Module):
     def __init__(
         self,
         sigmas: Sequence[float] | str = RELEASED_SIGMAS,
-        estimator: str = "clips",
+        estimator: str = "unbiased",
         delay: bool = True,
         row_block: int | None = None,
         num_features: int = 1024,
@@ -105,8 +101,7 @@ class MMDLoss(nn.Module):
 
         Args:
             streams: what each codebook sees, [B, K, D, T], floating point.
-            permutations: indices [K, N] in 0..N-1, one shuffle of the N samples per codebook; drawn when
-                None.
+            permutations: indices [K, N] in 0..N-1, one shuffle of the N samples per codebook; drawn when None.
             generator: source of the drawn permutations; None means torch's global one.
 
         Raises:
@@ -129,7 +124,7 @@ class MMDLoss(nn.Module):
         if self.estimator == "rff":
             return squared_mmd_rff(x, y, sigmas, self.num_features, self.seed)
         if self.estimator == "disjoint":
-            return disjoint_mmd(x, y, sigmas, permutations, self.row_block)
+            return _disjoint_mmd(x, y, sigmas, permutations, self.row_block)
         return squared_mmd(x, y, sigmas, self.estimator, n_clips, self.row_block)
 
     def _check(self, streams: torch.Tensor) -> None:
@@ -163,8 +158,7 @@ class MMDLoss(nn.Module):
 def joint_samples(streams: torch.Tensor, delay: bool) -> torch.Tensor:
     """Fold time into the batch: [B, K, D, T] -> [N, K, D] with sample n = b * T' + t.
 
-    With delay, frame t of stream k is frame t - k of the input for t in K..T-1, hence T' = T - K; else T' =
-    T.
+    With delay, frame t of stream k is frame t - k of the input for t in K..T-1, hence T' = T - K; else T' = T.
     """
     _, k, _, t = streams.shape
     if delay:
@@ -208,12 +202,8 @@ def marginal_samples(x: torch.Tensor, permutations: torch.Tensor) -> torch.Tenso
     return torch.stack([x[order[i], i] for i in range(k)], dim=1)
 
 
-def disjoint_mmd(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    sigmas: Sequence[float],
-    permutations: torch.Tensor,
-    row_block: int | None = None,
+def _disjoint_mmd(
+    x: torch.Tensor, y: torch.Tensor, sigmas: Sequence[float], permutations: torch.Tensor, row_block: int | None = None
 ) -> torch.Tensor:
     """The 'unbiased' estimate without the pairs (x_i, y_j) that share a sample of a codebook.
 

@@ -1,21 +1,23 @@
 """Losses on spectrograms: mel L1, multi-scale mel, multi-resolution STFT.
 
-Sources: Défossez et al., "High Fidelity Neural Audio Compression", TMLR 2023, section 3.4 (multi-scale mel);
-Yamamoto et al., "Parallel WaveGAN", ICASSP 2020 (multi-resolution STFT). Values are those of EnCodec's
-training code.
+Sources: Défossez et al., "High Fidelity Neural Audio Compression", TMLR 2023, section 3.4 (multi-scale mel); Yamamoto
+et al., "Parallel WaveGAN", ICASSP 2020 (multi-resolution STFT). Values are those of EnCodec's training code.
 """
 
+import logging
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchaudio.transforms import MelSpectrogram
 
 from audiotok.errors import ConfigError
-from audiotok.losses.mel import MelPower, check_sizes
-from audiotok.losses.pairs import check_length, check_pair
-from audiotok.losses.sisnr import FLOAT32_EPSILON
+from audiotok.losses.waveform import FLOAT32_EPSILON, check_length, check_pair
+
+logger = logging.getLogger(__name__)
 
 WINDOWS = ("bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window")
 _POWER_FLOOR = 1e-7
@@ -41,8 +43,7 @@ class MelSpectrogramL1Loss(nn.Module):
 
     Raises:
         ConfigError: if hop_length or win_length exceed n_fft.
-        DataError: if the shapes differ, or T is at most (n_fft - hop_length) / 2, which is mirrored at each
-            end.
+        DataError: if the shapes differ, or T is at most (n_fft - hop_length) / 2, which is mirrored at each end.
     """
 
     def __init__(
@@ -51,15 +52,15 @@ class MelSpectrogramL1Loss(nn.Module):
         n_fft: int = 1024,
         hop_length: int = 256,
         win_length: int | None = 1024,
-        n_mels: int = 80,
-        f_min: float = 0.0,
+        n_mels: int = 64,
+        f_min: float = 64.0,
         f_max: float | None = None,
         log: bool = True,
         normalized: bool = False,
         floor_level: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.mel = MelPower(sample_rate, n_fft, hop_length, win_length, n_mels, f_min, f_max, normalized)
+        self.mel = _MelPower(sample_rate, n_fft, hop_length, win_length, n_mels, f_min, f_max, normalized)
         self.log = log
         self.floor_level = floor_level
 
@@ -103,10 +104,10 @@ class MultiScaleMelSpectrogramLoss(nn.Module):
         range_start: int = 6,
         range_end: int = 11,
         n_mels: int = 64,
-        f_min: float = 0.0,
+        f_min: float = 64.0,
         f_max: float | None = None,
-        normalized: bool = False,
-        alphas: bool = True,
+        normalized: bool = True,
+        alphas: bool = False,
         floor_level: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class MultiScaleMelSpectrogramLoss(nn.Module):
             )
         sizes = [2**i for i in range(range_start, range_end)]
         self.mels = nn.ModuleList(
-            MelPower(sample_rate, size, size // 4, size, n_mels, f_min, f_max, normalized) for size in sizes
+            _MelPower(sample_rate, size, size // 4, size, n_mels, f_min, f_max, normalized) for size in sizes
         )
         self.alphas = [math.sqrt(size - 1) if alphas else 1.0 for size in sizes]
         self.scale = sum(1 + alpha for alpha in self.alphas) if normalized else 1.0
@@ -155,8 +156,7 @@ class MRSTFTLoss(nn.Module):
 
     Raises:
         ConfigError: for an unknown window, or lists that differ in length or are empty.
-        DataError: if the shapes differ, or T is at most half the largest FFT size, which is mirrored at each
-            end.
+        DataError: if the shapes differ, or T is at most half the largest FFT size, which is mirrored at each end.
     """
 
     def __init__(
@@ -165,8 +165,8 @@ class MRSTFTLoss(nn.Module):
         hop_lengths: Sequence[int] = (120, 240, 50),
         win_lengths: Sequence[int] = (600, 1200, 240),
         window: str = "hann_window",
-        factor_sc: float = 0.1,
-        factor_mag: float = 0.1,
+        factor_sc: float = 0.5,
+        factor_mag: float = 0.5,
         normalized: bool = False,
         epsilon: float = FLOAT32_EPSILON,
     ) -> None:
@@ -178,7 +178,7 @@ class MRSTFTLoss(nn.Module):
             raise ConfigError(f"mrstft.window={window!r}; choose one of: {', '.join(WINDOWS)}.")
         self.resolutions = list(zip(n_ffts, hop_lengths, win_lengths, strict=True))
         for n_fft, hop_length, win_length in self.resolutions:
-            check_sizes("mrstft", n_fft, hop_length, win_length)
+            _check_sizes("mrstft", n_fft, hop_length, win_length)
         for index, win_length in enumerate(win_lengths):
             self.register_buffer(f"window_{index}", getattr(torch, window)(win_length), persistent=False)
         self.factor_sc = factor_sc
@@ -207,3 +207,56 @@ class MRSTFTLoss(nn.Module):
         )
         power = spectrum.real.square() + spectrum.imag.square()
         return power.clamp(min=_POWER_FLOOR).sqrt()
+
+
+class _MelPower(nn.Module):
+    """Mel power spectrogram (HTK scale, unscaled triangles), with the arguments of `MelSpectrogramL1Loss`.
+
+    It has one frame per hop, with mirrored ends, then zeros to fill the last window, as in EnCodec.
+
+    Shape:
+        [B, C, T] -> [B, C, n_mels, ceil(T / hop_length)].
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        n_fft: int,
+        hop_length: int,
+        win_length: int | None,
+        n_mels: int,
+        f_min: float,
+        f_max: float | None,
+        normalized: bool,
+    ) -> None:
+        super().__init__()
+        _check_sizes("mel", n_fft, hop_length, win_length or n_fft)
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        with warnings.catch_warnings():
+            # A small FFT has fewer bins than mel bands: empty bands are part of the loss, and counted below.
+            warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
+            sizes = (sample_rate, n_fft, win_length, hop_length, f_min, f_max)
+            self.transform = MelSpectrogram(*sizes, n_mels=n_mels, normalized=normalized, center=False)
+        empty = int((self.transform.mel_scale.fb.amax(dim=0) == 0).sum())
+        if empty:
+            logger.debug("%d of %d mel bands are empty with n_fft=%d at %d Hz", empty, n_mels, n_fft, sample_rate)
+
+    def forward(self, wav: torch.Tensor) -> torch.Tensor:
+        """Transform [B, C, T] to [B, C, n_mels, ceil(T / hop)]."""
+        side = (self.n_fft - self.hop_length) // 2
+        check_length(wav, side + 1, f"a mel spectrogram of n_fft={self.n_fft}, hop_length={self.hop_length}")
+        wav = F.pad(wav, (side, side), mode="reflect")
+        frames = math.ceil((wav.shape[-1] - self.n_fft) / self.hop_length) + 1
+        wav = F.pad(wav, (0, (frames - 1) * self.hop_length + self.n_fft - wav.shape[-1]))
+        mel: torch.Tensor = self.transform(wav)
+        return mel
+
+
+def _check_sizes(name: str, n_fft: int, hop_length: int, win_length: int) -> None:
+    """ConfigError for a hop or a window that is not in 1..n_fft."""
+    if not (0 < hop_length <= n_fft and 0 < win_length <= n_fft):
+        raise ConfigError(
+            f"{name}: n_fft={n_fft}, hop_length={hop_length}, win_length={win_length}; "
+            "hop and window must be above 0 and at most n_fft."
+        )

@@ -1,8 +1,8 @@
 """The terms of a kernel tile in one pass over its distances, for CUDA.
 
-`kernels.tile_terms` walks over a tile several times per width; on a GPU these walks are bound by memory. Here a program
-reads its distances once and keeps everything else in registers. Import needs Triton; its interpreter
-(TRITON_INTERPRET=1) runs this on the CPU. Not yet run or timed on a GPU.
+`kernels._tile_terms` reads a tile several times per width, which memory bounds on a GPU. Here a program reads its
+distances once and keeps everything else in registers. Import needs Triton; its interpreter (TRITON_INTERPRET=1) runs
+this on the CPU. Not yet run or timed on a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ BLOCK = 2048
 
 
 def fused_terms(widths: Sequence[float], like: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return a function of a tile's squared distances and slope that does what `kernels.tile_terms` does.
+    """Return a function of a tile's squared distances and slope that does what `kernels._tile_terms` does.
 
     Args:
         widths: a_0 >= a_1 >= … .

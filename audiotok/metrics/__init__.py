@@ -4,15 +4,13 @@ Signals are keyword arguments, `metric(estimate=..., reference=...)`, both [B, C
 docstring states which direction is better.
 """
 
-from audiotok.metrics.codebooks import codebook_metrics
-from audiotok.metrics.dependence import dependence_metrics
-from audiotok.metrics.groups import group_codes
-from audiotok.metrics.information import estimate_dependence
+from audiotok.metrics.codes import codebook_metrics
+from audiotok.metrics.dependence import dependence_metrics, estimate_dependence, group_codes
 from audiotok.metrics.mmd_permutation import mmd_permutation_test
-from audiotok.metrics.sisnr import si_snr
-from audiotok.metrics.spectral import mel_distance, stft_distance
+from audiotok.metrics.quality import SIGNAL_METRICS, mel_distance, si_snr, stft_distance
 
 __all__ = [
+    "SIGNAL_METRICS",
     "codebook_metrics",
     "dependence_metrics",
     "estimate_dependence",

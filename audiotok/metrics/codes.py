@@ -1,7 +1,8 @@
-"""Codes as samples: checks, delay alignment, shuffles of whole clips or of frames, and entropies of counts.
+"""Codes as samples (checks, delay alignment, shuffles, entropies of counts), and how well each codebook is used.
 
 Sources: Miller, "Note on the bias of information estimates", 1955 (entropy correction); Copet et al., "Simple and
-Controllable Music Generation", NeurIPS 2023 (delay pattern).
+Controllable Music Generation", NeurIPS 2023 (delay pattern); van den Oord et al., "Neural Discrete Representation
+Learning", NeurIPS 2017 (perplexity); Kumar et al., NeurIPS 2023 (usage, bitrate efficiency).
 """
 
 import math
@@ -11,13 +12,47 @@ import numpy.typing as npt
 import torch
 
 from audiotok.errors import ConfigError, DataError
-from audiotok.losses.mmd import draw_permutations, joint_samples
+from audiotok.losses.mmd import draw_permutations
 
 SHUFFLES = ("clips", "frames")
+FRAMES_PER_BIN = 10  # at ten, a code that is used as often as the others stays unseen once in e^10 = 22000
 Codes = torch.Tensor | npt.NDArray[np.integer]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _DENSE = 8  # a table of counts is kept whole up to this many cells per sample, and sparse beyond
+
+
+def codebook_metrics(codes: Codes, *, bins: int, frame_rate: float) -> dict[str, float]:
+    """Usage, dead codes, entropy and perplexity by codebook and over all, and the bitrate of ideal entropy coding.
+
+    With c the counts of the m codes that occur among N = B * T frames, for each codebook q:
+
+    - `usage_q`: m / bins, in 0..1, higher is better; `dead_q`: bins - m, lower is better;
+    - `entropy_q`: plug-in, bits per frame; `entropy_mm_q`: plus (m - 1) / (2 N ln 2), at most log2(bins);
+    - `perplexity_q`: 2^entropy_q, in 1..m, the number of evenly used codes with that entropy.
+
+    Without suffix: means over codebooks, of `dead` the sum. `entropy_bitrate`, kb/s: frame_rate * sum of
+    entropy_mm_q / 1000, what codebooks coded one by one, without context, would need.
+
+    Args:
+        codes: integers [B, K, T].
+        bins: size of a codebook.
+        frame_rate: Hz.
+
+    Raises:
+        ConfigError: if bins or frame_rate cannot be.
+        DataError: if codes are not [B, K, T] in 0..bins-1.
+    """
+    if not (math.isfinite(frame_rate) and frame_rate > 0):
+        raise ConfigError(f"frame_rate={frame_rate}; give frames per second, > 0.")
+    columns = [_health(column, bins) for column in check_codes(codes, bins).transpose(0, 1).flatten(1)]
+    metrics: dict[str, float] = {}
+    for name in columns[0]:
+        values = [column[name] for column in columns]
+        metrics[name] = math.fsum(values) / (1 if name == "dead" else len(values))
+        metrics.update({f"{name}_q{q}": value for q, value in enumerate(values)})
+    rate = frame_rate * math.fsum(column["entropy_mm"] for column in columns) / 1000
+    return {**metrics, "entropy_bitrate": rate}
 
 
 def check_codes(codes: Codes, bins: int) -> torch.Tensor:
@@ -47,21 +82,6 @@ def check_shuffle(shuffle: str, clips: int) -> None:
         raise ConfigError(f"shuffle={shuffle!r}; choose one of: {', '.join(SHUFFLES)}.")
     if shuffle == "clips" and clips < 2:
         raise DataError(f"shuffle='clips' exchanges clips and there is {clips}; give 20 or more, or use 'frames'.")
-
-
-def samples_of(codes: torch.Tensor, delay: bool) -> Ints:
-    """Samples [K, N] of codes [B, K, T], N = B * T' in the order b * T' + t.
-
-    With delay, stream k is shifted right by k frames and the first K frames are dropped, so that sample t holds
-    code t - k of codebook k, for t in K..T-1, and T' = T - K; else T' = T.
-
-    Raises:
-        DataError: if the delay leaves no frame.
-    """
-    _, k, t = codes.shape
-    if delay and t <= k:
-        raise DataError(f"codes hold T={t} frames; delaying K={k} codebooks needs {k + 1} or more.")
-    return joint_samples(codes[:, :, None], delay)[..., 0].T.contiguous().numpy()
 
 
 def draw_shuffles(n_codebooks: int, clips: int, frames: int, shuffle: str, generator: torch.Generator) -> torch.Tensor:
@@ -99,3 +119,15 @@ def miller_madow(occupied: int, samples: int) -> float:
 def p_value(observed: float, null: Floats, slack: float = 1e-12) -> float:
     """(1 + how many of the R null values reach the observed one) / (1 + R); ties within `slack` count as reached."""
     return float((1 + (null >= observed - slack).sum()) / (1 + len(null)))
+
+
+def _health(column: torch.Tensor, bins: int) -> dict[str, float]:
+    counts = count_cells(column.numpy(), bins)
+    entropy = entropy_bits(counts)
+    return {
+        "usage": len(counts) / bins,
+        "dead": float(bins - len(counts)),
+        "entropy": entropy,
+        "entropy_mm": min(entropy + miller_madow(len(counts), len(column)), math.log2(bins)),
+        "perplexity": 2**entropy,
+    }

@@ -19,8 +19,6 @@ from audiotok.losses.kernels import median_sigma
 from audiotok.losses.mmd import MEDIAN, joint_samples, marginal_samples, standardise
 from audiotok.metrics.codes import check_shuffle, draw_shuffles, p_value
 
-MAX_SAMPLES = 1024
-
 
 @dataclass(frozen=True)
 class MMDTest:
@@ -30,7 +28,7 @@ class MMDTest:
         mmd: statistic minus its mean over permutations; 0 on average if independent, no unit, lower is better.
         error: standard deviation of the statistic over permutations.
         p: p-value; small means dependent, at least 1 / (1 + R).
-        statistic: see `independence_statistic`.
+        statistic: see `_independence_statistic`.
         null: the statistic of each permutation, [R].
         sigmas: kernel widths.
         samples: number N of samples compared.
@@ -58,7 +56,7 @@ def mmd_permutation_test(
     generator: torch.Generator | None = None,
     *,
     shuffle: str = "clips",
-    max_samples: int = MAX_SAMPLES,
+    max_samples: int = 1024,
 ) -> MMDTest:
     """Test whether the codebooks of streams [B, K, D, T] are independent, on data not trained on.
 
@@ -93,7 +91,7 @@ def mmd_permutation_test(
     widths = _widths(sigmas, marginal_samples(x, orders.pop()).flatten(1))
     distances = torch.stack([_squared_distances(x[:, i]) for i in range(k)])
     identity = torch.arange(n, device=x.device).expand(k, n)
-    observed, *rest = independence_statistic(distances, widths, [identity, *orders])
+    observed, *rest = _independence_statistic(distances, widths, [identity, *orders])
     null = torch.tensor(rest, dtype=torch.float64)
     rounding = 1e-12 * float(_row_means(distances, widths).mean(-1).prod(-1).sum())
     return MMDTest(
@@ -107,7 +105,7 @@ def mmd_permutation_test(
     )
 
 
-def independence_statistic(
+def _independence_statistic(
     distances: torch.Tensor, sigmas: Sequence[float], orders: Sequence[torch.Tensor]
 ) -> list[float]:
     """Squared MMD between joint law and product of marginals, of samples permuted within each codebook.

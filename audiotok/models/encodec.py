@@ -1,21 +1,47 @@
-"""Codecs that turn audio into tokens and back: the interface of all of them, and EnCodec.
+"""Codecs that turn audio into tokens and back: the interface of all of them, EnCodec, and how to build one.
 
-Source: Défossez et al., "High Fidelity Neural Audio Compression", TMLR 2023.
+The keys of a configuration are AudioCraft's (`model/encodec/default.yaml`): the `xp.cfg` of its exported files builds
+too. Source: Défossez et al., "High Fidelity Neural Audio Compression", TMLR 2023.
 """
 
+import inspect
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from audiotok.errors import ConfigError, DataError
-from audiotok.quantization import BaseQuantizer, QuantizedResult
+from audiotok.models.pretrained import load_pretrained
+from audiotok.modules import SEANetDecoder, SEANetEncoder
+from audiotok.modules.seanet import SEANetDecoderOptions, SEANetOptions
+from audiotok.quantization import BaseQuantizer, DummyQuantizer, QuantizedResult, ResidualVectorQuantizer
 
+logger = logging.getLogger(__name__)
+
+ENCODEC_KEYS = ("autoencoder", "quantizer", "sample_rate", "channels", "causal", "renormalize")
+OUTDATED_ENCODEC_KEYS = ("renorm",)  # in old exported files, without effect in AudioCraft either
 SILENCE = 1e-8  # added to the volume, so that silence can be renormalised
 
 
 class CompressionModel(nn.Module, ABC):
-    """What a codec offers to a solver, to the metrics and to a language model over its tokens."""
+    """What a codec offers to a solver, to the metrics and to a language model over its tokens.
+
+    Attributes:
+        channels: of the audio.
+        sample_rate: of the audio, in Hz.
+        frame_rate: of the codes, in Hz.
+    """
+
+    channels: int
+    sample_rate: int
+    frame_rate: float
 
     @abstractmethod
     def forward(self, wav: Tensor) -> QuantizedResult:
@@ -32,21 +58,6 @@ class CompressionModel(nn.Module, ABC):
     @abstractmethod
     def decode_latent(self, codes: Tensor) -> Tensor:
         """Latent [B, D, T'] of codes [B, K, T']."""
-
-    @property
-    @abstractmethod
-    def channels(self) -> int:
-        """Audio channels."""
-
-    @property
-    @abstractmethod
-    def frame_rate(self) -> float:
-        """Frames per second, in Hz."""
-
-    @property
-    @abstractmethod
-    def sample_rate(self) -> int:
-        """Samples per second, in Hz."""
 
     @property
     @abstractmethod
@@ -68,12 +79,11 @@ class CompressionModel(nn.Module, ABC):
         """Use the first n codebooks only; ConfigError if there are not as many."""
 
     @staticmethod
-    def get_pretrained(name: str, device: torch.device | str = "cpu") -> "CompressionModel":
-        """Load a trained model, in evaluation mode; see `audiotok.models.pretrained.load_pretrained`."""
-        # Imported here because that module builds models, thus needs this one first.
-        from audiotok.models.pretrained import load_pretrained
-
-        return load_pretrained(name, device)
+    def get_pretrained(name: str | Path, device: torch.device | str = "cpu") -> "CompressionModel":
+        """Load a trained codec, in evaluation mode; names and errors as in `audiotok.models.pretrained`."""
+        model = load_pretrained(name, device, build=get_compression_model)
+        logger.info("Loaded %s: %d Hz, %d codebooks", name, model.sample_rate, model.num_codebooks)
+        return model
 
 
 class EncodecModel(CompressionModel):
@@ -91,7 +101,7 @@ class EncodecModel(CompressionModel):
             volume of a clip is not known before its end.
 
     Raises:
-        ConfigError: if both causal and renormalize are asked for.
+        ConfigError: if both causal and renormalize are set.
     """
 
     def __init__(
@@ -116,9 +126,9 @@ class EncodecModel(CompressionModel):
         self.quantizer = quantizer
         self.causal = causal
         self.renormalize = renormalize
-        self._frame_rate = frame_rate
-        self._sample_rate = sample_rate
-        self._channels = channels
+        self.frame_rate = frame_rate
+        self.sample_rate = sample_rate
+        self.channels = channels
 
     def forward(self, wav: Tensor) -> QuantizedResult:
         """Reconstruct wav [B, C, T]: x [B, C, T] with the codes, bandwidth and penalty of the quantiser.
@@ -127,7 +137,7 @@ class EncodecModel(CompressionModel):
             DataError: if wav has another number of axes or channels, or holds no sample.
         """
         latent, scale = self.encode_latent(wav)
-        result: QuantizedResult = self.quantizer(latent, self._frame_rate)
+        result: QuantizedResult = self.quantizer(latent, self.frame_rate)
         result.x = self._restore_volume(self.decoder(result.x)[..., : wav.shape[-1]], scale)
         return result
 
@@ -138,10 +148,10 @@ class EncodecModel(CompressionModel):
 
     def encode_latent(self, wav: Tensor) -> tuple[Tensor, Tensor | None]:
         """Latent [B, D, T'] before quantisation of wav [B, C, T], and its volume [B, 1] or None."""
-        if wav.dim() != 3 or wav.shape[1] != self._channels or wav.shape[2] == 0:
+        if wav.dim() != 3 or wav.shape[1] != self.channels or wav.shape[2] == 0:
             raise DataError(
-                f"wav is {list(wav.shape)}; this model takes [B, {self._channels}, T] with T >= 1 "
-                f"at {self._sample_rate} Hz. Mix down, duplicate or add axes before."
+                f"wav is {list(wav.shape)}; this model takes [B, {self.channels}, T] with T >= 1 "
+                f"at {self.sample_rate} Hz. Mix down, duplicate or add axes before."
             )
         scale = None
         if self.renormalize:
@@ -167,21 +177,6 @@ class EncodecModel(CompressionModel):
         return self.quantizer.decode(codes)
 
     @property
-    def channels(self) -> int:
-        """Audio channels."""
-        return self._channels
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second, in Hz."""
-        return self._frame_rate
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second, in Hz."""
-        return self._sample_rate
-
-    @property
     def cardinality(self) -> int:
         """How many values a code can take."""
         return self.quantizer.bins
@@ -202,3 +197,92 @@ class EncodecModel(CompressionModel):
 
     def _restore_volume(self, wav: Tensor, scale: Tensor | None) -> Tensor:
         return wav if scale is None else wav * scale.view(-1, 1, 1)
+
+
+def get_compression_model(cfg: DictConfig) -> CompressionModel:
+    """Make the codec that cfg describes, with fresh weights, on the CPU.
+
+    Args:
+        cfg: holds `compression_model` (encodec), `encodec` (autoencoder: seanet; quantizer: rvq or no_quant;
+            and keyword arguments of `EncodecModel`), `seanet` (fields of `SEANetOptions`, those of one side
+            only under `encoder` or `decoder`), `rvq` (arguments of `ResidualVectorQuantizer` but dimension)
+            and `no_quant` (empty). Other keys are left alone.
+
+    Raises:
+        ConfigError: naming key, value and what is allowed, if any of these is missing, unknown or impossible.
+    """
+    _choose("compression_model", cfg.get("compression_model"), ("encodec",))
+    encodec = _section(cfg, "encodec", (*ENCODEC_KEYS, *OUTDATED_ENCODEC_KEYS))
+    _choose("encodec.autoencoder", encodec.get("autoencoder"), ("seanet",))
+    encoder, decoder = _seanet(cfg)
+    quantizer = _quantizer(encodec.get("quantizer"), cfg, encoder.dimension)
+    sample_rate, channels = (_positive(f"encodec.{key}", encodec.get(key)) for key in ("sample_rate", "channels"))
+    if not channels == encoder.channels == decoder.channels:
+        raise ConfigError(
+            f"encodec.channels={channels}, but seanet has channels={encoder.channels} in the encoder and "
+            f"{decoder.channels} in the decoder; make them equal."
+        )
+    flags = {key: bool(encodec[key]) for key in ("causal", "renormalize") if key in encodec}
+    frame_rate = sample_rate / encoder.hop_length
+    return EncodecModel(encoder, decoder, quantizer, frame_rate, sample_rate, channels, **flags)
+
+
+def _seanet(cfg: DictConfig) -> tuple[SEANetEncoder, SEANetDecoder]:
+    shared_keys = tuple(field.name for field in fields(SEANetOptions))
+    decoder_keys = tuple(field.name for field in fields(SEANetDecoderOptions))
+    shared = _section(cfg, "seanet", (*shared_keys, "encoder", "decoder"))
+    own = {side: shared.pop(side, None) or {} for side in ("encoder", "decoder")}
+    _refuse_unknown("seanet.encoder", own["encoder"], shared_keys)
+    _refuse_unknown("seanet.decoder", own["decoder"], decoder_keys)
+    encoder = SEANetEncoder(**{**shared, **own["encoder"]})
+    decoder = SEANetDecoder(**{**shared, **own["decoder"]})
+    for name in ("dimension", "hop_length"):
+        ours, theirs = getattr(encoder, name), getattr(decoder, name)
+        if ours != theirs:
+            raise ConfigError(f"seanet.encoder has {name} {ours}, seanet.decoder {theirs}; make them equal.")
+    return encoder, decoder
+
+
+def _quantizer(name: object, cfg: DictConfig, dimension: int) -> BaseQuantizer:
+    _choose("encodec.quantizer", name, ("rvq", "no_quant"))
+    if name == "no_quant":
+        _section(cfg, "no_quant", (), required=False)
+        return DummyQuantizer()
+    keys = tuple(key for key in inspect.signature(ResidualVectorQuantizer).parameters if key != "dimension")
+    return ResidualVectorQuantizer(dimension=dimension, **_section(cfg, "rvq", keys))
+
+
+def _section(cfg: DictConfig, name: str, allowed: tuple[str, ...], required: bool = True) -> dict[str, Any]:
+    """A copy of one section of cfg, resolved, after a check of its keys."""
+    section = cfg.get(name)
+    if section is None and not required:
+        return {}
+    if not isinstance(section, DictConfig):
+        raise ConfigError(
+            f"{name}={section!r} in the configuration; give a section with keys among: {', '.join(allowed)}."
+        )
+    try:
+        values = OmegaConf.to_container(section, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{name} in the configuration: {str(error).splitlines()[0]}. Set that key.") from error
+    assert isinstance(values, dict)
+    _refuse_unknown(name, values, allowed)
+    return {str(key): value for key, value in values.items()}
+
+
+def _refuse_unknown(name: str, values: Mapping[Any, Any], allowed: tuple[str, ...]) -> None:
+    for key, value in values.items():
+        if key not in allowed:
+            choices = f"choose among: {', '.join(allowed)}" if allowed else "this section has no keys"
+            raise ConfigError(f"{name}.{key}={value!r} is unknown; {choices}.")
+
+
+def _choose(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r}; choose one of: {', '.join(allowed)}.")
+
+
+def _positive(name: str, value: object) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value!r}; give a whole number from 1 up.")
+    return value

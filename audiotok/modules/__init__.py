@@ -10,11 +10,9 @@ from audiotok.modules.conv import (
     StreamableConvTranspose1d,
 )
 from audiotok.modules.lstm import StreamableLSTM
-from audiotok.modules.resnet import ACTIVATIONS, SEANetResnetBlock
-from audiotok.modules.seanet import SEANetDecoder, SEANetEncoder
+from audiotok.modules.seanet import SEANetDecoder, SEANetEncoder, SEANetResnetBlock
 
 __all__ = [
-    "ACTIVATIONS",
     "NORMS",
     "NormConv1d",
     "NormConv2d",

@@ -1,4 +1,4 @@
-"""Convolutions that pad and trim themselves, with a choice of normalisation.
+"""Convolutions that pad and trim themselves, with a choice of normalisation, and activations by name.
 
 The layout (which side gets the odd sample, what happens to a ragged last window) and the parameter names are
 those of EnCodec (Défossez et al., "High Fidelity Neural Audio Compression", TMLR 2023): its weights load.
@@ -27,21 +27,19 @@ class NormConv1d(nn.Module):
 
     Args:
         args: positional arguments of `nn.Conv1d`.
-        causal: whether the layer has to be causal, which time_group_norm cannot be.
         norm: one of `NORMS`.
+        causal: whether the layer has to be causal, which time_group_norm cannot be.
         norm_kwargs: arguments of `nn.GroupNorm` for time_group_norm, e.g. `{"eps": 1e-5}`.
         kwargs: keyword arguments of `nn.Conv1d`.
 
     Shape:
-        as `nn.Conv1d`: there is no padding but what padding=... asks for.
+        as `nn.Conv1d`, whose padding is 0 unless given.
 
     Raises:
-        ConfigError: if norm is unknown, or not causal while causal is asked for.
+        ConfigError: if norm is unknown, or cannot be causal with causal=True.
     """
 
-    def __init__(
-        self, *args: Any, causal: bool = False, norm: str = "none", norm_kwargs: Params = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, norm: str, causal: bool = False, norm_kwargs: Params = None, **kwargs: Any) -> None:
         super().__init__()
         self.conv = nn.Conv1d(*args, **kwargs)
         self.norm = _normalise(self.conv, norm, causal, norm_kwargs)
@@ -55,7 +53,7 @@ class NormConv1d(nn.Module):
 class NormConv2d(nn.Module):
     """`nn.Conv2d` followed by its normalisation; arguments as for `NormConv1d`."""
 
-    def __init__(self, *args: Any, norm: str = "none", norm_kwargs: Params = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, norm: str, norm_kwargs: Params = None, **kwargs: Any) -> None:
         super().__init__()
         self.conv = nn.Conv2d(*args, **kwargs)
         self.norm = _normalise(self.conv, norm, False, norm_kwargs)
@@ -69,9 +67,7 @@ class NormConv2d(nn.Module):
 class NormConvTranspose1d(nn.Module):
     """`nn.ConvTranspose1d` followed by its normalisation; arguments as for `NormConv1d`."""
 
-    def __init__(
-        self, *args: Any, causal: bool = False, norm: str = "none", norm_kwargs: Params = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, norm: str, causal: bool = False, norm_kwargs: Params = None, **kwargs: Any) -> None:
         super().__init__()
         self.convtr = nn.ConvTranspose1d(*args, **kwargs)
         self.norm = _normalise(self.convtr, norm, causal, norm_kwargs)
@@ -85,7 +81,7 @@ class NormConvTranspose1d(nn.Module):
 class NormConvTranspose2d(nn.Module):
     """`nn.ConvTranspose2d` followed by its normalisation; arguments as for `NormConv1d`."""
 
-    def __init__(self, *args: Any, norm: str = "none", norm_kwargs: Params = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, norm: str, norm_kwargs: Params = None, **kwargs: Any) -> None:
         super().__init__()
         self.convtr = nn.ConvTranspose2d(*args, **kwargs)
         self.norm = _normalise(self.convtr, norm, False, norm_kwargs)
@@ -110,10 +106,10 @@ class StreamableConv1d(nn.Module):
         dilation: distance between taps, in samples.
         groups: as in `nn.Conv1d`.
         bias: as in `nn.Conv1d`.
-        causal: whether frame t may only see samples before (t + 1) * stride.
         norm: one of `NORMS`.
-        norm_kwargs: see `NormConv1d`.
         pad_mode: one of `PAD_MODES`.
+        causal: whether frame t may only see samples before (t + 1) * stride.
+        norm_kwargs: see `NormConv1d`.
 
     Shape:
         [B, C, T] -> [B, C', ceil(T / stride)].
@@ -132,10 +128,11 @@ class StreamableConv1d(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
+        *,
+        norm: str,
+        pad_mode: str,
         causal: bool = False,
-        norm: str = "none",
         norm_kwargs: Params = None,
-        pad_mode: str = "reflect",
     ) -> None:
         super().__init__()
         if pad_mode not in PAD_MODES:
@@ -167,8 +164,8 @@ class StreamableConvTranspose1d(nn.Module):
         out_channels: channels of the output.
         kernel_size: taps, at least stride.
         stride: upsampling factor.
-        causal: whether the samples that overhang are cut by `trim_right_ratio` instead of evenly.
         norm: one of `NORMS`.
+        causal: whether the samples that overhang are cut by `trim_right_ratio` instead of evenly.
         trim_right_ratio: share of the overhang cut on the right, in [0, 1]; below 1 the layer looks ahead.
         norm_kwargs: see `NormConv1d`.
 
@@ -185,8 +182,9 @@ class StreamableConvTranspose1d(nn.Module):
         out_channels: int,
         kernel_size: int,
         stride: int = 1,
+        *,
+        norm: str,
         causal: bool = False,
-        norm: str = "none",
         trim_right_ratio: float = 1.0,
         norm_kwargs: Params = None,
     ) -> None:
@@ -208,8 +206,19 @@ class StreamableConvTranspose1d(nn.Module):
         return y[..., self.trim_left : y.shape[-1] - self.trim_right]
 
 
+def make_activation(name: str, params: Params = None) -> nn.Module:
+    """A new activation: a class of torch.nn by name, with its arguments; ConfigError if either is wrong."""
+    kind = getattr(nn, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ConfigError(f"activation={name!r} is no module of torch.nn; choose one such as ELU, LeakyReLU or SiLU.")
+    try:
+        return kind(**(params or {}))
+    except TypeError as error:
+        raise ConfigError(f"activation_params={dict(params or {})} do not fit {name}: {error}.") from error
+
+
 def _normalise(conv: _Conv, norm: str, causal: bool, norm_kwargs: Params) -> nn.Module:
-    """Reparametrise conv in place if norm asks for it, and return the layer that has to follow it."""
+    """Reparametrise conv in place where norm is a reparametrisation, and return the layer that has to follow it."""
     if norm not in NORMS:
         raise ConfigError(f"norm={norm!r}; choose one of: {', '.join(NORMS)}.")
     if norm == "time_group_norm":

@@ -1,20 +1,78 @@
 """SEANet encoder and decoder, the convolutional autoencoder of EnCodec.
 
-Source: Tagliasacchi et al., "SEANet", Interspeech 2020; Défossez et al., "High Fidelity Neural Audio
-Compression", TMLR 2023, section 3.1. Keyword names and parameter names are those of the EnCodec files.
+Sources: Tagliasacchi et al., "SEANet", Interspeech 2020; Défossez et al., "High Fidelity Neural Audio Compression",
+TMLR 2023, section 3.1; Demucs v3, Défossez, 2021 (bottleneck of the residual blocks). Keyword names and parameter names
+are those of the EnCodec files.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from audiotok.errors import ConfigError
-from audiotok.modules.conv import StreamableConv1d, StreamableConvTranspose1d
+from audiotok.modules.conv import StreamableConv1d, StreamableConvTranspose1d, make_activation
 from audiotok.modules.lstm import StreamableLSTM
-from audiotok.modules.resnet import SEANetResnetBlock, make_activation
+
+
+class SEANetResnetBlock(nn.Module):
+    """Residual block: a bottleneck of convolutions beside a skip connection.
+
+    Args:
+        dim: channels of input and output.
+        kernel_sizes: taps of each convolution.
+        dilations: dilation of each convolution, as many as kernel_sizes.
+        activation: see `make_activation`.
+        activation_params: arguments of the activation.
+        norm: see `StreamableConv1d`, like norm_params, causal and pad_mode.
+        norm_params: arguments of the normalisation.
+        causal: whether the convolutions are causal.
+        pad_mode: how they pad.
+        compress: the bottleneck has dim // compress channels.
+        true_skip: whether the skip is the identity; a convolution of one tap otherwise.
+
+    Shape:
+        [B, dim, T] -> [B, dim, T].
+
+    Raises:
+        ConfigError: if the two lists differ in length, compress leaves no channel, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kernel_sizes: Sequence[int],
+        dilations: Sequence[int],
+        activation: str,
+        activation_params: Mapping[str, Any] | None,
+        norm: str,
+        norm_params: Mapping[str, Any] | None,
+        causal: bool,
+        pad_mode: str,
+        compress: int,
+        true_skip: bool,
+    ) -> None:
+        super().__init__()
+        if len(kernel_sizes) != len(dilations):
+            raise ConfigError(f"kernel_sizes={kernel_sizes} with dilations={dilations}; give as many of both.")
+        if not 1 <= compress <= dim:
+            raise ConfigError(f"compress={compress} on {dim} channels; choose from 1 to {dim}.")
+        widths = [dim, *[dim // compress] * (len(kernel_sizes) - 1), dim]
+        style: dict[str, Any] = {"norm": norm, "norm_kwargs": norm_params, "causal": causal, "pad_mode": pad_mode}
+        block: list[nn.Module] = []
+        for i, (kernel_size, dilation) in enumerate(zip(kernel_sizes, dilations, strict=True)):
+            block.append(make_activation(activation, activation_params))
+            block.append(StreamableConv1d(widths[i], widths[i + 1], kernel_size, dilation=dilation, **style))
+        self.block = nn.Sequential(*block)
+        self.shortcut = nn.Identity() if true_skip else StreamableConv1d(dim, dim, 1, **style)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the block's output to the skip connection."""
+        y: Tensor = self.shortcut(x) + self.block(x)
+        return y
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +87,7 @@ class SEANetOptions:
         n_filters: channels next to the waveform; each ratio doubles them towards the latent.
         n_residual_layers: residual blocks per ratio; the j-th dilates by dilation_base ** j.
         ratios: strides in the order of the decoder; the encoder runs through them backwards.
-        activation: name of a class in torch.nn, one of `audiotok.modules.ACTIVATIONS`.
+        activation: name of a class in torch.nn.
         activation_params: its arguments.
         norm: one of `audiotok.modules.NORMS`.
         norm_params: arguments of the normalisation.
@@ -49,21 +107,21 @@ class SEANetOptions:
     channels: int = 1
     dimension: int = 128
     n_filters: int = 32
-    n_residual_layers: int = 3
+    n_residual_layers: int = 1
     ratios: Sequence[int] = (8, 5, 4, 2)
     activation: str = "ELU"
-    activation_params: Mapping[str, Any] | None = None
-    norm: str = "none"
+    activation_params: Mapping[str, Any] | None = field(default_factory=lambda: {"alpha": 1.0})
+    norm: str = "weight_norm"
     norm_params: Mapping[str, Any] | None = None
     kernel_size: int = 7
     last_kernel_size: int = 7
     residual_kernel_size: int = 3
     dilation_base: int = 2
     causal: bool = False
-    pad_mode: str = "reflect"
+    pad_mode: str = "constant"
     true_skip: bool = True
     compress: int = 2
-    lstm: int = 0
+    lstm: int = 2
     disable_norm_outer_blocks: int = 0
 
     def __post_init__(self) -> None:
@@ -86,10 +144,13 @@ class SEANetOptions:
         """A new activation."""
         return make_activation(self.activation, self.activation_params)
 
+    def norm_of(self, block: int) -> str:
+        """Normalisation in a block, where block 0 touches the waveform."""
+        return self.norm if block >= self.disable_norm_outer_blocks else "none"
+
     def common(self, block: int) -> dict[str, Any]:
-        """Arguments of any convolution in a block, where block 0 touches the waveform."""
-        norm = self.norm if block >= self.disable_norm_outer_blocks else "none"
-        return {"norm": norm, "norm_kwargs": self.norm_params, "causal": self.causal}
+        """Arguments of any convolution in a block."""
+        return {"norm": self.norm_of(block), "norm_kwargs": self.norm_params, "causal": self.causal}
 
     def conv(self, width_in: int, width_out: int, kernel_size: int, block: int, stride: int = 1) -> nn.Module:
         """A new convolution."""
@@ -98,7 +159,6 @@ class SEANetOptions:
 
     def residual_layers(self, width: int, block: int) -> list[nn.Module]:
         """The residual blocks that go with one ratio."""
-        common = self.common(block)
         return [
             SEANetResnetBlock(
                 width,
@@ -106,7 +166,7 @@ class SEANetOptions:
                 dilations=(self.dilation_base**depth, 1),
                 activation=self.activation,
                 activation_params=self.activation_params,
-                norm=common["norm"],
+                norm=self.norm_of(block),
                 norm_params=self.norm_params,
                 causal=self.causal,
                 pad_mode=self.pad_mode,

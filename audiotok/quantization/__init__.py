@@ -1,9 +1,8 @@
 """Vector quantisers: residual vector quantisation with moving-average codebooks, and none at all."""
 
 from audiotok.quantization.base import BaseQuantizer, DummyQuantizer, QuantizedResult
-from audiotok.quantization.codebook import EuclideanCodebook
 from audiotok.quantization.kmeans import kmeans
-from audiotok.quantization.residual import STREAM_KINDS, ResidualVectorQuantizer
+from audiotok.quantization.rvq import STREAM_KINDS, EuclideanCodebook, ResidualVectorQuantizer
 
 __all__ = [
     "STREAM_KINDS",

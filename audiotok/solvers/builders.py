@@ -27,9 +27,10 @@ from audiotok.losses import (
     MultiScaleMelSpectrogramLoss,
     SISNRLoss,
 )
+from audiotok.metrics import SIGNAL_METRICS
 from audiotok.quantization import STREAM_KINDS
 from audiotok.solvers.macro_batch import MacroBatch, MMDWeight
-from audiotok.solvers.settings import settings
+from audiotok.solvers.settings import resolve_device, settings
 
 SIGNAL_LOSSES: dict[str, type[nn.Module]] = {
     "l1": L1Loss,
@@ -144,14 +145,10 @@ def get_mmd_weight(cfg: DictConfig) -> MMDWeight:
 
 
 def get_evaluation_metrics(cfg: DictConfig) -> dict[str, Callable[..., Tensor]]:
-    """Measures between signals that the evaluate stage reports, by name."""
-    sisnr, mel = get_signal_loss("sisnr", cfg), get_signal_loss("mel", cfg)
-    measures: dict[str, Callable[..., Tensor]] = {}
-    if cfg.evaluate.metrics.sisnr:
-        measures["sisnr"] = lambda **pair: -sisnr(**pair)
-    if cfg.evaluate.metrics.mel:
-        measures["mel"] = mel
-    return measures
+    """Metrics between signals that the evaluate stage reports, by name, on the device of the configuration."""
+    device = resolve_device(cfg.device)
+    chosen = [name for name in SIGNAL_METRICS if cfg.evaluate.metrics[name]]
+    return {name: SIGNAL_METRICS[name](**settings(cfg[name])).to(device) for name in chosen}
 
 
 def get_dataloaders(cfg: DictConfig) -> dict[str, Any]:

@@ -15,12 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from audiotok.adversarial import AdversarialLoss
-from audiotok.checkpoint import PRETRAINED_PREFIX
 from audiotok.data.audio import ClipStrategy, write_audio
 from audiotok.errors import ConfigError, DataError
-from audiotok.models.builders import get_compression_model
-from audiotok.models.encodec import CompressionModel, EncodecModel
-from audiotok.models.pretrained import load_pretrained
+from audiotok.models.encodec import CompressionModel, EncodecModel, get_compression_model
 from audiotok.solvers import builders
 from audiotok.solvers.averages import State, to_floats
 from audiotok.solvers.evaluation import CodebookMeasures
@@ -203,7 +200,7 @@ class CompressionSolver(StandardSolver):
         Raises:
             CheckpointError: if it cannot be found or read.
         """
-        return load_pretrained(str(checkpoint_path).removeprefix(PRETRAINED_PREFIX), device)
+        return CompressionModel.get_pretrained(checkpoint_path, device)
 
 
 def save_sample(path: Path, wav: Tensor, sample_rate: int, strategy: ClipStrategy) -> None:

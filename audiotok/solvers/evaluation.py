@@ -1,4 +1,4 @@
-"""What the evaluate stage says about the codebooks: their dependence on each other, and how well they are used.
+"""Codebook metrics of the evaluate stage: their dependence on each other, and how well they are used.
 
 Held-out data, settings that are the same for every experiment of a grid (`metrics` in the configuration), and the clips
 of all ranks together: an average of estimates over ranks would be another, worse estimate.
@@ -34,11 +34,11 @@ class CodebookMeasures:
         """Take the clips [B, C, T] and codes [B, K, T'] of a batch; clips of another length than the first are left."""
         if self.quantizer is None or (self.codes and codes.shape[-1] != self.codes[0].shape[-1]):
             return
-        wanted = self.cfg.evaluate.metrics
-        if wanted.dependence:
+        chosen = self.cfg.evaluate.metrics
+        if chosen.dependence:
             self.codes.append(codes)
         enough = sum(len(latent) for latent in self.latents) >= self.cfg.metrics.mmd.max_samples
-        if wanted.mmd and self.model.num_codebooks > 1 and not enough:
+        if chosen.mmd and self.model.num_codebooks > 1 and not enough:
             self.latents.append(self.model.encode_latent(wav)[0])
 
     def metrics(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from audiotok.data.manifest import read_manifest
-from audiotok.data.prepare import SPLITS, find_audio, prepare, split_tracks
+from audiotok.data.prepare import SPLITS, _find_audio, _split_tracks, prepare
 from audiotok.errors import ConfigError, DataError
 
 MakeAudio = Callable[..., NDArray[np.float32]]
@@ -68,7 +68,7 @@ def test_split_sizes_follow_the_shares(seed: int) -> None:
     splits = {f"s{i}": float(share) for i, share in enumerate(rng.uniform(0.01, 10, rng.integers(1, 7)))}
     total = int(rng.integers(len(splits), 100))
     tracks = {Path(f"{i}.wav"): f"{i}.wav" for i in range(total)}
-    dealt = split_tracks(tracks, splits, seed=0)
+    dealt = _split_tracks(tracks, splits, seed=0)
     assert sorted(path for members in dealt.values() for path in members) == sorted(tracks)
     quotas = {name: total * share / sum(splits.values()) for name, share in splits.items()}
     assert all(members for members in dealt.values())
@@ -78,8 +78,8 @@ def test_split_sizes_follow_the_shares(seed: int) -> None:
 
 def test_adding_a_track_moves_few_others() -> None:
     tracks = {Path(f"{i}.wav"): f"{i}.wav" for i in range(200)}
-    before = split_tracks(tracks, SPLITS, seed=0)
-    after = split_tracks({**tracks, Path("new.wav"): "new.wav"}, SPLITS, seed=0)
+    before = _split_tracks(tracks, SPLITS, seed=0)
+    after = _split_tracks({**tracks, Path("new.wav"): "new.wav"}, SPLITS, seed=0)
     assert sum(len(set(before[name]) - set(after[name])) for name in SPLITS) <= len(SPLITS)
 
 
@@ -102,7 +102,7 @@ def test_unreadable_and_short_files_are_reported_and_left_out(
 def test_a_file_reached_twice_counts_once_and_link_loops_end(tmp_path: Path, music: Path) -> None:
     (music / "loop").symlink_to(music)
     (tmp_path / "linked").symlink_to(music / "mood1")
-    found = find_audio([music, music / "mood0", tmp_path / "linked"])
+    found = _find_audio([music, music / "mood0", tmp_path / "linked"])
     assert len(found) == 10
     assert next(iter(found)) == music / "mood0" / "t0.wav" and found[music / "mood0" / "t0.wav"] == "mood0/t0.wav"
 
@@ -111,7 +111,7 @@ def test_extensions_are_taken_in_any_case_and_without_dot(tmp_path: Path, make_a
     make_audio(tmp_path / "a.wav")
     (tmp_path / "a.wav").rename(tmp_path / "A.WAV")
     make_audio(tmp_path / "b.flac")
-    assert [path.name for path in find_audio([tmp_path], ["wav"])] == ["A.WAV"]
+    assert [path.name for path in _find_audio([tmp_path], ["wav"])] == ["A.WAV"]
 
 
 def test_nothing_to_prepare_is_said_with_the_reason(tmp_path: Path, make_audio: MakeAudio) -> None:

@@ -191,7 +191,7 @@ def test_neither_pass_holds_more_than_a_block_of_rows() -> None:
 
     streams = make(16, 2, 2, n // 16 + 2).requires_grad_()
     with LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        MMDLoss(row_block=row_block)(streams).backward()
+        MMDLoss(estimator="clips", row_block=row_block)(streams).backward()
     assert largest.numel == 2 * n * 4  # all samples of X and Y, K D = 4
     assert kept < n**2 / 2
 
@@ -261,7 +261,7 @@ def test_generator_makes_the_shuffles_reproducible() -> None:
 @pytest.mark.parametrize("sigmas", [(), (1.0, 0.0), (-1.0,), (math.inf,), (math.nan,), "mean"])
 def test_unusable_sigmas_are_refused(sigmas: Any) -> None:
     with pytest.raises(ConfigError, match=r"mmd\.sigmas=.*'median'"):
-        MMDLoss(sigmas)
+        MMDLoss(sigmas, "clips")
 
 
 def test_unknown_estimator_names_the_known_ones() -> None:
@@ -284,20 +284,20 @@ def test_unknown_estimator_names_the_known_ones() -> None:
 )
 def test_streams_too_small_or_misshapen_are_refused(shape: tuple[int, ...], delay: bool, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        MMDLoss(delay=delay)(torch.zeros(shape))
+        MMDLoss(estimator="clips", delay=delay)(torch.zeros(shape))
 
 
 def test_streams_that_are_not_finite_or_not_floating_are_refused() -> None:
     streams = torch.zeros(2, 2, 2, 6)
     streams[1, 0, 1, 3] = math.nan
     with pytest.raises(DataError, match="NaN or infinite"):
-        MMDLoss()(streams)
+        MMDLoss(estimator="clips")(streams)
     with pytest.raises(DataError, match="floating point"):
-        MMDLoss()(torch.zeros(2, 2, 2, 6, dtype=torch.long))
+        MMDLoss(estimator="clips")(torch.zeros(2, 2, 2, 6, dtype=torch.long))
 
 
 def test_permutations_of_another_shape_kind_or_range_are_refused() -> None:
-    streams, loss = make(2, 2, 2, 6), MMDLoss()
+    streams, loss = make(2, 2, 2, 6), MMDLoss(estimator="clips")
     good = shuffles(2, 8)
     assert torch.isfinite(loss(streams, good))
     twice = good.clone()

@@ -139,13 +139,13 @@ def test_shortest_signal_works_and_a_shorter_one_is_refused() -> None:
 
 
 def test_empty_mel_bands_are_logged_rather_than_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    with warnings.catch_warnings(), caplog.at_level(logging.DEBUG, logger="audiotok.losses.mel"):
+    with warnings.catch_warnings(), caplog.at_level(logging.DEBUG, logger="audiotok.losses.spectral"):
         warnings.simplefilter("error")
         MultiScaleMelSpectrogramLoss(32000, 6, 11, n_mels=64, f_min=64)
     empty = int((triangles(64, 64, 64, RATE / 2).max(axis=1) == 0).sum())
     assert empty > 0
     caplog.clear()
-    with caplog.at_level(logging.DEBUG, logger="audiotok.losses.mel"):
+    with caplog.at_level(logging.DEBUG, logger="audiotok.losses.spectral"):
         MelSpectrogramL1Loss(RATE, 64, 16, 64, n_mels=64, f_min=64)
     assert f"{empty} of 64 mel bands are empty" in caplog.text
 

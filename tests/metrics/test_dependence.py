@@ -47,7 +47,7 @@ def sticky(seed: int, clips: int = 24, frames: int = 30, bins: int = 8, stay: fl
 @pytest.mark.parametrize(("bins", "frames"), [(5, 60), (30, 40), (2048, 500)])
 def test_plugin_and_miller_madow_are_scipys_g_statistic_and_entropies(bins: int, frames: int) -> None:
     codes = independent((4, 3, frames), bins) // 2
-    found = estimate_dependence(codes, bins=bins, shuffle="frames", num_shuffles=2)
+    found = estimate_dependence(codes, bins=bins, delay=False, shuffle="frames", num_shuffles=2)
     x, n = codes.transpose(1, 0, 2).reshape(3, -1), 4 * frames
     for i, j in itertools.combinations(range(3), 2):
         table = stats.contingency.crosstab(x[i], x[j]).count
@@ -72,7 +72,7 @@ def test_shuffled_baseline_is_the_exact_expectation_over_permutations() -> None:
         for count in range(1, min(a, b) + 1):
             chance = stats.hypergeom.pmf(count, n, a, b)
             exact += chance * count / n * math.log2(n * count / (a * b))
-    found = estimate_dependence(codes, bins=4, shuffle="frames", num_shuffles=400)
+    found = estimate_dependence(codes, bins=4, delay=False, shuffle="frames", num_shuffles=400)
     shuffled = found.plugin[0, 1] - found.corrected[0, 1]
     assert shuffled == pytest.approx(exact, abs=4 * found.error[0, 1] / math.sqrt(400))
     assert shuffled > 0.02
@@ -100,7 +100,7 @@ def test_a_binary_symmetric_channel_has_one_bit_minus_its_noise() -> None:
 def test_independent_codebooks_share_nothing_beyond_the_stated_error(bins: int, frames: int) -> None:
     scores = []
     for seed in range(12):
-        found = estimate_dependence(independent((25, 3, frames), bins, seed), bins=bins, seed=seed)
+        found = estimate_dependence(independent((25, 3, frames), bins, seed), bins=bins, delay=False, seed=seed)
         scores += [found.mean.corrected / found.mean.error, found.tree.corrected / found.tree.error]
         scores += [found.corrected[0, 2] / found.error[0, 2]]
         assert np.abs(found.nmi[~np.eye(3, dtype=bool)]).max() < 0.02
@@ -113,7 +113,7 @@ def test_independent_codebooks_share_nothing_beyond_the_stated_error(bins: int, 
 def test_equal_codebooks_share_their_entropy(bins: int) -> None:
     codes = np.repeat(independent((25, 1, 80), bins), 3, axis=1)
     codes[:, 2] = bins - 1 - codes[:, 2]  # other names for the same codes
-    found = estimate_dependence(codes, bins=bins)
+    found = estimate_dependence(codes, bins=bins, delay=False)
     np.testing.assert_allclose(found.plugin, found.plugin[0, 0], atol=1e-9)
     np.testing.assert_allclose(found.miller_madow, found.miller_madow[0, 0], atol=1e-9)
     np.testing.assert_allclose(found.nmi, 1, atol=1e-9)
@@ -127,7 +127,7 @@ def test_equal_codebooks_share_their_entropy(bins: int) -> None:
 def test_a_codebook_that_follows_from_another_has_nmi_one() -> None:
     codes = np.repeat(independent((25, 1, 60), 12), 2, axis=1)
     codes[:, 1] //= 4
-    found = estimate_dependence(codes, bins=12)
+    found = estimate_dependence(codes, bins=12, delay=False)
     assert found.plugin[0, 1] == pytest.approx(found.plugin[1, 1])
     assert found.plugin[0, 0] > found.plugin[1, 1] + 1
     np.testing.assert_allclose(found.nmi, 1, atol=1e-9)
@@ -136,7 +136,7 @@ def test_a_codebook_that_follows_from_another_has_nmi_one() -> None:
 def test_total_correlation_is_scipys_entropies_with_millers_correction() -> None:
     codes = independent((10, 3, 30), 4, seed=4)
     codes[:, 2, :20] = codes[:, 0, :20]
-    found = estimate_dependence(codes, bins=4)
+    found = estimate_dependence(codes, bins=4, delay=False)
     x, n = codes.transpose(1, 0, 2).reshape(3, -1), 300
     counts = [np.unique(row, return_counts=True)[1] for row in (*x, x.T.dot([1, 10, 100]))]
     bits = [float(stats.entropy(c, base=2)) for c in counts]
@@ -149,12 +149,12 @@ def test_total_correlation_is_scipys_entropies_with_millers_correction() -> None
 
 def test_corrections_bracket_the_truth_with_few_frames_and_agree_with_many() -> None:
     few, true = noisy_pair(64, 0.5, frames=16)
-    found = estimate_dependence(few, bins=64)
+    found = estimate_dependence(few, bins=64, delay=False)
     assert found.frames < found.needed / 20
     assert found.corrected[0, 1] < true - 0.5
     assert found.miller_madow[0, 1] > true + 0.5
     many, _ = noisy_pair(64, 0.5, frames=420)
-    found = estimate_dependence(many, bins=64)
+    found = estimate_dependence(many, bins=64, delay=False)
     assert found.frames >= found.needed
     assert found.corrected[0, 1] == pytest.approx(true, abs=0.05)
     assert found.miller_madow[0, 1] == pytest.approx(true, abs=0.05)
@@ -188,7 +188,7 @@ def test_best_tree_is_that_of_all_trees() -> None:
     codes = independent((30, 5, 40), 3, seed=2)
     codes[:, 4] = codes[:, 1]
     codes[:, 0, :20] = codes[:, 3, :20]
-    found = estimate_dependence(codes, bins=3, num_shuffles=3)
+    found = estimate_dependence(codes, bins=3, delay=False, num_shuffles=3)
     edges = list(itertools.combinations(range(5), 2))
     sums = []
     for tree in itertools.combinations(edges, 4):
@@ -212,8 +212,11 @@ def test_delay_compares_code_t_with_code_t_minus_k() -> None:
 
 
 def test_clips_are_exchanged_whole_so_that_resemblance_in_time_is_no_dependence() -> None:
-    by_clip = [estimate_dependence(sticky(r), bins=8, num_shuffles=19, seed=r).p for r in range(60)]
-    by_frame = [estimate_dependence(sticky(r), bins=8, num_shuffles=19, seed=r, shuffle="frames").p for r in range(60)]
+    by_clip = [estimate_dependence(sticky(r), bins=8, delay=False, num_shuffles=19, seed=r).p for r in range(60)]
+    by_frame = [
+        estimate_dependence(sticky(r), bins=8, delay=False, num_shuffles=19, seed=r, shuffle="frames").p
+        for r in range(60)
+    ]
     assert np.mean(np.array(by_clip) <= 0.1) < 0.25
     assert 0.3 < np.mean(by_clip) < 0.7
     assert np.mean(np.array(by_frame) <= 0.1) > 0.9
@@ -305,28 +308,28 @@ def test_one_codebook_has_health_and_no_dependence(caplog: pytest.LogCaptureFixt
     assert metrics["usage"] == 1
     assert not [name for name in metrics if name.startswith(("mi", "nmi", "tc"))]
     with pytest.raises(DataError, match="two or more"):
-        estimate_dependence(independent((20, 1, 30), 4), bins=4)
+        estimate_dependence(independent((20, 1, 30), 4), bins=4, delay=False)
 
 
 def test_mistakes_are_told() -> None:
     codes = independent((4, 2, 10), 4)
     with pytest.raises(DataError, match=r"\[B, K, T\]"):
-        estimate_dependence(codes[0], bins=4)
+        estimate_dependence(codes[0], bins=4, delay=False)
     with pytest.raises(DataError, match="integers"):
-        estimate_dependence(torch.rand(4, 2, 10), bins=4)
+        estimate_dependence(torch.rand(4, 2, 10), bins=4, delay=False)
     with pytest.raises(DataError, match="bins=3 allows 0 to 2"):
-        estimate_dependence(codes, bins=3)
+        estimate_dependence(codes, bins=3, delay=False)
     with pytest.raises(DataError, match="from -1"):
-        estimate_dependence(codes - 1, bins=4)
+        estimate_dependence(codes - 1, bins=4, delay=False)
     with pytest.raises(DataError, match="empty"):
-        estimate_dependence(codes[:0], bins=4)
+        estimate_dependence(codes[:0], bins=4, delay=False)
     with pytest.raises(DataError, match="needs 3 or more"):
         estimate_dependence(codes[..., :2], bins=4, delay=True)
     with pytest.raises(DataError, match="there is 1"):
-        estimate_dependence(codes[:1], bins=4)
+        estimate_dependence(codes[:1], bins=4, delay=False)
     with pytest.raises(ConfigError, match="clips, frames"):
-        estimate_dependence(codes, bins=4, shuffle="clip")
+        estimate_dependence(codes, bins=4, delay=False, shuffle="clip")
     with pytest.raises(ConfigError, match="num_shuffles=1"):
-        estimate_dependence(codes, bins=4, num_shuffles=1)
+        estimate_dependence(codes, bins=4, delay=False, num_shuffles=1)
     with pytest.raises(ConfigError, match="bins=0"):
-        estimate_dependence(codes, bins=0)
+        estimate_dependence(codes, bins=0, delay=False)

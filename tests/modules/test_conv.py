@@ -1,6 +1,7 @@
 """Padded convolutions against windows computed one sample at a time in double precision."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,8 @@ def test_convolution_equals_its_definition(
     kernel_size: int, stride: int, dilation: int, length: int, causal: bool, pad_mode: str
 ) -> None:
     torch.manual_seed(kernel_size + length)
-    conv = StreamableConv1d(2, 3, kernel_size, stride, dilation, causal=causal, pad_mode=pad_mode, bias=False).double()
+    style: dict[str, Any] = {"causal": causal, "norm": "none", "pad_mode": pad_mode}
+    conv = StreamableConv1d(2, 3, kernel_size, stride, dilation, bias=False, **style).double()
     x = torch.randn(1, 2, length, dtype=torch.float64)
     weight = conv.conv.conv.weight.detach().numpy()
     expected = padded_reference(x[0].numpy(), weight, stride, dilation, causal, pad_mode)
@@ -66,8 +68,8 @@ def test_convolution_equals_its_definition(
 def test_frames_cover_the_input_and_decode_to_at_least_its_length(
     length: int, stride: int, excess: int, causal: bool, pad_mode: str
 ) -> None:
-    conv = StreamableConv1d(1, 1, stride + excess, stride, causal=causal, pad_mode=pad_mode)
-    transposed = StreamableConvTranspose1d(1, 1, stride + excess, stride, causal=causal)
+    conv = StreamableConv1d(1, 1, stride + excess, stride, causal=causal, norm="none", pad_mode=pad_mode)
+    transposed = StreamableConvTranspose1d(1, 1, stride + excess, stride, causal=causal, norm="none")
     frames = conv(torch.ones(1, 1, length))
     assert frames.shape[-1] == math.ceil(length / stride)
     assert transposed(frames).shape[-1] == frames.shape[-1] * stride
@@ -79,7 +81,8 @@ def test_frames_cover_the_input_and_decode_to_at_least_its_length(
 def test_transposed_convolution_overlaps_adds_and_trims(causal: bool, ratio: float, trim_left: int) -> None:
     torch.manual_seed(0)
     stride, kernel_size, frames = 3, 10, 6
-    layer = StreamableConvTranspose1d(2, 2, kernel_size, stride, causal=causal, trim_right_ratio=ratio).double()
+    options: dict[str, Any] = {"causal": causal, "norm": "none", "trim_right_ratio": ratio}
+    layer = StreamableConvTranspose1d(2, 2, kernel_size, stride, **options).double()
     x = torch.randn(1, 2, frames, dtype=torch.float64)
     weight, bias = layer.convtr.convtr.weight.detach().numpy(), layer.convtr.convtr.bias
     full = np.zeros((2, (frames - 1) * stride + kernel_size))
@@ -100,7 +103,7 @@ def test_weight_norm_splits_direction_and_length() -> None:
     lengths = np.sqrt((direction**2).sum(axis=(1, 2), keepdims=True))
     state["conv.weight_g"] *= 3
     layer.load_state_dict(state)
-    plain = NormConv1d(2, 3, 5, bias=False).double()
+    plain = NormConv1d(2, 3, 5, norm="none", bias=False).double()
     plain.conv.weight.data = torch.from_numpy(state["conv.weight_g"].numpy() * direction / lengths)
     x = torch.randn(1, 2, 20, dtype=torch.float64)
     torch.testing.assert_close(layer(x), plain(x))
@@ -143,14 +146,14 @@ def test_values_that_cannot_work_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"norm='batch'.*weight_norm"):
         NormConv1d(1, 1, 1, norm="batch")
     with pytest.raises(ConfigError, match=r"time_group_norm.*causal"):
-        StreamableConv1d(1, 1, 3, causal=True, norm="time_group_norm")
+        StreamableConv1d(1, 1, 3, causal=True, norm="time_group_norm", pad_mode="reflect")
     with pytest.raises(ConfigError, match=r"pad_mode='mirror'.*reflect"):
-        StreamableConv1d(1, 1, 3, pad_mode="mirror")
+        StreamableConv1d(1, 1, 3, norm="none", pad_mode="mirror")
     with pytest.raises(ConfigError, match=r"kernel of 3.*stride 4"):
-        StreamableConv1d(1, 1, 3, stride=4)
+        StreamableConv1d(1, 1, 3, stride=4, norm="none", pad_mode="reflect")
     with pytest.raises(ConfigError, match=r"trim_right_ratio=0.5.*causal"):
-        StreamableConvTranspose1d(1, 1, 4, 2, trim_right_ratio=0.5)
+        StreamableConvTranspose1d(1, 1, 4, 2, norm="none", trim_right_ratio=0.5)
     with pytest.raises(ConfigError, match=r"trim_right_ratio=1.5"):
-        StreamableConvTranspose1d(1, 1, 4, 2, causal=True, trim_right_ratio=1.5)
+        StreamableConvTranspose1d(1, 1, 4, 2, norm="none", causal=True, trim_right_ratio=1.5)
     with pytest.raises(DataError, match="no sample"):
-        StreamableConv1d(1, 1, 3)(torch.zeros(1, 1, 0))
+        StreamableConv1d(1, 1, 3, norm="none", pad_mode="reflect")(torch.zeros(1, 1, 0))

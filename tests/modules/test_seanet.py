@@ -17,6 +17,7 @@ SMALL: dict[str, Any] = {
     "ratios": [5, 3, 2],
     "lstm": 1,
     "norm": "weight_norm",
+    "pad_mode": "reflect",
 }
 FULL_32KHZ: dict[str, Any] = {
     "dimension": 128,
@@ -54,8 +55,8 @@ def unchanged_frames(module: nn.Module, x: Tensor, cut: int) -> int:
 def test_causal_networks_do_not_look_ahead(pad_mode: str) -> None:
     torch.manual_seed(0)
     for causal in (True, False):
-        encoder = SEANetEncoder(**SMALL, causal=causal, pad_mode=pad_mode).double()
-        decoder = SEANetDecoder(**SMALL, causal=causal, pad_mode=pad_mode).double()
+        encoder = SEANetEncoder(**SMALL | {"causal": causal, "pad_mode": pad_mode}).double()
+        decoder = SEANetDecoder(**SMALL | {"causal": causal, "pad_mode": pad_mode}).double()
         wav = torch.randn(1, 1, 600, dtype=torch.float64)
         latent = torch.randn(1, 8, 20, dtype=torch.float64)
         # Samples from 300 on belong to frame 10 and later, in both directions.
@@ -66,7 +67,7 @@ def test_causal_networks_do_not_look_ahead(pad_mode: str) -> None:
 @torch.no_grad()
 def test_causal_prefix_is_the_prefix() -> None:
     torch.manual_seed(0)
-    encoder = SEANetEncoder(**SMALL, causal=True, pad_mode="constant").double()
+    encoder = SEANetEncoder(**SMALL | {"causal": True, "pad_mode": "constant"}).double()
     wav = torch.randn(1, 1, 600, dtype=torch.float64)
     torch.testing.assert_close(encoder(wav[..., :240]), encoder(wav)[..., :8])
 

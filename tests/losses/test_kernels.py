@@ -15,7 +15,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from audiotok.errors import ConfigError, DataError
-from audiotok.losses.kernels import squared_mmd, tile_terms
+from audiotok.losses.kernels import _tile_terms, squared_mmd
 from audiotok.losses.mmd import RELEASED_SIGMAS, MMDLoss, draw_permutations
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def test_terms_of_a_tile_lose_nothing_that_its_precision_holds(low: float, high:
     widths = sorted(RELEASED_SIGMAS, reverse=True)
     exact = [torch.exp(-squared.double().clamp(min=0) / (2 * a)) for a in widths]
     slope = torch.full_like(squared, math.nan)
-    total = tile_terms(squared.clone(), slope, widths=widths, spare=torch.empty(700, dtype=dtype))
+    total = _tile_terms(squared.clone(), slope, widths=widths, spare=torch.empty(700, dtype=dtype))
     kernel, wanted = sum(exact, torch.zeros(())), sum(widths[0] / a * e for a, e in zip(widths, exact, strict=True))
     limits = torch.finfo(dtype)
     if total is None:
@@ -68,7 +68,7 @@ def test_left_out_widths_are_those_that_addition_would_lose() -> None:
     squared = (400 + 800 * torch.rand(40, 50, generator=torch.Generator().manual_seed(0))).float()
     widths = sorted(RELEASED_SIGMAS, reverse=True)
     slope = torch.empty_like(squared)
-    tile_terms(squared.clone(), slope, widths=widths, spare=torch.empty(2000))
+    _tile_terms(squared.clone(), slope, widths=widths, spare=torch.empty(2000))
     added = torch.zeros_like(squared)
     for a in widths:
         added += widths[0] / a * (squared * (-0.5 / a)).exp()
@@ -178,7 +178,7 @@ def test_fewer_features_than_widths_are_refused() -> None:
 
 TRITON_BESIDE_TILES = """
 import json, torch
-from audiotok.losses.kernels import tile_terms
+from audiotok.losses.kernels import _tile_terms
 from audiotok.losses.triton_kernels import fused_terms
 found = []
 for dtype in (torch.float32, torch.float64):
@@ -189,7 +189,7 @@ for dtype in (torch.float32, torch.float64):
         widths = [50.0, 20.0, 5.0, 0.1]
         fused, tiles = torch.empty_like(squared), torch.empty_like(squared)
         total = fused_terms(widths, squared)(squared.clone(), fused)
-        wanted = tile_terms(squared.clone(), tiles, widths=widths, spare=torch.empty_like(squared).flatten())
+        wanted = _tile_terms(squared.clone(), tiles, widths=widths, spare=torch.empty_like(squared).flatten())
         eps = torch.finfo(dtype).eps
         apart = (fused - tiles).abs() / tiles.abs().clamp(min=1e-30)
         found.append([abs(total - wanted).item() / wanted.item() / eps, apart.max().item() / eps])

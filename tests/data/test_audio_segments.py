@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from audiotok.data.audio import convert_audio, read_audio
-from audiotok.data.segments import JUDGED_AFTER, ReadLedger, SegmentInfo, collate, read_segment
+from audiotok.data.audio import convert_audio, read_audio, read_segment
+from audiotok.data.dataset import JUDGED_AFTER, SegmentInfo, _collate, _ReadLedger
 from audiotok.errors import DataError
 
 MakeAudio = Callable[..., NDArray[np.float32]]
@@ -50,17 +50,17 @@ def test_a_start_after_the_end_is_an_error(tmp_path: Path, make_audio: MakeAudio
 
 def test_batches_are_padded_to_the_longest() -> None:
     long, short = torch.ones(2, 5), torch.ones(2, 3)
-    batch = collate([long, short])
+    batch = _collate([long, short])
     assert isinstance(batch, torch.Tensor)
     assert batch.tolist() == [[[1] * 5] * 2, [[1, 1, 1, 0, 0]] * 2]
     infos = [SegmentInfo(Path("a.wav"), 0.0, n, n, 8000) for n in (5, 3)]
-    both = collate([(long, infos[0]), (short, infos[1])])
+    both = _collate([(long, infos[0]), (short, infos[1])])
     assert isinstance(both, tuple)
     assert torch.equal(both[0], batch) and both[1] == infos
 
 
 def test_one_bad_file_is_named_once_and_borne(caplog: pytest.LogCaptureFixture) -> None:
-    ledger = ReadLedger(n_files=3, max_bad_fraction=0.1)
+    ledger = _ReadLedger(n_files=3, max_bad_fraction=0.1)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             ledger.note_bad(Path("a.wav"), "a.wav: broken")
@@ -70,7 +70,7 @@ def test_one_bad_file_is_named_once_and_borne(caplog: pytest.LogCaptureFixture) 
 
 
 def test_too_many_bad_files_stop_the_run_once_enough_were_tried() -> None:
-    ledger = ReadLedger(n_files=1000, max_bad_fraction=0.1)
+    ledger = _ReadLedger(n_files=1000, max_bad_fraction=0.1)
     for i in range(10):
         ledger.note_bad(Path(f"bad{i}"), f"bad{i}: broken")
     for i in range(JUDGED_AFTER - 11):
@@ -80,9 +80,9 @@ def test_too_many_bad_files_stop_the_run_once_enough_were_tried() -> None:
 
 
 def test_all_bad_or_none_allowed_stop_at_once() -> None:
-    ledger = ReadLedger(n_files=2, max_bad_fraction=1.0)
+    ledger = _ReadLedger(n_files=2, max_bad_fraction=1.0)
     ledger.note_bad(Path("a"), "a: broken")
     with pytest.raises(DataError, match="2 of 2"):
         ledger.note_bad(Path("b"), "b: broken")
     with pytest.raises(DataError, match="1 of 1 audio files tried"):
-        ReadLedger(n_files=9, max_bad_fraction=0.0).note_bad(Path("a"), "a: broken")
+        _ReadLedger(n_files=9, max_bad_fraction=0.0).note_bad(Path("a"), "a: broken")

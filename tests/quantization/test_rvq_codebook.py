@@ -15,10 +15,15 @@ def buffers(codebook: EuclideanCodebook) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in codebook.named_buffers()}
 
 
+def make_codebook(dim: int, bins: int, **options: Any) -> EuclideanCodebook:
+    usual = {"decay": 0.99, "kmeans_init": True, "kmeans_iters": 10, "kmeans_start": "sample"}
+    return EuclideanCodebook(dim, bins, **{**usual, "threshold_ema_dead_code": 2.0, **options})
+
+
 def test_moving_averages_follow_their_formula() -> None:
     torch.manual_seed(0)
     decay, epsilon, bins = 0.9, 1e-5, 8
-    codebook = EuclideanCodebook(3, bins, decay, kmeans_init=False, threshold_ema_dead_code=0).train()
+    codebook = make_codebook(3, bins, decay=decay, kmeans_init=False, threshold_ema_dead_code=0).train()
     embed = codebook.embed.double().numpy().copy()
     average, size = embed.copy(), np.zeros(bins)
     for _ in range(5):
@@ -42,7 +47,7 @@ def test_moving_averages_follow_their_formula() -> None:
 def test_first_training_batch_sets_the_vectors_and_one_update_keeps_them() -> None:
     torch.manual_seed(0)
     centers = 20 * torch.eye(4)
-    codebook = EuclideanCodebook(4, 4, kmeans_iters=20, threshold_ema_dead_code=0).train()
+    codebook = make_codebook(4, 4, kmeans_iters=20, threshold_ema_dead_code=0).train()
     x = centers.repeat(50, 1) + 0.01 * torch.randn(200, 4)
     for _ in range(20):  # k-means may start with two points of one cluster
         codebook.inited.zero_()
@@ -57,7 +62,7 @@ def test_first_training_batch_sets_the_vectors_and_one_update_keeps_them() -> No
 
 def test_a_start_apart_finds_every_cluster_at_once() -> None:
     centers = 20 * torch.eye(16)
-    codebook = EuclideanCodebook(16, 16, threshold_ema_dead_code=0, kmeans_start="plusplus").train()
+    codebook = make_codebook(16, 16, threshold_ema_dead_code=0, kmeans_start="plusplus").train()
     torch.manual_seed(0)
     codebook(centers.repeat(20, 1) + 0.01 * torch.randn(320, 16))
     np.testing.assert_allclose(codebook.decode(codebook.encode(centers)), centers, atol=0.05)
@@ -65,7 +70,7 @@ def test_a_start_apart_finds_every_cluster_at_once() -> None:
 
 def test_evaluation_changes_nothing() -> None:
     torch.manual_seed(0)
-    codebook = EuclideanCodebook(3, 8).eval()
+    codebook = make_codebook(3, 8).eval()
     before = buffers(codebook)
     codebook(torch.randn(40, 3))
     assert not codebook.ready
@@ -80,7 +85,7 @@ def test_evaluation_changes_nothing() -> None:
 @pytest.mark.parametrize(("threshold", "used"), [(0.0, 1), (2.0, 8)])
 def test_dead_codes_come_back_to_life(threshold: float, used: int) -> None:
     torch.manual_seed(0)
-    codebook = EuclideanCodebook(2, 8, kmeans_init=False, threshold_ema_dead_code=threshold).train()
+    codebook = make_codebook(2, 8, kmeans_init=False, threshold_ema_dead_code=threshold).train()
     # One vector close to the data takes it all, the others are out of reach.
     codebook.embed.copy_(torch.tensor([[0.0, 0.0]] + [[1e3, 1e3]] * 7))
     codebook.embed_avg.copy_(codebook.embed * 5)
@@ -93,7 +98,7 @@ def test_dead_codes_come_back_to_life(threshold: float, used: int) -> None:
 
 def test_renewed_codes_survive_the_next_update() -> None:
     torch.manual_seed(0)
-    codebook = EuclideanCodebook(2, 4, kmeans_init=False, threshold_ema_dead_code=2.0).train()
+    codebook = make_codebook(2, 4, kmeans_init=False, threshold_ema_dead_code=2.0).train()
     codebook.embed.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1e3, 1e3]]))
     codebook.cluster_size.copy_(torch.tensor([30.0, 30.0, 30.0, 0.01]))
     codebook.embed_avg.copy_(codebook.embed * codebook.cluster_size[:, None])
@@ -107,7 +112,7 @@ def test_renewed_codes_survive_the_next_update() -> None:
 
 
 def test_a_code_with_a_fair_share_is_not_dead_even_below_the_threshold() -> None:
-    codebook = EuclideanCodebook(1, 16, kmeans_init=False, threshold_ema_dead_code=2.0, decay=0.0).train()
+    codebook = make_codebook(1, 16, kmeans_init=False, threshold_ema_dead_code=2.0, decay=0.0).train()
     codebook.embed.copy_(torch.arange(16.0)[:, None])
     codebook(torch.arange(16.0)[:, None])  # each code has one use, less than two
     np.testing.assert_allclose(codebook.embed.flatten().numpy(), np.arange(16.0), atol=1e-4)
@@ -115,7 +120,7 @@ def test_a_code_with_a_fair_share_is_not_dead_even_below_the_threshold() -> None
 
 def test_half_precision_input_is_quantised_in_single_precision() -> None:
     torch.manual_seed(0)
-    codebook = EuclideanCodebook(16, 64, kmeans_init=False).eval()
+    codebook = make_codebook(16, 64, kmeans_init=False).eval()
     x = torch.randn(100, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         codes = codebook.encode(x)
@@ -138,4 +143,4 @@ def test_half_precision_input_is_quantised_in_single_precision() -> None:
 def test_impossible_values_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     kwargs: dict[str, Any] = {"dim": 2, "bins": 4, **options}
     with pytest.raises(ConfigError, match=message):
-        EuclideanCodebook(**kwargs)
+        make_codebook(**kwargs)

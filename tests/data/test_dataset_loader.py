@@ -9,8 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from audiotok.data.dataset import AudioDataset
-from audiotok.data.loader import AudioLoader, ShardSampler, get_loader
+from audiotok.data.dataset import AudioDataset, AudioLoader, _ShardSampler, get_loader
 from audiotok.data.manifest import AudioMeta
 from audiotok.errors import ConfigError, DataError
 
@@ -91,7 +90,7 @@ def test_batches_do_not_depend_on_workers(metas: list[AudioMeta]) -> None:
 
 
 def test_info_comes_with_the_batch(metas: list[AudioMeta]) -> None:
-    loader = get_loader(dataset_of(metas, return_info=True), batch_size=13)
+    loader = get_loader(dataset_of(metas, return_info=True), batch_size=13, num_workers=0)
     for batch in loader:
         assert isinstance(batch, tuple)
         wav, infos = batch
@@ -101,7 +100,9 @@ def test_info_comes_with_the_batch(metas: list[AudioMeta]) -> None:
 
 def test_whole_tracks_are_padded_in_a_batch(metas: list[AudioMeta]) -> None:
     readable = [metas[0], metas[1]]
-    loader = get_loader(dataset_of(readable, segment_s=None, num_samples=None, shuffle=False), batch_size=2)
+    loader = get_loader(
+        dataset_of(readable, segment_s=None, num_samples=None, shuffle=False), batch_size=2, num_workers=0
+    )
     (batch,) = epoch_of(loader, 0)
     assert batch.shape == (2, 1, 16000)
     assert not batch[0, :, 8000:].any() and batch[1, :, 8000:].any()
@@ -112,7 +113,7 @@ def test_whole_tracks_are_padded_in_a_batch(metas: list[AudioMeta]) -> None:
 def test_filled_up_shares_are_equal_and_miss_nothing(metas: list[AudioMeta], world_size: int, batch_size: int) -> None:
     dataset = dataset_of(metas)
     shares = [
-        list(ShardSampler(dataset, batch_size=batch_size, world_size=world_size, rank=r, drop_last=False))
+        list(_ShardSampler(dataset, batch_size=batch_size, world_size=world_size, rank=r, drop_last=False))
         for r in range(world_size)
     ]
     taken = [index for share in shares for _, index in share]
@@ -125,7 +126,8 @@ def test_filled_up_shares_are_equal_and_miss_nothing(metas: list[AudioMeta], wor
 def test_dropped_shares_are_equal_whole_batches_without_repeats(metas: list[AudioMeta], world_size: int) -> None:
     dataset = dataset_of(metas)
     loaders = [
-        get_loader(dataset, batch_size=4, world_size=world_size, rank=r, drop_last=True) for r in range(world_size)
+        get_loader(dataset, batch_size=4, num_workers=0, world_size=world_size, rank=r, drop_last=True)
+        for r in range(world_size)
     ]
     assert {len(loader) for loader in loaders} == {26 // (4 * world_size)}
     batches = [batch for loader in loaders for batch in epoch_of(loader, 0)]
@@ -135,9 +137,9 @@ def test_dropped_shares_are_equal_whole_batches_without_repeats(metas: list[Audi
 
 
 def test_the_ranks_together_take_what_one_process_takes(metas: list[AudioMeta]) -> None:
-    whole = torch.cat(epoch_of(get_loader(dataset_of(metas), batch_size=26), 3))
+    whole = torch.cat(epoch_of(get_loader(dataset_of(metas), batch_size=26, num_workers=0), 3))
     for rank in range(2):
-        loader = get_loader(dataset_of(metas), batch_size=4, world_size=2, rank=rank)
+        loader = get_loader(dataset_of(metas), batch_size=4, num_workers=0, world_size=2, rank=rank)
         assert torch.equal(torch.cat(epoch_of(loader, 3)), whole[rank::2])
 
 
@@ -154,8 +156,8 @@ def test_bad_files_end_in_one_readable_line(metas: list[AudioMeta], num_workers:
 def test_values_out_of_range(metas: list[AudioMeta]) -> None:
     dataset = dataset_of(metas)
     for name, value in (("batch_size", 0), ("num_workers", -1), ("rank", 1), ("world_size", 0)):
-        options: dict[str, Any] = {"batch_size": 1, name: value}
+        options: dict[str, Any] = {"batch_size": 1, "num_workers": 0, name: value}
         with pytest.raises(ConfigError, match=f"{name}={value}"):
             get_loader(dataset, **options)
     with pytest.raises(ConfigError, match=r"num_samples=26 does not fill one batch of 14 in each of 2"):
-        get_loader(dataset, batch_size=14, world_size=2, drop_last=True)
+        get_loader(dataset, batch_size=14, num_workers=0, world_size=2, drop_last=True)

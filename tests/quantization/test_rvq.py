@@ -66,7 +66,7 @@ def test_fewer_codebooks_give_a_prefix(rvq: ResidualVectorQuantizer, latent: Ten
 
 def test_more_codebooks_fit_better_once_trained(latent: Tensor) -> None:
     torch.manual_seed(0)
-    rvq = ResidualVectorQuantizer(dimension=DIM, n_q=N_Q, bins=BINS).train()
+    rvq = ResidualVectorQuantizer(dimension=DIM, n_q=N_Q, bins=BINS, kmeans_iters=10).train()
     for _ in range(5):
         rvq(latent, 50)
     rvq.eval()
@@ -196,9 +196,9 @@ def test_wrong_input_is_refused(rvq: ResidualVectorQuantizer) -> None:
         with pytest.raises(DataError, match=rf"go from {value} to {value}.*bins=16"):
             rvq.decode(torch.full((1, 2, 3), value))
     with pytest.raises(ConfigError, match=r"rvq.n_q=0"):
-        ResidualVectorQuantizer(n_q=0)
+        ResidualVectorQuantizer(dimension=DIM, n_q=0)
     with pytest.raises(ConfigError, match=r"rvq.commitment_weight=-1.0"):
-        ResidualVectorQuantizer(commitment_weight=-1.0)
+        ResidualVectorQuantizer(dimension=DIM, commitment_weight=-1.0)
 
 
 def test_no_quantiser_is_the_identity(latent: Tensor) -> None:

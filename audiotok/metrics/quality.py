@@ -1,20 +1,61 @@
-"""Mel and STFT distances under the protocol of the Descript Audio Codec, for comparison with its tables.
+"""Quality of reconstructed signals: SI-SNR, mel and STFT distances.
 
-Source: Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN", NeurIPS 2023, and the default
-settings of its published evaluation: windows of 2048 and 512 samples, 150 and 80 mel bands.
+Sources: Luo and Mesgarani, "TasNet", ICASSP 2018 (SI-SNR: the SI-SDR of Le Roux et al., ICASSP 2019, on centred
+signals); Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN", NeurIPS 2023, and the settings of its
+published evaluation (`mel_distance` and `stft_distance`, for comparison with its tables).
 """
 
 import functools
 import warnings
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torchaudio.functional import melscale_fbanks
 
-from audiotok.losses.pairs import check_length, check_pair
+from audiotok.losses import MelSpectrogramL1Loss, SISNRLoss
+from audiotok.losses.waveform import check_length, check_pair, projection_energies
 
-MEL_BANDS = {2048: 150, 512: 80}
+LIMIT_DB = 100.0
+MEL_BANDS = {2048: 150, 512: 80}  # STFT window in samples: bands
 FLOOR = 1e-5
+
+
+class SegmentSISNR(SISNRLoss):
+    """SI-SNR in dB over segments, higher is better: minus `SISNRLoss`, whose arguments it takes.
+
+    Shape:
+        estimate [B, C, T], reference [B, C, T] -> scalar.
+    """
+
+    def forward(self, *, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Return the mean SI-SNR in dB."""
+        return -super().forward(estimate=estimate, reference=reference)
+
+
+SIGNAL_METRICS: dict[str, type[nn.Module]] = {"sisnr": SegmentSISNR, "mel": MelSpectrogramL1Loss}
+"""Of these `evaluate.metrics` of the configuration chooses; the section of a metric's name holds its arguments."""
+
+
+def si_snr(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """SI-SNR of whole clips in dB, higher is better.
+
+    10 log10(|p|^2 / |e - p|^2) with p the projection of the estimate e on the reference, both centred.
+    Computed in float64 without an additive epsilon, so that it does not depend on the level of either signal,
+    unlike `SISNRLoss`. Limited to +-100 dB: +100 for identical signals, -100 for a silent estimate.
+
+    Shape:
+        estimate [B, C, T], reference [B, C, T] -> [B], the mean over channels; NaN where the reference has a
+        silent channel, for which the ratio is undefined.
+
+    Raises:
+        DataError: if the shapes differ.
+    """
+    check_pair(estimate, reference)
+    signal, noise = projection_energies(estimate.double(), reference.double())
+    ratio = 10 * (torch.log10(signal) - torch.log10(noise))
+    ratio = ratio.masked_fill((signal == 0) & (noise == 0), -LIMIT_DB)
+    return ratio.clamp(-LIMIT_DB, LIMIT_DB).mean(-1)
 
 
 def mel_distance(*, estimate: torch.Tensor, reference: torch.Tensor, sample_rate: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from audiotok.errors import ConfigError, DataError
 from audiotok.metrics import mmd_permutation_test
-from audiotok.metrics.mmd_permutation import independence_statistic
+from audiotok.metrics.mmd_permutation import _independence_statistic
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -52,14 +52,14 @@ def test_statistic_is_that_of_its_definition() -> None:
     order = torch.stack([torch.randperm(7, generator=seeded(q)) for q in range(3)])
     shuffled = torch.stack([x[order[q], q] for q in range(3)], 1)
     identity = torch.arange(7).expand(3, 7)
-    found = independence_statistic(squared(x), sigmas, [identity, order])
+    found = _independence_statistic(squared(x), sigmas, [identity, order])
     assert found == pytest.approx([looped(x, sigmas), looped(shuffled, sigmas)], rel=1e-9)
 
 
 def test_mean_over_all_permutations_is_zero_however_dependent_the_samples_are() -> None:
     x = noise(4, 1, 3, 1)[..., 0].repeat(1, 2, 1)
     orders = [torch.tensor([range(4), order]) for order in itertools.permutations(range(4))]
-    values = independence_statistic(squared(x), (0.3, 2.0), orders)
+    values = _independence_statistic(squared(x), (0.3, 2.0), orders)
     assert values[0] == max(values) > 0.01
     assert abs(np.mean(values)) < 1e-15
 

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare, kstest
 
 from audiotok.data.audio import audio_info
-from audiotok.data.dataset import AudioDataset
+from audiotok.data.dataset import AudioDataset, Item, SegmentInfo
 from audiotok.data.manifest import AudioMeta, write_manifest
-from audiotok.data.segments import Item, SegmentInfo
 from audiotok.errors import ConfigError, DataError
 
 MakeAudio = Callable[..., NDArray[np.float32]]
