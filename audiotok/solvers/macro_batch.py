@@ -35,8 +35,8 @@ class MMDWeight:
     """
 
     weight: float
-    start_epoch: int = 1
-    ramp_epochs: int = 0
+    start_epoch: int
+    ramp_epochs: int
 
     def __post_init__(self) -> None:
         for name, value, least in (("start_epoch", self.start_epoch, 1), ("ramp_epochs", self.ramp_epochs, 0)):
@@ -134,7 +134,7 @@ class MacroBatch:
         return {"pending": list(self.pending), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved batches."""
+        """Restore saved batches."""
         self.pending = list(state["pending"])
         self.steps = int(state["steps"])
 
