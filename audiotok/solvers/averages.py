@@ -1,6 +1,7 @@
 """Averages: of metrics over a stage, of weights over training; and the best weights so far."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -118,12 +119,8 @@ class BestState:
 
 
 def _copy_to_cpu(state: State) -> State:
-    """Detached CPU copy of a state dict, nested dicts included."""
+    """Detached CPU copy of the state dict of a module."""
     return {
-        key: value.detach().to("cpu", copy=True)
-        if isinstance(value, torch.Tensor)
-        else _copy_to_cpu(value)
-        if isinstance(value, dict)
-        else value
-        for key, value in state.items()
+        key: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else deepcopy(value)
+        for key, value in state.items()  # what is no tensor is the extra state of a module
     }

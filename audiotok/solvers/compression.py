@@ -43,7 +43,10 @@ class CompressionSolver(StandardSolver):
     def build_model(self) -> None:
         """Codec, adversaries, losses, balancer and the MMD step."""
         cfg = self.cfg
-        self.model = _build_encodec(cfg).to(self.device)
+        model = get_compression_model(cfg)
+        if not isinstance(model, EncodecModel):
+            raise ConfigError(f"compression_model={cfg.compression_model!r} cannot be trained; choose encodec")
+        self.model = model.to(self.device)
         self.optimizer = builders.get_optimizer(self.model.parameters(), cfg.optim)
         self.adversaries = builders.get_adversaries(cfg)
         self.adv_losses = nn.ModuleDict(self.adversaries).to(self.device)
@@ -75,8 +78,7 @@ class CompressionSolver(StandardSolver):
 
     def rank_state(self) -> State:
         """With the averages of the balancer, which differ between ranks, and the draws of the adversaries."""
-        own = {"balancer": self.balancer.state_dict(), "adversaries": self.rng.get_state()}
-        return super().rank_state() | own
+        return super().rank_state() | {"balancer": self.balancer.state_dict(), "adversaries": self.rng.get_state()}
 
     def load_rank_state(self, state: State) -> None:
         """Restore `rank_state`."""
@@ -94,10 +96,8 @@ class CompressionSolver(StandardSolver):
             metrics.update(self._train_adversaries(result.x, batch))
         losses = self._balanced_losses(result.x, batch)
         metrics.update(losses)
-        for kind in ("adv", "feat"):
-            parts = [value for name, value in losses.items() if name.startswith(f"{kind}_")]
-            if parts:
-                metrics[kind] = torch.stack(parts).sum()
+        for kind in ("adv", "feat") if self.adversaries else ():
+            metrics[kind] = torch.stack([losses[f"{kind}_{name}"] for name in self.adversaries]).sum()
         if result.penalty is not None:
             metrics["penalty"] = result.penalty
         if self.is_training:
@@ -119,9 +119,7 @@ class CompressionSolver(StandardSolver):
         losses: dict[str, Tensor] = {}
         for name, adversary in self.adversaries.items():
             losses[f"adv_{name}"], losses[f"feat_{name}"] = adversary(fake=estimate, real=reference)
-        for name, loss in self.aux_losses.items():
-            losses[name] = loss(estimate=estimate, reference=reference)
-        return losses
+        return losses | {name: loss(estimate=estimate, reference=reference) for name, loss in self.aux_losses.items()}
 
     def _update(self, batch: Tensor, result: Any, losses: dict[str, Tensor]) -> Metrics:
         """Gradients of penalty, balanced losses and, when its batches are there, the MMD; then one optimiser step."""
@@ -200,12 +198,7 @@ class CompressionSolver(StandardSolver):
 
 
 def _save_sample(path: Path, wav: Tensor, sample_rate: int, strategy: ClipStrategy) -> None:
-    """Write a sample.
-
-    Raises:
-        DataError: if the sample or its settings cannot be written in this format.
-        OSError: if the disk refuses: a failure of the machine, not of the settings.
-    """
+    """Write a sample; DataError where its settings are to blame, OSError where the disk refuses."""
     try:
         write_audio(path, wav, sample_rate, strategy=strategy)
     except DataError as error:
@@ -215,15 +208,3 @@ def _save_sample(path: Path, wav: Tensor, sample_rate: int, strategy: ClipStrate
         full = shutil.disk_usage(path.parent).free < wav.nbytes  # the half-written file is gone again
         number = errno.ENOSPC if full else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def _build_encodec(cfg: Any) -> EncodecModel:
-    """The model of a configuration.
-
-    Raises:
-        ConfigError: if it is a kind that cannot be trained.
-    """
-    model = get_compression_model(cfg)
-    if not isinstance(model, EncodecModel):
-        raise ConfigError(f"compression_model={cfg.compression_model!r} cannot be trained; choose encodec")
-    return model

@@ -119,7 +119,8 @@ class MacroBatch:
         with torch.set_grad_enabled(keep_graph):
             own = torch.cat([model.encode_latent(wav.to(device))[0] for wav in wavs])
         latent = gather_clips(own).requires_grad_(weight != 0)
-        value = stream_mmd(self.loss, model, latent, self.stream, self._generator(), n_q)
+        generator = torch.Generator().manual_seed(self.seed + self.steps)
+        value = stream_mmd(self.loss, model, latent, self.stream, generator, n_q)
         self.steps += 1
         if weight != 0:
             (gradient,) = torch.autograd.grad(weight * world_size() * value, latent)
@@ -137,6 +138,3 @@ class MacroBatch:
         """Restore saved batches."""
         self.pending = list(state["pending"])
         self.steps = int(state["steps"])
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed + self.steps)

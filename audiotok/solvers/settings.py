@@ -1,8 +1,11 @@
-"""Sections of the configuration as keyword arguments."""
+"""Sections of the configuration as keyword arguments, and the device it names."""
 
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
+
+from audiotok.errors import ConfigError
 
 
 def settings(cfg: Any) -> dict[str, Any]:
@@ -10,3 +13,17 @@ def settings(cfg: Any) -> dict[str, Any]:
     section = OmegaConf.to_container(cfg, resolve=True) if cfg is not None else {}
     assert isinstance(section, dict)
     return {str(key): value for key, value in section.items()}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Device named in the configuration; `auto` is cuda where there is one.
+
+    Raises:
+        ConfigError: if the device is not there.
+    """
+    available = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device={name!r}; choose one of: auto, cpu, cuda")
+    if name == "cuda" and not available:
+        raise ConfigError("device=cuda, but torch sees no GPU here; use device=auto or device=cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")

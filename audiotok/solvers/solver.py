@@ -26,6 +26,7 @@ from audiotok.solvers.averages import BestState, MetricAverages, State, WeightEM
 from audiotok.solvers.interruption import PROGRESS, SAVE, Interrupted, Progress, SaveClock
 from audiotok.solvers.randomness import keeping_rng, rng_state, seed_everything, set_rng_state
 from audiotok.solvers.schedules import get_lr_scheduler
+from audiotok.solvers.settings import resolve_device
 
 Metrics = dict[str, Any]
 SINGLE_STAGES = ("valid", "evaluate", "generate")  # those that can run alone
@@ -55,7 +56,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
         super().__init__()
         self.cfg = cfg
         self.save_clock = SaveClock(cfg.checkpoint.every_minutes)
-        self.device = _resolve_device(cfg.device)
+        self.device = resolve_device(cfg.device)
         self.agreement = Agreement(self.device)
         self.on_progress: Callable[[], None] = lambda: None
         self.stop_signal: Callable[[], int] = lambda: 0
@@ -448,17 +449,3 @@ class StandardSolver(flashy.BaseSolver, ABC):
         self.best_state.update("model", self.model.state_dict())
         if self.ema is not None:
             self.ema = WeightEMA(self.model, self.cfg.optim.ema.decay)
-
-
-def _resolve_device(name: str) -> torch.device:
-    """Device named in the configuration; `auto` is cuda where there is one.
-
-    Raises:
-        ConfigError: if the device is not there.
-    """
-    available = torch.cuda.is_available()
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device={name!r}; choose one of: auto, cpu, cuda")
-    if name == "cuda" and not available:
-        raise ConfigError("device=cuda, but torch sees no GPU here; use device=auto or device=cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
