@@ -1,6 +1,7 @@
 """The configuration: every preset composes and builds, every key is read, nothing depends on who runs it."""
 
 import ast
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -100,6 +101,19 @@ def test_every_key_is_read_by_the_library() -> None:
             assert path.split(".")[1] in theirs[section], f"Dora does not know {path}"
         elif "activation_params" not in path:  # free keyword arguments of the activation
             assert leaf in known, f"nobody reads {path}"
+
+
+def test_what_every_solver_reads_is_in_the_default_of_all() -> None:
+    text = (ROOT / "audiotok/solvers/solver.py").read_text()
+    paths = set(re.findall(r"\bcfg\.([a-z_]+(?:\.[a-z_]+)*)", text)) | {"evaluate.every", "generate.every"}
+    assert {"optim.epochs", "checkpoint.every_minutes", "schedule", "continue_from"} <= paths
+    known = OmegaConf.to_container(config(), resolve=False)
+    assert isinstance(known, dict) and known["solver"] is None
+    for path in paths:
+        section = known
+        for name in path.split("."):
+            assert name in section, f"{path} is read by every solver, but is not in config/solver/default.yaml"
+            section = section[name]
 
 
 @pytest.mark.parametrize("profile", PROFILES)

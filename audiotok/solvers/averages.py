@@ -1,24 +1,13 @@
 """Averages: of metrics over a stage, of weights over training; and the best weights so far."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 
 State = dict[str, Any]
-
-
-def copy_to_cpu(state: State) -> State:
-    """Detached CPU copy of a state dict, nested dicts included."""
-    return {
-        key: value.detach().to("cpu", copy=True)
-        if isinstance(value, torch.Tensor)
-        else copy_to_cpu(value)
-        if isinstance(value, dict)
-        else value
-        for key, value in state.items()
-    }
 
 
 def to_floats(metrics: dict[str, Any]) -> dict[str, float]:
@@ -39,7 +28,7 @@ class MetricAverages:
         self.counts: dict[str, float] = {}
 
     def add(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Take in the metrics of a step; returns the means so far."""
+        """Add the metrics of a step; returns the means so far."""
         for name, value in metrics.items():
             self.totals[name] = self.totals.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -54,17 +43,16 @@ class MetricAverages:
         return {"totals": dict(self.totals), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: State) -> None:
-        """Take over saved sums and counts."""
+        """Restore saved sums and counts."""
         self.totals, self.counts = dict(state["totals"]), dict(state["counts"])
 
-
-def merged(states: Iterable[State]) -> State:
-    """Mean of the states of the `MetricAverages` of several ranks, for another number of ranks."""
-    ranks = list(states)
-    return {
-        part: {name: sum(rank[part].get(name, 0.0) for rank in ranks) / len(ranks) for name in ranks[0][part]}
-        for part in ("totals", "counts")
-    }
+    @staticmethod
+    def merge(states: Sequence[State]) -> State:
+        """Mean of the states of several ranks, for another number of ranks."""
+        return {
+            part: {name: sum(one[part].get(name, 0.0) for one in states) / len(states) for name in states[0][part]}
+            for part in ("totals", "counts")
+        }
 
 
 class WeightEMA:
@@ -86,7 +74,7 @@ class WeightEMA:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take the current weights into the average."""
+        """Add the current weights to the average."""
         self.count = self.count * self.decay + 1.0
         current = self._tensors()
         targets = [self.average[key] for key in current]
@@ -97,7 +85,7 @@ class WeightEMA:
         return {"average": dict(self.average), "count": self.count}
 
     def load_state_dict(self, state: State) -> None:
-        """Take over a saved average."""
+        """Restore a saved average."""
         self.count = float(state["count"])
         for key, value in state["average"].items():
             self.average[key].copy_(value)
@@ -119,12 +107,20 @@ class BestState:
 
     def update(self, name: str, state: State) -> None:
         """Keep a copy of `state` as the best one of `name`."""
-        self.states[name] = copy_to_cpu(state)
+        self.states[name] = _copy_to_cpu(state)
 
     def state_dict(self) -> dict[str, State]:
         """The copies, by name."""
         return self.states
 
     def load_state_dict(self, state: dict[str, State]) -> None:
-        """Take over saved copies."""
-        self.states = {name: copy_to_cpu(sub) for name, sub in state.items()}
+        """Restore saved copies."""
+        self.states = {name: _copy_to_cpu(sub) for name, sub in state.items()}
+
+
+def _copy_to_cpu(state: State) -> State:
+    """Detached CPU copy of the state dict of a module."""
+    return {
+        key: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else deepcopy(value)
+        for key, value in state.items()  # what is no tensor is the extra state of a module
+    }

@@ -22,10 +22,9 @@ from audiotok.solvers import builders
 from audiotok.solvers.averages import State, to_floats
 from audiotok.solvers.evaluation import CodebookMeasures
 from audiotok.solvers.macro_batch import MacroBatch
-from audiotok.solvers.solver import StandardSolver
-from audiotok.solvers.stages import Metrics
+from audiotok.solvers.solver import Metrics, StandardSolver
 
-LIBSNDFILE_SYSTEM_ERROR = 2
+_LIBSNDFILE_SYSTEM_ERROR = 2  # SF_ERR_SYSTEM of sndfile.h
 
 
 class CompressionSolver(StandardSolver):
@@ -41,7 +40,10 @@ class CompressionSolver(StandardSolver):
     def build_model(self) -> None:
         """Codec, adversaries, losses, balancer and the MMD step."""
         cfg = self.cfg
-        self.model = build_encodec(cfg).to(self.device)
+        model = get_compression_model(cfg)
+        if not isinstance(model, EncodecModel):
+            raise ConfigError(f"compression_model={cfg.compression_model!r} cannot be trained; choose encodec")
+        self.model = model.to(self.device)
         self.optimizer = builders.get_optimizer(self.model.parameters(), cfg.optim)
         self.adversaries = builders.get_adversaries(cfg)
         self.adv_losses = nn.ModuleDict(self.adversaries).to(self.device)
@@ -66,17 +68,17 @@ class CompressionSolver(StandardSolver):
         self.dataloaders = builders.get_dataloaders(self.cfg)
 
     def run_epoch(self) -> None:
-        """Run the stages; which steps train the adversaries depends on seed and epoch, alike on all ranks."""
+        """Run the stages of an epoch; see `StandardSolver`."""
+        # All ranks train the adversaries at the same steps, as their gradients are averaged: hence a generator apart.
         self.rng = torch.Generator().manual_seed(self.cfg.seed + self.epoch)
         super().run_epoch()
 
     def rank_state(self) -> State:
-        """With the averages of the balancer, which are each rank's own, and the draws of the adversaries."""
-        own = {"balancer": self.balancer.state_dict(), "adversaries": self.rng.get_state()}
-        return {**super().rank_state(), **own}
+        """With the averages of the balancer, which differ between ranks, and the draws of the adversaries."""
+        return super().rank_state() | {"balancer": self.balancer.state_dict(), "adversaries": self.rng.get_state()}
 
     def load_rank_state(self, state: State) -> None:
-        """Take up what `rank_state` gave."""
+        """Restore `rank_state`."""
         super().load_rank_state(state)
         if "balancer" in state:
             self.balancer.load_state_dict(state["balancer"])
@@ -91,10 +93,8 @@ class CompressionSolver(StandardSolver):
             metrics.update(self._train_adversaries(result.x, batch))
         losses = self._balanced_losses(result.x, batch)
         metrics.update(losses)
-        for kind in ("adv", "feat"):
-            parts = [value for name, value in losses.items() if name.startswith(f"{kind}_")]
-            if parts:
-                metrics[kind] = torch.stack(parts).sum()
+        for kind in ("adv", "feat") if self.adversaries else ():
+            metrics[kind] = torch.stack([losses[f"{kind}_{name}"] for name in self.adversaries]).sum()
         if result.penalty is not None:
             metrics["penalty"] = result.penalty
         if self.is_training:
@@ -109,19 +109,14 @@ class CompressionSolver(StandardSolver):
     def _train_adversaries(self, estimate: Tensor, reference: Tensor) -> Metrics:
         if not self.adversaries or torch.rand(1, generator=self.rng).item() > 1 / self.cfg.adversarial.every:
             return {}
-        losses: Metrics = {
-            f"d_{name}": adversary.train_adv(fake=estimate, real=reference)
-            for name, adversary in self.adversaries.items()
-        }
+        losses = {f"d_{name}": a.train_adv(fake=estimate, real=reference) for name, a in self.adversaries.items()}
         return {"d_loss": torch.stack(list(losses.values())).sum(), **losses}
 
     def _balanced_losses(self, estimate: Tensor, reference: Tensor) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for name, adversary in self.adversaries.items():
             losses[f"adv_{name}"], losses[f"feat_{name}"] = adversary(fake=estimate, real=reference)
-        for name, loss in self.aux_losses.items():
-            losses[name] = loss(estimate=estimate, reference=reference)
-        return losses
+        return losses | {name: loss(estimate=estimate, reference=reference) for name, loss in self.aux_losses.items()}
 
     def _update(self, batch: Tensor, result: Any, losses: dict[str, Tensor]) -> Metrics:
         """Gradients of penalty, balanced losses and, when its batches are there, the MMD; then one optimiser step."""
@@ -153,15 +148,14 @@ class CompressionSolver(StandardSolver):
         return {"mmd": self.valid_batches.value(self.model, weight=0.0)}
 
     def evaluate(self) -> Metrics:
-        """Reconstruction metrics over the evaluate split, and what its codes say about the codebooks."""
+        """Reconstruction metrics over the evaluate split, and measures of the codebooks."""
         self.model.eval()
-        loader = self.dataloaders["evaluate"]
         measures = builders.get_evaluation_metrics(self.cfg)
         codebooks = CodebookMeasures(self.model, self.cfg)
         average = flashy.averager()
         averages: Metrics = {}
         items = 0
-        for batch in self.log_progress("evaluate", loader, total=len(loader), updates=self.cfg.logging.log_updates):
+        for batch in self.progress_of("evaluate"):
             reference = batch.to(self.device)
             result = self.model(reference)
             metrics = {name: measure(estimate=result.x, reference=reference) for name, measure in measures.items()}
@@ -174,17 +168,14 @@ class CompressionSolver(StandardSolver):
     def generate(self) -> Metrics:
         """Write the generate split and its reconstruction under `samples/` of the experiment."""
         self.model.eval()
-        loader = self.dataloaders["generate"]
         audio = self.cfg.generate.audio
         folder = Path(self.folder) / "samples"
-        for batch, infos in self.log_progress(
-            "generate", loader, total=len(loader), updates=self.cfg.logging.log_updates
-        ):
+        for batch, infos in self.progress_of("generate"):
             estimates = self.model(batch.to(self.device)).x.cpu()
             for reference, estimate, info in zip(batch, estimates, infos, strict=True):
                 name = f"{Path(info.path).stem}_{info.start_s:.1f}s.{audio.format}"
                 for parent, wav in (("reference", reference), (f"epoch_{self.epoch:04d}", estimate)):
-                    save_sample(folder / parent / name, wav[:, : info.n_frames], self.cfg.sample_rate, audio.strategy)
+                    _save_sample(folder / parent / name, wav[:, : info.n_frames], self.cfg.sample_rate, audio.strategy)
             self.after_step()
         flashy.distrib.barrier()
         return {}
@@ -203,30 +194,14 @@ class CompressionSolver(StandardSolver):
         return CompressionModel.get_pretrained(checkpoint_path, device)
 
 
-def save_sample(path: Path, wav: Tensor, sample_rate: int, strategy: ClipStrategy) -> None:
-    """Write a sample; a disk that refuses is the machine's failure, though libsndfile does not tell which.
-
-    Raises:
-        DataError: if the sample or its settings cannot be written in this format.
-        OSError: if the disk refuses.
-    """
+def _save_sample(path: Path, wav: Tensor, sample_rate: int, strategy: ClipStrategy) -> None:
+    """Write a sample; DataError where its settings are to blame, OSError where the disk refuses."""
     try:
         write_audio(path, wav, sample_rate, strategy=strategy)
     except DataError as error:
-        if getattr(error.__cause__, "code", None) != LIBSNDFILE_SYSTEM_ERROR:
+        if getattr(error.__cause__, "code", None) != _LIBSNDFILE_SYSTEM_ERROR:
             raise
+        # libsndfile reports that the system failed, not how.
         full = shutil.disk_usage(path.parent).free < wav.nbytes  # the half-written file is gone again
         number = errno.ENOSPC if full else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def build_encodec(cfg: Any) -> EncodecModel:
-    """The model of a configuration, which has to be one that can be trained.
-
-    Raises:
-        ConfigError: if it is another kind of model.
-    """
-    model = get_compression_model(cfg)
-    if not isinstance(model, EncodecModel):
-        raise ConfigError(f"compression_model={cfg.compression_model!r} cannot be trained; choose encodec")
-    return model

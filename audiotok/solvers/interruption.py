@@ -1,8 +1,8 @@
-"""What it takes to stop anywhere and go on from there: signals, and the position within an epoch.
+"""Stopping at any step and resuming there: signals, the clock of checkpoints, the position within an epoch.
 
-The trainer does not stop where a signal finds it but after the step at hand, and every rank after the same step. What a
-checkpoint within an epoch holds beside the usual states is the entry `PROGRESS`: the updates done, the metrics of the
-stages done, and for each rank its random states and running averages. All of it is plain data.
+A signal stops the trainer after the current step, and every rank after the same step. Beside the usual states, a
+checkpoint within an epoch holds the entry `PROGRESS`: the updates done, the metrics of the stages done, and for each
+rank its random states and running averages. All of it is plain data.
 """
 
 import signal
@@ -11,38 +11,43 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Self
 
-from audiotok.solvers.averages import merged
+from audiotok.errors import ConfigError
+from audiotok.solvers.averages import MetricAverages
 
 PROGRESS = "progress"
 """Entry of a checkpoint that was written within an epoch, or by several ranks."""
 
 SAVE = 1
-"""Request for a checkpoint without a stop; smaller than the signals below, so that a stop goes before it."""
+"""Request for a checkpoint without a stop; smaller than any signal, as ranks agree on the largest request."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interrupted(SystemExit):
-    """Training stopped because a signal asked for it; all that it needs to go on is on disk.
+    """Training stopped on request of a signal; all that it needs to resume is on disk.
 
     Args:
         signum: the signal.
-        where: what was going on, such as `epoch 3, update 17 of 2000`.
+        where: the position, such as `epoch 3, update 17 of 2000`.
     """
 
+    # A SystemExit, as a stop is no error: `except Exception` lets it through, and the process ends with its code
+    # and without a traceback.
+
     def __init__(self, signum: int, where: str) -> None:
+        # 143 for every signal but Ctrl-C: SIGUSR1, the scheduler's warning of the time limit, is a stop like SIGTERM.
         super().__init__(128 + (signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM))
         self.signum = signum
         self.where = where
 
     @property
     def reason(self) -> str:
-        """The reason, for people."""
-        return f"stopped by {signal.Signals(self.signum).name} in {self.where}; the same command goes on from there"
+        """The reason, for logs and `status.json`."""
+        return f"stopped by {signal.Signals(self.signum).name} in {self.where}; the same command resumes from there"
 
 
 class StopSignals:
-    """Keeps in mind that a signal asked to stop, while its block runs; a second Ctrl-C ends the process at once.
+    """Records the signals that request a stop, while its block runs; a second Ctrl-C ends the process at once.
 
     Before `patient` is set there is nothing to save, and the signal raises `Interrupted` where it arrives.
     """
@@ -71,21 +76,28 @@ class StopSignals:
 
 
 class SaveClock:
-    """Says once that a checkpoint is due, `minutes` after the last one; never for 0."""
+    """Reports once that a checkpoint is due, `minutes` after the last one; never for 0.
+
+    Raises:
+        ConfigError: if that is no number of minutes.
+    """
 
     def __init__(self, minutes: float) -> None:
+        if not isinstance(minutes, int | float) or minutes < 0:
+            raise ConfigError(f"checkpoint.every_minutes={minutes!r}; give a number of minutes, 0 for never")
         self.period_s = 60.0 * minutes
         self.restart()
 
     def restart(self) -> None:
         """A checkpoint has been written."""
-        self._last, self._asked = time.monotonic(), False
+        self._last, self._reported = time.monotonic(), False
 
     def due(self) -> bool:
-        """Whether to ask for one now."""
-        if self._asked or not self.period_s or time.monotonic() - self._last < self.period_s:
+        """Whether to request one now."""
+        # Between ranks, a request is granted a step later: repeating it would save twice.
+        if self._reported or not self.period_s or time.monotonic() - self._last < self.period_s:
             return False
-        self._asked = True
+        self._reported = True
         return True
 
 
@@ -97,8 +109,8 @@ class Progress:
         updates: done in the train stage.
         stages: metrics of the stages done.
         elapsed_s: that the train stage took before the last stop.
-        own: state of this rank to take up again, without its random states if there were more or fewer ranks; None
-            at the start.
+        own: state of this rank to restore, without its random states if there were more or fewer ranks; None at the
+            start.
     """
 
     updates: int = 0
@@ -117,8 +129,9 @@ class Progress:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], rank: int, world_size: int) -> Self:
-        """What `state_dict` gave."""
+        """Position that `state_dict` stored, for one of `world_size` ranks."""
         ranks = state["ranks"]
-        own = ranks[rank] if len(ranks) == world_size else {"averages": merged(one["averages"] for one in ranks)}
+        same = len(ranks) == world_size
+        own = ranks[rank] if same else {"averages": MetricAverages.merge([one["averages"] for one in ranks])}
         stages = {name: dict(metrics) for name, metrics in state["stages"].items()}
         return cls(int(state["updates"]), stages, float(state["elapsed_s"]), own)

@@ -35,8 +35,8 @@ class MMDWeight:
     """
 
     weight: float
-    start_epoch: int = 1
-    ramp_epochs: int = 0
+    start_epoch: int
+    ramp_epochs: int
 
     def __post_init__(self) -> None:
         for name, value, least in (("start_epoch", self.start_epoch, 1), ("ramp_epochs", self.ramp_epochs, 0)):
@@ -119,7 +119,8 @@ class MacroBatch:
         with torch.set_grad_enabled(keep_graph):
             own = torch.cat([model.encode_latent(wav.to(device))[0] for wav in wavs])
         latent = gather_clips(own).requires_grad_(weight != 0)
-        value = stream_mmd(self.loss, model, latent, self.stream, self._generator(), n_q)
+        generator = torch.Generator().manual_seed(self.seed + self.steps)
+        value = stream_mmd(self.loss, model, latent, self.stream, generator, n_q)
         self.steps += 1
         if weight != 0:
             (gradient,) = torch.autograd.grad(weight * world_size() * value, latent)
@@ -134,9 +135,6 @@ class MacroBatch:
         return {"pending": list(self.pending), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved batches."""
+        """Restore saved batches."""
         self.pending = list(state["pending"])
         self.steps = int(state["steps"])
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed + self.steps)

@@ -1,4 +1,4 @@
-"""Random states: made from a seed, kept in a checkpoint, taken up again."""
+"""Random states: made from a seed, saved to a checkpoint, restored."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Take up what `rng_state` gave; on a machine without GPU its state is left out."""
+    """Restore `rng_state`; the GPU's part is ignored on a machine without one."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     key = numpy["state"]["key"].numpy().astype(np.uint32)
@@ -43,12 +43,15 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def keeping_rng(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The batches, leaving random states as they are: starting a loader draws a number, here for the second time."""
-    state: dict[str, Any] | None = rng_state()
-    for batch in batches:
-        if state is not None:
-            set_rng_state(state)
-            state = None
-        yield batch
-    if state is not None:
-        set_rng_state(state)
+    """The batches of a loader that is begun again within an epoch, with random states as they were before it.
+
+    A torch `DataLoader` draws a seed for its workers when its iteration begins. The uninterrupted epoch did so once, at
+    its start, and the restored random states are those after it: a second draw must leave no trace.
+    """
+    state = rng_state()
+    iterator = iter(batches)
+    first = next(iterator, None)
+    set_rng_state(state)
+    if first is not None:
+        yield first
+    yield from iterator

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions from the update index to a factor on the base rate."""
+"""Learning-rate schedules: functions from the index of the update to a factor on the base rate."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,8 +8,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from audiotok.errors import ConfigError
-
-Factor = Callable[[int], float]
 
 
 def get_lr_scheduler(optimizer: Optimizer, cfg: Mapping[str, Any], total_updates: int) -> LambdaLR | None:
@@ -26,70 +24,52 @@ def get_lr_scheduler(optimizer: Optimizer, cfg: Mapping[str, Any], total_updates
     name = cfg["lr_scheduler"]
     if name is None:
         return None
-    if name not in FACTORS:
-        raise ConfigError(f"schedule.lr_scheduler={name!r}; choose one of: null, {', '.join(FACTORS)}")
+    if name not in _FACTORS:
+        raise ConfigError(f"schedule.lr_scheduler={name!r}; choose one of: null, {', '.join(_FACTORS)}")
     settings = dict(cfg[name])
-    warmup = settings.get("warmup", 0)
+    warmup = settings.get("warmup", 0)  # step and exponential have none
     if warmup < 0 or warmup > total_updates:
         raise ConfigError(
             f"schedule.{name}.warmup={warmup} updates, of {total_updates} in all; give a number between them"
         )
-    return LambdaLR(optimizer, FACTORS[name](total_updates, **settings))
-
-
-def cosine(total: int, warmup: int, lr_min_ratio: float) -> Factor:
-    """Linear warm-up, then half a cosine from 1 down to `lr_min_ratio`."""
 
     def factor(step: int) -> float:
-        if step < warmup:
-            return step / warmup
-        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
-        return lr_min_ratio + (1 - lr_min_ratio) * (1 + math.cos(math.pi * progress)) / 2
+        return step / warmup if step < warmup else _FACTORS[name](step, total_updates, **settings)
 
-    return factor
+    return LambdaLR(optimizer, factor)  # which calls it for update 0 at once: what settings raise, they raise here
 
 
-def linear_warmup(total: int, warmup: int) -> Factor:
-    """Linear warm-up, then constant."""
-    return lambda step: min(step / warmup, 1.0) if warmup else 1.0
+def _cosine(step: int, total: int, warmup: int, lr_min_ratio: float) -> float:
+    """Half a cosine from 1 down to `lr_min_ratio`."""
+    progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return lr_min_ratio + (1 - lr_min_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def inverse_sqrt(total: int, warmup: int) -> Factor:
-    """Linear warm-up, then proportional to one over the square root of the update (Vaswani et al., 2017)."""
+def _inverse_sqrt(step: int, total: int, warmup: int) -> float:
+    """Proportional to one over the square root of the update (Vaswani et al., 2017)."""
     if warmup < 1:
         raise ConfigError(f"schedule.inverse_sqrt.warmup={warmup}; give at least 1 update")
-    return lambda step: step / warmup if step < warmup else math.sqrt(warmup / step)
+    return math.sqrt(warmup / step)
 
 
-def polynomial_decay(total: int, warmup: int, end_lr_ratio: float, power: float) -> Factor:
-    """Linear warm-up, then a polynomial from 1 down to `end_lr_ratio`."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return step / warmup
-        left = max(1 - (step - warmup) / max(total - warmup, 1), 0.0)
-        return float(end_lr_ratio + (1 - end_lr_ratio) * left**power)
-
-    return factor
+def _polynomial_decay(step: int, total: int, warmup: int, end_lr_ratio: float, power: float) -> float:
+    """A polynomial from 1 down to `end_lr_ratio`."""
+    left = max(1 - (step - warmup) / max(total - warmup, 1), 0.0)
+    return float(end_lr_ratio + (1 - end_lr_ratio) * left**power)
 
 
-def step_decay(total: int, step_size: int, gamma: float) -> Factor:
+def _step(step: int, total: int, step_size: int, gamma: float) -> float:
     """Times `gamma` every `step_size` updates."""
     if step_size < 1:
         raise ConfigError(f"schedule.step.step_size={step_size}; give at least 1 update")
-    return lambda step: float(gamma ** (step // step_size))
+    return float(gamma ** (step // step_size))
 
 
-def exponential(total: int, gamma: float) -> Factor:
-    """Times `gamma` every update."""
-    return lambda step: float(gamma**step)
-
-
-FACTORS: dict[str, Callable[..., Factor]] = {
-    "cosine": cosine,
-    "linear_warmup": linear_warmup,
-    "inverse_sqrt": inverse_sqrt,
-    "polynomial_decay": polynomial_decay,
-    "step": step_decay,
-    "exponential": exponential,
+_FACTORS: dict[str, Callable[..., float]] = {  # after the warm-up, which is linear
+    "cosine": _cosine,
+    "linear_warmup": lambda step, total, warmup: 1.0,
+    "inverse_sqrt": _inverse_sqrt,
+    "polynomial_decay": _polynomial_decay,
+    "step": _step,
+    "exponential": lambda step, total, gamma: float(gamma**step),
 }

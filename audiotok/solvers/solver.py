@@ -1,41 +1,69 @@
-"""The training loop shared by all solvers: epochs of stages, averaged weights, schedules.
+"""The training loop shared by all solvers, from top to bottom: build, run, stage, step, checkpoint, restore.
 
-Built on flashy (registry of states, stages, logging). What it adds: an epoch whose randomness depends on (seed, epoch,
-rank) alone, so that a resumed run repeats the uninterrupted one, a stop after any step when a signal asks for it, and
-one at the first value that is not finite.
+Built on flashy (registry of states, stages, logging). An epoch's randomness depends on (seed, epoch, rank) alone, so
+that a resumed run repeats the uninterrupted one, from wherever a signal stopped it, to the last bit.
 """
 
 import math
-from abc import abstractmethod
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import flashy
 import torch
 from flashy.formatter import Formatter
-from omegaconf import DictConfig
+from flashy.logging import LogProgressBar
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from audiotok.errors import ConfigError
-from audiotok.solvers.averages import MetricAverages, State, WeightEMA
-from audiotok.solvers.interruption import Interrupted
-from audiotok.solvers.randomness import seed_everything, set_rng_state
+from audiotok import checkpoint
+from audiotok.distributed import Agreement, gather_objects, is_distributed, is_source, object_of_source, world_size
+from audiotok.errors import CheckpointError, ConfigError, DivergedError
+from audiotok.solvers.averages import BestState, MetricAverages, State, WeightEMA, to_floats
+from audiotok.solvers.interruption import PROGRESS, SAVE, Interrupted, Progress, SaveClock
+from audiotok.solvers.randomness import keeping_rng, rng_state, seed_everything, set_rng_state
 from audiotok.solvers.schedules import get_lr_scheduler
-from audiotok.solvers.stages import Metrics, StagedSolver
+from audiotok.solvers.settings import resolve_device
 
-STAGES = ("valid", "evaluate", "generate")  # those that can run alone
+Metrics = dict[str, Any]
+SINGLE_STAGES = ("valid", "evaluate", "generate")  # those that can run alone
 
 
-class StandardSolver(StagedSolver):
+class StandardSolver(flashy.BaseSolver, ABC):
     """Train, valid, evaluate and generate a model, epoch after epoch, from the last checkpoint on.
 
-    A solver builds its model, optimiser and loaders, and says what one step does.
+    A subclass builds its model, optimiser and loaders, and defines the step.
 
     Args:
-        cfg: the resolved configuration of the experiment; read, never changed.
+        cfg: the resolved configuration of the experiment; read, never changed. Stored with each checkpoint as text.
+
+    Attributes:
+        on_progress: called after every step, such as to write a heartbeat.
+        stop_signal: returns the signal that requests a stop of this process, 0 for none.
+        progress: position within the current epoch.
     """
 
+    model: nn.Module
     optimizer: torch.optim.Optimizer
+    dataloaders: dict[str, Any]
+
+    # --- Build ---
 
     def __init__(self, cfg: DictConfig) -> None:
-        super().__init__(cfg)
+        super().__init__()
+        self.cfg = cfg
+        self.save_clock = SaveClock(cfg.checkpoint.every_minutes)
+        self.device = resolve_device(cfg.device)
+        self.agreement = Agreement(self.device)
+        self.on_progress: Callable[[], None] = lambda: None
+        self.stop_signal: Callable[[], int] = lambda: 0
+        self.progress = Progress()
+        self.averages = MetricAverages()  # of the train stage
+        self.stage_rng: State | None = None  # at the start of the current stage, unless it is train
+        self.stage_began = 0.0  # by the monotonic clock
         if cfg.logging.log_tensorboard:
             self.init_tensorboard()
         seed_everything(cfg.seed)  # every rank starts from the same weights
@@ -43,9 +71,10 @@ class StandardSolver(StagedSolver):
         self.updates_per_epoch = len(self.dataloaders["train"])
         self.build_model()
         flashy.distrib.broadcast_model(self.model)
-        if cfg.optim.ema.use:
-            self.ema = WeightEMA(self.model, cfg.optim.ema.decay)
+        self.best_state = BestState()
+        self.ema = WeightEMA(self.model, cfg.optim.ema.decay) if cfg.optim.ema.use else None
         self.scheduler = get_lr_scheduler(self.optimizer, cfg.schedule, self.updates_per_epoch * cfg.optim.epochs)
+        # The names of these attributes are the keys of checkpoints.
         self.register_stateful("model", "optimizer", "best_state")
         if self.ema is not None:
             self.register_stateful("ema")
@@ -61,12 +90,21 @@ class StandardSolver(StagedSolver):
         """Set `self.dataloaders`, one for each split."""
 
     @abstractmethod
+    def run_step(self, batch: torch.Tensor) -> Metrics:
+        """One training or validation step on a batch [B, C, T]; returns its metrics, floats or 0-d tensors."""
+
+    @abstractmethod
     def evaluate(self) -> Metrics:
         """Measure the best state on the evaluate split."""
 
     @abstractmethod
     def generate(self) -> Metrics:
         """Write samples of the best state."""
+
+    @property
+    def best_metric(self) -> str | None:
+        """Metric of the valid stage whose lowest value marks the best state; None: the last state is the best."""
+        return None
 
     def get_formatter(self, stage_name: str) -> Formatter:
         """Number formats of the log."""
@@ -76,6 +114,8 @@ class StandardSolver(StagedSolver):
         """Log the model and its size."""
         count = sum(p.numel() for p in self.model.parameters())
         self.logger.info("%s\n%.2f M parameters", self.model, count / 1e6)
+
+    # --- Run ---
 
     def run(self) -> None:
         """Train from the last checkpoint, if there is one, to the last epoch."""
@@ -88,36 +128,26 @@ class StandardSolver(StagedSolver):
             self.on_progress()
             self.run_epoch()
             self.commit()
-        self.agreement.finish()
+        self.agreement.finish()  # the exchange that the last step started
 
     def run_epoch(self) -> None:
-        """Train and validate; evaluate and generate when their turn has come. Goes on where the last stop was.
+        """Train and validate; evaluate and generate when they are due. Continues where the last stop was.
 
         Raises:
-            Interrupted: if a signal asked for a stop; the checkpoint to go on from is then written.
+            Interrupted: if a signal requested a stop; the checkpoint to resume from is then written.
         """
         own, self.progress.own = self.progress.own, None
         self._pending_metrics = dict(self.progress.stages)
         self.averages = MetricAverages()
+        if not self.progress.begun:
+            seed_everything(self.cfg.seed, self.epoch, flashy.distrib.rank())
         if own is not None:
             self.load_rank_state(own)
-        if not self.progress.begun:
-            self.averages = MetricAverages()
-            seed_everything(self.cfg.seed, self.epoch, flashy.distrib.rank())
         try:
             self._run_stages()
         except Interrupted:
             self.save_progress()
             raise
-
-    def load_rank_state(self, state: State) -> None:
-        """Take up what `rank_state` gave; after a change in the number of ranks it has averages only."""
-        self.averages.load_state_dict(state["averages"])
-        if "rng" in state:
-            set_rng_state(state["rng"])
-        elif self.progress.begun:
-            self.logger.warning("Going on with another number of processes: random numbers are drawn anew.")
-            seed_everything(self.cfg.seed, self.epoch, flashy.distrib.rank(), self.progress.updates)
 
     def _run_stages(self) -> None:
         if "train" not in self._pending_metrics:
@@ -127,11 +157,23 @@ class StandardSolver(StagedSolver):
             if "valid" not in self._pending_metrics:
                 with self.swapped_state(self.ema.full_state() if self.ema else None):
                     self.run_stage("valid", self.valid)
-                    self.update_best_state()
+                    self._update_best_state()
             with self.swapped_state(self.best_weights()):
                 for name in ("evaluate", "generate"):
-                    if self.should_run_stage(name) and name not in self._pending_metrics:
+                    if self._is_stage_due(name) and name not in self._pending_metrics:
                         self.run_stage(name, getattr(self, name))
+
+    def _is_stage_due(self, name: str) -> bool:
+        every = self.cfg[name].every
+        return bool(self.epoch == self.cfg.optim.epochs or (every and self.epoch % every == 0))
+
+    def _update_best_state(self) -> None:
+        if self.best_metric is not None:
+            now = self._pending_metrics["valid"][self.best_metric]
+            past = [epoch["valid"][self.best_metric] for epoch in self.history]
+            if now > min(past, default=math.inf):
+                return
+        self.best_state.update("model", self.model.state_dict())
 
     def run_one_stage(self, name: str) -> Metrics:
         """Run valid, evaluate or generate alone, with the best state; nothing is committed.
@@ -139,27 +181,271 @@ class StandardSolver(StagedSolver):
         Raises:
             ConfigError: if there is no such stage.
         """
-        if name not in STAGES:
-            raise ConfigError(f"execute_only={name!r}; choose one of: {', '.join(STAGES)}")
+        if name not in SINGLE_STAGES:
+            raise ConfigError(f"execute_only={name!r}; choose one of: {', '.join(SINGLE_STAGES)}")
         with torch.no_grad(), self.swapped_state(self.best_weights()):
-            metrics: Metrics = self.run_stage(name, getattr(self, name))
+            return self.run_stage(name, getattr(self, name))
+
+    @contextmanager
+    def swapped_state(self, state: State | None) -> Iterator[None]:
+        """Run a block with another state in the model; None changes nothing."""
+        if state is None:
+            yield
+            return
+        own = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.model.load_state_dict(state)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
+    # --- Stage ---
+
+    def run_stage(self, stage_name: str, method: Callable[..., Metrics], *args: Any, **kwargs: Any) -> Metrics:
+        """Run one stage; see flashy."""
+        # A stop within train resumes at its next update, one within another stage at the start of that stage.
+        self.stage_rng = None if stage_name == "train" else rng_state()
+        self.stage_began = time.monotonic()
+        metrics: Metrics = super().run_stage(stage_name, method, *args, **kwargs)
+        self.stage_rng = None
         return metrics
 
-    def should_run_stage(self, name: str) -> bool:
-        """Whether evaluate or generate runs at this epoch; at the last one always."""
-        every = self.cfg[name].every
-        return bool(self.epoch == self.cfg.optim.epochs or (every and self.epoch % every == 0))
+    @property
+    def is_training(self) -> bool:
+        """Whether the current stage is train."""
+        return bool(self.current_stage == "train")
+
+    def train(self) -> Metrics:
+        """Train stage."""
+        return self._run_split("train")
+
+    def valid(self) -> Metrics:
+        """Valid stage."""
+        return self._run_split("valid")
+
+    def _run_split(self, split: str) -> Metrics:
+        """Go once through a split; returns the averages of its metrics over steps and ranks.
+
+        Raises:
+            DivergedError: at the first metric that is not finite.
+        """
+        self.model.train(self.is_training)
+        loader = self.dataloaders[split]
+        start = self.progress.updates if self.is_training else 0
+        average = self.averages if self.is_training else MetricAverages()
+        loader.set_epoch(self.epoch, start)
+        progress = self.progress_of(split, start)
+        for index, batch in enumerate(progress, start):
+            metrics = to_floats(self.run_step(batch.to(self.device)))
+            self._check_finite(metrics, split, index)
+            if self.is_training:
+                self._after_update(index)
+            progress.update(**average.add(metrics))
+            self.after_step()
+        return dict(flashy.distrib.average_metrics(average.means(), len(loader)))
+
+    def progress_of(self, split: str, start: int = 0) -> LogProgressBar:
+        """The batches of a split from `start` on, with lines of progress in the log."""
+        loader = self.dataloaders[split]
+        batches = keeping_rng(loader) if start else loader
+        return self.log_progress(split, batches, total=len(loader) - start, updates=self.cfg.logging.log_updates)
+
+    # --- Step ---
+
+    def _check_finite(self, metrics: Metrics, split: str, index: int) -> None:
+        bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+        if bad:
+            values = ", ".join(f"{name}={value}" for name, value in bad.items())
+            raise DivergedError(
+                f"{values} at step {index + 1} of {split}, epoch {self.epoch}; lower optim.lr or the weight of "
+                f"that loss, or set optim.max_norm; the checkpoint of epoch {self.epoch - 1} is kept"
+            )
+
+    def _after_update(self, index: int) -> None:
+        self.progress.updates = index + 1
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.ema is not None and (index + 1) % self.cfg.optim.ema.updates == 0:
+            self.ema.step()
+
+    def after_step(self) -> None:
+        """To be called after every step of every stage, equally often on all ranks.
+
+        Raises:
+            Interrupted: if a signal requested a stop of any rank.
+        """
+        self.on_progress()
+        request = self.stop_signal()
+        # Rank 0 alone looks at the clock: another rank's would be due at another step.
+        if not request and self.is_training and flashy.distrib.is_rank_zero() and self.save_clock.due():
+            request = SAVE
+        agreed = self.agreement(request)
+        if agreed > SAVE:
+            total = self.updates_per_epoch
+            where = f"epoch {self.epoch}, {self.current_stage}, update {self.progress.updates} of {total}"
+            raise Interrupted(agreed, where)
+        if agreed == SAVE and self.is_training:  # with several ranks it arrives a step later, maybe in valid
+            self.save_progress()
+
+    # --- Checkpoint ---
 
     @property
-    def best_metric(self) -> str | None:
-        """Metric of the valid stage whose lowest value marks the best state; None: the last state is the best."""
-        return None
+    def checkpoint_path(self) -> Path:
+        """The last checkpoint of this experiment."""
+        return Path(self.folder) / checkpoint.LAST
 
-    def update_best_state(self) -> None:
-        """Keep the current state if it is the best so far."""
-        if self.best_metric is not None:
-            now = self._pending_metrics["valid"][self.best_metric]
-            past = [epoch["valid"][self.best_metric] for epoch in self.history]
-            if now > min(past, default=math.inf):
-                return
+    def state_dict(self) -> State:
+        """All registered states, as tensors, numbers and text."""
+        state: State = super().state_dict()
+        state["xp.cfg"] = OmegaConf.to_yaml(self.cfg, resolve=True)
+        return state
+
+    def rank_state(self) -> State:
+        """What differs between ranks; plain data. `load_rank_state` is the way back."""
+        return {"rng": self.stage_rng or rng_state(), "averages": self.averages.state_dict()}
+
+    def save_progress(self) -> None:
+        """Write a checkpoint within an epoch, to resume from this very step; every rank must call this.
+
+        In the other stages than train, a resumed run begins at the start of the stage.
+
+        Raises:
+            NotSavedError: if it cannot be written.
+        """
+        now = Progress(self.progress.updates, dict(self._pending_metrics), self.progress.elapsed_s)
+        if "train" not in now.stages:
+            now.elapsed_s += time.monotonic() - self.stage_began
+        ranks = gather_objects(self.rank_state())
+
+        def save() -> None:
+            checkpoint.save_checkpoint({**self.state_dict(), PROGRESS: now.state_dict(ranks)}, self.checkpoint_path)
+
+        self._on_source(save)
+        self.save_clock.restart()
+
+    def commit(self, save_checkpoint: bool = True) -> None:
+        """Close the epoch: checkpoint first, then the history, so that a crash between them can be mended.
+
+        Raises:
+            NotSavedError: if the checkpoint cannot be written.
+        """
+        self.history.append(self._pending_metrics)
+        self._start_epoch()
+        self.progress = Progress()
+        ranks = gather_objects(self.rank_state()) if is_distributed() else None
+
+        def save() -> None:
+            if save_checkpoint:
+                self._save_epoch({PROGRESS: self.progress.state_dict(ranks)} if ranks else {})
+            self.xp.link.update_history(self.history)
+
+        self._on_source(save)
+        self.save_clock.restart()
+
+    def _save_epoch(self, progress: State) -> None:
+        state = {**self.state_dict(), **progress}
+        epoch, keep = len(self.history), self.cfg.checkpoint
+        if keep.save_every and epoch % keep.save_every == 0:
+            names = keep.keep_every_states
+            kept = {k: v for k, v in state.items() if not names or k in names or k.startswith("xp.")}
+            checkpoint.save_checkpoint(kept, Path(self.folder) / checkpoint.epoch_name(epoch))
+            checkpoint.flush_old_epochs(Path(self.folder), keep.keep_last)
+        checkpoint.save_checkpoint(state, self.checkpoint_path)
+
+    def _on_source(self, save: Callable[[], None]) -> None:
+        """Let rank 0 write; the others wait, and fail with it rather than wait for it for ever."""
+        failure: str | None = None
+        if is_source():
+            try:
+                save()
+            except checkpoint.NotSavedError as error:
+                failure = str(error)
+            except OSError as error:
+                failure = f"{error.strerror or error}: cannot write to {self.folder}; the last checkpoint is untouched"
+        failure = object_of_source(failure)
+        if failure is not None:
+            raise checkpoint.NotSavedError(failure)
+
+    # --- Restore ---
+
+    def restore(self, load_best: bool = False) -> bool:
+        """Load the last checkpoint of this experiment, else the weights that `continue_from` names.
+
+        Args:
+            load_best: put the best state into the model, to use it rather than to train on.
+
+        Returns:
+            Whether anything was loaded.
+
+        Raises:
+            CheckpointError: if the file is damaged, unsafe or does not fit.
+        """
+        if self.checkpoint_path.exists():
+            self._load(checkpoint.load_checkpoint(self.checkpoint_path))
+            within = f" and {self.progress.updates} updates" if self.progress.begun else ""
+            self.logger.info("Restored %s: %d epochs%s done", self.checkpoint_path, len(self.history), within)
+        elif self.cfg.continue_from:
+            self._load_weights(self._pretrained_weights(self.cfg.continue_from))
+            self.logger.info("Continuing from %s", self.cfg.continue_from)
+        else:
+            return False
+        if load_best:
+            self._load_weights(self.best_weights())
+        return True
+
+    def load_rank_state(self, state: State) -> None:
+        """Restore `rank_state`, of which only the averages are left after a change in the number of ranks."""
+        if not self.progress.begun:
+            return  # a new epoch: its seed decides, and its averages are empty
+        self.averages.load_state_dict(state["averages"])
+        if "rng" in state:
+            set_rng_state(state["rng"])
+        else:
+            self.logger.warning("Going on with another number of processes: random numbers are drawn anew.")
+            seed_everything(self.cfg.seed, self.epoch, flashy.distrib.rank(), self.progress.updates)
+
+    def best_weights(self) -> State:
+        """State dict of the best model so far.
+
+        Raises:
+            CheckpointError: before the end of the first epoch.
+        """
+        if "model" not in self.best_state.states:
+            raise CheckpointError(
+                f"{self.checkpoint_path} holds no best state: its first epoch is not finished; train on, or load the "
+                "weights in training (load_best=False)"
+            )
+        return self.best_state.states["model"]
+
+    def _pretrained_weights(self, source: str) -> State:
+        path = checkpoint.resolve_checkpoint(source.removeprefix(checkpoint.PRETRAINED_PREFIX), self.xp.dora.dir)
+        state = checkpoint.load_checkpoint(path)
+        best: State = state.get("best_state") or {}
+        if not state.get("exported"):
+            best = best.get("model") or {}
+        if not best:
+            raise CheckpointError(f"{path} holds no best state to continue from; was it written by a solver?")
+        return best
+
+    def _load(self, state: State) -> None:
+        missing = [name for name in self.stateful.sources if name not in state]
+        if missing:
+            raise CheckpointError(
+                f"{self.checkpoint_path} lacks {', '.join(missing)}: it was written under another configuration; "
+                "continue from it in a new experiment with continue_from=PATH"
+            )
+        try:
+            self.load_state_dict({name: state[name] for name in self.stateful.sources})
+            if PROGRESS in state:
+                self.progress = Progress.from_state(state[PROGRESS], flashy.distrib.rank(), world_size())
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"{self.checkpoint_path} does not fit this experiment: {error}") from error
+
+    def _load_weights(self, weights: State) -> None:
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights to continue from do not fit the model: {error}") from error
         self.best_state.update("model", self.model.state_dict())
+        if self.ema is not None:
+            self.ema = WeightEMA(self.model, self.cfg.optim.ema.decay)

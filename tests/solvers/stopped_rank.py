@@ -10,20 +10,20 @@ import sys
 import flashy
 
 from audiotok import train
-from audiotok.solvers.stages import StagedSolver
+from audiotok.solvers import StandardSolver
 
 
 def run(kill_rank: int, kill_update: int, overrides: list[str]) -> None:
     """Train as `dora run` does."""
-    original = StagedSolver.after_step
+    original = StandardSolver.after_step
 
-    def after_step(self: StagedSolver) -> None:
+    def after_step(self: StandardSolver) -> None:
         done = len(self.history) * self.updates_per_epoch + self.progress.updates
         if done == kill_update and self.is_training and flashy.distrib.rank() == kill_rank:
             os.kill(os.getpid(), signal.SIGTERM)
         original(self)
 
-    StagedSolver.after_step = after_step  # type: ignore[method-assign]
+    StandardSolver.after_step = after_step  # type: ignore[method-assign]
     sys.argv[1:] = overrides
     train.main()
 
