@@ -1,4 +1,4 @@
-"""What `audiotok doctor` asks of SLURM: is it there, does it answer, and would it take a job of this profile."""
+"""The checks of SLURM in `audiotok doctor`: is it there, does it answer, and would it accept a job of this profile."""
 
 import re
 import shutil
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from audiotok.launchers.child import ask
-from audiotok.launchers.doctor.check import Check, fail, ok, warn
+from audiotok.launchers.engine import Check
 from audiotok.launchers.lock import user_name
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm.sbatch import make_script, max_array_size, show_config
 
-NEEDED = ("sbatch", "srun", "squeue", "scancel", "scontrol")
-HELPFUL = ("sacct", "sinfo", "sacctmgr")
-WITHOUT_ACCOUNTING = "nothing to do: states come from squeue and from what jobs write themselves"
+_NEEDED = ("sbatch", "srun", "squeue", "scancel", "scontrol")
+_HELPFUL = ("sacct", "sinfo", "sacctmgr")
+_WITHOUT_ACCOUNTING = "nothing to do: states come from squeue and from what jobs write themselves"
 _GPUS = re.compile(r"gpu:(?:([A-Za-z][\w.-]*):)?(\d+)")
 
 
@@ -24,20 +24,20 @@ def check_slurm(profile: Profile | None) -> Iterator[Check]:
     Args:
         profile: what a job asks for, None if that is not known.
     """
-    missing = [name for name in NEEDED if shutil.which(name) is None]
+    missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
-        yield fail("commands", f"not on PATH: {', '.join(missing)}", "load SLURM's module, or AUDIOTOK_LAUNCHER=local")
+        yield Check.fail("commands", f"not on PATH: {', '.join(missing)}", "load SLURM's module, or AUDIOTOK_LAUNCHER=local")
         return
-    rest = ", ".join(name for name in HELPFUL if shutil.which(name) is None)
-    yield ok("commands", f"all there but {rest}, which may be missing" if rest else "all there")
+    rest = ", ".join(name for name in _HELPFUL if shutil.which(name) is None)
+    yield Check.ok("commands", f"all there but {rest}, which may be missing" if rest else "all there")
     said, failure = ask(["scontrol", "ping"])
     if failure or " is UP" not in said:
         found = failure or " ".join(said.split())
-        yield fail(
+        yield Check.fail(
             "slurmctld", f"it does not answer: {found}", "wait, ask your administrator, or AUDIOTOK_LAUNCHER=local"
         )
         return
-    yield ok("slurmctld", f"{' '.join(said.split())}; {show_config().get('SLURM_VERSION', 'version unknown')}")
+    yield Check.ok("slurmctld", f"{' '.join(said.split())}; {show_config().get('SLURM_VERSION', 'version unknown')}")
     yield check_accounting()
     if profile is None:
         return
@@ -51,47 +51,47 @@ def check_slurm(profile: Profile | None) -> Iterator[Check]:
 def check_accounting() -> Check:
     """Whether sacct answers; everything works without."""
     if shutil.which("sacct") is None:
-        return warn("accounting", "there is no sacct", WITHOUT_ACCOUNTING)
+        return Check.warn("accounting", "there is no sacct", _WITHOUT_ACCOUNTING)
     failure = ask(["sacct", "-n", "-X", "-S", "now-1hour", "-o", "JobID"])[1]
     if failure:
-        return warn("accounting", f"sacct does not answer: {failure}", WITHOUT_ACCOUNTING)
-    return ok("accounting", "sacct answers")
+        return Check.warn("accounting", f"sacct does not answer: {failure}", _WITHOUT_ACCOUNTING)
+    return Check.ok("accounting", "sacct answers")
 
 
 def check_partition(profile: Profile) -> Check:
     """Whether the partition is there and a job of the profile fits its limits and its nodes."""
     listing, failure = ask(["scontrol", "show", "partition", "-o"])
     if failure:
-        return warn("partition", f"scontrol does not list partitions: {failure}", "see `sinfo`")
+        return Check.warn("partition", f"scontrol does not list partitions: {failure}", "see `sinfo`")
     known = {row["PartitionName"]: row for row in map(_fields, listing.splitlines()) if "PartitionName" in row}
     asked = (
         profile.partition.split(",") if profile.partition else [n for n, row in known.items() if _is(row, "Default")]
     )
     there = f"there are: {', '.join(known) or 'none'}"
     if not asked:
-        return fail("partition", "the profile names none and this cluster has no default", f"set partition; {there}")
+        return Check.fail("partition", "the profile names none and this cluster has no default", f"set partition; {there}")
     unknown = [name for name in asked if name not in known]
     if unknown:
-        return fail("partition", f"no partition {', '.join(unknown)}", f"correct partition in {profile.where}; {there}")
+        return Check.fail("partition", f"no partition {', '.join(unknown)}", f"correct partition in {profile.where}; {there}")
     problems = {name: _does_not_fit(profile, known[name]) for name in asked}
     if all(problems.values()):
         told = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
-        return fail("partition", told, f"correct {profile.where}, or choose another partition ({there})")
+        return Check.fail("partition", told, f"correct {profile.where}, or choose another partition ({there})")
     fits = next(name for name in asked if not problems[name])
     limit = known[fits].get("MaxTime", "unknown")
-    return ok("partition", f"{', '.join(asked)}; at most {limit}, {known[fits].get('TotalNodes', '?')} nodes")
+    return Check.ok("partition", f"{', '.join(asked)}; at most {limit}, {known[fits].get('TotalNodes', '?')} nodes")
 
 
 def check_association(profile: Profile) -> Check:
     """Whether this user may use the account and the quality of service of the profile."""
     wanted = ", ".join(f"{key} {value}" for key, value in (("account", profile.account), ("qos", profile.qos)) if value)
     if shutil.which("sacctmgr") is None:
-        return warn("account", f"{wanted}: there is no sacctmgr to ask", "see the line `job`")
+        return Check.warn("account", f"{wanted}: there is no sacctmgr to ask", "see the line `job`")
     query = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user_name()}", "format=account,qos"]
     listing, failure = ask(query)
     rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 1]
     if failure or not rows:
-        return warn(
+        return Check.warn(
             "account", f"{wanted}: sacctmgr lists none for you{f' ({failure})' * bool(failure)}", "see the line `job`"
         )
     accounts = sorted({account for account, _ in rows})
@@ -100,11 +100,11 @@ def check_association(profile: Profile) -> Check:
     )
     if profile.account and profile.account not in accounts:
         advice = f"correct account in {profile.where}; yours are: {', '.join(accounts)}"
-        return fail("account", f"no account {profile.account} for you", advice)
+        return Check.fail("account", f"no account {profile.account} for you", advice)
     if profile.qos and profile.qos not in allowed:
         advice = f"correct qos in {profile.where}; yours are: {', '.join(allowed)}"
-        return fail("account", f"no qos {profile.qos} for you", advice)
-    return ok("account", f"{wanted} are yours")
+        return Check.fail("account", f"no qos {profile.qos} for you", advice)
+    return Check.ok("account", f"{wanted} are yours")
 
 
 def check_arrays(profile: Profile) -> Check:
@@ -113,8 +113,8 @@ def check_arrays(profile: Profile) -> Check:
     cluster = show_config().get("MaxArraySize", "")
     if cluster.isdecimal() and size > int(cluster):
         advice = f"set max_array_size to null in {profile.where}"
-        return fail("arrays", f"max_array_size={size}, but SLURM takes {cluster} at most", advice)
-    return ok("arrays", f"up to {size} jobs each, {int(profile.array_parallelism)} of them at once")
+        return Check.fail("arrays", f"max_array_size={size}, but SLURM takes {cluster} at most", advice)
+    return Check.ok("arrays", f"up to {size} jobs each, {int(profile.array_parallelism)} of them at once")
 
 
 def check_job(profile: Profile) -> Check:
@@ -125,8 +125,8 @@ def check_job(profile: Profile) -> Check:
         said, failure = ask(["sh", "-c", 'exec sbatch --test-only "$0" 2>&1', str(script)])
     last = " ".join(said.split()).removeprefix("sbatch: ")
     if failure:
-        return fail("job", f"sbatch would refuse it: {last or failure}", f"correct {profile.where}")
-    return ok("job", last or "sbatch would take it")
+        return Check.fail("job", f"sbatch would refuse it: {last or failure}", f"correct {profile.where}")
+    return Check.ok("job", last or "sbatch would take it")
 
 
 def _does_not_fit(profile: Profile, row: dict[str, str]) -> str:
