@@ -24,8 +24,15 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.requirements import Requirement
 
 from audiotok.cluster import (
-    DEFAULT_CLUSTER, PROFILES, choose, cluster_name, dataset_paths, list_profiles, map_path, settle,
-)  # fmt: skip
+    DEFAULT_CLUSTER,
+    PROFILES,
+    choose,
+    cluster_name,
+    dataset_paths,
+    list_profiles,
+    map_path,
+    settle,
+)
 from audiotok.errors import AudiotokError, ConfigError
 from audiotok.launchers.child import ask
 from audiotok.launchers.engine import Check
@@ -228,8 +235,8 @@ def check_data(config: DictConfig) -> Check:
     problems = [f"{split}: {problem}" for split, problem in found.items() if problem]
     if problems:
         advice = (
-            "write them with `audiotok data prepare` (`audiotok data demo` for the demo), or give with dataset_paths in "
-            "the profile where they lie here"
+            "write them with `audiotok data prepare` (`audiotok data demo` for the demo), or set dataset_paths in the "
+            "profile to where they lie here"
         )
         return Check.fail("data", "; ".join(problems), advice)
     return Check.ok("data", f"{', '.join(named)}: {len(named)} manifests and their first tracks")

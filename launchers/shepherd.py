@@ -281,7 +281,7 @@ class GridShepherd(Shepherd):
             if cancels:
                 self._try_to_cancel(cancels)
             if requests:
-                self._submit(self.engines[detect(os.environ)], requests)
+                self._submit_requests(self.engines[detect(os.environ)], requests)
 
     def cancel(self, jobs: Iterable[Job]) -> None:
         """Stop jobs now and wait for their end.
@@ -336,7 +336,7 @@ class GridShepherd(Shepherd):
                 return moved
         return path
 
-    def _submit(self, engine: Engine, requests: Sequence[_Request]) -> None:
+    def _submit_requests(self, engine: Engine, requests: Sequence[_Request]) -> None:
         """Decide again, stop jobs to replace, and submit together what requests the same; called under the lock."""
         self.update(engine.name)
         if engine.failure:

@@ -26,7 +26,9 @@ def check_slurm(profile: Profile | None) -> Iterator[Check]:
     """
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
-        yield Check.fail("commands", f"not on PATH: {', '.join(missing)}", "load SLURM's module, or AUDIOTOK_LAUNCHER=local")
+        yield Check.fail(
+            "commands", f"not on PATH: {', '.join(missing)}", "load SLURM's module, or AUDIOTOK_LAUNCHER=local"
+        )
         return
     rest = ", ".join(name for name in _HELPFUL if shutil.which(name) is None)
     yield Check.ok("commands", f"all there but {rest}, which may be missing" if rest else "all there")
@@ -69,10 +71,14 @@ def check_partition(profile: Profile) -> Check:
     )
     there = f"there are: {', '.join(known) or 'none'}"
     if not asked:
-        return Check.fail("partition", "the profile names none and this cluster has no default", f"set partition; {there}")
+        return Check.fail(
+            "partition", "the profile names none and this cluster has no default", f"set partition; {there}"
+        )
     unknown = [name for name in asked if name not in known]
     if unknown:
-        return Check.fail("partition", f"no partition {', '.join(unknown)}", f"correct partition in {profile.where}; {there}")
+        return Check.fail(
+            "partition", f"no partition {', '.join(unknown)}", f"correct partition in {profile.where}; {there}"
+        )
     problems = {name: _does_not_fit(profile, known[name]) for name in asked}
     if all(problems.values()):
         told = "; ".join(f"{name}: {problem}" for name, problem in problems.items())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from audiotok.errors import ConfigError
-from audiotok.launchers.engines import detect
+from audiotok.launchers.shepherd import detect
 
 
 def test_slurm_is_found_by_sbatch_on_path(tmp_path: Path) -> None:

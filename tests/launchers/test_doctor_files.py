@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from audiotok.launchers.doctor import files as doctor_files
-from audiotok.launchers.doctor.check import Level
+from audiotok.launchers import doctor as doctor_files
+from audiotok.launchers.engine import Level
 
 
 def test_results_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from audiotok.errors import ConfigError
-from audiotok.launchers.grid import get_explorer, list_grids, mend_links
+from audiotok.launchers.grid import _write_links, get_explorer, list_grids
 from audiotok.launchers.lock import SubmitLock
 from tests.fakes.tiny import TinyProject
 
@@ -79,12 +79,12 @@ def is_free(lock: SubmitLock) -> bool:
 
 
 def test_mending_leaves_anything_else_alone(tmp_path: Path) -> None:
-    mend_links(tmp_path / "grids" / "none", "xps")
+    _write_links(tmp_path / "grids" / "none", "xps", [])
     folder = tmp_path / "grids" / "one"
     folder.mkdir(parents=True)
     (folder / "note").write_text("mine")
     (folder / "abc").symlink_to("/gone/xps/abc")
-    mend_links(folder, "xps")
+    _write_links(folder, "xps", [])
     assert (folder / "abc").readlink() == Path("../../xps/abc") and (folder / "note").read_text() == "mine"
 
 

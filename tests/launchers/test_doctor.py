@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from audiotok.cli import main
+from audiotok.launchers import doctor
 from audiotok.launchers.child import ask
-from audiotok.launchers.doctor import examine as doctor
-from audiotok.launchers.doctor import slurm as doctor_slurm
-from audiotok.launchers.doctor.check import Check, Level, bounded, ok
+from audiotok.launchers.doctor import bounded
+from audiotok.launchers.engine import Check, Level
 from audiotok.launchers.profile import Profile
+from audiotok.launchers.slurm import doctor as doctor_slurm
 
 PARTITIONS = """\
 PartitionName=main Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00 State=UP TotalNodes=2
@@ -69,7 +70,7 @@ def test_a_laptop(machine: Callable[..., Path], tmp_path: Path) -> None:
     machine()
     found = verdicts(doctor.examine(["solver=compression/demo", "slurm.gpus=0"]))
     assert list(found) == ["versions", "gpus", "launcher", "cluster", "profile", "output", "data"]
-    assert found["launcher"] == ok("launcher", "local (no sbatch on PATH)")
+    assert found["launcher"] == Check.ok("launcher", "local (no sbatch on PATH)")
     assert {found[name].verdict for name in ("versions", "gpus", "cluster", "profile")} == {Level.OK}
     assert "default" in found["cluster"].found
     assert str(tmp_path / "outputs") in found["output"].found
@@ -206,7 +207,7 @@ def test_nothing_is_waited_for_for_ever(machine: Callable[..., Path]) -> None:
     machine()
     began = time.monotonic()
     assert ask(["sleep", "60"], seconds=0.1) == ("", "no answer within 0.1 s")
-    check = bounded("data", lambda: time.sleep(5) or ok("data", ""), seconds=0.1)  # type: ignore[func-returns-value]
+    check = bounded("data", lambda: time.sleep(5) or Check.ok("data", ""), seconds=0.1)  # type: ignore[func-returns-value]
     assert check.verdict is Level.FAIL and "hangs" in check.advice
     assert time.monotonic() - began < 4
     assert ask(["no-such-command"])[1]
@@ -226,7 +227,7 @@ def test_the_command(machine: Callable[..., Path], capsys: pytest.CaptureFixture
 def test_torch_is_imported_only_when_asked_for(machine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     machine()
     monkeypatch.setattr(doctor, "ask", lambda command, seconds=0.0: ("2 12.8\n", ""))
-    assert doctor.check_torch() == ok("torch", "built for CUDA 12.8, sees 2 GPUs")
+    assert doctor.check_torch() == Check.ok("torch", "built for CUDA 12.8, sees 2 GPUs")
     monkeypatch.setattr(doctor, "ask", lambda command, seconds=0.0: ("", "no module named torch"))
     assert doctor.check_torch().verdict is Level.FAIL
     monkeypatch.setattr(sys, "argv", ["audiotok"])

@@ -7,9 +7,19 @@ from typing import Any
 import pytest
 
 from audiotok.launchers.decide import FORCE, Action, Decision
-from audiotok.launchers.plan import Entry, Plan, folder_bytes, make_plan, members_of
-from audiotok.launchers.plans.memory import Member, changes_since, remember
-from audiotok.launchers.plans.text import bytes_text, hours_text, plan_text
+from audiotok.launchers.plan import (
+    Entry,
+    Member,
+    Plan,
+    _bytes,
+    _folder_bytes,
+    _hours,
+    changes_since,
+    make_plan,
+    members_of,
+    plan_text,
+    remember,
+)
 from audiotok.launchers.profile import Profile
 from audiotok.status import STATUS_FILE
 
@@ -100,8 +110,8 @@ def test_links_are_not_followed_when_folders_are_measured(tmp_path: Path) -> Non
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "one").write_bytes(b"\0" * 10)
     (folder / "link").symlink_to(tmp_path / "big")
-    assert folder_bytes(folder) == 10 + (folder / "link").lstat().st_size
-    assert folder_bytes(tmp_path / "none") == 0
+    assert _folder_bytes(folder) == 10 + (folder / "link").lstat().st_size
+    assert _folder_bytes(tmp_path / "none") == 0
 
 
 def test_the_text_groups_and_shortens(tmp_path: Path) -> None:
@@ -222,6 +232,6 @@ def test_a_damaged_memory_counts_as_none(tmp_path: Path, text: str) -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [hours_text(hours) for hours in (0.0, 1.25, 99.94, 12345.6)] == ["0", "1.25", "99.9", "12,346"]
+    assert [_hours(hours) for hours in (0.0, 1.25, 99.94, 12345.6)] == ["0", "1.25", "99.9", "12,346"]
     sizes = (0, 999, 1000, 2_500_000, 10**9, 10**13, 10**17)
-    assert [bytes_text(size) for size in sizes] == ["0 B", "999 B", "1 kB", "2.5 MB", "1 GB", "10 TB", "100,000 TB"]
+    assert [_bytes(size) for size in sizes] == ["0 B", "999 B", "1 kB", "2.5 MB", "1 GB", "10 TB", "100,000 TB"]
