@@ -92,7 +92,7 @@ def install(main: DecoratedMain) -> None:
 def tell_mistakes_in_one_line() -> None:
     """Under the `dora` command line, end mistakes of the user in one line and exit code 2.
 
-    `install` does it too; composing the configuration, which comes before that, can find mistakes as well. Notebooks and
+    `install` does it too; composing the configuration, which comes before that, can find mistakes, too. Notebooks and
     other programs keep their own handling of exceptions.
     """
     if is_dora_command() and not isinstance(sys.excepthook, _OneLineHook):
