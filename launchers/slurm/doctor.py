@@ -1,4 +1,4 @@
-"""The checks of SLURM in `audiotok doctor`: is it there, does it answer, and would it accept a job of this profile."""
+"""The checks of SLURM in `audiotok doctor`: is it there, does it answer, would it accept a job of this profile."""
 
 import re
 import shutil
@@ -14,122 +14,114 @@ from audiotok.launchers.slurm.sbatch import make_script, max_array_size, show_co
 
 _NEEDED = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 _HELPFUL = ("sacct", "sinfo", "sacctmgr")
-_WITHOUT_ACCOUNTING = "nothing to do: states come from squeue and from what jobs write themselves"
 _GPUS = re.compile(r"gpu:(?:([A-Za-z][\w.-]*):)?(\d+)")
 
 
 def check_slurm(profile: Profile | None) -> Iterator[Check]:
-    """Look at SLURM from its commands to a job of the profile, and stop where going on makes no sense.
+    """Check SLURM from its commands to a job of the profile; ends where the rest makes no sense.
 
     Args:
-        profile: what a job asks for, None if that is not known.
+        profile: what a job requests, None if that is not known.
     """
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
-        yield Check.fail(
-            "commands", f"not on PATH: {', '.join(missing)}", "load SLURM's module, or AUDIOTOK_LAUNCHER=local"
-        )
+        advice = "load SLURM's module, or AUDIOTOK_LAUNCHER=local"
+        yield Check.fail("commands", f"not on PATH: {', '.join(missing)}", advice)
         return
     rest = ", ".join(name for name in _HELPFUL if shutil.which(name) is None)
     yield Check.ok("commands", f"all there but {rest}, which may be missing" if rest else "all there")
-    said, failure = ask(["scontrol", "ping"])
-    if failure or " is UP" not in said:
-        found = failure or " ".join(said.split())
-        yield Check.fail(
-            "slurmctld", f"it does not answer: {found}", "wait, ask your administrator, or AUDIOTOK_LAUNCHER=local"
-        )
+    answer, failure = ask(["scontrol", "ping"])
+    answer = " ".join(answer.split())
+    if failure or " is UP" not in answer:
+        advice = "wait, see your administrator, or AUDIOTOK_LAUNCHER=local"
+        yield Check.fail("slurmctld", f"it does not answer: {failure or answer}", advice)
         return
-    yield Check.ok("slurmctld", f"{' '.join(said.split())}; {show_config().get('SLURM_VERSION', 'version unknown')}")
-    yield check_accounting()
+    yield Check.ok("slurmctld", f"{answer}; {show_config().get('SLURM_VERSION', 'version unknown')}")
+    yield _check_accounting()
     if profile is None:
         return
     yield check_partition(profile)
     if profile.account or profile.qos:
         yield check_association(profile)
     yield check_arrays(profile)
-    yield check_job(profile)
+    yield _check_job(profile)
 
 
-def check_accounting() -> Check:
+def _check_accounting() -> Check:
     """Whether sacct answers; everything works without."""
+    advice = "nothing to do: states come from squeue and from what jobs write themselves"
     if shutil.which("sacct") is None:
-        return Check.warn("accounting", "there is no sacct", _WITHOUT_ACCOUNTING)
+        return Check.warn("accounting", "there is no sacct", advice)
     failure = ask(["sacct", "-n", "-X", "-S", "now-1hour", "-o", "JobID"])[1]
     if failure:
-        return Check.warn("accounting", f"sacct does not answer: {failure}", _WITHOUT_ACCOUNTING)
+        return Check.warn("accounting", f"sacct does not answer: {failure}", advice)
     return Check.ok("accounting", "sacct answers")
 
 
 def check_partition(profile: Profile) -> Check:
-    """Whether the partition is there and a job of the profile fits its limits and its nodes."""
+    """Whether the partition exists and a job of the profile fits its limits and its nodes."""
     listing, failure = ask(["scontrol", "show", "partition", "-o"])
     if failure:
         return Check.warn("partition", f"scontrol does not list partitions: {failure}", "see `sinfo`")
-    known = {row["PartitionName"]: row for row in map(_fields, listing.splitlines()) if "PartitionName" in row}
-    asked = (
-        profile.partition.split(",") if profile.partition else [n for n, row in known.items() if _is(row, "Default")]
-    )
+    rows = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in listing.splitlines()]
+    known = {row["PartitionName"]: row for row in rows if "PartitionName" in row}
+    defaults = [name for name, row in known.items() if row.get("Default", "NO").upper() == "YES"]
+    names = profile.partition.split(",") if profile.partition else defaults
     there = f"there are: {', '.join(known) or 'none'}"
-    if not asked:
-        return Check.fail(
-            "partition", "the profile names none and this cluster has no default", f"set partition; {there}"
-        )
-    unknown = [name for name in asked if name not in known]
+    if not names:
+        found = "the profile names none and this cluster has no default"
+        return Check.fail("partition", found, f"set partition; {there}")
+    unknown = ", ".join(name for name in names if name not in known)
     if unknown:
-        return Check.fail(
-            "partition", f"no partition {', '.join(unknown)}", f"correct partition in {profile.where}; {there}"
-        )
-    problems = {name: _does_not_fit(profile, known[name]) for name in asked}
+        return Check.fail("partition", f"no partition {unknown}", f"correct partition in {profile.where}; {there}")
+    problems = {name: _does_not_fit(profile, known[name]) for name in names}
     if all(problems.values()):
-        told = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
-        return Check.fail("partition", told, f"correct {profile.where}, or choose another partition ({there})")
-    fits = next(name for name in asked if not problems[name])
-    limit = known[fits].get("MaxTime", "unknown")
-    return Check.ok("partition", f"{', '.join(asked)}; at most {limit}, {known[fits].get('TotalNodes', '?')} nodes")
+        found = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+        return Check.fail("partition", found, f"correct {profile.where}, or choose another partition ({there})")
+    fits = known[next(name for name in names if not problems[name])]
+    limits = f"at most {fits.get('MaxTime', 'unknown')}, {fits.get('TotalNodes', '?')} nodes"
+    return Check.ok("partition", f"{', '.join(names)}; {limits}")
 
 
 def check_association(profile: Profile) -> Check:
     """Whether this user may use the account and the quality of service of the profile."""
-    wanted = ", ".join(f"{key} {value}" for key, value in (("account", profile.account), ("qos", profile.qos)) if value)
+    pairs = (("account", profile.account), ("qos", profile.qos))
+    names = ", ".join(f"{key} {value}" for key, value in pairs if value)
     if shutil.which("sacctmgr") is None:
-        return Check.warn("account", f"{wanted}: there is no sacctmgr to ask", "see the line `job`")
+        return Check.warn("account", f"{names}: there is no sacctmgr to query", "see the line `job`")
     query = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user_name()}", "format=account,qos"]
     listing, failure = ask(query)
     rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 1]
     if failure or not rows:
-        return Check.warn(
-            "account", f"{wanted}: sacctmgr lists none for you{f' ({failure})' * bool(failure)}", "see the line `job`"
-        )
+        found = f"{names}: sacctmgr lists none for you{f' ({failure})' * bool(failure)}"
+        return Check.warn("account", found, "see the line `job`")
     accounts = sorted({account for account, _ in rows})
-    allowed = sorted(
-        {name for account, names in rows for name in names.split(",") if profile.account in (None, account)}
-    )
+    allowed = {qos for account, listed in rows for qos in listed.split(",") if profile.account in (None, account)}
     if profile.account and profile.account not in accounts:
         advice = f"correct account in {profile.where}; yours are: {', '.join(accounts)}"
         return Check.fail("account", f"no account {profile.account} for you", advice)
     if profile.qos and profile.qos not in allowed:
-        advice = f"correct qos in {profile.where}; yours are: {', '.join(allowed)}"
+        advice = f"correct qos in {profile.where}; yours are: {', '.join(sorted(allowed))}"
         return Check.fail("account", f"no qos {profile.qos} for you", advice)
-    return Check.ok("account", f"{wanted} are yours")
+    return Check.ok("account", f"{names} are yours")
 
 
 def check_arrays(profile: Profile) -> Check:
-    """How long an array may be; a grid that is longer goes out as several."""
-    size = max_array_size(profile)
-    cluster = show_config().get("MaxArraySize", "")
+    """How long an array may be; a longer grid goes out as several."""
+    size, cluster = max_array_size(profile), show_config().get("MaxArraySize", "")
     if cluster.isdecimal() and size > int(cluster):
         advice = f"set max_array_size to null in {profile.where}"
         return Check.fail("arrays", f"max_array_size={size}, but SLURM takes {cluster} at most", advice)
     return Check.ok("arrays", f"up to {size} jobs each, {int(profile.array_parallelism)} of them at once")
 
 
-def check_job(profile: Profile) -> Check:
-    """What sbatch says to the very script of this profile; --test-only submits nothing."""
+def _check_job(profile: Profile) -> Check:
+    """The verdict of sbatch on the very script of this profile; --test-only submits nothing."""
     with tempfile.TemporaryDirectory(prefix="audiotok-doctor-") as folder:
         script = Path(folder) / "job.sh"
         script.write_text(make_script(profile, "audiotok-doctor", Path(folder), ["--version"]))
-        said, failure = ask(["sh", "-c", 'exec sbatch --test-only "$0" 2>&1', str(script)])
-    last = " ".join(said.split()).removeprefix("sbatch: ")
+        output, failure = ask(["sh", "-c", 'exec sbatch --test-only "$0" 2>&1', str(script)])
+    last = " ".join(output.split()).removeprefix("sbatch: ")
     if failure:
         return Check.fail("job", f"sbatch would refuse it: {last or failure}", f"correct {profile.where}")
     return Check.ok("job", last or "sbatch would take it")
@@ -137,7 +129,7 @@ def check_job(profile: Profile) -> Check:
 
 def _does_not_fit(profile: Profile, row: dict[str, str]) -> str:
     """Why a job of the profile cannot run in a partition, "" if it can."""
-    shape, memory, name = profile.shape(), profile.node_mem_mb() or 0, row["PartitionName"]
+    shape, memory = profile.shape(), profile.node_mem_mb() or 0
     if row.get("State", "UP") != "UP":
         return f"its state is {row['State']}"
     minutes = _minutes(row.get("MaxTime", ""))
@@ -147,7 +139,7 @@ def _does_not_fit(profile: Profile, row: dict[str, str]) -> str:
         return f"{shape.nodes} nodes are above its limit of {row['MaxNodes']}"
     if shutil.which("sinfo") is None:
         return ""
-    listing, failure = ask(["sinfo", "-h", "-p", name, "-o", "%D|%c|%m|%G"])
+    listing, failure = ask(["sinfo", "-h", "-p", row["PartitionName"], "-o", "%D|%c|%m|%G"])
     if failure:
         return ""
     cpus, able, seen = shape.cpus_per_task * shape.tasks_per_node, 0, []
@@ -159,17 +151,8 @@ def _does_not_fit(profile: Profile, row: dict[str, str]) -> str:
     if not seen or able >= shape.nodes:
         return ""
     kind = f" {profile.gpu_type}" if profile.gpu_type else ""
-    wanted = f"{shape.nodes} with {cpus} cores, {memory / 1024:.0f} GB, {shape.gpus_per_node}{kind} GPUs"
-    return f"wanted are nodes: {wanted}; it has: {'; '.join(seen)}"
-
-
-def _fields(line: str) -> dict[str, str]:
-    """`A=1 B=2 ...` of scontrol as a mapping."""
-    return dict(word.split("=", 1) for word in line.split() if "=" in word)
-
-
-def _is(row: dict[str, str], key: str) -> bool:
-    return row.get(key, "NO").upper() == "YES"
+    needed = f"{shape.nodes} with {cpus} cores, {memory / 1024:.0f} GB, {shape.gpus_per_node}{kind} GPUs"
+    return f"nodes needed: {needed}; it has: {'; '.join(seen)}"
 
 
 def _number(text: str) -> int:
