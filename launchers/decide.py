@@ -49,17 +49,11 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do about an experiment.
-
-    Attributes:
-        action: what; for REPLACE a job that lives is cancelled first.
-        reason: why, briefly; empty where the action is clear by itself.
-        mem_factor: multiple of the profile's memory that the job gets, if one is submitted.
-    """
+    """What to do about an experiment."""
 
     action: Action
-    reason: str = ""
-    mem_factor: float = 1.0
+    reason: str = ""  # empty where the action is clear by itself
+    mem_factor: float = 1.0  # multiple of the profile's memory, for a job that is submitted
 
 
 def decide(

@@ -20,33 +20,22 @@ from audiotok.status import JOB_FILE, Verdict, read_json
 
 @dataclass(frozen=True)
 class Task:
-    """One experiment to run.
-
-    Attributes:
-        sig: its signature.
-        name: its name in tables and messages.
-        folder: its folder, which exists.
-        command: `dora run …` as a list of words; the engine adds the environment of ranks and devices.
-        cwd: where the command runs.
-        mem_factor: multiple of the profile's memory that it gets (above 1 after it ran out of memory).
-    """
+    """One experiment to run."""
 
     sig: str
-    name: str
-    folder: Path
-    command: tuple[str, ...]
+    name: str  # in tables and messages
+    folder: Path  # exists
+    command: tuple[str, ...]  # `dora run …`; the engine adds the environment of ranks and devices
     cwd: Path
-    mem_factor: float = 1.0
+    mem_factor: float = 1.0  # multiple of the profile's memory, above 1 after it ran out of memory
 
 
 @dataclass(frozen=True)
 class Job:
-    """The latest job of an experiment.
+    """The latest job of the experiment in a folder.
 
-    Attributes:
-        folder: folder of the experiment.
-        content: its `job.json`: at least `launcher`, `job_id`, `sig`, `submitted` (unix seconds), `user` (name@host of
-            the submitter), `log`, and `cancelled` (unix seconds) once one of our commands cancelled it.
+    `content` is its `job.json`: at least `launcher`, `job_id`, `sig`, `submitted` (unix seconds), `user` (name@host of
+    the submitter), `log`, and `cancelled` (unix seconds) once one of our commands cancelled it.
     """
 
     folder: Path

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def run_grid(
     if args.dry_run and args.clear:
         fatal("--dry_run is incompatible with --clear.")
     if args.dry_run:
-        grid = _Grid.load(main, explorer, grid_name, slurm, args, no_log)
+        grid = _Grid(main, explorer, grid_name, slurm, args, no_log)
         grid.decide(rules)
         if not args.silent:
             print(plan_text(grid.plan()))  # noqa: T201
@@ -67,7 +66,7 @@ def run_grid(
     lock = SubmitLock(Path(main.dora.dir) / "locks" / f"grid.{grid_name}", log=log)
     try:
         with lock.hold():
-            grid = _Grid.load(main, explorer, grid_name, slurm, args, log)
+            grid = _Grid(main, explorer, grid_name, slurm, args, log)
             if args.clear:
                 grid.clear()
             grid.decide(rules)
@@ -92,7 +91,7 @@ def plan_grid(
     args: RunGridArgs | None = None,
 ) -> Plan:
     """What `run_grid` with the same arguments would do; nothing is submitted, cancelled or written."""
-    grid = _Grid.load(main, explorer, grid_name, slurm, args or RunGridArgs(), no_log)
+    grid = _Grid(main, explorer, grid_name, slurm, args, no_log)
     grid.decide(rules)
     return grid.plan()
 
@@ -118,46 +117,37 @@ def list_grids(folder: Path) -> list[str]:
     return [".".join(path.parts) for path in files if not path.name.startswith("_")]
 
 
-@dataclass
 class _Grid:
     """The experiments of a grid, and what is done about them.
 
-    Attributes:
-        shepherd: knows their jobs, and what to do with the next commit.
-        herd: all experiments of the grid file.
-        sheeps: those that patterns select.
-        cancels: those whose jobs the next commit cancels, also such that have left the file.
+    Args:
+        main: the decorated entry point.
+        explorer: the explorer of the grid.
+        name: name of the grid.
+        slurm: what a job requests; by default as the profile of the cluster.
+        args: arguments of `dora grid`.
+        log: where messages for the user go.
     """
 
-    main: DecoratedMain
-    explorer: Explorer
-    name: str
-    args: RunGridArgs
-    log: Callable[..., None]
-    shepherd: GridShepherd
-    herd: Herd = field(default_factory=Herd)
-    sheeps: list[Any] = field(default_factory=list)
-    cancels: list[GridSheep] = field(default_factory=list)
-
-    @classmethod
-    def load(
-        cls,
+    def __init__(
+        self,
         main: DecoratedMain,
         explorer: Explorer,
         name: str,
         slurm: SlurmConfig | None,
-        args: RunGridArgs,
+        args: RunGridArgs | None,
         log: Callable[..., None],
-    ) -> "_Grid":
-        """Compose the experiments of a grid."""
+    ) -> None:
         assert isinstance(explorer, Explorer)
-        grid = cls(main, explorer, name, args, log, GridShepherd(main, log))
+        self.main, self.explorer, self.name, self.args, self.log = main, explorer, name, args or RunGridArgs(), log
+        self.shepherd = GridShepherd(main, log)
+        self.herd = Herd()  # all experiments of the grid file
+        self.cancels: list[GridSheep] = []  # whose jobs the next commit cancels, also such that have left the file
         with ProcessPoolExecutor(_POOL) if main._slow else contextlib.nullcontext() as pool:
-            explorer(ProfileLauncher(grid.shepherd, slurm or main.get_slurm_config(), grid.herd, pool=pool))
-            grid.herd.complete()
-        every = list(grid.herd.sheeps.values())
-        grid.sheeps = dora.grid._filter_grid_sheeps(list(args.patterns), main, every)
-        return grid
+            explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd, pool=pool))
+            self.herd.complete()
+        every = list(self.herd.sheeps.values())
+        self.sheeps: list[Any] = dora.grid._filter_grid_sheeps(list(self.args.patterns), main, every)
 
     @property
     def folder(self) -> Path:
@@ -206,28 +196,14 @@ class _Grid:
 
     def entries(self) -> list[Entry]:
         """What is done about each experiment that was decided about, in the order of the grid."""
-        return [
-            Entry(
-                sheep.xp.sig,
-                self.main.get_name(sheep.xp),
-                Path(sheep.xp.folder),
-                sheep.state() or "",
-                sheep.decision,
-                sheep.profile,
-            )
-            for sheep in self.sheeps
-            if sheep.decision is not None
-        ]
+        return [self._entry(sheep, sheep.decision) for sheep in self.sheeps if sheep.decision is not None]
 
     def plan(self) -> Plan:
         """What `launch` would do."""
-        reason = Decision(Action.CANCEL, "cancelled as asked" if self.args.cancel else "no longer in the grid")
-        cancels = [
-            Entry(one.xp.sig, self.main.get_name(one.xp), Path(one.xp.folder), one.state() or "", reason, None)
-            for one in self.cancels
-        ]
+        cancelled = Decision(Action.CANCEL, "cancelled as requested" if self.args.cancel else "no longer in the grid")
+        entries = self.entries() + [self._entry(sheep, cancelled) for sheep in self.cancels]
         root, engine = Path(self.main.dora.dir), detect(os.environ)
-        return make_plan(root, self.name, engine, self.entries() + cancels, list(self.herd.sheeps))
+        return make_plan(root, self.name, engine, entries, list(self.herd.sheeps))
 
     def launch(self) -> None:
         """Link the experiments, cancel and submit, and record what was launched; called under the lock of the grid."""
@@ -296,6 +272,11 @@ class _Grid:
                 show(colorize(text, "31") if left < 10 else text, end="\r")
                 time.sleep(1)
             show(" " * 60)
+
+    def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:
+        profile = None if decision.action is Action.CANCEL else sheep.profile
+        name, folder = self.main.get_name(sheep.xp), Path(sheep.xp.folder)
+        return Entry(sheep.xp.sig, name, folder, sheep.state() or "", decision, profile)
 
     def _left(self) -> list[GridSheep]:
         """The experiments that are linked in its folder but not in its file any more."""

@@ -39,23 +39,14 @@ _ORDER = (Action.NEW, Action.RETRY, Action.REPLACE, Action.CANCEL, Action.BLOCKE
 
 @dataclass(frozen=True)
 class Entry:
-    """One experiment of a plan.
-
-    Attributes:
-        sig: its signature.
-        name: its name, with all its parameters.
-        folder: its folder, which may not exist.
-        state: state of its latest job, "" without one.
-        decision: what is done about it, and why.
-        profile: what its job requests; None if it left the grid.
-    """
+    """One experiment of a plan."""
 
     sig: str
-    name: str
-    folder: Path
-    state: str
+    name: str  # with all its parameters
+    folder: Path  # may not exist
+    state: str  # of its latest job, "" without one
     decision: Decision
-    profile: Profile | None
+    profile: Profile | None  # what its job requests; None if it left the grid
 
     @property
     def action(self) -> Action:
@@ -92,29 +83,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Request:
-    """What the jobs of a plan request in all.
-
-    Attributes:
-        jobs: jobs that are submitted.
-        gpu_hours: GPUs × time limit, an upper bound.
-        cpu_hours: likewise for cores.
-        likely_gpu_hours: the same with the median duration of finished experiments; None without any.
-        likely_cpu_hours: likewise for cores.
-        disk_bytes: growth of their folders to the median size of finished ones.
-        free_bytes: free space of the disk.
-        finished: how many finished experiments of this grid the likely figures come from.
-        measured: how many finished experiments the size comes from: of this grid, or of all where it has none.
-    """
+    """What the jobs of a plan request in all."""
 
     jobs: int
-    gpu_hours: float
+    gpu_hours: float  # GPUs × time limit, an upper bound
     cpu_hours: float
-    likely_gpu_hours: float | None
+    likely_gpu_hours: float | None  # with the median duration of finished experiments; None without any
     likely_cpu_hours: float | None
-    disk_bytes: int | None
+    disk_bytes: int | None  # growth of their folders to the median size of finished ones
     free_bytes: int | None
-    finished: int
-    measured: int
+    finished: int  # finished experiments of this grid, which the likely figures come from
+    measured: int  # finished experiments that the size comes from: of this grid, or of all where it has none
 
 
 @dataclass(frozen=True)
@@ -127,21 +106,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Changes:
-    """What has changed since the last launch of a grid.
+    """What has changed since the last launch of a grid."""
 
-    Attributes:
-        time: when that was, unix seconds.
-        user: who launched it.
-        added: names of experiments that are in the grid now and were not.
-        removed: names of those that were in it and are not now.
-        profile: number of experiments by change of a field of their profile: {"time 60 → 90": 40}.
-    """
-
-    time: float
+    time: float  # of that launch, unix seconds
     user: str
-    added: list[str]
+    added: list[str]  # names of experiments
     removed: list[str]
-    profile: dict[str, int]
+    profile: dict[str, int]  # number of experiments by change of their profile: {"time 60 → 90": 40}
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.profile)
@@ -149,21 +120,13 @@ class Changes:
 
 @dataclass(frozen=True)
 class Plan:
-    """What launching a grid would do.
-
-    Attributes:
-        grid: name of the grid.
-        launcher: engine that would submit.
-        entries: experiments in the order of the grid, then those that are cancelled.
-        request: what they request in all.
-        changes: since the last launch; None if there was none.
-    """
+    """What launching a grid would do."""
 
     grid: str
-    launcher: str
-    entries: list[Entry]
+    launcher: str  # name of the engine
+    entries: list[Entry]  # in the order of the grid, then those that are cancelled
     request: Request
-    changes: Changes | None = None
+    changes: Changes | None = None  # None if it was not launched before
 
     def counts(self) -> dict[Action, int]:
         """Number of experiments by action, in the order of `Action`."""

@@ -85,19 +85,14 @@ class SheepJob:
 
 
 class GridSheep(Sheep):
-    """An experiment and its latest job.
-
-    Attributes:
-        decision: what the last `maybe_submit_lazy` decided about it, None before.
-        profile: what its job would request then, None before.
-    """
+    """An experiment and its latest job."""
 
     def __init__(self, xp: XP, shepherd: "GridShepherd") -> None:
         # Dora's own constructor would unpickle job.pkl; here job.json names the job.
         self.xp = xp
         self.shepherd = shepherd
-        self.decision: Decision | None = None
-        self.profile: Profile | None = None
+        self.decision: Decision | None = None  # of the last `maybe_submit_lazy`
+        self.profile: Profile | None = None  # what its job would request then
         self._other_jobs = []
         self._dependent_jobs = []
         shepherd.herd.add(self)
@@ -158,16 +153,13 @@ class GridSheep(Sheep):
 
 @dataclass
 class _Request:
-    """An experiment to submit with the next commit, why, and what may share an array with it.
-
-    `job_id` is its latest job when that was decided: if it has another one by then, another command submitted it.
-    """
+    """An experiment to submit with the next commit."""
 
     sheep: GridSheep
     profile: Profile
     rules: SubmitRules
-    group: int
-    job_id: str | None
+    group: int  # of what may share an array
+    job_id: str | None  # its latest job when that was decided: another one means that another command submitted it
 
     def resources(self) -> str:
         """Key of what it requests; equal ones may share an array."""
@@ -181,10 +173,6 @@ class GridShepherd(Shepherd):
     Args:
         main: the decorated entry point.
         log: where messages for the user go.
-
-    Attributes:
-        engines: the engines of this folder by name.
-        herd: all sheep in use.
     """
 
     def __init__(self, main: DecoratedMain, log: Callable[[str], None] = no_log) -> None:
@@ -194,7 +182,7 @@ class GridShepherd(Shepherd):
         _shepherds[self.key] = self
         self.lock = SubmitLock(Path(main.dora.dir) / "locks" / "submit", log=lambda text: self.log(text))
         self.engines: dict[str, Engine] = {name: engine.open(main, self.lock) for name, engine in ENGINES.items()}
-        self.herd: weakref.WeakSet[GridSheep] = weakref.WeakSet()
+        self.herd: weakref.WeakSet[GridSheep] = weakref.WeakSet()  # all sheep in use
         self._in_job_array = False
         self._groups = 0
         self._decided: list[GridSheep] = []

@@ -249,17 +249,11 @@ class _FileCache(Generic[T]):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where one experiment is.
+    """Where one experiment is; None where that is not known yet."""
 
-    Attributes:
-        done: epochs done, with the part of the one under way.
-        epochs: epochs in all, None if not known.
-        epoch_s: seconds that an epoch takes; None if not known yet.
-    """
-
-    done: float = 0.0
-    epochs: int | None = None
-    epoch_s: float | None = None
+    done: float = 0.0  # epochs, with the part of the current one
+    epochs: int | None = None  # in all
+    epoch_s: float | None = None  # duration of an epoch
 
     @property
     def share(self) -> float:
