@@ -158,9 +158,9 @@ def _out_of_memory(previous: Mapping[str, Any], profile: Profile, factor: float,
         return Decision(Action.RETRY, f"ran out of {had:g} GB of memory; forced", factor)
     grown = 0.0 if limit is None else min(had * profile.oom_mem_factor, float(limit))
     if factor > 1.0:
-        why = f"ran out of memory again, with {had:g} GB; ask for more (mem_gb or mem_per_gpu)"
+        why = f"ran out of memory again, with {had:g} GB; request more (mem_gb or mem_per_gpu)"
     elif had <= 0.0:
-        why = "ran out of memory; the profile asks for none by number, so give one (mem_gb or mem_per_gpu)"
+        why = "ran out of memory; the profile requests none by number, so give one (mem_gb or mem_per_gpu)"
     elif limit is None:
         why = f"ran out of {had:g} GB of memory; to retry it once with more, set max_mem_gb"
     elif grown <= had:

@@ -34,7 +34,7 @@ from audiotok.cluster import (
     settle,
 )
 from audiotok.errors import AudiotokError, ConfigError
-from audiotok.launchers.child import ask
+from audiotok.launchers.child import ask as query
 from audiotok.launchers.engine import Check
 from audiotok.launchers.lock import try_take
 from audiotok.launchers.profile import Profile
@@ -70,7 +70,7 @@ def examine(overrides: Sequence[str] = (), *, torch: bool = False) -> Iterator[C
         yield from ENGINES[engine].check(profile)
     remote = engine is not None and ENGINES[engine].remote
     if engine is not None and not remote and profile is not None and profile.gpus and gpus.found.startswith("none"):
-        found = f"the profile asks for {profile.gpus} GPUs, here are none: jobs run on the CPU"
+        found = f"the profile requests {profile.gpus} GPUs, here are none: jobs run on the CPU"
         yield Check.warn("size", found, "use small presets")
     if config is not None:
         yield bounded("output", lambda: check_output(Path.cwd() / config.dora.dir, shared=remote))
@@ -118,7 +118,7 @@ def _check_gpus() -> Check:
     """What nvidia-smi lists; a login node has none and needs none."""
     if shutil.which("nvidia-smi") is None:
         return Check.ok("gpus", "none on this machine (no nvidia-smi)")
-    listing, failure = ask(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
+    listing, failure = query(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
     if failure:
         advice = "see your administrator, or set CUDA_VISIBLE_DEVICES= to use the CPU"
         return Check.warn("gpus", f"nvidia-smi fails: {failure}", advice)
@@ -130,7 +130,7 @@ def _check_gpus() -> Check:
 def check_torch() -> Check:
     """Whether torch can be imported and sees the GPUs."""
     code = "import torch; print(torch.cuda.device_count(), torch.version.cuda)"
-    output, failure = ask([sys.executable, "-c", code], seconds=IMPORT_S)
+    output, failure = query([sys.executable, "-c", code], seconds=IMPORT_S)
     if failure:
         return Check.fail("torch", f"it cannot be imported: {failure}", "run `make install`")
     count, cuda = output.split()

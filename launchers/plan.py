@@ -385,7 +385,7 @@ def _first(lines: Sequence[str], shown: int | None) -> list[str]:
 
 def _request_lines(request: Request) -> list[str]:
     if not request.jobs:
-        return ["asks for: nothing, no job is submitted"]
+        return ["requests: nothing, no job is submitted"]
     jobs = _count(request.jobs, "job")
     limits = f"at most {_hours(request.gpu_hours)} GPU-hours and {_hours(request.cpu_hours)} CPU-hours"
     if request.likely_gpu_hours is None or request.likely_cpu_hours is None:
@@ -401,7 +401,7 @@ def _request_lines(request: Request) -> list[str]:
         small = request.free_bytes is not None and request.disk_bytes > request.free_bytes
         measured = _count(request.measured, "finished experiment")
         disk = f"disk: about {_bytes(request.disk_bytes)}, going by {measured}{free}{' — not enough' if small else ''}"
-    return [f"asks for: {jobs}, {limits}{likely}", disk]
+    return [f"requests: {jobs}, {limits}{likely}", disk]
 
 
 def _change_lines(changes: Changes | None, shown: int | None) -> list[str]:

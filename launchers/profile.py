@@ -253,7 +253,7 @@ class Profile(SlurmConfig):
             raise self._error("signal_s", f"give less than the time limit of the job, {self.time} min")
         total = self.total_mem_gb
         if self.max_mem_gb is not None and (total is None or self.max_mem_gb < total):
-            found = "no memory is asked for" if total is None else f"a job asks for {total:g} GB"
+            found = "no memory is requested" if total is None else f"a job requests {total:g} GB"
             raise self._error("max_mem_gb", f"{found}; give that or more, or null")
         self.shape()
 
@@ -359,7 +359,7 @@ def _setup_problem(lines: tuple[str, ...]) -> str:
     """What keeps setup lines from standing in a script before our own command, "" if nothing does."""
     for line in lines:
         if line.lstrip().startswith("#SBATCH"):
-            return f"{line!r} asks sbatch for something; use the key of that option, or slurm.sbatch"
+            return f"{line!r} is an option of sbatch; use the key of that option, or slurm.sbatch"
         if line.endswith("\\") or _HERE_DOCUMENT.search(line):
             return f"{line!r} would go on in the line after it; put it into a script and call that"
     if not lines:

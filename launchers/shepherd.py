@@ -344,7 +344,7 @@ class GridShepherd(Shepherd):
                     self._submit_group(engine, group, clone)
                 except LaunchError as error:
                     others = sum(map(len, todo[number + 1 :]))
-                    more = f" Nor were {others} that ask for other resources." if others else ""
+                    more = f" Nor were {others} that request other resources." if others else ""
                     raise LaunchError(f"{error}{more}") from error
 
     def _submit_group(self, engine: Engine, requests: Sequence[_Request], clone: Path | None) -> None:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from audiotok.launchers.child import ask
+from audiotok.launchers.child import ask as run
 from audiotok.launchers.engine import Check
 from audiotok.launchers.lock import user_name
 from audiotok.launchers.profile import Profile
@@ -30,7 +30,7 @@ def check_slurm(profile: Profile | None) -> Iterator[Check]:
         return
     rest = ", ".join(name for name in _HELPFUL if shutil.which(name) is None)
     yield Check.ok("commands", f"all there but {rest}, which may be missing" if rest else "all there")
-    answer, failure = ask(["scontrol", "ping"])
+    answer, failure = run(["scontrol", "ping"])
     answer = " ".join(answer.split())
     if failure or " is UP" not in answer:
         advice = "wait, see your administrator, or AUDIOTOK_LAUNCHER=local"
@@ -52,7 +52,7 @@ def _check_accounting() -> Check:
     advice = "nothing to do: states come from squeue and from what jobs write themselves"
     if shutil.which("sacct") is None:
         return Check.warn("accounting", "there is no sacct", advice)
-    failure = ask(["sacct", "-n", "-X", "-S", "now-1hour", "-o", "JobID"])[1]
+    failure = run(["sacct", "-n", "-X", "-S", "now-1hour", "-o", "JobID"])[1]
     if failure:
         return Check.warn("accounting", f"sacct does not answer: {failure}", advice)
     return Check.ok("accounting", "sacct answers")
@@ -60,7 +60,7 @@ def _check_accounting() -> Check:
 
 def check_partition(profile: Profile) -> Check:
     """Whether the partition exists and a job of the profile fits its limits and its nodes."""
-    listing, failure = ask(["scontrol", "show", "partition", "-o"])
+    listing, failure = run(["scontrol", "show", "partition", "-o"])
     if failure:
         return Check.warn("partition", f"scontrol does not list partitions: {failure}", "see `sinfo`")
     rows = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in listing.splitlines()]
@@ -90,7 +90,7 @@ def check_association(profile: Profile) -> Check:
     if shutil.which("sacctmgr") is None:
         return Check.warn("account", f"{names}: there is no sacctmgr to query", "see the line `job`")
     query = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user_name()}", "format=account,qos"]
-    listing, failure = ask(query)
+    listing, failure = run(query)
     rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 1]
     if failure or not rows:
         found = f"{names}: sacctmgr lists none for you{f' ({failure})' * bool(failure)}"
@@ -120,7 +120,7 @@ def _check_job(profile: Profile) -> Check:
     with tempfile.TemporaryDirectory(prefix="audiotok-doctor-") as folder:
         script = Path(folder) / "job.sh"
         script.write_text(make_script(profile, "audiotok-doctor", Path(folder), ["--version"]))
-        output, failure = ask(["sh", "-c", 'exec sbatch --test-only "$0" 2>&1', str(script)])
+        output, failure = run(["sh", "-c", 'exec sbatch --test-only "$0" 2>&1', str(script)])
     last = " ".join(output.split()).removeprefix("sbatch: ")
     if failure:
         return Check.fail("job", f"sbatch would refuse it: {last or failure}", f"correct {profile.where}")
@@ -139,7 +139,7 @@ def _does_not_fit(profile: Profile, row: dict[str, str]) -> str:
         return f"{shape.nodes} nodes are above its limit of {row['MaxNodes']}"
     if shutil.which("sinfo") is None:
         return ""
-    listing, failure = ask(["sinfo", "-h", "-p", row["PartitionName"], "-o", "%D|%c|%m|%G"])
+    listing, failure = run(["sinfo", "-h", "-p", row["PartitionName"], "-o", "%D|%c|%m|%G"])
     if failure:
         return ""
     cpus, able, seen = shape.cpus_per_task * shape.tasks_per_node, 0, []

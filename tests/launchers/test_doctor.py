@@ -226,9 +226,9 @@ def test_the_command(machine: Callable[..., Path], capsys: pytest.CaptureFixture
 
 def test_torch_is_imported_only_when_asked_for(machine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     machine()
-    monkeypatch.setattr(doctor, "ask", lambda command, seconds=0.0: ("2 12.8\n", ""))
+    monkeypatch.setattr(doctor, "query", lambda command, seconds=0.0: ("2 12.8\n", ""))
     assert doctor.check_torch() == Check.ok("torch", "built for CUDA 12.8, sees 2 GPUs")
-    monkeypatch.setattr(doctor, "ask", lambda command, seconds=0.0: ("", "no module named torch"))
+    monkeypatch.setattr(doctor, "query", lambda command, seconds=0.0: ("", "no module named torch"))
     assert doctor.check_torch().verdict is Level.FAIL
     monkeypatch.setattr(sys, "argv", ["audiotok"])
     assert "torch" not in verdicts(doctor.examine())

@@ -143,7 +143,7 @@ def test_the_text_groups_and_shortens(tmp_path: Path) -> None:
     ]
     assert "    … 35 more (--all lists them)" in text and text.count("NODE_FAIL: its node vanished (2)") == 1
     assert f"AUDIOTOK_RETRY=force dora grid {GRID} --retry" in text
-    assert "asks for: 43 jobs, at most 86 GPU-hours and 860 CPU-hours" in text
+    assert "requests: 43 jobs, at most 86 GPU-hours and 860 CPU-hours" in text
     assert len(text.splitlines()) < 45
     assert "all of them" not in text  # nothing in common but nothing at all
     whole = plan_text(plan, shown=None)
@@ -163,7 +163,7 @@ def test_what_all_names_begin_with_is_told_once(tmp_path: Path) -> None:
 
 def test_the_text_tells_when_nothing_happens_and_when_the_disk_is_too_small(tmp_path: Path) -> None:
     idle = plan_text(_plan(tmp_path, _entry(tmp_path, 1, Action.KEEP, state="RUNNING"), launcher="local"))
-    assert "on local: 1 experiment (1 keep)" in idle and "asks for: nothing" in idle and "disk" not in idle
+    assert "on local: 1 experiment (1 keep)" in idle and "requests: nothing" in idle and "disk" not in idle
     plan = _plan(tmp_path, _entry(tmp_path, 2, Action.NEW))
     assert "disk: unknown until an experiment has finished" in plan_text(plan)
     for name, value in (("disk_bytes", 10**13), ("free_bytes", 10**12)):

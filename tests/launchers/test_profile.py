@@ -137,8 +137,8 @@ def test_shape(values: dict[str, Any], shape: Shape) -> None:
         ({"gpus": 4, "tasks_per_node": 3}, "a divisor of the 4 GPUs"),
         ({"one_task_per_node": True, "tasks_per_node": 2}, "give null or 1"),
         ({"time": 2, "signal_s": 120}, "less than the time limit"),
-        ({"mem_gb": 100, "max_mem_gb": 50}, "a job asks for 100 GB"),
-        ({"mem_gb": 0, "max_mem_gb": 50}, "no memory is asked for"),
+        ({"mem_gb": 100, "max_mem_gb": 50}, "a job requests 100 GB"),
+        ({"mem_gb": 0, "max_mem_gb": 50}, "no memory is requested"),
     ],
 )
 def test_values_that_do_not_go_together(values: dict[str, Any], said: str) -> None:
