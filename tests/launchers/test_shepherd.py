@@ -1,5 +1,6 @@
 """Who is submitted, in which arrays, and that nobody is submitted twice; with an engine that only takes notes."""
 
+import ast
 import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +12,13 @@ from dora.conf import DoraConfig, SubmitRules
 from dora.main import DecoratedMain
 from dora.xp import XP
 
-from audiotok.errors import LaunchError
+from audiotok.errors import ConfigError, LaunchError
 from audiotok.launchers.engine import Check, Job, Task
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.shepherd import GridSheep, GridShepherd
+from audiotok.launchers.shepherd import ENGINES, GridSheep, GridShepherd, detect
 from audiotok.status import State, Verdict, write_json
+from tests.fakes.tiny import REPOSITORY
 
 RETRY, REPLACE = SubmitRules(retry=True), SubmitRules(replace=True)
 
@@ -313,3 +315,20 @@ def test_a_sheep_that_comes_back_from_a_pool_has_its_shepherd(house: House, monk
     assert again.shepherd is sheep.shepherd and again.state() == "PENDING" and again in sheep.shepherd.herd
     other = pickle.dumps(GridShepherd(Main(house.folder)))  # and is gone
     assert pickle.loads(other).main.dora.dir == house.folder
+
+
+def test_slurm_is_found_by_sbatch_on_path(tmp_path: Path) -> None:
+    assert detect({"PATH": str(tmp_path)}) == "local"
+    (tmp_path / "sbatch").touch(mode=0o755)
+    assert detect({"PATH": str(tmp_path)}) == "slurm"
+    assert detect({"PATH": str(tmp_path), "AUDIOTOK_LAUNCHER": "local"}) == "local"
+    assert detect({"PATH": "", "AUDIOTOK_LAUNCHER": "slurm"}) == "slurm"
+    with pytest.raises(ConfigError, match="choose one of: local, slurm"):
+        detect({"PATH": "", "AUDIOTOK_LAUNCHER": "kubernetes"})
+
+
+def test_engines_are_named_in_their_folders_only() -> None:
+    for path in (REPOSITORY / "launchers").glob("*.py"):
+        constants = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        named = {one.value for one in constants if isinstance(one.value, str) and one.value in ENGINES}
+        assert named <= ({"slurm"} if path.name == "profile.py" else set()), path  # there a key of the configuration
