@@ -278,7 +278,7 @@ def test_the_end_of_a_grid_is_the_work_left_over_what_runs() -> None:
     assert _grid_left_s([], []) is None
 
 
-def test_durations_and_totals_duration_text() -> None:
+def test_durations_and_totals_in_words() -> None:
     told = [(0.4, "0s"), (59, "59s"), (91, "2m"), (5399, "90m"), (5400, "1.5h"), (169200, "47.0h"), (216000, "2.5d")]
     assert [duration_text(seconds) for seconds, _ in told] == [text for _, text in told]
     line = _totals_line([State.PENDING] * 6, [Progress()] * 6, [f"{n}_{n}" for n in (1, 1, 2, 3, 4, 5)])
