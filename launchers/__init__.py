@@ -1,8 +1,8 @@
 """Where experiments run: on SLURM through submitit, or as local jobs that outlive the terminal.
 
-From the top: `hooks` plugs all of it into Dora; `shepherd` decides, with `rules` and under one lock, what is submitted;
-an `engine` makes it run (`slurm/`, `local/`); inside the job is `job/`. `profiles/` say what a job asks for, `plans/`
-what a launch would do, `watching/` shows it, `doctor/` checks the machine.
+- `dora_patches` installs all of it in Dora; `grid` runs a grid; `shepherd` decides, with `decide` and under one `lock`,
+  what is submitted; an `engine` makes it run: `slurm/`, `local/`; `child` is what runs inside of a job.
+- `profile`: what a job requests. `plan`: what a launch would do. `table`: the table of a grid. `doctor`: checks.
 
-This file imports nothing on purpose: what runs inside jobs must start in a blink, without Dora and torch.
+This file imports nothing on purpose: what runs inside of jobs must start at once, without Dora and torch.
 """

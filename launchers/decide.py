@@ -1,10 +1,8 @@
-"""Who is submitted, who is left alone, and why: one pure function for `dora grid`, `--dry_run` and `audiotok plan`.
+"""Which experiments are submitted, and why: one pure function for `dora grid`, `--dry_run` and `audiotok plan`.
 
 An experiment without a job is new. One whose job waits, runs or may run is kept; one that has completed is reused.
-`--retry` submits again what failed, in whatever way the scheduler or the machine ended it, but thinks first: a run that
-diverged or met bad configuration or data would end the same way, and one that ran out of memory needs more of it.
-
-Environment variables: AUDIOTOK_RETRY=force with `--retry` runs again even what would be blocked.
+`--retry` submits again what failed, however it ended, with two exceptions: a run that diverged or met bad configuration
+or data would end the same way, and one that ran out of memory needs more. AUDIOTOK_RETRY=force retries those, too.
 """
 
 import dataclasses
@@ -17,17 +15,16 @@ from typing import Any
 
 from dora.conf import SubmitRules
 
-from audiotok.launchers.engine import FAILURE_STATES, LIVE_STATES
 from audiotok.launchers.profile import Profile
-from audiotok.status import JOB_FILE, Verdict, read_json, read_status
+from audiotok.status import JOB_FILE, State, Verdict, read_json, read_status
 
 RETRY_VARIABLE = "AUDIOTOK_RETRY"
 FORCE = f"{RETRY_VARIABLE}=force dora grid GRID --retry"
 BLOCKING_KINDS = {"config": "bad configuration", "data": "bad data", "diverged": "diverged"}
-"""What `kind` in a `status.json` may say of a failure that comes again however often it is retried."""
+"""Values of `kind` in a `status.json` of failures that would occur again."""
 
-# What a profile says about the site, the command or the future, not about what a job that exists asked for.
-_NOT_ASKED_FOR = frozenset(
+# Fields of a profile that describe the site, the command or later jobs, not what an existing job requested.
+_NOT_REQUESTED = frozenset(
     {"array_parallelism", "cluster", "comment", "dataset_paths", "dependents", "max_array_size", "max_mem_gb"}
     | {"max_num_timeout", "oom_mem_factor", "output_dir"}
 )
@@ -52,21 +49,15 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do about an experiment.
-
-    Attributes:
-        action: what; for REPLACE a job that lives is cancelled first.
-        reason: why, in a few words; empty where the action says it all.
-        mem_factor: how many times the memory of the profile the job gets, if one is submitted.
-    """
+    """What to do about an experiment."""
 
     action: Action
-    reason: str = ""
-    mem_factor: float = 1.0
+    reason: str = ""  # empty where the action is clear by itself
+    mem_factor: float = 1.0  # multiple of the profile's memory, for a job that is submitted
 
 
 def decide(
-    state: Verdict | None,
+    verdict: Verdict | None,
     rules: SubmitRules,
     previous: Mapping[str, Any],
     profile: Profile,
@@ -76,33 +67,31 @@ def decide(
     """Decide about one experiment; reads and writes nothing.
 
     Args:
-        state: verdict of its engine on its latest job (or of its folder, if it was run by hand); None without one.
+        verdict: of its engine on its latest job (or of its folder, if it was run by hand); None without one.
         rules: `--retry`, `--replace`, `--replace_done`, `--update`, as in Dora.
         previous: what is known of the latest job, see `previous_job`; empty without one.
-        profile: what a job of it would ask for now.
+        profile: what a job of it would request now.
         force: retry what would be blocked, too.
     """
-    word = _word(state)
-    reason = "" if state is None else state.reason
     factor = _kept_factor(previous, profile)
-    if word is None:
+    if verdict is None or verdict.state is State.NOT_STARTED:
         return Decision(Action.NEW)
-    if word == "COMPLETED":
+    if verdict.state is State.COMPLETED:
         return Decision(Action.REPLACE, "completed", factor) if rules.replace_done else Decision(Action.REUSE)
-    if word not in FAILURE_STATES:
-        return _live(word, reason, rules, previous, profile, factor)
+    if verdict.state.live:
+        return _decide_live(verdict, rules, previous, profile, factor)
     if "job_id" not in previous:
-        return Decision(Action.NEW, _said(f"{word} when run by hand", reason))
+        return Decision(Action.NEW, _with_reason(f"{verdict.state} when run by hand", verdict.reason))
     if not rules.retry:
-        return Decision(Action.KEEP, _said(word, reason))
-    return _failed(word, reason, previous, profile, factor, force=force)
+        return Decision(Action.KEEP, _with_reason(verdict.state, verdict.reason))
+    return _decide_failed(verdict, previous, profile, factor, force=force)
 
 
 def previous_job(folder: Path) -> dict[str, Any]:
-    """What `decide` wants to know of the latest job of an experiment: its `job.json`, with `kind` of its failure.
+    """The `job.json` of the latest job of an experiment, with the `kind` of its failure.
 
-    `kind` comes from the `status.json` that this very job wrote: a job that died before it could write one must not
-    inherit the diagnosis of an earlier job.
+    `kind` comes from a `status.json` of this very job: one that died before it wrote any must not inherit the diagnosis
+    of an earlier job.
     """
     job = read_json(Path(folder) / JOB_FILE) or {}
     status = read_status(folder) or {}
@@ -112,12 +101,12 @@ def previous_job(folder: Path) -> dict[str, Any]:
 
 
 def memory_gb(profile: Profile) -> float:
-    """Memory that a whole job asks for, in GB; 0 if it leaves that to the cluster."""
+    """Memory that a whole job requests, in GB; 0 if it leaves that to the cluster."""
     return float(profile.total_mem_gb or 0.0)
 
 
 def profile_fields(profile: Profile) -> dict[str, Any]:
-    """A profile as plain containers, as JSON gives it back."""
+    """A profile as plain containers, as JSON returns it."""
     fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(profile), default=str))
     return fields
 
@@ -128,35 +117,36 @@ def changed_fields(previous: Mapping[str, Any], profile: Profile) -> dict[str, t
     return {name: (then[name], now[name]) for name in sorted(then.keys() & now.keys()) if then[name] != now[name]}
 
 
-def _live(
-    word: str, reason: str, rules: SubmitRules, previous: Mapping[str, Any], profile: Profile, factor: float
+def _decide_live(
+    verdict: Verdict, rules: SubmitRules, previous: Mapping[str, Any], profile: Profile, factor: float
 ) -> Decision:
-    """Decide about a job that waits or runs, or of which nobody knows."""
-    if word == "UNKNOWN" or word not in LIVE_STATES:
-        why = reason or "the scheduler does not answer" if word == "UNKNOWN" else _said(f"state {word}", reason)
+    """Decide about a job that waits, runs, or may run."""
+    state = verdict.state
+    if state is State.UNKNOWN:
+        why = verdict.reason or "the scheduler does not answer"
         return Decision(Action.KEEP, f"{why}; it may be running, so nothing is submitted")
     if "job_id" not in previous:
-        return Decision(Action.KEEP, f"{word} by hand")
+        return Decision(Action.KEEP, f"{state} by hand")
     if rules.replace:
-        return Decision(Action.REPLACE, word, factor)
-    changed = {name: values for name, values in changed_fields(previous, profile).items() if name not in _NOT_ASKED_FOR}
+        return Decision(Action.REPLACE, state, factor)
+    changed = {name: values for name, values in changed_fields(previous, profile).items() if name not in _NOT_REQUESTED}
     if rules.update and changed:
-        told = ", ".join(f"{name} {then} → {now}" for name, (then, now) in changed.items())
-        return Decision(Action.REPLACE, f"{word}; {told}", factor)
-    return Decision(Action.KEEP, _said(word, reason))
+        changes = ", ".join(f"{name} {then} → {now}" for name, (then, now) in changed.items())
+        return Decision(Action.REPLACE, f"{state}; {changes}", factor)
+    return Decision(Action.KEEP, _with_reason(state, verdict.reason))
 
 
-def _failed(
-    word: str, reason: str, previous: Mapping[str, Any], profile: Profile, factor: float, *, force: bool
+def _decide_failed(
+    verdict: Verdict, previous: Mapping[str, Any], profile: Profile, factor: float, *, force: bool
 ) -> Decision:
-    """Decide about a job that ended without its result, where `--retry` was given."""
-    if word == "OUT_OF_MEMORY":
+    """Decide about a job that ended without its result, with `--retry`."""
+    if verdict.state is State.OUT_OF_MEMORY:
         return _out_of_memory(previous, profile, factor, force=force)
-    kind = "diverged" if word == "DIVERGED" else _kind(previous)
+    kind = "diverged" if verdict.state is State.DIVERGED else _blocking_kind(previous)
     if kind is not None and not force:
-        said = _said(BLOCKING_KINDS[kind], reason)
-        return Decision(Action.BLOCKED, f"{said}; it would end so again: correct that, or `{FORCE}`")
-    return Decision(Action.RETRY, _said(word, reason), factor)
+        why = _with_reason(BLOCKING_KINDS[kind], verdict.reason)
+        return Decision(Action.BLOCKED, f"{why}; it would end so again: correct that, or `{FORCE}`")
+    return Decision(Action.RETRY, _with_reason(verdict.state, verdict.reason), factor)
 
 
 def _out_of_memory(previous: Mapping[str, Any], profile: Profile, factor: float, *, force: bool) -> Decision:
@@ -168,9 +158,9 @@ def _out_of_memory(previous: Mapping[str, Any], profile: Profile, factor: float,
         return Decision(Action.RETRY, f"ran out of {had:g} GB of memory; forced", factor)
     grown = 0.0 if limit is None else min(had * profile.oom_mem_factor, float(limit))
     if factor > 1.0:
-        why = f"ran out of memory again, with {had:g} GB; ask for more (mem_gb or mem_per_gpu)"
+        why = f"ran out of memory again, with {had:g} GB; request more (mem_gb or mem_per_gpu)"
     elif had <= 0.0:
-        why = "ran out of memory; the profile asks for none by number, so say how much (mem_gb or mem_per_gpu)"
+        why = "ran out of memory; the profile requests none by number, so give one (mem_gb or mem_per_gpu)"
     elif limit is None:
         why = f"ran out of {had:g} GB of memory; to retry it once with more, set max_mem_gb"
     elif grown <= had:
@@ -180,17 +170,11 @@ def _out_of_memory(previous: Mapping[str, Any], profile: Profile, factor: float,
     return Decision(Action.BLOCKED, f"{why} in the profile, or `{FORCE}`")
 
 
-def _word(state: Verdict | None) -> str | None:
-    """The plain state: SLURM also says `CANCELLED by 1000` and `CANCELLED+`."""
-    words = [] if state is None else state.state.split()
-    return None if not words or words[0] == "NOT_STARTED" else words[0].rstrip("+")
-
-
-def _kind(previous: Mapping[str, Any]) -> str | None:
-    """Why the latest job could not but fail, None if nothing is known."""
+def _blocking_kind(previous: Mapping[str, Any]) -> str | None:
+    """Why the latest job could only fail, None if nothing is known."""
     verdict = previous.get("verdict")
-    told = [previous.get("kind"), verdict.get("kind") if isinstance(verdict, Mapping) else verdict]
-    return next((word for word in (str(kind).lower() for kind in told) if word in BLOCKING_KINDS), None)
+    kinds = [previous.get("kind"), verdict.get("kind") if isinstance(verdict, Mapping) else verdict]
+    return next((word for word in (str(kind).lower() for kind in kinds) if word in BLOCKING_KINDS), None)
 
 
 def _profile_then(previous: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -206,7 +190,7 @@ def _factor_then(previous: Mapping[str, Any]) -> float:
 
 
 def _memory_then(previous: Mapping[str, Any], profile: Profile) -> float:
-    """Memory in GB that the latest job had; where it does not say, what the profile gives now."""
+    """Memory in GB that the latest job had; where that is not recorded, what the profile gives now."""
     known = {field.name for field in dataclasses.fields(profile)}
     fields = {name: value for name, value in _profile_then(previous).items() if name in known}
     try:
@@ -221,5 +205,5 @@ def _kept_factor(previous: Mapping[str, Any], profile: Profile) -> float:
     return max(1.0, _memory_then(previous, profile) / now) if now > 0 and _factor_then(previous) > 1.0 else 1.0
 
 
-def _said(what: str, reason: str) -> str:
+def _with_reason(what: str, reason: str) -> str:
     return f"{what}: {reason}" if reason else what

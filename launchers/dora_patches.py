@@ -1,30 +1,22 @@
-"""Plugs our launchers, profiles, tables and errors into Dora: the one place that replaces names in its modules.
+"""Makes Dora's commands use our launchers, tables and errors: the one place that replaces names in its modules."""
 
-Environment variables: AUDIOTOK_LAUNCHER=local|slurm (by default SLURM where `sbatch` is on PATH, else local).
-"""
-
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-import dora.explore
-import dora.grid
 import dora.info
-import dora.launch
-import dora.run
 from dora.main import DecoratedMain
 from dora.shep import no_log
 
 from audiotok.errors import AudiotokError
 from audiotok.experiments.frozen import drift
-from audiotok.launchers.engines import detect
 from audiotok.launchers.grid import get_explorer, run_grid
 from audiotok.launchers.profile import ProfileLauncher, profile_of
-from audiotok.launchers.sheep import GridSheep
-from audiotok.launchers.shepherd import GridShepherd
+from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
 from audiotok.launchers.table import monitor
 
 EXIT_CODE = 2
@@ -32,71 +24,89 @@ EXIT_CODE = 2
 _Hook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
 
 
-def tell_mistakes_in_one_line() -> None:
-    """Under the `dora` command line, have mistakes of the user end in one line and exit code 2.
-
-    `install` does it too; composing the configuration, which comes before that, can find mistakes as well.
-    """
-    if is_dora_command() and not isinstance(sys.excepthook, _OneLineHook):
-        sys.excepthook = _OneLineHook(sys.excepthook)
-
-
-def install(main: DecoratedMain) -> None:
-    """Make `dora run`, `grid`, `launch` and `info` use our launcher; may be called more than once.
-
-    Dora's commands look up `Shepherd` by name when they run, so replacing the name in their modules is
-    enough. Under the `dora` command line, mistakes of the user also end in one line and exit code 2; a
-    notebook or another program keeps its own way with exceptions.
-
-    Args:
-        main: the decorated entry point; it gets the profile of the cluster in place of Dora's defaults.
-
-    Raises:
-        ConfigError: if AUDIOTOK_LAUNCHER names no launcher.
-    """
-    tell_mistakes_in_one_line()
-    detect(os.environ)
-    main.get_slurm_config = lambda: profile_of(main)  # type: ignore[method-assign]
-    for module in (dora.grid, dora.launch, dora.run):
-        vars(module)["Shepherd"] = GridShepherd
-    vars(dora.info)["Shepherd"] = InfoShepherd
-    vars(dora.grid)["Launcher"] = ProfileLauncher
-    dora.grid._get_explore = get_explorer
-    dora.grid.run_grid = run_grid
-    dora.grid.monitor = monitor
-
-
-def is_dora_command() -> bool:
-    """Tell whether this process is the `dora` command line (`dora …` or `python -m dora …`)."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return getattr(spec, "name", None) == "dora.__main__" or Path(sys.argv[0]).name == "dora"
-
-
 class InfoShepherd(GridShepherd):
-    """The shepherd of `dora info`, which also tells what has become of an experiment's configuration."""
+    """The shepherd of `dora info`, which also logs how today's configuration differs from the frozen one."""
 
     def __init__(self, main: DecoratedMain, log: Callable[[str], None] = no_log) -> None:
         super().__init__(main, dora.info.log if log is no_log else log)
 
     def get_sheep_from_argv(self, argv: Sequence[str]) -> GridSheep:
-        """Return the experiment that these arguments make."""
-        return self._told(super().get_sheep_from_argv(argv))
+        """The experiment of these arguments."""
+        return self._log_drift(super().get_sheep_from_argv(argv))
 
     def get_sheep_from_job_id(self, job_id: str) -> GridSheep | None:
-        """Return the experiment that a job belongs to, None if there is no such job."""
+        """The experiment of a job, None if there is no such job."""
         sheep = super().get_sheep_from_job_id(job_id)
-        return None if sheep is None else self._told(sheep)
+        return None if sheep is None else self._log_drift(sheep)
 
-    def _told(self, sheep: GridSheep) -> GridSheep:
-        """Tell in which way the configuration of today differs from the frozen one."""
+    def _log_drift(self, sheep: GridSheep) -> GridSheep:
         if hasattr(self.main, "compose"):
             for line in drift(self.main, sheep.xp):
                 self.log(f"Configuration has changed since: {line}")
         return sheep
 
 
+class Patch(NamedTuple):
+    """A name of Dora that is replaced."""
+
+    module: str
+    name: str
+    ours: Any
+    why: str
+
+
+PATCHES = (
+    Patch("dora.grid", "run_grid", run_grid, "`dora grid`: plans, locks, relative links"),
+    Patch("dora.grid", "_get_explore", get_explorer, "an unknown grid is an error, not exit code 0"),
+    Patch("dora.grid", "Shepherd", GridShepherd, "for a project that takes it from there"),
+    Patch("dora.grid", "Launcher", ProfileLauncher, "likewise: checks the keys of a profile"),
+    Patch("dora.grid", "monitor", monitor, "likewise: the table with progress and reasons"),
+    Patch("dora.launch", "Shepherd", GridShepherd, "`dora launch` submits with our engines"),
+    Patch("dora.run", "Shepherd", GridShepherd, "`dora run` looks for a job of the experiment first"),
+    Patch("dora.info", "Shepherd", InfoShepherd, "`dora info` also shows what changed in the configuration"),
+)
+"""All names replaced in Dora. Its commands look them up when they run, so replacing them in the modules is enough."""
+
+
+def install(main: DecoratedMain) -> None:
+    """Make `dora run`, `grid`, `launch` and `info` use our launchers; may be called more than once.
+
+    Under the `dora` command line mistakes of the user also end in one line and exit code 2.
+
+    Args:
+        main: the decorated entry point; it gets the profile of the cluster in place of Dora's defaults.
+
+    Raises:
+        ConfigError: if AUDIOTOK_LAUNCHER names no engine.
+        AttributeError: if this version of Dora lacks a name that is to be replaced.
+    """
+    tell_mistakes_in_one_line()
+    detect(os.environ)
+    main.get_slurm_config = lambda: profile_of(main)  # type: ignore[method-assign]
+    for patch in PATCHES:
+        module = importlib.import_module(patch.module)
+        getattr(module, patch.name)
+        setattr(module, patch.name, patch.ours)
+
+
+def tell_mistakes_in_one_line() -> None:
+    """Under the `dora` command line, end mistakes of the user in one line and exit code 2.
+
+    `install` does it too; composing the configuration, which comes before that, can find mistakes, too. Notebooks and
+    other programs keep their own handling of exceptions.
+    """
+    if is_dora_command() and not isinstance(sys.excepthook, _OneLineHook):
+        sys.excepthook = _OneLineHook(sys.excepthook)
+
+
+def is_dora_command() -> bool:
+    """True if this process is the `dora` command line (`dora …` or `python -m dora …`)."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return getattr(spec, "name", None) == "dora.__main__" or Path(sys.argv[0]).name == "dora"
+
+
 class _OneLineHook:
-    """Except hook: one line for a user's mistake, the hook that was there before for anything else."""
+    """Except hook: one line for a user's mistake, the previous hook for anything else."""
 
     def __init__(self, previous: _Hook) -> None:
         self._previous = previous

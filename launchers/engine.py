@@ -1,59 +1,41 @@
-"""What a launcher is to the rest of the house: an engine that submits tasks, tells their states and stops them.
+"""What an engine is: where jobs run. `launchers.slurm` submits with sbatch, `launchers.local` queues on this machine.
 
-The shepherd (`launchers.shepherd`) decides what is to run; an engine makes it run: `launchers.slurm` with sbatch,
-`launchers.local` in a queue on this machine. Both leave the same trace: `job.json` in the folder of the experiment. It
-names the engine, so that any command finds the job again whatever engine it would itself submit with.
+The shepherd (`launchers.shepherd`) decides what runs, an engine makes it run and leaves a `job.json` in the folder of
+the experiment. It names the engine, so that any command finds the job, whichever engine it submits with itself. How to
+add an engine: docs/extending.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
+from dora.main import DecoratedMain
+
+from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
 from audiotok.status import JOB_FILE, Verdict, read_json
-
-LIVE_STATES = frozenset({"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "UNKNOWN"})
-"""States of a job that may still do something. UNKNOWN: the scheduler does not answer; nothing is submitted then."""
-
-FAILURE_STATES = frozenset(
-    {
-        "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "MISSING",
-        "DIVERGED", "INTERRUPTED", "STALE",
-    }
-)  # fmt: skip
-"""States that end a job without its result. COMPLETED is the one that ends it with it."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One experiment to run.
-
-    Attributes:
-        sig: signature of the experiment.
-        name: what people call it.
-        folder: its folder, which exists.
-        command: `dora run …` as a list of words; the engine adds the environment of ranks and devices.
-        cwd: where the command runs.
-        mem_factor: how many times the memory of the profile it gets (2.0 after it ran out of memory).
-    """
+    """One experiment to run."""
 
     sig: str
-    name: str
-    folder: Path
-    command: tuple[str, ...]
+    name: str  # in tables and messages
+    folder: Path  # exists
+    command: tuple[str, ...]  # `dora run …`; the engine adds the environment of ranks and devices
     cwd: Path
-    mem_factor: float = 1.0
+    mem_factor: float = 1.0  # multiple of the profile's memory, above 1 after it ran out of memory
 
 
 @dataclass(frozen=True)
 class Job:
-    """The latest job of an experiment, as its `job.json` tells it.
+    """The latest job of the experiment in a folder.
 
-    Attributes:
-        folder: folder of the experiment.
-        content: everything in `job.json`: at least `launcher`, `job_id`, `sig`, `submitted` (unix seconds), `user`
-            (name@host of who submitted), `log`, and `cancelled` (unix seconds) once one of our commands cancelled it.
+    `content` is its `job.json`: at least `launcher`, `job_id`, `sig`, `submitted` (unix seconds), `user` (name@host of
+    the submitter), `log`, and `cancelled` (unix seconds) once one of our commands cancelled it.
     """
 
     folder: Path
@@ -61,52 +43,124 @@ class Job:
 
     @property
     def job_id(self) -> str:
-        """Name of the job in its engine."""
+        """Its id in its engine."""
         return str(self.content.get("job_id"))
 
     @property
     def engine(self) -> str:
-        """Name of the engine that has it."""
+        """Name of its engine."""
         return str(self.content.get("launcher"))
 
     @property
     def log(self) -> Path:
-        """File that the output of its first process goes to; it may not exist yet."""
+        """File with the output of its first process; it may not exist yet."""
         return Path(str(self.content.get("log")))
 
 
 def job_of(folder: Path) -> Job | None:
-    """Return the latest job of an experiment folder, None without one (or with a damaged `job.json`)."""
+    """The latest job of an experiment folder, None without one or with a damaged `job.json`."""
     content = read_json(Path(folder) / JOB_FILE)
     return None if content is None or "job_id" not in content else Job(Path(folder), content)
 
 
-class Engine(Protocol):
-    """A launcher. Implemented by `launchers.slurm.engine.SlurmEngine` and `launchers.local.engine.LocalEngine`."""
+class Level(StrEnum):
+    """How a check of `audiotok doctor` went; only FAIL makes the command fail."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `audiotok doctor`: what was checked, how it went, what was found, and what to do about it."""
 
     name: str
+    verdict: Level
+    found: str
+    advice: str = ""
+
+    @classmethod
+    def ok(cls, name: str, found: str) -> Self:
+        """A check that went well."""
+        return cls(name, Level.OK, found)
+
+    @classmethod
+    def warn(cls, name: str, found: str, advice: str) -> Self:
+        """Something that may be on purpose."""
+        return cls(name, Level.WARN, found, advice)
+
+    @classmethod
+    def fail(cls, name: str, found: str, advice: str) -> Self:
+        """Something that keeps experiments from running."""
+        return cls(name, Level.FAIL, found, advice)
+
+
+class Engine(Protocol):
+    """A launcher. Registered in `launchers.shepherd.ENGINES`.
+
+    Attributes:
+        name: its name in AUDIOTOK_LAUNCHER and in `job.json`.
+        remote: its jobs run on other machines, which must see the results folder.
+    """
+
+    name: ClassVar[str]
+    remote: ClassVar[bool]
+
+    @classmethod
+    def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
+        """The engine of one Dora folder, `main.dora.dir`; writes nothing yet.
+
+        Args:
+            main: the decorated entry point.
+            lock: submission lock of the folder.
+        """
+        ...
+
+    @classmethod
+    def detect(cls, environ: Mapping[str, str]) -> str:
+        """Why this machine can submit with it, as `sbatch is on PATH`; "" if it cannot."""
+        ...
+
+    @classmethod
+    def check(cls, profile: Profile | None) -> Iterator[Check]:
+        """Check for `audiotok doctor` whether a job can be submitted; changes nothing.
+
+        Args:
+            profile: what a job requests, None if that is not known.
+        """
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why the scheduler did not answer at the last `refresh`, "" if it did; nothing is submitted then."""
+        ...
+
+    def has_open(self) -> bool:
+        """True if it may have jobs that no `job.json` names yet, so that `refresh` is needed even without jobs."""
+        ...
 
     def submit(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
-        """Submit tasks that ask for the same resources; called under the submission lock.
+        """Submit tasks that request the same resources; called under the submission lock.
 
-        When it returns, or dies half-way, every job that the scheduler has is also known to us (or adopted by the next
-        `refresh`): nothing is submitted twice, nothing is lost.
+        When it returns, or dies half-way, every job that the scheduler has is recorded, or adopted by the next
+        `refresh`: nothing is submitted twice, nothing is lost.
 
         Raises:
-            LaunchError: if the scheduler refuses; jobs that it took before are then recorded.
+            LaunchError: if the scheduler refuses; jobs that it accepted before are then recorded.
         """
         ...
 
     def refresh(self) -> None:
-        """Learn the states of all jobs, with one query for all of them, and mend what a dead command left behind."""
+        """Query the states of all jobs at once, and repair what a dead command left behind."""
         ...
 
     def verdict(self, job: Job) -> Verdict:
-        """State of a job as of the last `refresh`, in SLURM's words, and why in a few words; never waits."""
+        """State of a job as of the last `refresh`, and the reason; never waits."""
         ...
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Stop jobs, those that wait and those that run; the reason is kept with each.
+        """Stop pending and running jobs and wait for their end; the reason is kept with each.
 
         Raises:
             LaunchError: naming those that could not be stopped; all others are.
@@ -117,6 +171,6 @@ class Engine(Protocol):
         """Stop running jobs with a checkpoint and queue them again under the same job id.
 
         Raises:
-            LaunchError: naming those that cannot be queued again.
+            LaunchError: naming those that cannot be requeued.
         """
         ...

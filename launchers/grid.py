@@ -1,34 +1,42 @@
-"""Around Dora's `run_grid`: the plan of a dry run, what is remembered of a launch, and folders that were moved."""
+"""`dora grid`: decides about the experiments of a grid, then plans (`--dry_run`), or submits and watches them.
+
+The links `<dora.dir>/grids/<grid>/<sig>` to experiments are relative, so that the Dora folder may be moved. One command
+at a time launches a grid, under a lock of its own; many may watch it.
+"""
 
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dora.grid
 from dora.conf import SlurmConfig, SubmitRules
-from dora.explore import Explorer
-from dora.grid import RunGridArgs
+from dora.explore import Explorer, Herd
+from dora.grid import RunGridArgs, log
+from dora.log import colorize, fatal
 from dora.main import DecoratedMain
 from dora.shep import Sheep, no_log
-from dora.utils import import_or_fatal
+from dora.utils import import_or_fatal, reliable_rmtree
 
 from audiotok.errors import ConfigError, LaunchError
+from audiotok.files import write_symlink
 from audiotok.launchers.decide import Action, Decision
-from audiotok.launchers.engines import detect
 from audiotok.launchers.lock import SubmitLock
-from audiotok.launchers.plan import Entry, Plan, make_plan, members_of
-from audiotok.launchers.plans.memory import remember
-from audiotok.launchers.plans.text import plan_text
-from audiotok.launchers.shepherd import GridShepherd
-from audiotok.launchers.slurm.submissions import point
+from audiotok.launchers.plan import Entry, Plan, make_plan, members_of, plan_text, remember
+from audiotok.launchers.profile import ProfileLauncher
+from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
+from audiotok.launchers.table import monitor
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
-_dora_get_explore = dora.grid._get_explore
-_dora_run_grid = dora.grid.run_grid
+_POOL = 4  # processes that compose experiments, for an entry point that calls itself slow
+_get_dora_explorer = dora.grid._get_explore  # before `launchers.dora_patches` replaces it by ours
 
 
 def run_grid(
@@ -39,33 +47,39 @@ def run_grid(
     slurm: SlurmConfig | None = None,
     args: RunGridArgs | None = None,
 ) -> list[Sheep]:
-    """Run a grid as Dora's function of this name does; a dry run tells its plan instead of the table.
+    """Run a grid, with the arguments and the result of Dora's function of this name; a dry run prints its plan.
 
-    Links from the folder of a grid to its experiments are relative, so that the Dora folder may be moved. Dora looks at
-    them and makes and removes them without a lock: one command at a time launches a grid, many may watch it.
+    Raises:
+        LaunchError: if something could not be submitted, or the Dora folder cannot be written.
     """
-
-    def remember_launch(shepherd: GridShepherd) -> None:
-        shepherd.on_commit.append(lambda one: _after_commit(one, grid_name))
-
-    rules, args = rules or SubmitRules(), args or RunGridArgs()
-    if args.dry_run and not args.clear:
-        plan, sheeps = _plan_with_sheeps(main, explorer, grid_name, rules, slurm, args)
+    args = args or RunGridArgs()
+    if args.dry_run and args.clear:
+        fatal("--dry_run is incompatible with --clear.")
+    if args.dry_run:
+        grid = _Grid(main, explorer, grid_name, slurm, args, no_log)
+        grid.decide(rules)
         if not args.silent:
-            print(plan_text(plan))  # noqa: T201
-        return sheeps
-    lock = SubmitLock(Path(main.dora.dir) / "locks" / f"grid.{grid_name}", log=dora.grid.log)
+            print(plan_text(grid.plan()))  # noqa: T201
+        if args.init:
+            grid.init()
+        return grid.sheeps
+    lock = SubmitLock(Path(main.dora.dir) / "locks" / f"grid.{grid_name}", log=log)
     try:
-        with contextlib.ExitStack() as launching, _shepherds(remember_launch), _before_watching(launching.close):
-            launching.enter_context(lock.hold())
-            mend_links(_folder(main, grid_name), main.dora.xps)
-            return _dora_run_grid(main, explorer, grid_name, rules, slurm, args)
+        with lock.hold():
+            grid = _Grid(main, explorer, grid_name, slurm, args, log)
+            if args.clear:
+                grid.clear()
+            grid.decide(rules)
+            grid.launch()
+        if not args.cancel:
+            grid.show()
     except OSError as error:
         if error.errno not in _DISK:
             raise
         raise LaunchError(
             f"cannot write to {main.dora.dir} ({error}); make room or correct it, and try again."
         ) from error
+    return grid.sheeps
 
 
 def plan_grid(
@@ -77,7 +91,9 @@ def plan_grid(
     args: RunGridArgs | None = None,
 ) -> Plan:
     """What `run_grid` with the same arguments would do; nothing is submitted, cancelled or written."""
-    return _plan_with_sheeps(main, explorer, grid_name, rules or SubmitRules(), slurm, args or RunGridArgs())[0]
+    grid = _Grid(main, explorer, grid_name, slurm, args, no_log)
+    grid.decide(rules)
+    return grid.plan()
 
 
 def get_explorer(args: Any, main: DecoratedMain) -> Any:
@@ -92,7 +108,7 @@ def get_explorer(args: Any, main: DecoratedMain) -> Any:
         if args.grid not in known:
             names = ", ".join(known) or "none yet"
             raise ConfigError(f"no grid {args.grid!r} in package {package}; choose one of: {names}.")
-    return _dora_get_explore(args, main)  # type: ignore[no-untyped-call]
+    return _get_dora_explorer(args, main)  # type: ignore[no-untyped-call]
 
 
 def list_grids(folder: Path) -> list[str]:
@@ -101,105 +117,191 @@ def list_grids(folder: Path) -> list[str]:
     return [".".join(path.parts) for path in files if not path.name.startswith("_")]
 
 
-def mend_links(folder: Path, xps: str) -> None:
-    """Let the links of a grid's folder point to their experiments by relative paths, wherever they pointed before."""
+class _Grid:
+    """The experiments of a grid, and what is done about them.
+
+    Args:
+        main: the decorated entry point.
+        explorer: the explorer of the grid.
+        name: name of the grid.
+        slurm: what a job requests; by default as the profile of the cluster.
+        args: arguments of `dora grid`.
+        log: where messages for the user go.
+    """
+
+    def __init__(
+        self,
+        main: DecoratedMain,
+        explorer: Explorer,
+        name: str,
+        slurm: SlurmConfig | None,
+        args: RunGridArgs | None,
+        log: Callable[..., None],
+    ) -> None:
+        assert isinstance(explorer, Explorer)
+        self.main, self.explorer, self.name, self.args, self.log = main, explorer, name, args or RunGridArgs(), log
+        self.shepherd = GridShepherd(main, log)
+        self.herd = Herd()  # all experiments of the grid file
+        self.cancels: list[GridSheep] = []  # whose jobs the next commit cancels, also such that have left the file
+        with ProcessPoolExecutor(_POOL) if main._slow else contextlib.nullcontext() as pool:
+            explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd, pool=pool))
+            self.herd.complete()
+        every = list(self.herd.sheeps.values())
+        self.sheeps: list[Any] = dora.grid._filter_grid_sheeps(list(self.args.patterns), main, every)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its links."""
+        return Path(self.main.dora.dir) / self.main.dora._grids / self.name
+
+    def clear(self) -> None:
+        """Cancel all jobs and delete the folders of experiments, from the command line after a confirmation."""
+        self.log(
+            f"You are about to restart {len(self.sheeps)} experiments from the grid {self.name} from scratch. "
+            "This cannot be reverted."
+        )
+        if self.args._from_commandline and input("Confirm [yN]: ").lower() != "y":
+            fatal("Abort...")
+        self.log("Canceling all current jobs...")
+        for sheep in self.sheeps:
+            self.shepherd.cancel_lazy(sheep=sheep)
+        self.shepherd.commit()
+        self.log("Deleting XP folders...")
+        for sheep in self.sheeps:
+            if sheep.xp.folder.exists():
+                reliable_rmtree(sheep.xp.folder)
+            sheep.job = None
+
+    def decide(self, rules: SubmitRules | None) -> None:
+        """Decide which experiments are submitted with the next commit, and which are cancelled."""
+        left = self._left()
+        self.shepherd.update()
+        if not self.args.cancel:
+            selected = {sheep.xp.sig: sheep for sheep in self.sheeps}
+            for sigs in self.herd.job_arrays:
+                some = [selected[sig] for sig in sigs if sig in selected]
+                if not some:
+                    continue
+                slurm = self.herd.slurm_configs[some[0].xp.sig]
+                with self.shepherd.job_array(slurm) if len(some) > 1 else contextlib.nullcontext():
+                    for sheep in some:
+                        self.shepherd.maybe_submit_lazy(sheep, slurm, rules or SubmitRules())
+        reasons = [(sheep, "no longer required ") for sheep in left]
+        reasons += [(sheep, "") for sheep in self.sheeps] if self.args.cancel else []
+        for sheep, reason in reasons:
+            if not sheep.is_done():
+                self.shepherd.cancel_lazy(sheep=sheep)
+                self.cancels.append(sheep)
+                self.log(f"Canceling job {sheep.current_job_id} for {reason}sheep {self.shepherd.title(sheep)}")
+
+    def entries(self) -> list[Entry]:
+        """What is done about each experiment that was decided about, in the order of the grid."""
+        return [self._entry(sheep, sheep.decision) for sheep in self.sheeps if sheep.decision is not None]
+
+    def plan(self) -> Plan:
+        """What `launch` would do."""
+        cancelled = Decision(Action.CANCEL, "cancelled as requested" if self.args.cancel else "no longer in the grid")
+        entries = self.entries() + [self._entry(sheep, cancelled) for sheep in self.cancels]
+        root, engine = Path(self.main.dora.dir), detect(os.environ)
+        return make_plan(root, self.name, engine, entries, list(self.herd.sheeps))
+
+    def launch(self) -> None:
+        """Link the experiments, cancel and submit, and record what was launched; called under the lock of the grid."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        gone = [self.folder / name for name in _links(self.folder) if name not in self.herd.sheeps]
+        _write_links(self.folder, self.main.dora.xps, [sheep.xp.sig for sheep in self.sheeps])
+        self.shepherd.commit()
+        for link in gone:
+            link.unlink(missing_ok=True)
+        if entries := self.entries():
+            try:
+                remember(Path(self.main.dora.dir), self.name, members_of(entries), list(self.herd.sheeps))
+            except OSError as error:
+                self.log(f"Could not write down what was launched: {error}")
+        if self.args.init:
+            self.init()
+
+    def init(self) -> None:
+        """Make the folders of experiments, so that their signatures can be used."""
+        for sheep in self.sheeps:
+            self.main.init_xp(sheep.xp)
+
+    def show(self) -> None:
+        """Show the folder or the log of one experiment, or watch all."""
+        chosen = [index for index in (self.args.folder, self.args.log, self.args.tail) if index is not None]
+        if not self.sheeps:
+            self.log("No sheep to handle.")
+        elif chosen:
+            self._show_one(chosen[0])
+        else:
+            self._watch()
+
+    def _show_one(self, index: int) -> None:
+        if not self.args._from_commandline:
+            raise RuntimeError("The folder, log, and tail flags are only supported from the command line.")
+        try:
+            sheep = self.sheeps[index]
+        except IndexError:
+            fatal(f"Invalid index {index}")
+        if self.args.folder is not None:
+            print(sheep.xp.folder)  # noqa: T201
+        elif sheep.log is None or not sheep.log.exists():
+            fatal(f"Log file {sheep.log or ''} does not exist for sheep {self.main.get_name(sheep.xp)}.")
+        elif self.args.tail is not None:
+            os.execvp("tail", ["tail", "-n", "200", "-f", str(sheep.log)])
+        else:
+            with contextlib.suppress(BrokenPipeError), sheep.log.open() as file:
+                shutil.copyfileobj(file, sys.stdout)
+
+    def _watch(self) -> None:
+        """Show the table every `interval` minutes until all experiments have ended; once without `monitor`."""
+        args = self.args
+        show: Callable[..., object] = (lambda *_, **__: None) if args.silent else partial(print, flush=True)
+        show(f"Monitoring Grid {self.name}")
+        while True:
+            if args.jupyter and not args.silent:
+                from IPython import display
+
+                display.clear_output(wait=True)  # type: ignore[no-untyped-call]
+            self.shepherd.update()
+            if monitor(args, self.main, self.explorer, self.sheeps, show) or not args.monitor:
+                return
+            show()
+            for left in range(int(args.interval * 60), 0, -1):
+                text = f"Next update in {left} seconds       "
+                show(colorize(text, "31") if left < 10 else text, end="\r")
+                time.sleep(1)
+            show(" " * 60)
+
+    def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:
+        profile = None if decision.action is Action.CANCEL else sheep.profile
+        name, folder = self.main.get_name(sheep.xp), Path(sheep.xp.folder)
+        return Entry(sheep.xp.sig, name, folder, sheep.state() or "", decision, profile)
+
+    def _left(self) -> list[GridSheep]:
+        """The experiments that are linked in its folder but not in its file any more."""
+        left = []
+        for name in _links(self.folder):
+            if name not in self.herd.sheeps:
+                try:
+                    left.append(self.shepherd.get_sheep_from_sig(name))
+                except Exception as error:  # without a job, of a configuration that can no longer be composed
+                    self.log(f"Error when trying to load old sheep {name}: {error}")
+        return left
+
+
+def _links(folder: Path) -> list[str]:
+    """Names of the links in the folder of a grid."""
     if not folder.is_dir():
-        return
-    for entry in os.scandir(folder):
-        target = f"../../{xps}/{entry.name}"
-        if entry.is_symlink() and os.readlink(entry.path) != target:  # noqa: PTH115
-            point(Path(entry.path), Path(target))
+        return []
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.is_symlink() and not entry.name.startswith(".")]
 
 
-def _plan_with_sheeps(
-    main: DecoratedMain,
-    explorer: Explorer,
-    grid_name: str,
-    rules: SubmitRules,
-    slurm: SlurmConfig | None,
-    args: RunGridArgs,
-) -> tuple[Plan, list[Sheep]]:
-    made: list[GridShepherd] = []
-    quiet = replace(args, dry_run=True, monitor=False, silent=True, folder=None, log=None, tail=None)
-    there = _folder(main, grid_name).exists()
-    usual, dora.grid.log = dora.grid.log, no_log  # it would say what it does not do
-    try:
-        with _shepherds(made.append):
-            sheeps = _dora_run_grid(main, explorer, grid_name, rules, slurm, quiet)
-    finally:
-        dora.grid.log = usual
-    if not there:
-        with contextlib.suppress(OSError):
-            _folder(main, grid_name).rmdir()  # Dora made it
-    entries = _entries(made[-1], sheeps, cancelling=args.cancel)
-    plan = make_plan(Path(main.dora.dir), grid_name, detect(os.environ), entries, list(made[-1].members))
-    return plan, sheeps
-
-
-def _entries(shepherd: GridShepherd, sheeps: list[Sheep], *, cancelling: bool) -> list[Entry]:
-    """What is done about each experiment of a grid, and about those that left it."""
-    entries = [_entry(shepherd, sig) for sig in shepherd.decided]
-    known = {sheep.xp.sig: sheep for sheep in shepherd.herd}
-    left = "cancelled as asked" if cancelling else "no longer in the grid"
-    for job in shepherd.to_cancel:
-        sheep = known.get(job.folder.name) or shepherd.get_sheep_from_sig(job.folder.name)
-        state = shepherd.verdict(job).state
-        name = shepherd.main.get_name(sheep.xp)
-        entries.append(Entry(sheep.xp.sig, name, job.folder, state, Decision(Action.CANCEL, left), None))
-    return entries
-
-
-def _entry(shepherd: GridShepherd, sig: str) -> Entry:
-    sheep, profile = shepherd.decided[sig]
-    assert sheep.decision is not None
-    state = sheep.state() or ""
-    return Entry(sig, shepherd.main.get_name(sheep.xp), Path(sheep.xp.folder), state, sheep.decision, profile)
-
-
-def _after_commit(shepherd: GridShepherd, grid_name: str) -> None:
-    """Under the submission lock: make Dora's new links relative, and remember what was launched."""
-    main = shepherd.main
-    try:
-        mend_links(_folder(main, grid_name), main.dora.xps)
-        if shepherd.decided:
-            members = members_of(_entry(shepherd, sig) for sig in shepherd.decided)
-            remember(Path(main.dora.dir), grid_name, members, list(shepherd.members))
-    except OSError as error:
-        shepherd.log(f"Could not write down what was launched: {error}")
-
-
-def _folder(main: DecoratedMain, grid_name: str) -> Path:
-    return Path(main.dora.dir) / main.dora._grids / grid_name
-
-
-@contextlib.contextmanager
-def _before_watching(call: Callable[[], object]) -> Iterator[None]:
-    """Within this block, call something when all is launched and Dora begins to show the table."""
-    usual = dora.grid.monitor
-
-    def monitor(*arguments: Any) -> bool:
-        call()
-        return bool(usual(*arguments))
-
-    dora.grid.monitor = monitor  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        dora.grid.monitor = usual
-
-
-@contextlib.contextmanager
-def _shepherds(seen: Callable[[GridShepherd], object]) -> Iterator[None]:
-    """Show each shepherd that Dora makes within this block."""
-    usual = dora.grid.Shepherd
-
-    def make(main: DecoratedMain, log: Callable[[str], None] = no_log) -> GridShepherd:
-        shepherd = GridShepherd(main, log)
-        seen(shepherd)
-        return shepherd
-
-    dora.grid.Shepherd = make  # type: ignore[assignment, misc]
-    try:
-        yield
-    finally:
-        dora.grid.Shepherd = usual  # type: ignore[misc]
+def _write_links(folder: Path, xps: str, sigs: Sequence[str]) -> None:
+    """Link experiments by relative paths; links that are there, too, wherever they pointed before."""
+    there = set(_links(folder))
+    for name in dict.fromkeys([*there, *sigs]):
+        link, target = folder / name, Path("../..", xps, name)
+        if name not in there or link.readlink() != target:
+            write_symlink(link, target)

@@ -1,6 +1,6 @@
-"""The submission lock of a Dora folder: one command at a time submits, and whoever waits is told for whom.
+"""Locks on files (flock): `take`, `try_take` and `is_held`, and on top of them the submission lock of a Dora folder.
 
-It is an flock, so the kernel frees it however its holder ends. The file also names the holder, for people to read.
+The kernel releases an flock however its holder ends: SIGKILL, reboot, a stopped container. Standard library only.
 """
 
 import contextlib
@@ -12,18 +12,71 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from audiotok.errors import LaunchError
+from audiotok.files import is_locked
 
 PATIENCE_S = 600.0
+_POLL_S = 0.1
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 
 logger = logging.getLogger(__name__)
 
+is_held = is_locked
+"""True if a process holds the lock on a file; False if there is no such file."""
+
+
+class NoLocksError(OSError):
+    """The filesystem has no locks, as some mounts of Lustre."""
+
+
+@contextlib.contextmanager
+def take(
+    path: Path, *, patience_s: float = PATIENCE_S, poll_s: float = _POLL_S, on_wait: Callable[[], object] | None = None
+) -> Iterator[bool]:
+    """Hold the exclusive lock on a file for the length of the block.
+
+    Two openings of one file exclude each other within a process, too. A holder may remove the file.
+
+    Args:
+        path: the file; made with its folder if it is missing, for every user to lock.
+        patience_s: how long to wait for another holder.
+        poll_s: pause between two attempts.
+        on_wait: called after each attempt that failed and its pause.
+
+    Yields:
+        True; False if another holder kept it for longer than the patience.
+
+    Raises:
+        NoLocksError: if the filesystem has no locks.
+        OSError: if the file can be neither made nor opened.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        descriptor = _open(path)
+        try:
+            held = _flock(descriptor)
+            if held and not _is_at(descriptor, path):
+                continue  # its last holder removed the file: a lock on it excludes nothing
+            if held or time.monotonic() >= deadline:
+                yield held
+                return
+        finally:
+            os.close(descriptor)
+        time.sleep(poll_s)
+        if on_wait is not None:
+            on_wait()
+
+
+def try_take(path: Path) -> AbstractContextManager[bool]:
+    """Hold the lock on a file if it is free now, see `take`; yields whether it was."""
+    return take(path, patience_s=0.0)
+
 
 def user_name() -> str:
-    """Name of this user; works without a terminal, and for a user id that no one has named."""
+    """Name of this user; works without a terminal, and for a user id without a name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -36,14 +89,15 @@ def user_and_host() -> str:
 
 
 class SubmitLock:
-    """The lock on one file; the process that holds it may take it again.
+    """A lock whose file names its holder, so that others can see for whom they wait.
 
-    A filesystem without locks (some mounts of Lustre) is warned about once; two people must then not submit at once.
+    The process that holds it may take it again. On a filesystem without locks it warns and goes ahead; two users must
+    then not submit at once.
 
     Args:
-        path: the file; made with its folder on first use, for everybody to lock.
-        patience_s: how long to wait for somebody else.
-        log: what a person at the terminal is told goes here.
+        path: the file; made with its folder on first use.
+        patience_s: how long to wait for another holder.
+        log: where messages for the user go.
     """
 
     def __init__(
@@ -68,10 +122,10 @@ class SubmitLock:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Be the only one to submit, for the length of the block.
+        """Hold it for the length of the block.
 
         Raises:
-            LaunchError: if somebody else keeps it for longer than the patience; the message names them.
+            LaunchError: if another process keeps it for longer than the patience; the message names that one.
         """
         with self._take(self.patience_s) as held:
             if not held:
@@ -83,77 +137,80 @@ class SubmitLock:
 
     @contextlib.contextmanager
     def try_hold(self) -> Iterator[bool]:
-        """Hold it if it is free right now; yields whether it was."""
+        """Hold it if it is free now; yields whether it was."""
         with self._take(0.0) as held:
             yield held
 
     @contextlib.contextmanager
     def _take(self, patience_s: float) -> Iterator[bool]:
-        if self._depth:
+        with contextlib.ExitStack() as stack:
+            held = self._depth > 0 or self._enter(stack, patience_s)
+            if not held:
+                yield False
+                return
+            if not self._depth:
+                self._sign(f"{user_and_host()} {os.getpid()} {time.time():.0f}\n")
             self._depth += 1
             try:
                 yield True
             finally:
                 self._depth -= 1
-            return
-        try:
-            descriptor = self._open()
-        except OSError as error:
-            if patience_s:
-                raise LaunchError(f"cannot open {self.path} ({error}); it is needed to submit.") from error
-            yield False
-            return
-        try:
-            if not self._wait(descriptor, patience_s):
-                yield False
-                return
-            self._sign(descriptor, f"{user_and_host()} {os.getpid()} {time.time():.0f}\n")
-            self._depth = 1
-            try:
-                yield True
-            finally:
-                self._depth = 0
-                self._sign(descriptor, "")
-        finally:
-            os.close(descriptor)
+                if not self._depth:
+                    self._sign("")
 
-    def _open(self) -> int:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        except PermissionError:
-            return os.open(self.path, os.O_RDONLY)  # somebody else's; a lock needs no more
-        with contextlib.suppress(PermissionError):
-            os.fchmod(descriptor, 0o666)
-        return descriptor
+    def _enter(self, stack: contextlib.ExitStack, patience_s: float) -> bool:
+        waiting = False
 
-    def _wait(self, descriptor: int, patience_s: float) -> bool:
-        deadline, told = time.monotonic() + patience_s, False
-        while not self._lock(descriptor):
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.1)
-            if not told and (holder := self.holder()) != "someone":
+        def log_once() -> None:
+            nonlocal waiting
+            if not waiting and (holder := self.holder()) != "someone":
                 self.log(f"waiting for {holder}, who is submitting right now")
-                told = True
-        return True
+                waiting = True
 
-    def _lock(self, descriptor: int) -> bool:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+            return stack.enter_context(take(self.path, patience_s=patience_s, on_wait=log_once))
+        except NoLocksError as error:
             logger.warning(
                 "%s stands on a filesystem without locks (%s); do not submit twice at once", self.path, error
             )
-        return True
+            return True
+        except OSError as error:
+            if patience_s:
+                raise LaunchError(f"cannot open {self.path} ({error}); it is needed to submit.") from error
+            return False
 
-    @staticmethod
-    def _sign(descriptor: int, text: str) -> None:
-        """Write who holds it; a full disk or somebody else's file must not keep anybody from submitting."""
+    def _sign(self, text: str) -> None:
+        """Write the holder into the file; a full disk or another user's file must not prevent submitting."""
         with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, text.encode(), 0)
+            self.path.write_text(text, encoding="utf-8")
+
+
+def _open(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)  # another user's; a lock needs no more
+    with contextlib.suppress(PermissionError):
+        os.fchmod(descriptor, 0o666)  # whatever the umask: the next user must be able to open it
+    return descriptor
+
+
+def _flock(descriptor: int) -> bool:
+    """Take the lock if it is free; False if it is not."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise NoLocksError(*error.args) from error
+        raise
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False

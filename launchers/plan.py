@@ -1,46 +1,52 @@
-"""What launching a grid would do: who is new, reused, retried or cancelled, what it asks for, what has changed.
+"""What launching a grid would do: who is new, reused, retried or cancelled, what jobs request, what has changed.
 
-A plan is made from the same decisions (`launchers.decide`) that a launch follows, and writes nothing. What a launch did
-is remembered in `<dora.dir>/plans/<grid>.json`, so that the next plan can say what has changed since.
+A plan is made from the decisions (`launchers.decide`) that a launch follows, and writes nothing. A launch is recorded
+in `<dora.dir>/plans/<grid>.json` (in the folder of a grid Dora takes every name for a signature), so that the next plan
+can show what has changed.
 """
 
+import json
 import os
 import shutil
 import statistics
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from audiotok.launchers.decide import Action, Decision, memory_gb, profile_fields
-from audiotok.launchers.plans.memory import Changes, Member, changes_since
+from audiotok.launchers.decide import FORCE, Action, Decision, memory_gb, profile_fields
+from audiotok.launchers.lock import user_and_host
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.watching.progress import progress_of
-from audiotok.status import read_status
+from audiotok.launchers.table import progress_of
+from audiotok.status import State, read_json, read_status, write_json
 
 SAMPLE = 20  # folders of finished experiments that are measured, at most
+SHOWN = 5  # experiments of a group that are listed
+_TITLES = {
+    Action.NEW: "new",
+    Action.REUSE: "reused: done already",
+    Action.RETRY: "retried",
+    Action.REPLACE: "replaced",
+    Action.BLOCKED: "blocked",
+    Action.CANCEL: "cancelled: no longer in the grid",
+}
+_WAITING, _FAILED = "left alone: waiting or running", "left alone: failed; --retry submits them again"
+_ORDER = (Action.NEW, Action.RETRY, Action.REPLACE, Action.CANCEL, Action.BLOCKED, Action.KEEP, Action.REUSE)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One experiment of a plan.
-
-    Attributes:
-        sig: its signature.
-        name: what people call it, with all its parameters.
-        folder: its folder, which may not exist.
-        state: state of its latest job, "" without one.
-        decision: what is done about it, and why.
-        profile: what its job asks for; None if it left the grid.
-    """
+    """One experiment of a plan."""
 
     sig: str
-    name: str
-    folder: Path
-    state: str
+    name: str  # with all its parameters
+    folder: Path  # may not exist
+    state: str  # of its latest job, "" without one
     decision: Decision
-    profile: Profile | None
+    profile: Profile | None  # what its job requests; None if it left the grid
 
     @property
     def action(self) -> Action:
@@ -49,12 +55,12 @@ class Entry:
 
     @property
     def gpus(self) -> int:
-        """GPUs that its job asks for."""
+        """GPUs that its job requests."""
         return self.profile.gpus if self.profile else 0
 
     @property
     def cpus(self) -> int:
-        """CPU cores that its job asks for."""
+        """CPU cores that its job requests."""
         if self.profile is None:
             return 0
         shape = self.profile.shape()
@@ -66,59 +72,61 @@ class Entry:
         return self.profile.time / 60 if self.profile else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; without what an experiment that left the grid would no longer ask for."""
-        told: dict[str, Any] = {"sig": self.sig, "name": self.name, "action": str(self.action), "state": self.state}
-        told["reason"] = self.decision.reason
+        """As plain containers; without resources if it left the grid."""
+        content: dict[str, Any] = {"sig": self.sig, "name": self.name, "action": str(self.action)}
+        content |= {"state": str(self.state), "reason": self.decision.reason}
         if self.profile is not None:
             memory = memory_gb(self.profile) * self.decision.mem_factor
-            told |= {"gpus": self.gpus, "cpus": self.cpus, "mem_gb": memory or None, "time_min": self.profile.time}
-        return told
+            content |= {"gpus": self.gpus, "cpus": self.cpus, "mem_gb": memory or None, "time_min": self.profile.time}
+        return content
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan asks for in all.
-
-    Attributes:
-        jobs: jobs that are submitted.
-        gpu_hours: GPUs × time limit: the most it can take.
-        cpu_hours: likewise for cores.
-        likely_gpu_hours: what it takes if it lasts as long as what has finished; None if nothing has.
-        likely_cpu_hours: likewise for cores.
-        disk_bytes: what their folders grow by, if they end up as large as those that have finished.
-        free_bytes: what the disk has left.
-        finished: how many finished experiments of this grid the likely figures come from.
-        measured: how many finished experiments the size comes from: of this grid, or of all where it has none.
-    """
+    """What the jobs of a plan request in all."""
 
     jobs: int
-    gpu_hours: float
+    gpu_hours: float  # GPUs × time limit, an upper bound
     cpu_hours: float
-    likely_gpu_hours: float | None
+    likely_gpu_hours: float | None  # with the median duration of finished experiments; None without any
     likely_cpu_hours: float | None
-    disk_bytes: int | None
+    disk_bytes: int | None  # growth of their folders to the median size of finished ones
     free_bytes: int | None
-    finished: int
-    measured: int
+    finished: int  # finished experiments of this grid, which the likely figures come from
+    measured: int  # finished experiments that the size comes from: of this grid, or of all where it has none
+
+
+@dataclass(frozen=True)
+class Member:
+    """An experiment of a recorded launch: its name, and the profile that it was submitted with."""
+
+    name: str
+    profile: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What has changed since the last launch of a grid."""
+
+    time: float  # of that launch, unix seconds
+    user: str
+    added: list[str]  # names of experiments
+    removed: list[str]
+    profile: dict[str, int]  # number of experiments by change of their profile: {"time 60 → 90": 40}
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.profile)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What launching a grid would do.
-
-    Attributes:
-        grid: name of the grid.
-        launcher: engine that would be submitted with.
-        entries: experiments in the order of the grid, then those that are cancelled as they left it.
-        request: what it asks for.
-        changes: since the last submission; None if there was none.
-    """
+    """What launching a grid would do."""
 
     grid: str
-    launcher: str
-    entries: list[Entry]
+    launcher: str  # name of the engine
+    entries: list[Entry]  # in the order of the grid, then those that are cancelled
     request: Request
-    changes: Changes | None = None
+    changes: Changes | None = None  # None if it was not launched before
 
     def counts(self) -> dict[Action, int]:
         """Number of experiments by action, in the order of `Action`."""
@@ -126,7 +134,7 @@ class Plan:
         return {action: found[action] for action in Action if found[action]}
 
     def as_json(self) -> dict[str, Any]:
-        """For machines: plain containers."""
+        """As plain containers."""
         return {
             "grid": self.grid,
             "launcher": self.launcher,
@@ -143,8 +151,8 @@ def make_plan(root: Path, grid: str, launcher: str, entries: Sequence[Entry], me
     Args:
         root: `dora.dir`.
         grid: name of the grid.
-        launcher: engine that would be submitted with.
-        entries: experiments that patterns leave, and those to cancel.
+        launcher: engine that would submit.
+        entries: experiments that patterns select, and those to cancel.
         members: signatures of the whole grid, whatever the patterns.
     """
     changes = changes_since(root, grid, members_of(entries), members)
@@ -152,79 +160,258 @@ def make_plan(root: Path, grid: str, launcher: str, entries: Sequence[Entry], me
 
 
 def members_of(entries: Iterable[Entry]) -> dict[str, Member]:
-    """What is to be remembered of a plan that was carried out; see `launchers.plans.memory.remember`."""
+    """What to record of a plan that was carried out, see `remember`."""
     staying = [entry for entry in entries if entry.action is not Action.CANCEL]
     return {entry.sig: Member(entry.name, profile_fields(entry.profile) if entry.profile else {}) for entry in staying}
 
 
-def folder_bytes(folder: Path) -> int:
+def remember(root: Path, grid: str, members: Mapping[str, Member], sigs: Iterable[str]) -> None:
+    """Record a launch; called under the lock of the grid.
+
+    Args:
+        root: `dora.dir`.
+        grid: name of the grid.
+        members: experiments of the launch by signature; with patterns, not all of the grid.
+        sigs: signatures of the whole grid: records of others are dropped.
+
+    Raises:
+        OSError: if the disk refuses; the record is then as before.
+    """
+    whole = set(sigs)
+    known = {sig: member for sig, member in _read(root, grid)[1].items() if sig in whole} | dict(members)
+    keys = {sig: json.dumps(member.profile, sort_keys=True) for sig, member in known.items()}
+    number = {key: index for index, key in enumerate(dict.fromkeys(keys.values()))}
+    content = {
+        "grid": grid,
+        "time": time.time(),
+        "user": user_and_host(),
+        "profiles": [json.loads(key) for key in number],
+        "experiments": {sig: {"name": one.name, "profile": number[keys[sig]]} for sig, one in known.items()},
+    }
+    path = _path(root, grid)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+
+
+def changes_since(root: Path, grid: str, members: Mapping[str, Member], sigs: Iterable[str]) -> Changes | None:
+    """Compare a grid with its last launch; None if none is recorded. Arguments as of `remember`."""
+    content, then = _read(root, grid)
+    if content is None:
+        return None
+    whole = set(sigs)
+    fields: Counter[str] = Counter()
+    for sig in members.keys() & then.keys():
+        fields.update(_differences(then[sig].profile, members[sig].profile))
+    when = content.get("time")
+    return Changes(
+        time=float(when) if isinstance(when, int | float) else 0.0,
+        user=str(content.get("user", "")),
+        added=[member.name for sig, member in members.items() if sig not in then],
+        removed=[member.name for sig, member in then.items() if sig not in whole],
+        profile=dict(sorted(fields.items())),
+    )
+
+
+def plan_text(plan: Plan, *, shown: int | None = SHOWN) -> str:
+    """A plan as text.
+
+    Args:
+        plan: the plan.
+        shown: how many experiments of each group are listed; None for all.
+    """
+    whole = sum(1 for entry in plan.entries if entry.action is not Action.CANCEL)
+    counts = ", ".join(f"{number} {action}" for action, number in plan.counts().items())
+    lines = [f"Plan of {plan.grid} on {plan.launcher}: {_count(whole, 'experiment')}" + (f" ({counts})" * bool(counts))]
+    common = _common(plan.entries)
+    if common:
+        lines.append(f"all of them: {common}")
+    for title, entries in _groups(plan.entries).items():
+        listed = [line.replace(FORCE, FORCE.replace("GRID", plan.grid)) for line in _listed(entries, shown, common)]
+        lines += ["", f"{title} ({len(entries)})", *listed]
+    return "\n".join([*lines, "", *_request_lines(plan.request), *_change_lines(plan.changes, shown)])
+
+
+def _folder_bytes(folder: Path) -> int:
     """Size of all files of a folder, links not followed; 0 if there is none."""
     total = 0
     for base, _, files in os.walk(folder):
         for name in files:
             try:
                 total += (Path(base) / name).lstat().st_size
-            except OSError:  # it went away meanwhile
+            except OSError:  # removed meanwhile
                 continue
     return total
 
 
 def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
-    """Add up what is submitted, and what of it is likely to be used."""
-    asked = [entry for entry in entries if entry.action.submits]
-    finished = _finished(_folders(root, grid, entries))
-    usual = [seconds / 3600 for seconds in finished.values() if seconds is not None]
+    submitted = [entry for entry in entries if entry.action.submits]
+    linked = root / "grids" / grid
+    names = [path.name for path in linked.iterdir()] if linked.is_dir() else []
+    finished = _finished(
+        dict.fromkeys([*(entry.folder for entry in entries), *(root / "xps" / name for name in names)])
+    )
+    durations = [seconds / 3600 for seconds in finished.values() if seconds is not None]
     hours = None
-    if usual:  # a retried experiment goes on from its checkpoint
-        hours = [statistics.median(usual) * (1.0 - _share(entry)) for entry in asked]
-    sizes = [folder_bytes(folder) for folder in _some(list(finished or _finished(_some(_all_folders(root), 200))))]
+    if durations:  # a retried experiment resumes from its checkpoint
+        hours = [statistics.median(durations) * (1.0 - _share(entry)) for entry in submitted]
+    every = sorted((root / "xps").iterdir()) if not finished and (root / "xps").is_dir() else []
+    sizes = [_folder_bytes(folder) for folder in _sample(list(finished or _finished(_sample(every, 200))), SAMPLE)]
     disk = None
     if sizes:
-        disk = sum(max(0, statistics.median_high(sizes) - folder_bytes(entry.folder)) for entry in asked)
+        disk = sum(max(0, statistics.median_high(sizes) - _folder_bytes(entry.folder)) for entry in submitted)
     base = next((path for path in (root, *root.parents) if path.is_dir()), None)
     return Request(
-        jobs=len(asked),
-        gpu_hours=sum(entry.gpus * entry.hours for entry in asked),
-        cpu_hours=sum(entry.cpus * entry.hours for entry in asked),
-        likely_gpu_hours=None if hours is None else _product([entry.gpus for entry in asked], hours),
-        likely_cpu_hours=None if hours is None else _product([entry.cpus for entry in asked], hours),
+        jobs=len(submitted),
+        gpu_hours=sum(entry.gpus * entry.hours for entry in submitted),
+        cpu_hours=sum(entry.cpus * entry.hours for entry in submitted),
+        likely_gpu_hours=_product([entry.gpus for entry in submitted], hours),
+        likely_cpu_hours=_product([entry.cpus for entry in submitted], hours),
         disk_bytes=disk,
         free_bytes=None if base is None else shutil.disk_usage(base).free,
-        finished=len(usual),
+        finished=len(durations),
         measured=len(sizes),
     )
 
 
-def _folders(root: Path, grid: str, entries: Sequence[Entry]) -> list[Path]:
-    """Folders of a grid as it is, and as it was."""
-    linked = root / "grids" / grid
-    names = [path.name for path in linked.iterdir()] if linked.is_dir() else []
-    return list(dict.fromkeys([*(entry.folder for entry in entries), *(root / "xps" / name for name in names)]))
-
-
-def _all_folders(root: Path) -> list[Path]:
-    return sorted((root / "xps").iterdir()) if (root / "xps").is_dir() else []
+def _product(numbers: Sequence[int], hours: Sequence[float] | None) -> float | None:
+    return None if hours is None else sum(number * hour for number, hour in zip(numbers, hours, strict=True))
 
 
 def _finished(folders: Iterable[Path]) -> dict[Path, float | None]:
-    """Folders of experiments that have completed, and the seconds that each took, None if not known."""
+    """Folders of completed experiments, and the seconds that each took, None if not known."""
     found = {}
     for folder in folders:
         status = read_status(folder)
-        if status is not None and status.get("state") == "COMPLETED":
+        if status is not None and status.get("state") == State.COMPLETED:
             found[folder] = progress_of(status).whole_s
     return found
 
 
-def _some(folders: Sequence[Path], most: int = SAMPLE) -> Sequence[Path]:
-    """A few of them, from all over."""
+def _sample(folders: Sequence[Path], most: int) -> Sequence[Path]:
+    """At most so many of them, evenly spread."""
     return folders[:: max(1, len(folders) // most)][:most]
 
 
 def _share(entry: Entry) -> float:
-    """Part of its work that an experiment has behind it."""
+    """Part of its work that an experiment has done."""
     return 0.0 if entry.action is Action.NEW else progress_of(read_status(entry.folder)).share
 
 
-def _product(each: Sequence[int], hours: Sequence[float]) -> float:
-    return sum(number * hour for number, hour in zip(each, hours, strict=True))
+def _path(root: Path, grid: str) -> Path:
+    return Path(root) / "plans" / f"{grid}.json"
+
+
+def _read(root: Path, grid: str) -> tuple[dict[str, Any] | None, dict[str, Member]]:
+    """The record of the last launch, whole and by signature; a damaged file counts as none."""
+    content = read_json(_path(root, grid))
+    if content is None:
+        return None, {}
+    try:
+        profiles = content["profiles"]
+        members = {
+            str(sig): Member(str(one["name"]), dict(profiles[one["profile"]]))
+            for sig, one in content["experiments"].items()
+        }
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError):
+        return None, {}
+    return content, members
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Changes of fields that both profiles have, as `time 60 → 90`."""
+    both = sorted(then.keys() & now.keys())
+    return [f"{name} {_word(then[name])} → {_word(now[name])}" for name in both if then[name] != now[name]]
+
+
+def _word(value: Any) -> str:
+    return "none" if value in (None, "", [], {}) else str(value)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _hours(hours: float) -> str:
+    """A number of hours with three digits or more."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
+def _bytes(size: float) -> str:
+    """A size on disk in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.0f} TB" if size >= 100 else f"{size:.3g} TB"
+
+
+def _groups(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """Experiments by what is done about them: first what the launch changes."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in sorted(entries, key=lambda entry: _ORDER.index(entry.action)):  # stable: the order of the grid stays
+        title = _TITLES.get(entry.action) or (_WAITING if State.of(entry.state).live else _FAILED)
+        groups.setdefault(title, []).append(entry)
+    return groups
+
+
+def _common(entries: Sequence[Entry]) -> str:
+    """The whole parameters that the names of all experiments of the grid begin with."""
+    names = [entry.name.split(" ") for entry in entries if entry.action is not Action.CANCEL]
+    if len(names) < 2:
+        return ""
+    alike = takewhile(lambda words: len(set(words)) == 1 and not {*"[{("} & {*words[0]}, zip(*names, strict=False))
+    return " ".join(words[0] for words in alike)
+
+
+def _listed(entries: Sequence[Entry], shown: int | None, common: str) -> list[str]:
+    """A line each, grouped by their reasons."""
+    by_reason: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_reason.setdefault(entry.decision.reason, []).append(entry)
+    lines = []
+    for reason, alike in by_reason.items():
+        if reason:
+            lines.append(f"  {reason}" + (f" ({len(alike)})" if len(alike) < len(entries) else ""))
+        lines += _first([f"{one.sig}  {one.name.removeprefix(common).strip() or '(base)'}" for one in alike], shown)
+    return lines
+
+
+def _first(lines: Sequence[str], shown: int | None) -> list[str]:
+    """The first of many lines, indented, and how many more there are."""
+    first = lines if shown is None or len(lines) <= shown + 1 else lines[:shown]
+    more = len(lines) - len(first)
+    return [f"    {line}" for line in first] + [f"    … {more} more (--all lists them)"] * bool(more)
+
+
+def _request_lines(request: Request) -> list[str]:
+    if not request.jobs:
+        return ["requests: nothing, no job is submitted"]
+    jobs = _count(request.jobs, "job")
+    limits = f"at most {_hours(request.gpu_hours)} GPU-hours and {_hours(request.cpu_hours)} CPU-hours"
+    if request.likely_gpu_hours is None or request.likely_cpu_hours is None:
+        likely = "; how much of that is used is unknown until an experiment of this grid has finished"
+    else:
+        known = f"{_count(request.finished, 'finished experiment')} of this grid"
+        gpu, cpu = _hours(request.likely_gpu_hours), _hours(request.likely_cpu_hours)
+        likely = f"; likely {gpu} GPU-hours and {cpu} CPU-hours, going by {known}"
+    free = "" if request.free_bytes is None else f"; {_bytes(request.free_bytes)} free"
+    if request.disk_bytes is None:
+        disk = f"disk: unknown until an experiment has finished{free}"
+    else:
+        small = request.free_bytes is not None and request.disk_bytes > request.free_bytes
+        measured = _count(request.measured, "finished experiment")
+        disk = f"disk: about {_bytes(request.disk_bytes)}, going by {measured}{free}{' — not enough' if small else ''}"
+    return [f"requests: {jobs}, {limits}{likely}", disk]
+
+
+def _change_lines(changes: Changes | None, shown: int | None) -> list[str]:
+    if changes is None:
+        return ["since the last submission: this grid has not been submitted from here before"]
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(changes.time))
+    head = f"since the last submission ({when}, {changes.user}):"
+    if not changes:
+        return [f"{head} nothing has changed"]
+    lines = [head]
+    for sign, what, names in (("+", "added", changes.added), ("-", "removed", changes.removed)):
+        lines += [f"  {len(names)} {what}"] * bool(names) + _first([f"{sign} {name}" for name in names], shown)
+    return lines + [f"  {change} ({number} experiments)" for change, number in changes.profile.items()]

@@ -1,16 +1,18 @@
-"""A cluster profile: what one job asks of a cluster, checked before anything is submitted.
+"""A cluster profile: what one job requests from a cluster, checked before anything is submitted.
 
 A profile is a file `config/cluster/NAME.yaml`, laid over `default.yaml`, which explains every key. It extends Dora's
-`SlurmConfig`, so that `launcher.slurm_(gpus=2)` in a grid and `dora grid -g 2 -p gpu` change it as they always did.
+`SlurmConfig`, so that `launcher.slurm_(gpus=2)` in a grid and `dora grid -g 2 -p gpu` change it as in Dora.
 """
 
-import difflib
+import functools
 import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+import subprocess as sp
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import dora.explore
 from dora.conf import SlurmConfig
@@ -20,10 +22,93 @@ from omegaconf.errors import OmegaConfBaseException
 
 from audiotok.cluster import CLUSTER_VARIABLE, DATASET_PATHS_VARIABLE, DEFAULT_CLUSTER, dump_paths
 from audiotok.errors import ConfigError
-from audiotok.launchers.profiles.rules import RULES, setup_problem
+from audiotok.text import nearest_first
 
-NO_PARTITION = SlurmConfig().partition
-"""Dora's default: a partition of its authors' own cluster, which here means that none is asked for."""
+_NO_PARTITION = SlurmConfig.partition  # Dora's default is a partition of its authors' own cluster: none is requested
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*(,[A-Za-z0-9_][A-Za-z0-9_.@+-]*)*")
+_KIND = re.compile(r"[A-Za-z0-9_.-]+")
+_CONSTRAINT = re.compile(r"[A-Za-z0-9_.&|!()\[\]*,:=-]*")
+_NODES = re.compile(r"[A-Za-z0-9_.-]+(\[[0-9,-]+\][A-Za-z0-9_.-]*)*(,[A-Za-z0-9_.-]+(\[[0-9,-]+\][A-Za-z0-9_.-]*)*)*")
+_OPTION = re.compile(r"[a-z][a-z-]*[a-z]")
+_HERE_DOCUMENT = re.compile(r"(?<!<)<<(?!<)")
+_MADE_HERE = frozenset(
+    {
+        "account", "array", "chdir", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "error",
+        "exclude", "export", "gpus", "gpus-per-node", "gpus-per-task", "gres", "job-name", "mem", "mem-per-cpu",
+        "mem-per-gpu", "nice", "no-requeue", "nodelist", "nodes", "ntasks", "ntasks-per-node", "open-mode",
+        "output", "partition", "qos", "requeue", "signal", "time", "wrap",
+    }
+)  # fmt: skip
+"""Options of sbatch that follow from other keys, or that the launcher itself needs as they are."""
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a key may hold: a test of a value, and what is allowed."""
+
+    fits: Callable[[Any], bool]
+    allowed: str
+    optional: bool = False
+
+    def problem(self, value: Any) -> str:
+        """What is wrong with a value, "" if nothing is."""
+        if (value is None and self.optional) or (value is not None and self.fits(value)):
+            return ""
+        return f"give {self.allowed}{', or null' if self.optional else ''}"
+
+
+def _is_line(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _whole(low: int, high: int | None = None, unit: str = "", *, optional: bool = False) -> _Rule:
+    def fits(value: Any) -> bool:
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return whole and value == int(value) and low <= value <= (value if high is None else high)
+
+    limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+    return _Rule(fits, f"a whole number {limits}{unit and f' ({unit})'}", optional)
+
+
+def _number(low: float, unit: str, *, optional: bool = False) -> _Rule:
+    def fits(value: Any) -> bool:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value) and value >= low
+
+    return _Rule(fits, f"a number of at least {low:g} ({unit})", optional)
+
+
+def _pattern(pattern: re.Pattern[str], allowed: str, *, optional: bool = True) -> _Rule:
+    return _Rule(lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None, allowed, optional)
+
+
+def _lines(allowed: str, *, optional: bool = False) -> _Rule:
+    return _Rule(lambda value: isinstance(value, list | tuple) and all(_is_line(v) for v in value), allowed, optional)
+
+
+def _fits_nodelist(value: Any) -> bool:
+    names = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(name, str) and _NODES.fullmatch(name) is not None for name in names)
+
+
+def _fits_options(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and _OPTION.fullmatch(key) and key not in _MADE_HERE
+        and (isinstance(content, bool | int | float) or (_is_line(content) and content)) and content is not False
+        for key, content in value.items()
+    )  # fmt: skip
+
+
+def _fits_folder(value: Any) -> bool:
+    return _is_line(value) and bool(value) and not value.startswith("~")
+
+
+def _fits_paths(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_line(v) and v.startswith("/") for pair in value.items() for v in pair)
+
+
+_FLAG = _Rule(lambda value: isinstance(value, bool), "true or false")
+_HOSTS = _Rule(_fits_nodelist, "names of nodes, such as n1,n[3-5]", optional=True)
 
 
 @dataclass(frozen=True)
@@ -43,29 +128,68 @@ class Shape:
 
 @dataclass
 class Profile(SlurmConfig):
-    """What one job asks of a cluster; every key of `config/cluster/default.yaml`, explained there.
+    """What one job requests from a cluster: the keys of `config/cluster/default.yaml`, explained there.
 
-    Dora changes its attributes one by one and compares profiles by `==`, so it stays a plain dataclass; `check` is
-    called when it is read and again before it is submitted.
+    Dora sets its attributes one by one and compares profiles by `==`, so it stays a plain dataclass; `check` runs when
+    it is read and again before it is submitted. Each key is annotated with what it may hold; values end in lines of a
+    shell script, so whatever could break out of its line is refused.
 
     Attributes:
         cluster: name of the file it came from; not a key of that file, and no part of comparisons.
     """
 
-    partition: str | None = None  # type: ignore[assignment]  # Dora's is never None
-    nodes: int | None = None
-    gpus_per_node: int = 8
-    gpu_type: str | None = None
-    tasks_per_node: int | None = None
-    mem_gb: float | None = None
-    max_mem_gb: float | None = None
-    oom_mem_factor: float = 1.5
-    signal_s: int = 120
-    max_array_size: int | None = None
-    nice: int | None = None
-    sbatch: dict[str, Any] = field(default_factory=dict)
-    output_dir: str = "outputs"
-    dataset_paths: dict[str, str] = field(default_factory=dict)
+    gpus: Annotated[int, _whole(0)] = SlurmConfig.gpus
+    nodes: Annotated[int | None, _whole(1, optional=True)] = None
+    gpus_per_node: Annotated[int, _whole(1, 64)] = 8
+    gpu_type: Annotated[str | None, _pattern(_KIND, "the name of a kind of GPU, such as h100")] = None
+    tasks_per_node: Annotated[int | None, _whole(1, optional=True)] = None
+    one_task_per_node: Annotated[bool, _FLAG] = SlurmConfig.one_task_per_node
+    cpus_per_gpu: Annotated[int, _whole(1)] = SlurmConfig.cpus_per_gpu
+    cpus_per_task: Annotated[int | None, _whole(1, optional=True)] = SlurmConfig.cpus_per_task
+    mem_per_gpu: Annotated[float, _number(0, "GB")] = SlurmConfig.mem_per_gpu
+    mem_gb: Annotated[float | None, _number(0, "GB", optional=True)] = None
+    max_mem_gb: Annotated[float | None, _number(0, "GB", optional=True)] = None
+    oom_mem_factor: Annotated[float, _number(1, "times the memory of before")] = 1.5
+    time: Annotated[int, _whole(1, 525_600, "minutes")] = SlurmConfig.time
+    signal_s: Annotated[int, _whole(1, 65_535, "seconds")] = 120
+    max_num_timeout: Annotated[int, _whole(0)] = SlurmConfig.max_num_timeout
+    array_parallelism: Annotated[int, _whole(1)] = SlurmConfig.array_parallelism
+    max_array_size: Annotated[int | None, _whole(1, unit="jobs of one array", optional=True)] = None
+    partition: Annotated[str | None, _pattern(_NAME, "the name of a partition, as `sinfo` lists them")] = None  # type: ignore[assignment]
+    account: Annotated[str | None, _pattern(_NAME, "the name of an account")] = SlurmConfig.account
+    qos: Annotated[str | None, _pattern(_NAME, "the name of a quality of service")] = SlurmConfig.qos
+    constraint: Annotated[str, _pattern(_CONSTRAINT, "features of nodes, such as h100&nvlink")] = SlurmConfig.constraint
+    exclude: Annotated[str | None, _HOSTS] = SlurmConfig.exclude
+    nodelist: Annotated[list[str] | None, _HOSTS] = SlurmConfig.nodelist
+    comment: Annotated[str | None, _Rule(_is_line, "one line of text", optional=True)] = SlurmConfig.comment
+    nice: Annotated[int | None, _whole(-2_147_483_645, 2_147_483_645, optional=True)] = None
+    sbatch: Annotated[
+        dict[str, Any],
+        _Rule(
+            _fits_options,
+            "further options of sbatch by their long names, such as {reservation: course}; "
+            "those that other keys make are left out",
+        ),
+    ] = field(default_factory=dict)
+    setup: Annotated[list[str], _lines("a list of shell lines, such as [module load cuda]")] = field(
+        default_factory=list
+    )
+    srun_args: Annotated[list[str], _lines("a list of arguments of srun, such as [--mpi=none]")] = field(
+        default_factory=list
+    )
+    python: Annotated[
+        str | None,
+        _Rule(lambda value: _is_line(value) and bool(value.strip()), "a command that starts Python", optional=True),
+    ] = SlurmConfig.python
+    container_chdir: Annotated[bool, _FLAG] = SlurmConfig.container_chdir
+    force_chdir: Annotated[bool | None, _Rule(_FLAG.fits, _FLAG.allowed, optional=True)] = SlurmConfig.force_chdir
+    dependents: Annotated[int, _whole(0)] = SlurmConfig.dependents
+    output_dir: Annotated[str, _Rule(_fits_folder, "a folder, such as /scratch/${oc.env:USER}/audiotok (no ~)")] = (
+        "outputs"
+    )
+    dataset_paths: Annotated[
+        dict[str, str], _Rule(_fits_paths, "absolute folders, such as {/home/me/music: /scratch/me/music}")
+    ] = field(default_factory=dict)
     cluster: str = field(default="", compare=False)
 
     @classmethod
@@ -100,26 +224,27 @@ class Profile(SlurmConfig):
         """
         defaults = vars(type(self)())
         for key, value in values.items():
-            if key not in RULES:
-                raise ConfigError(f"unknown key slurm.{key} in {self.where}; {_nearest(key)}")
+            if key not in _RULES:
+                known = ", ".join(nearest_first(key, _RULES, n=3, cutoff=0.6))
+                raise ConfigError(f"unknown key slurm.{key} in {self.where}; valid keys: {known}.")
             default = defaults[key]
             if value is None and isinstance(default, list | dict | str):
                 value = default  # `setup: null` reads as none
-            elif key == "partition" and value == NO_PARTITION:
+            elif key == "partition" and value == _NO_PARTITION:
                 value = None
             setattr(self, key, value)
 
     def check(self) -> None:
-        """Check every value by itself, then how they go together.
+        """Check every value by itself, then all together.
 
         Raises:
             ConfigError: naming the key, what was found, where, and what is allowed.
         """
-        for key, rule in RULES.items():
+        for key, rule in _RULES.items():
             problem = rule.problem(getattr(self, key))
             if problem:
                 raise self._error(key, problem)
-        problem = setup_problem(tuple(self.setup))
+        problem = _setup_problem(tuple(self.setup))
         if problem:
             raise self._error("setup", problem)
         if self.dependents:
@@ -128,8 +253,8 @@ class Profile(SlurmConfig):
             raise self._error("signal_s", f"give less than the time limit of the job, {self.time} min")
         total = self.total_mem_gb
         if self.max_mem_gb is not None and (total is None or self.max_mem_gb < total):
-            asked = "no memory is asked for" if total is None else f"a job asks for {total:g} GB"
-            raise self._error("max_mem_gb", f"{asked}; give that or more, or null")
+            found = "no memory is requested" if total is None else f"a job requests {total:g} GB"
+            raise self._error("max_mem_gb", f"{found}; give that or more, or null")
         self.shape()
 
     def shape(self) -> Shape:
@@ -157,7 +282,7 @@ class Profile(SlurmConfig):
 
     @property
     def total_mem_gb(self) -> float | None:
-        """Memory of the whole job in GB, None where none is asked for."""
+        """Memory of the whole job in GB, None where none is requested."""
         if self.mem_gb is not None:
             return self.mem_gb or None
         shape = self.shape()
@@ -172,7 +297,7 @@ class Profile(SlurmConfig):
         return math.ceil(grown / self.shape().nodes * 1024)
 
     def environment(self) -> dict[str, str]:
-        """Variables that a job of this profile needs, whatever launcher starts it."""
+        """Variables that a job of this profile needs, whichever engine starts it."""
         variables = {CLUSTER_VARIABLE: self.cluster} if self.cluster else {}
         if self.dataset_paths:
             variables[DATASET_PATHS_VARIABLE] = dump_paths(self.dataset_paths)
@@ -180,6 +305,13 @@ class Profile(SlurmConfig):
 
     def _error(self, key: str, problem: str) -> ConfigError:
         return ConfigError(f"slurm.{key}={getattr(self, key)!r} in {self.where}: {problem}.")
+
+
+_RULES: dict[str, _Rule] = {
+    key: hint.__metadata__[0]
+    for key, hint in get_type_hints(Profile, include_extras=True).items()
+    if hasattr(hint, "__metadata__")
+}
 
 
 def profile_of(main: DecoratedMain) -> Profile:
@@ -207,7 +339,7 @@ class ProfileLauncher(dora.explore.Launcher):
     """Dora's `launcher` of a grid, where an unknown or impossible key is a mistake explained in one line."""
 
     def slurm_(self, **kwargs: Any) -> "ProfileLauncher":
-        """Change what the following experiments ask of the cluster.
+        """Change what the following experiments request.
 
         Raises:
             ConfigError: if a key is unknown or a value cannot be used.
@@ -222,8 +354,15 @@ class ProfileLauncher(dora.explore.Launcher):
         return type(self)(self._shepherd, self._slurm, self._herd, self._argv, self._pool)
 
 
-def _nearest(key: str) -> str:
-    """Say which keys there are, the nearest first."""
-    near = difflib.get_close_matches(key, RULES, n=3, cutoff=0.6)
-    rest: Iterable[str] = sorted(name for name in RULES if name not in near)
-    return f"valid keys: {', '.join([*near, *rest])}."
+@functools.cache
+def _setup_problem(lines: tuple[str, ...]) -> str:
+    """What keeps setup lines from standing in a script before our own command, "" if nothing does."""
+    for line in lines:
+        if line.lstrip().startswith("#SBATCH"):
+            return f"{line!r} is an option of sbatch; use the key of that option, or slurm.sbatch"
+        if line.endswith("\\") or _HERE_DOCUMENT.search(line):
+            return f"{line!r} would go on in the line after it; put it into a script and call that"
+    if not lines:
+        return ""
+    check = sp.run(["bash", "-n", "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    return f"bash cannot read them ({' '.join(check.stderr.split())})" if check.returncode else ""

@@ -1,36 +1,170 @@
-"""The shepherd of all launches: decides with `launchers.decide` what is run, and has an engine run it.
+"""The shepherd of all launches: decides with `launchers.decide` what runs, and has an engine run it.
 
-It stands in for `dora.shep.Shepherd`, with SLURM and without. What it knows of a job is the `job.json` in the folder of
-the experiment (no pickles); each job is asked of the engine that it was submitted with, whatever engine is used now.
-Who submits holds the submission lock of the Dora folder, and decides again once it has it: two people who launch the
-same grid at once get one job for each experiment.
+It replaces `dora.shep.Shepherd`. What it knows of a job is the `job.json` in the folder of the experiment (no pickles);
+each job belongs to the engine that it was submitted with, whichever engine is used now. Submitting takes the submission
+lock of the Dora folder and decides again under it: two users who launch the same grid at once get one job each
+experiment.
 """
 
+import json
 import os
+import sys
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dora import git_save
 from dora.conf import SlurmConfig, SubmitRules
 from dora.main import DecoratedMain
 from dora.shep import Sheep, Shepherd, no_log
+from dora.xp import XP
 
-from audiotok.errors import LaunchError
-from audiotok.launchers.decide import RETRY_VARIABLE, Decision, decide, previous_job
-from audiotok.launchers.engine import Engine, Job, job_of
-from audiotok.launchers.engines import by_engine, detect, make_engines
+from audiotok.errors import ConfigError, LaunchError
+from audiotok.experiments.frozen import FROZEN_FILE
+from audiotok.files import write_symlink
+from audiotok.launchers.decide import RETRY_VARIABLE, Action, Decision, decide, previous_job
+from audiotok.launchers.engine import Engine, Job, Task, job_of
+from audiotok.launchers.local.engine import LocalEngine
 from audiotok.launchers.lock import SubmitLock
-from audiotok.launchers.lookup import find_moved, xp_of_sig
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.sheep import GridSheep, SheepJob
-from audiotok.launchers.slurm.submissions import SubmissionBook
-from audiotok.launchers.wishes import Wish, submit, tell_blocked
-from audiotok.status import Verdict
+from audiotok.launchers.slurm.engine import SlurmEngine
+from audiotok.status import State, Verdict, experiment_state, job_identity, read_json, read_status
 
+LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
+SHOWN = 8  # experiments logged one by one as they are submitted
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngine, LocalEngine)}
+"""All engines; by default a machine submits with the first one that it can submit with."""
+
+_DORAS_ENGINE = SlurmEngine.name  # has the jobs that Dora itself submitted, whose job.json names no engine
 _shepherds: "weakref.WeakValueDictionary[str, GridShepherd]" = weakref.WeakValueDictionary()
+
+
+def detect(environ: Mapping[str, str]) -> str:
+    """Name of the engine that this machine submits with.
+
+    Raises:
+        ConfigError: if AUDIOTOK_LAUNCHER names no engine.
+    """
+    name = environ.get(LAUNCHER_VARIABLE, "").strip()
+    if not name:
+        return next(name for name, engine in ENGINES.items() if engine.detect(environ))
+    if name not in ENGINES:
+        known = ", ".join(sorted(ENGINES))
+        raise ConfigError(f"{LAUNCHER_VARIABLE}={name!r} in the environment; choose one of: {known}.")
+    return name
+
+
+class SheepJob:
+    """The latest job of an experiment, with what Dora and its explorers use of a submitit job."""
+
+    def __init__(self, job: Job, shepherd: "GridShepherd") -> None:
+        self.record = job
+        self._shepherd = shepherd
+
+    @property
+    def job_id(self) -> str:
+        """Its id in its engine."""
+        return self.record.job_id
+
+    @property
+    def state(self) -> State:
+        """Its state as of the shepherd's last update."""
+        return self._shepherd.verdict(self.record).state
+
+    def is_done(self) -> bool:
+        """True if it neither waits nor runs; also in the job itself, which must not wait for its own end."""
+        return not self.state.live or self.job_id == job_identity(os.environ)[1]
+
+    def cancel(self, check: bool = True) -> None:
+        """Stop it and wait for its end."""
+        self._shepherd.cancel([self.record])
+
+
+class GridSheep(Sheep):
+    """An experiment and its latest job."""
+
+    def __init__(self, xp: XP, shepherd: "GridShepherd") -> None:
+        # Dora's own constructor would unpickle job.pkl; here job.json names the job.
+        self.xp = xp
+        self.shepherd = shepherd
+        self.decision: Decision | None = None  # of the last `maybe_submit_lazy`
+        self.profile: Profile | None = None  # what its job would request then
+        self._other_jobs = []
+        self._dependent_jobs = []
+        shepherd.herd.add(self)
+        self.reload()
+
+    def __reduce__(self) -> Any:
+        return GridSheep, (self.xp, self.shepherd)
+
+    def reload(self) -> None:
+        """Read its latest job again."""
+        job = job_of(self.xp.folder)
+        self.job: SheepJob | None = None if job is None else SheepJob(job, self.shepherd)  # type: ignore[assignment]
+
+    def verdict(self) -> Verdict | None:
+        """State and reason as of the shepherd's last update; None without a job and without a completed run by hand.
+
+        An experiment that was completed by hand after its job had failed is completed.
+        """
+        verdict = None if self.job is None else self.shepherd.verdict(self.job.record)
+        if verdict is not None and not verdict.state.failed:
+            return verdict
+        status = read_status(self.xp.folder)
+        if status is not None and status.get("state") == State.COMPLETED and status.get("job_id") is None:
+            by_hand = experiment_state(self.xp.folder)
+            if by_hand is not None and by_hand.state is State.COMPLETED:
+                return by_hand
+        return verdict
+
+    def state(self, mode: str = "standard") -> State | None:
+        """The state alone; mode `force` queries the engines first."""
+        if mode == "force":
+            self.shepherd.update()
+        verdict = self.verdict()
+        return None if verdict is None else verdict.state
+
+    def is_done(self, mode: str = "standard") -> bool:
+        """True if no job of this experiment waits or runs."""
+        if mode == "force":
+            self.shepherd.update()
+        return self.job is None or self.job.is_done()
+
+    @property
+    def current_job_id(self) -> str | None:
+        """Id of its job in its engine."""
+        return None if self.job is None else self.job.job_id
+
+    @property
+    def log(self) -> Path | None:
+        """File with the output of its first process; it may not exist yet. None without a job."""
+        return None if self.job is None else self.shepherd.find_moved(self.job.record.log)
+
+    def __repr__(self) -> str:
+        verdict = self.verdict()
+        state = None if verdict is None else str(verdict.state) + (f" ({verdict.reason})" if verdict.reason else "")
+        job_id = "" if self.job is None else f"sid={self.job.job_id}, "
+        return f"Sheep({self.xp.sig}, state={state}, {job_id}argv={self.xp.argv})"
+
+
+@dataclass
+class _Request:
+    """An experiment to submit with the next commit."""
+
+    sheep: GridSheep
+    profile: Profile
+    rules: SubmitRules
+    group: int  # of what may share an array
+    job_id: str | None  # its latest job when that was decided: another one means that another command submitted it
+
+    def resources(self) -> str:
+        """Key of what it requests; equal ones may share an array."""
+        assert self.sheep.decision is not None
+        return json.dumps([self.group, self.sheep.decision.mem_factor, asdict(self.profile)], default=str)
 
 
 class GridShepherd(Shepherd):
@@ -38,13 +172,7 @@ class GridShepherd(Shepherd):
 
     Args:
         main: the decorated entry point.
-        log: what people are told goes here.
-
-    Attributes:
-        herd: all experiments that somebody holds on to.
-        members: signatures of those that were asked for by their arguments: a grid, whatever its patterns.
-        decided: those that `maybe_submit_lazy` has decided about, and what each would ask for.
-        on_commit: called at the end of each commit, under the submission lock.
+        log: where messages for the user go.
     """
 
     def __init__(self, main: DecoratedMain, log: Callable[[str], None] = no_log) -> None:
@@ -52,54 +180,46 @@ class GridShepherd(Shepherd):
         self.main, self.log = main, log
         self.key = uuid.uuid4().hex
         _shepherds[self.key] = self
-        dora_dir = Path(main.dora.dir)
-        self.lock = SubmitLock(dora_dir / "locks" / "submit", log=self._say)
-        self.book = SubmissionBook(dora_dir, xps=main.dora.xps, by_id=main.dora.shep.by_id)
-        self.engines: dict[str, Engine] = make_engines(main, self.book, self.lock)
-        self.herd: weakref.WeakSet[GridSheep] = weakref.WeakSet()
-        self.members: dict[str, None] = {}
-        self.decided: dict[str, tuple[GridSheep, Profile]] = {}
-        self.on_commit: list[Callable[[GridShepherd], None]] = []
+        self.lock = SubmitLock(Path(main.dora.dir) / "locks" / "submit", log=lambda text: self.log(text))
+        self.engines: dict[str, Engine] = {name: engine.open(main, self.lock) for name, engine in ENGINES.items()}
+        self.herd: weakref.WeakSet[GridSheep] = weakref.WeakSet()  # all sheep in use
         self._in_job_array = False
-        self._to_cancel: list[Any] = []
-        self._wishes: list[Wish] = []
         self._groups = 0
+        self._decided: list[GridSheep] = []
+        self._requests: list[_Request] = []
+        self._to_cancel: list[Any] = []
         self._updated: set[str] = set()
 
     def __reduce__(self) -> Any:
         return _same_shepherd, (self.key, self.main)  # Dora sends it to a pool of processes, and its sheep back
 
     def get_sheep_from_argv(self, argv: Sequence[str]) -> GridSheep:
-        """Return the experiment that these arguments make."""
+        """The experiment of these arguments."""
         assert not isinstance(argv, str)
-        sheep = GridSheep(self.main.get_xp(argv), self)
-        self.members[sheep.xp.sig] = None
-        return sheep
+        return GridSheep(self.main.get_xp(argv), self)
 
     def get_sheep_from_sig(self, sig: str) -> GridSheep:
-        """Return the experiment of a signature, even one that the configuration of today cannot make any more."""
-        return GridSheep(xp_of_sig(self.main, sig), self)
+        """The experiment of a signature, even one that today's configuration can no longer compose."""
+        return GridSheep(_xp_of_sig(self.main, sig), self)
 
     def get_sheep_from_job_id(self, job_id: str) -> GridSheep | None:
-        """Return the experiment that a job belongs to, None if there is no such job."""
+        """The experiment of a job, None if there is no such job."""
         link = self._by_id / job_id
         return self.get_sheep_from_sig(link.readlink().name) if link.is_symlink() else None
 
-    def update(self, *more: str) -> None:
-        """Ask each engine that has jobs, and those named, once for all states; read again which jobs there are."""
-        jobs = [sheep.job.record for sheep in self.herd if sheep.job is not None]
-        names = {*more, *({job.engine for job in jobs} & self.engines.keys())}
-        if self.book.has_open():
-            names.add("slurm")
-        for name in sorted(names):
-            self._refresh(name)
+    def update(self, *names: str) -> None:
+        """Query once each engine that has jobs, and those named; read again which jobs there are."""
+        used = {self._engine_name(sheep.job.record) for sheep in self.herd if sheep.job is not None}
+        for name, engine in self.engines.items():
+            if name in used or name in names or engine.has_open():
+                self._refresh(name)
         for sheep in list(self.herd):
             if sheep.job is not None or (sheep.xp.folder / self.main.dora.shep.json_job_file).exists():
                 sheep.reload()
 
     def verdict(self, job: Job) -> Verdict:
-        """State and reason of a job, as its engine saw it last; it is asked now if it never was."""
-        name = job.engine if job.engine in self.engines else "slurm"  # as Dora itself writes none
+        """State and reason of a job as of the last query of its engine; queries it if there was none."""
+        name = self._engine_name(job)
         if name not in self._updated:
             self._refresh(name)
             job = job_of(job.folder) or job
@@ -119,13 +239,12 @@ class GridShepherd(Shepherd):
     def maybe_submit_lazy(self, sheep: Sheep, slurm_config: SlurmConfig, rules: SubmitRules) -> None:
         """Decide whether an experiment is submitted with the next `commit`."""
         assert isinstance(sheep, GridSheep)
-        profile = Profile.of(slurm_config)
-        sheep.decision = self.decide(sheep, profile, rules)
-        self.decided[sheep.xp.sig] = sheep, profile
+        sheep.profile = Profile.of(slurm_config)
+        sheep.decision = self._decide(sheep, sheep.profile, rules)
+        self._decided.append(sheep)
         if sheep.decision.action.submits:
-            job_id = None if sheep.job is None else sheep.job.job_id
             group = self._groups if self._in_job_array else 0
-            self._wishes.append(Wish(sheep, profile, rules, group, job_id))
+            self._requests.append(_Request(sheep, sheep.profile, rules, group, sheep.current_job_id))
 
     def cancel_lazy(self, job: Any = None, dependent_jobs: Sequence[Any] = (), sheep: Sheep | None = None) -> None:
         """Cancel a job with the next `commit`."""
@@ -134,31 +253,23 @@ class GridShepherd(Shepherd):
         if job is not None:
             self._to_cancel.append(job)
 
-    @property
-    def to_cancel(self) -> list[Job]:
-        """Jobs that the next `commit` cancels, without those that make room for another."""
-        return [job.record for job in self._to_cancel if isinstance(job, SheepJob)]
-
     def commit(self) -> None:
-        """Cancel and submit what was asked for since the last commit.
+        """Cancel and submit what was requested since the last commit.
 
         Raises:
             LaunchError: if something could not be submitted; what was is recorded.
         """
-        cancels, wishes = self.to_cancel, self._wishes
-        self._to_cancel, self._wishes = [], []
-        tell_blocked(self)
-        if cancels or wishes:
-            with self.lock.hold():
-                if cancels:
-                    self.cancel_if_possible(cancels)
-                if wishes:
-                    submit(self, detect(os.environ), wishes)
-                self._after_commit()
-        elif self.on_commit:
-            with self.lock.try_hold() as held:
-                if held:
-                    self._after_commit()
+        cancels = [job.record for job in self._to_cancel if isinstance(job, SheepJob)]
+        requests, decided = self._requests, self._decided
+        self._to_cancel, self._requests, self._decided = [], [], []
+        self._log_blocked(decided)
+        if not cancels and not requests:
+            return
+        with self.lock.hold():
+            if cancels:
+                self._try_to_cancel(cancels)
+            if requests:
+                self._submit_requests(self.engines[detect(os.environ)], requests)
 
     def cancel(self, jobs: Iterable[Job]) -> None:
         """Stop jobs now and wait for their end.
@@ -166,43 +277,154 @@ class GridShepherd(Shepherd):
         Raises:
             LaunchError: naming those that could not be stopped.
         """
+        failures = []
         with self.lock.hold():
-            failures = []
-            for name, some in by_engine(jobs).items():
+            for name, some in self._by_engine(jobs).items():
                 try:
-                    self.engines.get(name, self.engines["slurm"]).cancel(some)
+                    self.engines[name].cancel(some)
                 except LaunchError as error:
                     failures.append(str(error))
         if failures:
             raise LaunchError(" ".join(failures))
 
-    def decide(self, sheep: GridSheep, profile: Profile, rules: SubmitRules) -> Decision:
-        """What is to be done about an experiment, as of the last update."""
+    def requeue(self, sigs: Iterable[str]) -> list[str]:
+        """Stop the running jobs of experiments with a checkpoint and queue them again; pending ones stay as they are.
+
+        Returns:
+            The ids of the jobs that ran.
+
+        Raises:
+            ConfigError: if there is no experiment of a signature.
+            LaunchError: if a job does not run, or cannot be requeued.
+        """
+        jobs = {sig: job_of(self.get_sheep_from_sig(sig).xp.folder) for sig in dict.fromkeys(sigs)}
+        self.update()
+        for sig, job in jobs.items():
+            state = None if job is None else self.verdict(job).state
+            if state is None or not state.live:
+                raise LaunchError(
+                    f"{sig} has {state or 'no job'}; only a job that runs can be queued again (`dora grid --retry`)."
+                )
+        running = [job for job in jobs.values() if job and self.verdict(job).state is not State.PENDING]
+        for name, some in self._by_engine(running).items():
+            self.engines[name].requeue(some)
+        return [job.job_id for job in running]
+
+    def title(self, sheep: GridSheep) -> str:
+        """Signature and name of an experiment, for messages."""
+        return f"{sheep.xp.sig}/{self.main.get_name(sheep.xp)}"
+
+    def find_moved(self, path: Path) -> Path:
+        """Where a file of this Dora folder is now: the folder may have been moved since its path was written down."""
+        if path.exists():
+            return path
+        for place in range(1, len(path.parts) - 1):
+            moved = Path(self.main.dora.dir).joinpath(*path.parts[place:])
+            if moved.parent.exists():
+                return moved
+        return path
+
+    def _submit_requests(self, engine: Engine, requests: Sequence[_Request]) -> None:
+        """Decide again, stop jobs to replace, and submit together what requests the same; called under the lock."""
+        self.update(engine.name)
+        if engine.failure:
+            raise LaunchError(f"{engine.name.upper()} does not answer ({engine.failure}); nothing was submitted.")
+        left = [request for request in requests if self._is_due(request)]
+        replaced = [request.sheep.job.record for request in left if not request.sheep.is_done() and request.sheep.job]
+        if replaced:
+            self._try_to_cancel(replaced)
+            left = [request for request in left if self._has_ended(request.sheep)]
+        groups: dict[str, list[_Request]] = {}
+        for request in left:
+            groups.setdefault(request.resources(), []).append(request)
+        todo = list(groups.values())
+        with _clone_of_code(self.main, [request.sheep for request in left]) as clone:
+            for number, group in enumerate(todo):
+                try:
+                    self._submit_group(engine, group, clone)
+                except LaunchError as error:
+                    others = sum(map(len, todo[number + 1 :]))
+                    more = f" Nor were {others} that request other resources." if others else ""
+                    raise LaunchError(f"{error}{more}") from error
+
+    def _submit_group(self, engine: Engine, requests: Sequence[_Request], clone: Path | None) -> None:
+        try:
+            tasks = [_task(self.main, request.sheep, clone) for request in requests]
+        except OSError as error:
+            raise LaunchError(
+                f"cannot write the folders of experiments ({error}); none of these {len(requests)} was submitted."
+            ) from error
+        try:
+            engine.submit(tasks, requests[0].profile)
+        finally:
+            self._log_scheduled([request.sheep for request in requests if self._has_new_job(request)])
+
+    def _is_due(self, request: _Request) -> bool:
+        """Decide again; what another command has submitted meanwhile is left to it."""
+        sheep, rules = request.sheep, request.rules
+        sheep.reload()
+        changed = sheep.current_job_id != request.job_id
+        if changed:
+            rules = replace(rules, replace=False, replace_done=False, update=False)
+        sheep.decision = self._decide(sheep, request.profile, rules)
+        if changed and sheep.job is not None and not sheep.decision.action.submits:
+            user = sheep.job.record.content.get("user", "another user")
+            self.log(f"{user} has submitted job {sheep.job.job_id} for sheep {self.title(sheep)}")
+        return sheep.decision.action.submits
+
+    def _has_ended(self, sheep: GridSheep) -> bool:
+        """True if the job before has ended: two jobs must not write into one folder."""
+        sheep.reload()
+        if sheep.job is None or sheep.job.is_done():
+            return True
+        self.log(f"Not submitted, as job {sheep.job.job_id} is still running: {self.title(sheep)}")
+        return False
+
+    def _has_new_job(self, request: _Request) -> bool:
+        request.sheep.reload()
+        job_id = request.sheep.current_job_id
+        if job_id is None or job_id == request.job_id:
+            return False
+        link = self._by_id / job_id
+        if not link.is_symlink():  # an engine that adopts jobs makes the link itself
+            link.parent.mkdir(parents=True, exist_ok=True)
+            write_symlink(link, Path("..") / self.main.dora.xps / request.sheep.xp.sig)
+        return True
+
+    def _decide(self, sheep: GridSheep, profile: Profile, rules: SubmitRules) -> Decision:
         force = os.environ.get(RETRY_VARIABLE, "").strip() == "force"
         previous: Mapping[str, Any] = {} if sheep.job is None else previous_job(sheep.xp.folder)
         return decide(sheep.verdict(), rules, previous, profile, force=force)
 
-    def cancel_if_possible(self, jobs: Sequence[Job]) -> None:
-        """Cancel jobs; one that cannot be does not keep the rest of a commit from going on."""
+    def _try_to_cancel(self, jobs: Sequence[Job]) -> None:
+        """Cancel jobs; one that cannot be cancelled does not prevent the rest of a commit."""
         try:
             self.cancel(jobs)
         except LaunchError as error:
             self.log(str(error))
 
-    def called(self, sheep: GridSheep) -> str:
-        """Signature and name of an experiment, for people."""
-        return f"{sheep.xp.sig}/{self.main.get_name(sheep.xp)}"
+    def _log_scheduled(self, sheeps: Sequence[GridSheep]) -> None:
+        for sheep in sheeps[:SHOWN]:
+            self.log(f"Scheduled job {sheep.current_job_id} for sheep {self.title(sheep)}")
+        if len(sheeps) > SHOWN:
+            self.log(f"Scheduled {len(sheeps) - SHOWN} more, the last of them as job {sheeps[-1].current_job_id}")
 
-    def find_moved(self, path: Path) -> Path:
-        """Where a file of this Dora folder is now, which may have been moved since its path was written down."""
-        return find_moved(path, Path(self.main.dora.dir), xps=self.main.dora.xps)
+    def _log_blocked(self, sheeps: Sequence[GridSheep]) -> None:
+        decided = [(sheep, sheep.decision) for sheep in sheeps]
+        blocked = [(sheep, one.reason) for sheep, one in decided if one is not None and one.action is Action.BLOCKED]
+        for sheep, reason in blocked[:SHOWN]:
+            self.log(f"Not retried: {self.title(sheep)}: {reason}")
+        if len(blocked) > SHOWN:
+            self.log(f"Not retried: {len(blocked) - SHOWN} more; --dry_run shows why")
 
-    def _after_commit(self) -> None:
-        for callback in self.on_commit:
-            callback(self)
+    def _engine_name(self, job: Job) -> str:
+        return job.engine if job.engine in self.engines else _DORAS_ENGINE
 
-    def _say(self, text: str) -> None:
-        self.log(text)
+    def _by_engine(self, jobs: Iterable[Job]) -> dict[str, list[Job]]:
+        found: dict[str, list[Job]] = {}
+        for job in jobs:
+            found.setdefault(self._engine_name(job), []).append(job)
+        return found
 
     def _refresh(self, name: str) -> None:
         self._updated.add(name)
@@ -212,3 +434,58 @@ class GridShepherd(Shepherd):
 def _same_shepherd(key: str, main: DecoratedMain) -> GridShepherd:
     """The shepherd that was pickled, or in another process one like it."""
     return _shepherds.get(key) or GridShepherd(main)
+
+
+def _xp_of_sig(main: DecoratedMain, sig: str) -> XP:
+    """The experiment of a signature; without its configuration if today's can no longer compose it.
+
+    Those that left a grid are cancelled, which needs no configuration.
+    """
+    folder = Path(main.dora.dir) / main.dora.xps / sig
+    frozen = read_json(folder / FROZEN_FILE) or {}
+    if isinstance(frozen.get("delta"), list) and isinstance(frozen.get("argv"), list):
+        return _bare_xp(main, sig, frozen["argv"], frozen["delta"])
+    try:
+        xp = main.get_xp_from_sig(sig)
+    except Exception:
+        if job_of(folder) is None:
+            raise
+        return _bare_xp(main, sig, [], [])
+    return xp if xp.sig == sig else _bare_xp(main, sig, xp.argv, xp.delta or [])
+
+
+def _bare_xp(main: DecoratedMain, sig: str, argv: Sequence[str], delta: Sequence[Any]) -> XP:
+    xp = XP(main.dora, None, list(argv), sig=sig)
+    xp.delta = [(key, value) for key, value in delta]  # not as an argument: Dora would import torch to inspect it
+    return xp
+
+
+def _task(main: DecoratedMain, sheep: GridSheep, clone: Path | None) -> Task:
+    """Make the folder of an experiment; returns what runs in it."""
+    assert sheep.decision is not None
+    xp = sheep.xp
+    main.init_xp(xp)
+    if clone is not None:
+        git_save.assign_clone(xp, clone)
+    module = ["-P", main.package, "--main_module", main.main_module]
+    return Task(
+        sig=xp.sig,
+        name=main.get_name(xp),
+        folder=Path(xp.folder).absolute(),
+        command=(sys.executable, "-m", "dora", *module, "run", "--", *xp.argv),
+        cwd=Path.cwd(),
+        mem_factor=sheep.decision.mem_factor,
+    )
+
+
+@contextmanager
+def _clone_of_code(main: DecoratedMain, sheeps: Sequence[GridSheep]) -> Iterator[Path | None]:
+    """With `dora.git_save`, a clone of the repository, which is the working folder of the block; else None."""
+    if not sheeps or not sheeps[0].xp.dora.git_save:
+        yield None
+        return
+    if main.dora.local_code:
+        raise ConfigError("dora.local_code=true is not known to these launchers; leave it out, git_save is enough.")
+    clone = git_save.get_new_clone(main)
+    with git_save.enter_clone(clone):
+        yield clone

@@ -1,68 +1,67 @@
-"""The table of `dora grid`: what every experiment does, why it failed, how good it is, and when all of it ends.
+"""The table of `dora grid`: what every experiment does, why it failed, how good it is, and when the grid will be done.
 
-Takes the place of `dora.grid.monitor`, with its contract: any `dora.explore.Explorer` gives the columns of metrics.
-Only files that changed since the last refresh are read again, so that a thousand experiments take a second.
+`monitor` has the contract of `dora.grid.monitor`: any `dora.explore.Explorer` gives the columns of metrics. Only files
+that changed since the last refresh are read again, so that a thousand experiments take a second.
 
 An explorer may have a method `process_live(sheep, parts)`: then `process_history(history)` is called when a history has
 changed, and only `process_live`, which adds what changes by itself, at every refresh.
 """
 
 import json
+import math
 import os
 import re
+import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import orjson
 import treetable as tt
 from dora.explore import Explorer
 from dora.main import DecoratedMain
 
-from audiotok.launchers.engine import FAILURE_STATES, LIVE_STATES
-from audiotok.launchers.watching.progress import FileCache, Progress, in_words, progress_of, totals_line
 from audiotok.status import STATUS_FILE, State, Verdict, read_json
+from audiotok.text import duration_text, number_in
 
 REASON_WIDTH = 60
 PRESET = "(preset)"  # name of an experiment that is as its preset
 _MARK = 0xE000  # of the private-use area of Unicode; see `_marked`
 _COLOURED = re.compile(r"\033\[([\d;]*)m|([\ue000-\ue07f]+)")
 _GREEN, _RED, _BLUE, _GREY, _YELLOW = "32", "31", "34", "90", "33"
-_COLOURS = {
-    **dict.fromkeys(FAILURE_STATES, _RED),
-    **dict.fromkeys(LIVE_STATES, _YELLOW),
-    **{"PENDING": _GREY, "RUNNING": _BLUE, "COMPLETING": _BLUE, "COMPLETED": _GREEN},
-}
+_COLOURS = {State.PENDING: _GREY, State.RUNNING: _BLUE, State.COMPLETING: _BLUE, State.COMPLETED: _GREEN}
 
 History = list[dict[str, Any]]
+T = TypeVar("T")
 
 
 def monitor(
     args: Any, main: DecoratedMain, explorer: Explorer, herd: Sequence[Any], maybe_print: Callable[..., Any]
 ) -> bool:
-    """Show a grid once; states are those of the shepherd's last update.
+    """Show a grid once, with the states of the shepherd's last update.
 
     Args:
         args: of `dora grid`: `trim`, `trim_last`, `silent`, `jupyter`.
         main: the decorated entry point.
-        explorer: says which metrics are shown.
+        explorer: chooses the metrics shown.
         herd: the sheep of the grid, not empty.
-        maybe_print: `print`, or something that prints nothing.
+        maybe_print: `print`, or a function that prints nothing.
 
     Returns:
-        True if every experiment has ended one way or the other; one in state UNKNOWN has not.
+        True if every experiment has ended; one in state UNKNOWN has not.
     """
-    verdicts = [verdict_of(sheep) for sheep in herd]
+    verdicts = [_verdict_of(sheep) for sheep in herd]
     finished = all(
-        sheep.is_done() and (verdict is None or verdict.state != "UNKNOWN")
+        sheep.is_done() and (verdict is None or verdict.state is not State.UNKNOWN)
         for sheep, verdict in zip(herd, verdicts, strict=True)
     )
     if getattr(args, "silent", False):
         return finished
     progress = [_progress.read(Path(sheep.xp.folder) / STATUS_FILE) for sheep in herd]
-    names, base_name = names_of(main, [sheep.xp for sheep in herd])
+    names, base_name = _names_of(main, [sheep.xp for sheep in herd])
     metrics = _metrics(args, main, explorer, herd)
     rows = [
         _Row(index, name, sheep, verdict, done, parts).line()
@@ -74,12 +73,12 @@ def monitor(
     jobs = [str(sheep.current_job_id) for sheep in herd if not sheep.is_done()]
     if base_name:
         maybe_print("Base name: ", base_name)
-    maybe_print(_table(explorer, rows, coloured=_wants_colour(args)))
-    maybe_print(totals_line(states, progress, jobs))
+    maybe_print(_table(explorer, rows, coloured=_use_colour(args)))
+    maybe_print(_totals_line(states, progress, jobs))
     return finished
 
 
-def verdict_of(sheep: Any) -> Verdict | None:
+def _verdict_of(sheep: Any) -> Verdict | None:
     """State of a sheep and why, None if it has no job; any Dora sheep will do."""
     verdict = getattr(sheep, "verdict", None)
     if verdict is not None:
@@ -89,8 +88,8 @@ def verdict_of(sheep: Any) -> Verdict | None:
     return None if state is None else Verdict(State.of(state), "")
 
 
-def names_of(main: DecoratedMain, xps: Sequence[Any]) -> tuple[list[str], str]:
-    """Names of experiments, and what all have in common; none is empty."""
+def _names_of(main: DecoratedMain, xps: Sequence[Any]) -> tuple[list[str], str]:
+    """Names of experiments, none empty, and the parameters that all have in common."""
     names, base_name = main.get_names(list(xps))
     if len(names) == 1:
         return [base_name or PRESET], ""
@@ -105,7 +104,7 @@ def read_history(path: Path) -> History:
         return []
     try:
         history = orjson.loads(content)
-    except ValueError:  # NaN and Infinity, which only the slower module knows
+    except ValueError:  # NaN and Infinity, which only the slower module reads
         try:
             history = json.loads(content)
         except ValueError:
@@ -121,13 +120,13 @@ class _Row:
     name: str
     sheep: Any
     verdict: Verdict | None
-    progress: Progress
+    progress: "Progress"
     parts: Mapping[str, Any]
 
     def line(self) -> dict[str, Any]:
         """What treetable takes: one mapping for each group of columns."""
         state, reason = self.verdict or ("N/A", "")
-        left = self.progress.left_s if state == "RUNNING" else None
+        left = self.progress.left_s if state == State.RUNNING else None
         meta = {
             "name": self.name,
             "index": self.index,
@@ -135,7 +134,7 @@ class _Row:
             "sig": self.sheep.xp.sig,
             "state": _marked(state),
             "progress": str(self.progress) or None,
-            "eta": None if left is None else in_words(left),
+            "eta": None if left is None else duration_text(left),
             "why": _short(reason) or None,
         }
         return {"Meta": meta, **self.parts}
@@ -147,7 +146,7 @@ def _metrics(args: Any, main: DecoratedMain, explorer: Explorer, herd: Sequence[
     trims = getattr(args, "trim", None) is not None or getattr(args, "trim_last", False)
     own = type(main).get_xp_history is not DecoratedMain.get_xp_history  # histories that only this project can find
     if live is not None and not trims and not own:
-        cache = _summaries.setdefault(explorer, FileCache(lambda path: explorer.process_history(read_history(path))))
+        cache = _summaries.setdefault(explorer, _FileCache(lambda path: explorer.process_history(read_history(path))))
         return [live(sheep, cache.read(sheep.xp.history)) for sheep in herd]
     histories: list[History] = [
         main.get_xp_history(sheep.xp) if own else _histories.read(sheep.xp.history) for sheep in herd
@@ -162,7 +161,7 @@ def _metrics(args: Any, main: DecoratedMain, explorer: Explorer, herd: Sequence[
 def _processed(explorer: Explorer, sheep: Any, history: History) -> Mapping[str, Any]:
     try:
         parts: Mapping[str, Any] = explorer.process_sheep(sheep, history)
-    except NotImplementedError:  # Dora's way to say that only process_history is there
+    except NotImplementedError:  # of an explorer that has only process_history
         parts = explorer.process_history(history)
     return parts
 
@@ -181,7 +180,7 @@ def _table(explorer: Explorer, rows: Sequence[Mapping[str, Any]], *, coloured: b
             outer = code
             return match.group()
         word = "".join(chr(ord(letter) - _MARK) for letter in marked)
-        return f"\033[{_COLOURS.get(word, '0')}m{word}\033[0m\033[{outer}m" if coloured else word
+        return f"\033[{_colour(word)}m{word}\033[0m\033[{outer}m" if coloured else word
 
     return "\n".join(line.rstrip() for line in _COLOURED.sub(paint, text).split("\n"))
 
@@ -197,12 +196,19 @@ def _meta(explorer: Explorer, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def _marked(word: str) -> str:
-    """Put a word into the private-use area of Unicode.
+    """A word in the private-use area of Unicode.
 
-    treetable counts the escape codes of colours as text; so what is to be coloured goes through it one character for
-    one, and is found again afterwards.
+    treetable counts the escape codes of colours as text, so a word to be coloured passes through it one character for
+    one and is found again afterwards.
     """
     return "".join(chr(_MARK + ord(letter)) if letter.isascii() else letter for letter in word)
+
+
+def _colour(word: str) -> str:
+    if word not in State.__members__:  # N/A
+        return "0"
+    state = State(word)
+    return _COLOURS.get(state, _YELLOW if state.live else _RED)
 
 
 def _short(reason: str) -> str:
@@ -210,12 +216,133 @@ def _short(reason: str) -> str:
     return text if len(text) <= REASON_WIDTH else text[: REASON_WIDTH - 1].rstrip() + "…"
 
 
-def _wants_colour(args: Any) -> bool:
+def _use_colour(args: Any) -> bool:
     if os.environ.get("NO_COLOR"):
         return False
     return bool(getattr(args, "jupyter", False)) or sys.stdout.isatty()
 
 
-_progress: FileCache[Progress] = FileCache(lambda path: progress_of(read_json(path)))
-_histories: FileCache[History] = FileCache(read_history)
-_summaries: dict[Explorer, FileCache[Mapping[str, Any]]] = {}
+class _FileCache(Generic[T]):
+    """Contents of files, read again only where they changed.
+
+    Args:
+        parse: from a path to its content; it must accept a missing or damaged file.
+    """
+
+    def __init__(self, parse: Callable[[Path], T]) -> None:
+        self._parse = parse
+        self._known: dict[Path, tuple[tuple[int, int, int], T]] = {}
+
+    def read(self, path: Path) -> T:
+        """Content of a file, as of now."""
+        try:
+            stat = path.stat()
+        except OSError:
+            self._known.pop(path, None)
+            return self._parse(path)
+        key = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        known = self._known.get(path)
+        if known is None or known[0] != key:
+            known = self._known[path] = (key, self._parse(path))
+        return known[1]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where one experiment is; None where that is not known yet."""
+
+    done: float = 0.0  # epochs, with the part of the current one
+    epochs: int | None = None  # in all
+    epoch_s: float | None = None  # duration of an epoch
+
+    @property
+    def share(self) -> float:
+        """Part of the work that is done, 0 to 1."""
+        return min(self.done / self.epochs, 1.0) if self.epochs else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds of work left, None if not known."""
+        if self.epochs is None or self.epoch_s is None:
+            return None
+        return max(self.epochs - self.done, 0.0) * self.epoch_s
+
+    @property
+    def whole_s(self) -> float | None:
+        """Seconds that the whole experiment takes, None if not known."""
+        return None if self.epochs is None or self.epoch_s is None else self.epochs * self.epoch_s
+
+    def __str__(self) -> str:
+        return f"{math.floor(self.done)}/{self.epochs}" if self.epochs else ""
+
+
+def progress_of(status: Mapping[str, Any] | None) -> Progress:
+    """Progress in a `status.json`; damaged values count as not known."""
+    if not status:
+        return Progress()
+    epoch, epochs = _number(status, "epoch") or 0.0, _number(status, "epochs")
+    update, updates = _number(status, "update"), _number(status, "updates_per_epoch")
+    part = min(update / updates, 0.999) if update and updates else 0.0  # an epoch counts as whole once it is recorded
+    return Progress(min(epoch + part, epochs or epoch + part), int(epochs) if epochs else None, _epoch_s(status, epoch))
+
+
+def _grid_left_s(states: Sequence[State | None], progress: Sequence[Progress]) -> float | None:
+    """Seconds until a grid is done: the work left divided by the number of running jobs; None if nothing runs.
+
+    Pending experiments are taken to last as long as the others.
+    """
+    known = [one.whole_s for one in progress if one.whole_s is not None]
+    running = [one.left_s for state, one in zip(states, progress, strict=True) if state == State.RUNNING]
+    if not known or not running:
+        return None
+    usual = statistics.fmean(known)
+    rest = [usual if left is None else left for left in running]
+    waiting = [
+        usual * (1.0 - one.share)
+        for state, one in zip(states, progress, strict=True)
+        if state is not None and state.live and state != State.RUNNING
+    ]
+    return max(max(rest), (sum(rest) + sum(waiting)) / len(rest))
+
+
+def _totals_line(states: Sequence[State | None], progress: Sequence[Progress], jobs: Sequence[str]) -> str:
+    """Summary of a grid: states, how much is done, when it ends, and the jobs that wait or run.
+
+    Args:
+        states: one for each experiment, None without a job.
+        progress: likewise.
+        jobs: ids of the jobs that wait or run; `12_3` is part of `12`.
+    """
+    counts = Counter(str(state or "not submitted") for state in states)
+    parts = [", ".join(f"{number} {state}" for state, number in counts.most_common())]
+    shares = [1.0 if state == State.COMPLETED else one.share for state, one in zip(states, progress, strict=True)]
+    parts.append(f"{100.0 * statistics.fmean(shares):.0f} % done" if shares else "nothing to do")
+    left = _grid_left_s(states, progress)
+    if left is not None:
+        parts.append(f"about {duration_text(left)} left")
+    roots = list(dict.fromkeys(job.split("_")[0] for job in jobs))
+    if roots:
+        shown = " ".join(roots[:4]) + (f" and {len(roots) - 4} more" if len(roots) > 4 else "")
+        parts.append(f"{'job' if len(roots) == 1 else 'jobs'} {shown}")
+    return f"{len(states)} experiments: " + " · ".join(parts)
+
+
+def _epoch_s(status: Mapping[str, Any], epoch: float) -> float | None:
+    """Mean duration of an epoch as the trainer recorded it, else from its start and its last heartbeat."""
+    recorded = _number(status, "epoch_s")
+    if recorded is not None:
+        return recorded
+    started, last = _number(status, "started"), _number(status, "ended") or _number(status, "updated")
+    if started is None or last is None or epoch < 1.0 or last <= started:
+        return None
+    return (last - started) / epoch
+
+
+def _number(status: Mapping[str, Any], name: str) -> float | None:
+    value = number_in(status, name)
+    return None if value is None or value < 0 else value
+
+
+_progress: _FileCache[Progress] = _FileCache(lambda path: progress_of(read_json(path)))
+_histories: _FileCache[History] = _FileCache(read_history)
+_summaries: dict[Explorer, _FileCache[Mapping[str, Any]]] = {}

@@ -15,8 +15,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from audiotok.launchers.doctor.check import Level
-    from audiotok.launchers.doctor.examine import examine
+    from audiotok.launchers.doctor import examine
+    from audiotok.launchers.engine import Level
 
     failed = 0
     for check in examine(args.overrides, torch=args.torch):

@@ -38,15 +38,15 @@ def _plan(args: argparse.Namespace) -> int:
     from dora.grid import RunGridArgs
 
     from audiotok.launchers.grid import get_explorer, list_grids, plan_grid
-    from audiotok.launchers.plans.text import SHOWN, plan_text
+    from audiotok.launchers.plan import SHOWN, plan_text
 
     if args.grid is None:
         package = importlib.import_module(main.dora.grid_package or f"{main.package}.grids")
         print(*list_grids(Path(str(package.__file__)).parent), sep="\n")
         return 0
     rules, profile = SubmitRules(), main.get_slurm_config()
-    for asked in (rules, profile):
-        update_from_args(asked, args)
+    for settings in (rules, profile):
+        update_from_args(settings, args)
     grid_args = RunGridArgs(patterns=list(args.patterns), cancel=args.cancel)
     plan = plan_grid(main, get_explorer(args, main), args.grid, rules, profile, grid_args)
     if args.format == "json":

@@ -22,8 +22,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def _requeue(args: argparse.Namespace) -> None:
     main = entry_point(args.package)
-    from audiotok.launchers.requeue import requeue
     from audiotok.launchers.shepherd import GridShepherd
 
-    for job_id in requeue(GridShepherd(main), args.sigs):
+    for job_id in GridShepherd(main).requeue(args.sigs):
         logger.info("job %s is queued again once it has written its checkpoint", job_id)

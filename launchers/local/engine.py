@@ -7,16 +7,19 @@ nodes and shell lines (`setup`) are for clusters.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, Self
+
+from dora.main import DecoratedMain
 
 from audiotok.errors import ConfigError, LaunchError
-from audiotok.launchers.engine import Job, Task
+from audiotok.launchers.engine import Check, Job, Task
 from audiotok.launchers.local.machine import share
 from audiotok.launchers.local.queue import JobStore
 from audiotok.launchers.local.record import JobRecord
 from audiotok.launchers.local.supervisor import ensure
-from audiotok.launchers.lock import user_and_host
+from audiotok.launchers.lock import SubmitLock, user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.status import State, Verdict, read_status
 
@@ -30,12 +33,33 @@ class LocalEngine:
         root: `<dora.dir>/local`; made on first use.
     """
 
-    name = "local"
+    name: ClassVar[str] = "local"
+    remote: ClassVar[bool] = False
+    failure = ""  # it has no scheduler that could be silent
 
     def __init__(self, root: Path) -> None:
         self.store = JobStore(root)
         self._live: dict[str, Verdict] = {}
         self._over: dict[str, Verdict] = {}
+
+    @classmethod
+    def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
+        """The queue of one Dora folder."""
+        return cls(Path(main.dora.dir) / "local")
+
+    @classmethod
+    def detect(cls, environ: Mapping[str, str]) -> str:
+        """Why this machine would use it: any machine can."""
+        return "no sbatch on PATH"
+
+    @classmethod
+    def check(cls, profile: Profile | None) -> Iterator[Check]:
+        """Nothing to check: it needs no scheduler."""
+        return iter(())
+
+    def has_open(self) -> bool:
+        """False: a job is recorded before it is queued."""
+        return False
 
     def submit(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
         """Queue tasks on this machine.

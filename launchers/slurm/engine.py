@@ -4,14 +4,20 @@ What is sent is first written down (`launchers.slurm.submissions`); the script c
 inside the job runs `launchers.slurm.inside`; `launchers.slurm.watch` knows what became of it.
 """
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+from dora.main import DecoratedMain
 
 from audiotok.errors import LaunchError
-from audiotok.launchers.engine import Job, Task
+from audiotok.launchers.engine import Check, Job, Task
 from audiotok.launchers.lock import SubmitLock, user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm.commands import CHUNK, UNREACHABLE, collapse_ids, run
+from audiotok.launchers.slurm.doctor import check_slurm
 from audiotok.launchers.slurm.notes import erase, note
 from audiotok.launchers.slurm.sbatch import SbatchExecutor, max_array_size
 from audiotok.launchers.slurm.submissions import SubmissionBook
@@ -30,11 +36,32 @@ class SlurmEngine:
         lock: its submission lock.
     """
 
-    name = "slurm"
+    name: ClassVar[str] = "slurm"
+    remote: ClassVar[bool] = True
 
     def __init__(self, package: str, book: SubmissionBook, lock: SubmitLock) -> None:
         self.package, self.book = package, book
         self.watch = SlurmWatch(package, book, lock)
+
+    @classmethod
+    def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
+        """The engine of one Dora folder."""
+        book = SubmissionBook(Path(main.dora.dir), xps=main.dora.xps, by_id=main.dora.shep.by_id)
+        return cls(main.name, book, lock)
+
+    @classmethod
+    def detect(cls, environ: Mapping[str, str]) -> str:
+        """Why this machine can submit to SLURM, "" if it cannot."""
+        return "sbatch is on PATH" if shutil.which("sbatch", path=environ.get("PATH")) else ""
+
+    @classmethod
+    def check(cls, profile: Profile | None) -> Iterator[Check]:
+        """Check SLURM for `audiotok doctor`."""
+        return check_slurm(profile)
+
+    def has_open(self) -> bool:
+        """True if there are submissions whose end is not recorded."""
+        return self.book.has_open()
 
     @property
     def failure(self) -> str:

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from audiotok.launchers.engine import FAILURE_STATES
+from audiotok.status import State
 from tests.cluster.slurm import TestCluster
 from tests.fakes.tiny import TinyProject, shown_states
 from tests.fakes.witness import EPOCHS, STEPS, assert_nothing_lost, runs_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
+FAILURE_STATES = frozenset(state for state in State if state.failed)
 SHORT: dict[str, Any] = {"epochs": EPOCHS, "steps": STEPS, "seconds": 0.1}
 
 

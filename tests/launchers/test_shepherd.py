@@ -1,22 +1,24 @@
 """Who is submitted, in which arrays, and that nobody is submitted twice; with an engine that only takes notes."""
 
+import ast
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import pytest
 from dora.conf import DoraConfig, SubmitRules
 from dora.main import DecoratedMain
 from dora.xp import XP
 
-from audiotok.errors import LaunchError
-from audiotok.launchers.engine import Job, Task
+from audiotok.errors import ConfigError, LaunchError
+from audiotok.launchers.engine import Check, Job, Task
+from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.sheep import GridSheep
-from audiotok.launchers.shepherd import GridShepherd
+from audiotok.launchers.shepherd import ENGINES, GridSheep, GridShepherd, detect
 from audiotok.status import State, Verdict, write_json
+from tests.fakes.tiny import REPOSITORY
 
 RETRY, REPLACE = SubmitRules(retry=True), SubmitRules(replace=True)
 
@@ -49,7 +51,8 @@ def nothing() -> None:
 class Engine:
     """Takes notes; keeps the states of its jobs in memory, as SLURM does for all processes."""
 
-    name = "slurm"
+    name: ClassVar[str] = "slurm"
+    remote: ClassVar[bool] = True
     failure = ""
 
     def __init__(self, states: dict[str, Verdict]) -> None:
@@ -58,6 +61,21 @@ class Engine:
         self.cancelled: list[str] = []
         self.refreshed = 0
         self.stubborn: set[str] = set()
+
+    @classmethod
+    def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
+        raise NotImplementedError
+
+    @classmethod
+    def detect(cls, environ: Mapping[str, str]) -> str:
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, profile: Profile | None) -> Iterator[Check]:
+        raise NotImplementedError
+
+    def has_open(self) -> bool:
+        return False
 
     def submit(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
         self.submitted.append([task.sig for task in tasks])
@@ -179,7 +197,7 @@ def test_a_job_is_replaced_once_it_has_ended(house: House) -> None:
         shepherd.maybe_submit_lazy(shepherd.get_sheep_from_argv([f"index={index}"]), Profile(), REPLACE)
     shepherd.commit()
     assert engine.submitted == []  # the engine stopped at the first, and both go on
-    assert any("Not submitted, as job 101 goes on" in line for line in house.said)
+    assert any("Not submitted, as job 101 is still running" in line for line in house.said)
     engine.stubborn = set()
     _, engine = house.launch(2, rules=REPLACE)
     assert engine.cancelled == ["101", "102"] and engine.submitted == [["xindex0", "xindex1"]]
@@ -275,9 +293,7 @@ def test_an_experiment_is_found_though_it_cannot_be_composed_any_more(
 
 
 def test_jobs_are_found_by_their_id_after_a_move(house: House) -> None:
-    sheeps, _ = house.launch(2)
-    for sheep in sheeps:
-        sheep.shepherd.book.link(str(sheep.current_job_id), sheep.xp.sig)
+    house.launch(2)
     log = house.folder / "submissions" / "token" / "101_0_log.out"
     log.parent.mkdir(parents=True)
     log.touch()
@@ -298,4 +314,21 @@ def test_a_sheep_that_comes_back_from_a_pool_has_its_shepherd(house: House, monk
     again: GridSheep = pickle.loads(pickle.dumps(sheep))
     assert again.shepherd is sheep.shepherd and again.state() == "PENDING" and again in sheep.shepherd.herd
     other = pickle.dumps(GridShepherd(Main(house.folder)))  # and is gone
-    assert pickle.loads(other).book.dora_dir == house.folder
+    assert pickle.loads(other).main.dora.dir == house.folder
+
+
+def test_slurm_is_found_by_sbatch_on_path(tmp_path: Path) -> None:
+    assert detect({"PATH": str(tmp_path)}) == "local"
+    (tmp_path / "sbatch").touch(mode=0o755)
+    assert detect({"PATH": str(tmp_path)}) == "slurm"
+    assert detect({"PATH": str(tmp_path), "AUDIOTOK_LAUNCHER": "local"}) == "local"
+    assert detect({"PATH": "", "AUDIOTOK_LAUNCHER": "slurm"}) == "slurm"
+    with pytest.raises(ConfigError, match="choose one of: local, slurm"):
+        detect({"PATH": "", "AUDIOTOK_LAUNCHER": "kubernetes"})
+
+
+def test_engines_are_named_in_their_folders_only() -> None:
+    for path in (REPOSITORY / "launchers").glob("*.py"):
+        constants = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        named = {one.value for one in constants if isinstance(one.value, str) and one.value in ENGINES}
+        assert named <= ({"slurm"} if path.name == "profile.py" else set()), path  # there a key of the configuration

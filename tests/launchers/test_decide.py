@@ -20,13 +20,14 @@ from audiotok.launchers.decide import (
     previous_job,
     profile_fields,
 )
-from audiotok.launchers.engine import FAILURE_STATES, LIVE_STATES
 from audiotok.launchers.profile import Profile
 from audiotok.status import JOB_FILE, STATUS_FILE, State, Verdict
 
 LATEST: Mapping[str, Any] = {"job_id": "7_0"}
 NO_RULES, RETRY = SubmitRules(), SubmitRules(retry=True)
 ALL = SubmitRules(retry=True, update=True, replace=True, replace_done=True)
+LIVE_STATES = {state for state in State if state.live}
+FAILURE_STATES = {state for state in State if state.failed}
 UNBLOCKED = sorted(FAILURE_STATES - {"DIVERGED", "OUT_OF_MEMORY"})
 
 

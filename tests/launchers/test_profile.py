@@ -15,8 +15,7 @@ from omegaconf import OmegaConf
 
 from audiotok.cluster import PROFILES
 from audiotok.errors import ConfigError
-from audiotok.launchers.profile import Profile, ProfileLauncher, Shape, profile_of
-from audiotok.launchers.profiles.rules import RULES
+from audiotok.launchers.profile import _RULES, Profile, ProfileLauncher, Shape, profile_of
 
 
 def profile(**values: Any) -> Profile:
@@ -26,7 +25,7 @@ def profile(**values: Any) -> Profile:
 def test_every_key_has_a_rule_a_default_and_an_explanation() -> None:
     default = (PROFILES / "default.yaml").read_text()
     fields = set(vars(Profile())) - {"cluster"}
-    assert set(RULES) == fields == set(yaml.safe_load(default))
+    assert set(_RULES) == fields == set(yaml.safe_load(default))
     assert set(vars(SlurmConfig())) <= fields
     explained = [line.partition("#")[2].strip() for line in default.splitlines() if line[:1].isalpha()]
     assert sum(map(bool, explained)) >= len(fields) - 3  # partition, account and qos are SLURM's own words
@@ -41,7 +40,7 @@ def test_an_unknown_key_lists_the_valid_ones_the_nearest_first(key: str, nearest
         Profile.from_mapping({key: 1}, cluster="mine")
     listed = str(caught.value).partition("valid keys: ")[2].rstrip(".").split(", ")
     assert listed[0].startswith(nearest)
-    assert sorted(listed) == sorted(RULES)
+    assert sorted(listed) == sorted(_RULES)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +137,8 @@ def test_shape(values: dict[str, Any], shape: Shape) -> None:
         ({"gpus": 4, "tasks_per_node": 3}, "a divisor of the 4 GPUs"),
         ({"one_task_per_node": True, "tasks_per_node": 2}, "give null or 1"),
         ({"time": 2, "signal_s": 120}, "less than the time limit"),
-        ({"mem_gb": 100, "max_mem_gb": 50}, "a job asks for 100 GB"),
-        ({"mem_gb": 0, "max_mem_gb": 50}, "no memory is asked for"),
+        ({"mem_gb": 100, "max_mem_gb": 50}, "a job requests 100 GB"),
+        ({"mem_gb": 0, "max_mem_gb": 50}, "no memory is requested"),
     ],
 )
 def test_values_that_do_not_go_together(values: dict[str, Any], said: str) -> None:

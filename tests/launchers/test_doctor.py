@@ -1,5 +1,7 @@
 """`audiotok doctor`: what it finds on a laptop, on a cluster made of fakes, and where something is broken."""
 
+import gzip
+import json
 import re
 import shutil
 import sys
@@ -9,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from audiotok.cli import main
+from audiotok.launchers import doctor
 from audiotok.launchers.child import ask
-from audiotok.launchers.doctor import examine as doctor
-from audiotok.launchers.doctor import slurm as doctor_slurm
-from audiotok.launchers.doctor.check import Check, Level, bounded, ok
+from audiotok.launchers.doctor import bounded
+from audiotok.launchers.engine import Check, Level
 from audiotok.launchers.profile import Profile
+from audiotok.launchers.slurm import doctor as doctor_slurm
 
 PARTITIONS = """\
 PartitionName=main Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00 State=UP TotalNodes=2
@@ -69,7 +73,7 @@ def test_a_laptop(machine: Callable[..., Path], tmp_path: Path) -> None:
     machine()
     found = verdicts(doctor.examine(["solver=compression/demo", "slurm.gpus=0"]))
     assert list(found) == ["versions", "gpus", "launcher", "cluster", "profile", "output", "data"]
-    assert found["launcher"] == ok("launcher", "local (no sbatch on PATH)")
+    assert found["launcher"] == Check.ok("launcher", "local (no sbatch on PATH)")
     assert {found[name].verdict for name in ("versions", "gpus", "cluster", "profile")} == {Level.OK}
     assert "default" in found["cluster"].found
     assert str(tmp_path / "outputs") in found["output"].found
@@ -135,12 +139,12 @@ def test_commands_that_are_missing(machine: Callable[..., Path]) -> None:
         ({"partition": "old"}, "its state is DOWN"),
         ({"partition": "long", "gpus": 8, "gpus_per_node": 4}, "2 nodes are above its limit of 1"),
         ({"gpus": 8, "gpus_per_node": 4}, ""),
-        ({"gpus": 12, "gpus_per_node": 4}, "wanted are nodes: 3 with 32 cores"),
+        ({"gpus": 12, "gpus_per_node": 4}, "nodes needed: 3 with 32 cores"),
         ({"gpus": 8}, "it has: 2 with 64 cores, 500 GB, 4 GPUs; 8 with 16 cores, 62 GB, 0 GPUs"),
         ({"gpus": 4, "gpu_type": "h100"}, ""),
         ({"gpus": 1, "gpu_type": "a100"}, "1 a100 GPUs"),
         ({"gpus": 0, "nodes": 10}, ""),
-        ({"gpus": 0, "nodes": 10, "cpus_per_task": 17}, "wanted are nodes"),
+        ({"gpus": 0, "nodes": 10, "cpus_per_task": 17}, "nodes needed"),
         ({"gpus": 0, "mem_gb": 600}, "600 GB"),
     ],
 )
@@ -206,7 +210,7 @@ def test_nothing_is_waited_for_for_ever(machine: Callable[..., Path]) -> None:
     machine()
     began = time.monotonic()
     assert ask(["sleep", "60"], seconds=0.1) == ("", "no answer within 0.1 s")
-    check = bounded("data", lambda: time.sleep(5) or ok("data", ""), seconds=0.1)  # type: ignore[func-returns-value]
+    check = bounded("data", lambda: time.sleep(5) or Check.ok("data", ""), seconds=0.1)  # type: ignore[func-returns-value]
     assert check.verdict is Level.FAIL and "hangs" in check.advice
     assert time.monotonic() - began < 4
     assert ask(["no-such-command"])[1]
@@ -225,9 +229,47 @@ def test_the_command(machine: Callable[..., Path], capsys: pytest.CaptureFixture
 
 def test_torch_is_imported_only_when_asked_for(machine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     machine()
-    monkeypatch.setattr(doctor, "ask", lambda command, seconds=0.0: ("2 12.8\n", ""))
-    assert doctor.check_torch() == ok("torch", "built for CUDA 12.8, sees 2 GPUs")
-    monkeypatch.setattr(doctor, "ask", lambda command, seconds=0.0: ("", "no module named torch"))
+    monkeypatch.setattr(doctor, "query", lambda command, seconds=0.0: ("2 12.8\n", ""))
+    assert doctor.check_torch() == Check.ok("torch", "built for CUDA 12.8, sees 2 GPUs")
+    monkeypatch.setattr(doctor, "query", lambda command, seconds=0.0: ("", "no module named torch"))
     assert doctor.check_torch().verdict is Level.FAIL
     monkeypatch.setattr(sys, "argv", ["audiotok"])
     assert "torch" not in verdicts(doctor.examine())
+
+
+def test_results_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/elsewhere")
+    monkeypatch.setattr(doctor, "ROOMY_GB", 0.0)
+    monkeypatch.setattr(doctor, "CRAMPED_GB", 0.0)
+    found = doctor.check_output(tmp_path / "a" / "b", shared=True)
+    assert found.verdict is Level.OK and "will be made" in found.found and not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    assert doctor.check_output(tmp_path / "file" / "x", shared=False).verdict is Level.FAIL
+    for size, verdict in (("ROOMY_GB", Level.WARN), ("CRAMPED_GB", Level.FAIL)):
+        monkeypatch.setattr(doctor, size, 1e9)
+        assert doctor.check_output(tmp_path, shared=False).verdict is verdict
+    monkeypatch.setattr(doctor, "ROOMY_GB", 0.0)
+    monkeypatch.setattr(doctor, "CRAMPED_GB", 0.0)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert "nodes will not see it" in doctor.check_output(tmp_path, shared=True).advice
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)  # a file system where every lock succeeds
+    assert "flock does not work" in doctor.check_output(tmp_path, shared=False).found
+
+
+def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = tmp_path / "far"
+    far.mkdir()
+    manifest = far / "train.jsonl.gz"
+    cfg = OmegaConf.create({"datasource": {"train": "/home/me/train.jsonl.gz", "valid": None}})
+    monkeypatch.setenv("AUDIOTOK_DATASET_PATHS", json.dumps({"/home/me": str(far)}))
+    assert f"train: no manifest {manifest}" in doctor.check_data(cfg).found
+    for first, found in (("a.wav", True), ("/home/me/a.wav", True), ("b.wav", False), ("/nowhere/a.wav", False)):
+        manifest.write_bytes(gzip.compress(json.dumps({"path": first}).encode()))
+        (far / "a.wav").touch()
+        check = doctor.check_data(cfg)
+        assert (check.verdict is Level.OK) == found and ("first track" in check.found)
+    for damage in (b"", b"plain", gzip.compress(b"[]"), gzip.compress(b'{"path": 1}'), gzip.compress(b"{")):
+        manifest.write_bytes(damage)
+        assert "cannot be read" in doctor.check_data(cfg).found, damage
+    monkeypatch.setenv("AUDIOTOK_DATASET_PATHS", "x")
+    assert doctor.check_data(cfg).verdict is Level.FAIL

@@ -7,9 +7,19 @@ from typing import Any
 import pytest
 
 from audiotok.launchers.decide import FORCE, Action, Decision
-from audiotok.launchers.plan import Entry, Plan, folder_bytes, make_plan, members_of
-from audiotok.launchers.plans.memory import Member, changes_since, remember
-from audiotok.launchers.plans.text import bytes_text, hours_text, plan_text
+from audiotok.launchers.plan import (
+    Entry,
+    Member,
+    Plan,
+    _bytes,
+    _folder_bytes,
+    _hours,
+    changes_since,
+    make_plan,
+    members_of,
+    plan_text,
+    remember,
+)
 from audiotok.launchers.profile import Profile
 from audiotok.status import STATUS_FILE
 
@@ -100,8 +110,8 @@ def test_links_are_not_followed_when_folders_are_measured(tmp_path: Path) -> Non
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "one").write_bytes(b"\0" * 10)
     (folder / "link").symlink_to(tmp_path / "big")
-    assert folder_bytes(folder) == 10 + (folder / "link").lstat().st_size
-    assert folder_bytes(tmp_path / "none") == 0
+    assert _folder_bytes(folder) == 10 + (folder / "link").lstat().st_size
+    assert _folder_bytes(tmp_path / "none") == 0
 
 
 def test_the_text_groups_and_shortens(tmp_path: Path) -> None:
@@ -133,7 +143,7 @@ def test_the_text_groups_and_shortens(tmp_path: Path) -> None:
     ]
     assert "    … 35 more (--all lists them)" in text and text.count("NODE_FAIL: its node vanished (2)") == 1
     assert f"AUDIOTOK_RETRY=force dora grid {GRID} --retry" in text
-    assert "asks for: 43 jobs, at most 86 GPU-hours and 860 CPU-hours" in text
+    assert "requests: 43 jobs, at most 86 GPU-hours and 860 CPU-hours" in text
     assert len(text.splitlines()) < 45
     assert "all of them" not in text  # nothing in common but nothing at all
     whole = plan_text(plan, shown=None)
@@ -153,7 +163,7 @@ def test_what_all_names_begin_with_is_told_once(tmp_path: Path) -> None:
 
 def test_the_text_tells_when_nothing_happens_and_when_the_disk_is_too_small(tmp_path: Path) -> None:
     idle = plan_text(_plan(tmp_path, _entry(tmp_path, 1, Action.KEEP, state="RUNNING"), launcher="local"))
-    assert "on local: 1 experiment (1 keep)" in idle and "asks for: nothing" in idle and "disk" not in idle
+    assert "on local: 1 experiment (1 keep)" in idle and "requests: nothing" in idle and "disk" not in idle
     plan = _plan(tmp_path, _entry(tmp_path, 2, Action.NEW))
     assert "disk: unknown until an experiment has finished" in plan_text(plan)
     for name, value in (("disk_bytes", 10**13), ("free_bytes", 10**12)):
@@ -222,6 +232,6 @@ def test_a_damaged_memory_counts_as_none(tmp_path: Path, text: str) -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [hours_text(hours) for hours in (0.0, 1.25, 99.94, 12345.6)] == ["0", "1.25", "99.9", "12,346"]
+    assert [_hours(hours) for hours in (0.0, 1.25, 99.94, 12345.6)] == ["0", "1.25", "99.9", "12,346"]
     sizes = (0, 999, 1000, 2_500_000, 10**9, 10**13, 10**17)
-    assert [bytes_text(size) for size in sizes] == ["0 B", "999 B", "1 kB", "2.5 MB", "1 GB", "10 TB", "100,000 TB"]
+    assert [_bytes(size) for size in sizes] == ["0 B", "999 B", "1 kB", "2.5 MB", "1 GB", "10 TB", "100,000 TB"]

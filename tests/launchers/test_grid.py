@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from audiotok.errors import ConfigError
-from audiotok.launchers.grid import get_explorer, list_grids, mend_links
+from audiotok.launchers.grid import _write_links, get_explorer, list_grids
 from audiotok.launchers.lock import SubmitLock
 from tests.fakes.tiny import TinyProject
 
@@ -79,12 +79,12 @@ def is_free(lock: SubmitLock) -> bool:
 
 
 def test_mending_leaves_anything_else_alone(tmp_path: Path) -> None:
-    mend_links(tmp_path / "grids" / "none", "xps")
+    _write_links(tmp_path / "grids" / "none", "xps", [])
     folder = tmp_path / "grids" / "one"
     folder.mkdir(parents=True)
     (folder / "note").write_text("mine")
     (folder / "abc").symlink_to("/gone/xps/abc")
-    mend_links(folder, "xps")
+    _write_links(folder, "xps", [])
     assert (folder / "abc").readlink() == Path("../../xps/abc") and (folder / "note").read_text() == "mine"
 
 
@@ -141,3 +141,44 @@ def test_an_unknown_grid_lists_those_there_are() -> None:
     main = SimpleNamespace(dora=SimpleNamespace(grid_package="tests.fakes.tinyproject.tinyxp.grids"), package="x")
     with pytest.raises(ConfigError, match="choose one of: fleet, many, slow"):
         get_explorer(SimpleNamespace(grid="nope"), cast(Any, main))
+
+
+def test_flags_of_dora_grid_that_show_one_experiment(slurm_project: TinyProject) -> None:
+    slurm_project.dora("grid", "fleet", "--no_monitoring")
+    second = slurm_project.experiment(index=2)
+    assert f"{second}\n" in slurm_project.dora("grid", "fleet", "--folder", "1")
+    assert "does not exist" in slurm_project.dora("grid", "fleet", "--log", "1", code=1)
+    assert "Invalid index 9" in slurm_project.dora("grid", "fleet", "--tail", "9", code=1)
+    log = Path(slurm_project.job(index=2)["log"])
+    log.write_text("step 7\n")
+    assert "step 7\n" in slurm_project.dora("grid", "fleet", "--log", "1")
+    assert f"{second}\n" in slurm_project.dora("grid", "fleet", "index=2", "--folder", "0")
+    assert "No sheep to handle" in slurm_project.dora("grid", "fleet", "index=77", "--no_monitoring")
+    assert len(calls(slurm_project, "sbatch")) == 1
+
+
+def test_patterns_select_and_the_rest_stays(slurm_project: TinyProject) -> None:
+    said = slurm_project.dora("grid", "fleet", "!index=1", "0", "--no_monitoring")
+    assert said.count("PENDING") >= 1 and slurm_project.job(index=2)["job_id"] == "101"
+    assert [path.name for path in slurm_project.outputs.glob("grids/fleet/*")] == [
+        slurm_project.experiment(index=2).name
+    ]
+    assert "(3 new, 1 keep)" in slurm_project.dora("grid", "fleet", "--dry_run")
+
+
+def test_a_dry_run_may_initialize_and_not_clear(slurm_project: TinyProject) -> None:
+    slurm_project.dora("grid", "fleet", "--dry_run", "--init")
+    assert slurm_project.experiment(index=3).is_dir() and not calls(slurm_project, "sbatch")
+    assert "incompatible with --clear" in slurm_project.dora("grid", "fleet", "--dry_run", "--clear", code=1)
+    assert "Abort" in slurm_project.dora("grid", "fleet", "--clear", code=1, answer="n\n")
+    assert slurm_project.experiment(index=3).is_dir() and not calls(slurm_project, "sbatch")
+
+
+def test_what_is_not_a_link_stays_in_the_folder_of_a_grid(slurm_project: TinyProject) -> None:
+    folder = slurm_project.outputs / "grids" / "fleet"
+    folder.mkdir(parents=True)
+    (folder / "note").write_text("mine")
+    (folder / "0123abcd").symlink_to("../../xps/0123abcd")  # of an experiment that was deleted
+    said = slurm_project.dora("grid", "fleet", "--no_monitoring")
+    assert "Error when trying to load old sheep 0123abcd" in said
+    assert len(list(folder.iterdir())) == 5 and (folder / "note").read_text() == "mine"

@@ -16,9 +16,19 @@ from dora.main import DecoratedMain
 
 from audiotok.explorers import CompressionExplorer
 from audiotok.launchers import table as module
-from audiotok.launchers.table import PRESET, monitor, names_of, read_history
-from audiotok.launchers.watching.progress import FileCache, Progress, grid_left_s, in_words, progress_of, totals_line
+from audiotok.launchers.table import (
+    PRESET,
+    Progress,
+    _FileCache,
+    _grid_left_s,
+    _names_of,
+    _totals_line,
+    monitor,
+    progress_of,
+    read_history,
+)
 from audiotok.status import State, Verdict
+from audiotok.text import duration_text
 
 ESCAPE = re.compile(r"\033\[[\d;]*m")
 NO_ARGS = SimpleNamespace(trim=None, trim_last=False, silent=False)
@@ -145,11 +155,11 @@ def test_other_dora_sheep_have_states_too(tmp_path: Path) -> None:
 
 def test_a_preset_by_itself_has_a_name(tmp_path: Path) -> None:
     plain, other = _Sheep(tmp_path / "0a", None), _Sheep(tmp_path / "0b", None, n=1)
-    assert names_of(_Main(), [plain.xp]) == ([PRESET], "")
-    assert names_of(_Main(), [plain.xp, other.xp]) == ([PRESET, "n=1"], "")
-    assert names_of(_Main(), [other.xp]) == (["n=1"], "")
+    assert _names_of(_Main(), [plain.xp]) == ([PRESET], "")
+    assert _names_of(_Main(), [plain.xp, other.xp]) == ([PRESET, "n=1"], "")
+    assert _names_of(_Main(), [other.xp]) == (["n=1"], "")
     more = _Sheep(tmp_path / "0c", None, n=1, m=2)
-    assert names_of(_Main(), [other.xp, more.xp]) == (["(base)", "m=2"], "n=1")
+    assert _names_of(_Main(), [other.xp, more.xp]) == (["(base)", "m=2"], "n=1")
 
 
 def test_colours_in_a_terminal_only(herd: list[_Sheep], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +193,7 @@ def test_only_what_changed_is_read_again(
         return read_history(path)
 
     monkeypatch.setattr(module, "read_history", counting)
-    monkeypatch.setattr(module, "_histories", FileCache(counting))
+    monkeypatch.setattr(module, "_histories", _FileCache(counting))
     explore = explorer(lambda launcher: None)
     epochs = [{"train": {"adv": 0.5}, "valid": {"loss": 0.25, "sisnr": 7.77}}]
     herd[1].write(epochs)
@@ -258,25 +268,25 @@ def test_progress_bears_any_damage(value: Any) -> None:
 
 def test_the_end_of_a_grid_is_the_work_left_over_what_runs() -> None:
     half, fresh = Progress(5.0, 10, 60.0), Progress()
-    assert grid_left_s(["RUNNING"], [half]) == pytest.approx(300.0)
+    assert _grid_left_s([State.RUNNING], [half]) == pytest.approx(300.0)
     # two run with 300 s left each, two wait for 600 s each: 1800 s of work for two
-    assert grid_left_s(["RUNNING"] * 2 + ["PENDING"] * 2, [half, half, fresh, fresh]) == pytest.approx(900.0)
+    assert _grid_left_s([State.RUNNING] * 2 + [State.PENDING] * 2, [half, half, fresh, fresh]) == pytest.approx(900.0)
     slow = Progress(0.0, 10, 600.0)  # the slowest one is not divided among others
-    assert grid_left_s(["RUNNING", "RUNNING"], [half, slow]) == pytest.approx(6000.0)
-    assert grid_left_s(["PENDING", "COMPLETED"], [fresh, half]) is None
-    assert grid_left_s(["RUNNING"], [fresh]) is None
-    assert grid_left_s([], []) is None
+    assert _grid_left_s([State.RUNNING, State.RUNNING], [half, slow]) == pytest.approx(6000.0)
+    assert _grid_left_s([State.PENDING, State.COMPLETED], [fresh, half]) is None
+    assert _grid_left_s([State.RUNNING], [fresh]) is None
+    assert _grid_left_s([], []) is None
 
 
 def test_durations_and_totals_in_words() -> None:
     told = [(0.4, "0s"), (59, "59s"), (91, "2m"), (5399, "90m"), (5400, "1.5h"), (169200, "47.0h"), (216000, "2.5d")]
-    assert [in_words(seconds) for seconds, _ in told] == [text for _, text in told]
-    line = totals_line(["PENDING"] * 6, [Progress()] * 6, [f"{n}_{n}" for n in (1, 1, 2, 3, 4, 5)])
+    assert [duration_text(seconds) for seconds, _ in told] == [text for _, text in told]
+    line = _totals_line([State.PENDING] * 6, [Progress()] * 6, [f"{n}_{n}" for n in (1, 1, 2, 3, 4, 5)])
     assert line == "6 experiments: 6 PENDING · 0 % done · jobs 1 2 3 4 and 1 more"
 
 
 def test_a_file_that_is_replaced_with_one_of_the_same_size_is_read_again(tmp_path: Path) -> None:
-    path, cache = tmp_path / "one.json", FileCache(lambda path: path.read_text() if path.exists() else "none")
+    path, cache = tmp_path / "one.json", _FileCache(lambda path: path.read_text() if path.exists() else "none")
     assert cache.read(path) == "none"
     path.write_text("1")
     moment = path.stat().st_mtime_ns

@@ -1,0 +1,267 @@
+"""`audiotok doctor`: can this machine run and submit experiments, and if not, what to do about it.
+
+No check changes anything or waits for ever; a file system that hangs counts as one that does not work. The checks of a
+scheduler are its engine's.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from gzip import open as open_gzip
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from packaging.requirements import Requirement
+
+from audiotok.cluster import (
+    DEFAULT_CLUSTER,
+    PROFILES,
+    choose,
+    cluster_name,
+    dataset_paths,
+    list_profiles,
+    map_path,
+    settle,
+)
+from audiotok.errors import AudiotokError, ConfigError
+from audiotok.launchers.child import ask as query
+from audiotok.launchers.engine import Check
+from audiotok.launchers.lock import try_take
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.shepherd import ENGINES, LAUNCHER_VARIABLE, detect
+
+IMPORT_S, FILES_S = 120.0, 15.0  # patience with the import of torch, and with a file system
+ROOMY_GB, CRAMPED_GB = 50.0, 2.0
+PACKAGES = ("torch", "torchaudio", "dora-search", "submitit", "flashy", "hydra-core", "omegaconf")
+SPLITS = ("train", "valid", "evaluate", "generate")
+
+
+def examine(overrides: Sequence[str] = (), *, torch: bool = False) -> Iterator[Check]:
+    """Run all checks, in the order in which a newcomer would correct what they find.
+
+    Args:
+        overrides: as of `dora run`, such as `solver=compression/demo`: whose data to look for.
+        torch: also import torch and count its GPUs, which takes a while.
+    """
+    yield _check_versions()
+    gpus = _check_gpus()
+    yield gpus
+    if torch:
+        yield check_torch()
+    engine, check = _check_launcher()
+    yield check
+    config, check = _load_config(overrides)
+    yield check
+    profile = None
+    if config is not None:
+        profile, check = _check_profile(config)
+        yield check
+    if engine is not None:
+        yield from ENGINES[engine].check(profile)
+    remote = engine is not None and ENGINES[engine].remote
+    if engine is not None and not remote and profile is not None and profile.gpus and gpus.found.startswith("none"):
+        found = f"the profile requests {profile.gpus} GPUs, here are none: jobs run on the CPU"
+        yield Check.warn("size", found, "use small presets")
+    if config is not None:
+        yield bounded("output", lambda: check_output(Path.cwd() / config.dora.dir, shared=remote))
+        yield bounded("data", lambda: check_data(config))
+
+
+def bounded(name: str, check: Callable[[], Check], seconds: float = FILES_S) -> Check:
+    """A check of files that may hang in a dead file system; its thread is then left behind."""
+    result: list[Check] = []
+
+    def look() -> None:
+        try:
+            result.append(check())
+        except OSError as error:
+            result.append(Check.fail(name, str(error), "look at that path"))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return result[0] if result else Check.fail(name, f"no answer within {seconds:g} s", "the file system hangs")
+
+
+def _check_versions() -> Check:
+    """Python and the packages that this code was tested with."""
+    found, wrong = [f"python {sys.version.split()[0]}"], []
+    try:
+        allowed = {r.name: r for r in map(Requirement, metadata.requires("audiotok") or ())}
+    except metadata.PackageNotFoundError:
+        return Check.fail("versions", "audiotok itself is not installed", "run `make install`")
+    for name in PACKAGES:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{name} is missing")
+            continue
+        found.append(f"{name} {version}")
+        if name in allowed and not allowed[name].specifier.contains(version, prereleases=True):
+            wrong.append(f"{name} {version} is not {allowed[name].specifier}")
+    if wrong:
+        return Check.fail("versions", "; ".join(wrong), "run `make install`")
+    return Check.ok("versions", ", ".join(found))
+
+
+def _check_gpus() -> Check:
+    """What nvidia-smi lists; a login node has none and needs none."""
+    if shutil.which("nvidia-smi") is None:
+        return Check.ok("gpus", "none on this machine (no nvidia-smi)")
+    listing, failure = query(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
+    if failure:
+        advice = "see your administrator, or set CUDA_VISIBLE_DEVICES= to use the CPU"
+        return Check.warn("gpus", f"nvidia-smi fails: {failure}", advice)
+    names = [line.strip() for line in listing.splitlines() if line.strip()]
+    kinds = [f"{names.count(name)} x {name}" for name in sorted(set(names))]
+    return Check.ok("gpus", "; ".join(kinds) or "none that nvidia-smi lists")
+
+
+def check_torch() -> Check:
+    """Whether torch can be imported and sees the GPUs."""
+    code = "import torch; print(torch.cuda.device_count(), torch.version.cuda)"
+    output, failure = query([sys.executable, "-c", code], seconds=IMPORT_S)
+    if failure:
+        return Check.fail("torch", f"it cannot be imported: {failure}", "run `make install`")
+    count, cuda = output.split()
+    if cuda == "None":
+        return Check.ok("torch", "it can be imported; this build has no CUDA")
+    if count == "0" and shutil.which("nvidia-smi"):
+        advice = "compare with the driver of the line `gpus`"
+        return Check.warn("torch", f"built for CUDA {cuda}, but sees no GPU", advice)
+    return Check.ok("torch", f"built for CUDA {cuda}, sees {count} GPUs")
+
+
+def _check_launcher() -> tuple[str | None, Check]:
+    """The engine that `dora` uses here, and why."""
+    try:
+        name = detect(os.environ)
+    except ConfigError as error:
+        return None, Check.fail("launcher", str(error), f"correct or unset {LAUNCHER_VARIABLE}")
+    chosen = os.environ.get(LAUNCHER_VARIABLE, "").strip()
+    why = f"{LAUNCHER_VARIABLE} in the environment" if chosen else ENGINES[name].detect(os.environ)
+    return name, Check.ok("launcher", f"{name} ({why})")
+
+
+def _load_config(overrides: Sequence[str]) -> tuple[DictConfig | None, Check]:
+    """Choose the profile and compose the configuration with it."""
+    try:
+        choice = choose(os.environ)
+        settle(os.environ)
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(PROFILES.parent), version_base="1.3"):
+            config = compose("config", list(overrides))
+        OmegaConf.to_container(OmegaConf.select(config, "dora"), resolve=True)
+    except (AudiotokError, HydraException, OmegaConfBaseException) as error:
+        return None, Check.fail("cluster", " ".join(str(error).split()), "correct the configuration or the command")
+    found = f"profile {choice.name} ({choice.how})"
+    if choice.name != DEFAULT_CLUSTER or not any(one.remote and one.detect(os.environ) for one in ENGINES.values()):
+        return config, Check.ok("cluster", found)
+    others = [name for name in list_profiles() if name not in (DEFAULT_CLUSTER, "template")]
+    name = cluster_name(os.environ)[0] or "NAME"
+    advice = (
+        f"cp config/cluster/template.yaml config/cluster/{name}.yaml and edit that, or export "
+        f"AUDIOTOK_CLUSTER={'|'.join(others)}"
+    )
+    return config, Check.warn("cluster", found, advice)
+
+
+def _check_profile(config: DictConfig) -> tuple[Profile | None, Check]:
+    """Whether the values of the profile can be used, and what a job of it is."""
+    name = choose(os.environ).name
+    try:
+        values = OmegaConf.to_container(config.slurm, resolve=True)
+        assert isinstance(values, dict)
+        profile = Profile.from_mapping({str(key): value for key, value in values.items()}, cluster=name)
+    except (ConfigError, OmegaConfBaseException) as error:
+        return None, Check.fail("profile", " ".join(str(error).split()), f"correct config/cluster/{name}.yaml")
+    shape, memory = profile.shape(), profile.node_mem_mb()
+    size = f"nodes x processes: {shape.nodes} x {shape.tasks_per_node}"
+    each = f"{shape.gpus_per_node} GPUs, {shape.cpus_per_task * shape.tasks_per_node} cores"
+    memory_text = f"{memory / 1024:g} GB" if memory else "SLURM's default memory"
+    return profile, Check.ok("profile", f"{size}; on each node {each}, {memory_text}; {int(profile.time)} min")
+
+
+def check_output(folder: Path, *, shared: bool) -> Check:
+    """Whether results can be written and locked, and how much room there is; leaves nothing behind.
+
+    Args:
+        folder: the results folder; it need not exist yet.
+        shared: jobs run on other machines, which must see it.
+    """
+    here = next(path for path in (folder, *folder.parents) if path.exists())
+    advice = "set output_dir in the profile, or AUDIOTOK_OUTPUT_DIR"
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=here) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            locks = _locks_work(Path(file.name))
+    except OSError as error:
+        return Check.fail("output", f"{folder}: cannot write in {here} ({error.strerror})", advice)
+    free = shutil.disk_usage(here).free / 1e9
+    found = f"{folder}{'' if here == folder else ' (will be made)'}, {free:.0f} GB free"
+    if not locks:
+        return Check.fail("output", f"{found}, but flock does not work there", f"{advice}, on a file system with locks")
+    if free < CRAMPED_GB:
+        return Check.fail("output", found, f"make room, or {advice}")
+    if shared and here.is_relative_to(tempfile.gettempdir()):
+        return Check.warn("output", f"{found}, below {tempfile.gettempdir()}", f"nodes will not see it: {advice}")
+    if free < ROOMY_GB:
+        return Check.warn("output", found, f"a grid may fill it: make room, or {advice}")
+    return Check.ok("output", f"{found}, locks work")
+
+
+def check_data(config: DictConfig) -> Check:
+    """Whether the manifests that the configuration names are here, and the first track of each."""
+    named = {split: config.datasource[split] for split in SPLITS if config.datasource.get(split)}
+    if not named:
+        advice = "name the experiment to look at, such as `audiotok doctor solver=compression/demo`"
+        return Check.warn("data", "the configuration names no manifests", advice)
+    try:
+        paths = dataset_paths(os.environ)
+    except ConfigError as error:
+        return Check.fail("data", str(error), "correct dataset_paths in the profile")
+    found = {split: _manifest_problem(map_path(Path(path), paths)) for split, path in named.items()}
+    problems = [f"{split}: {problem}" for split, problem in found.items() if problem]
+    if problems:
+        advice = (
+            "write them with `audiotok data prepare` (`audiotok data demo` for the demo), or set dataset_paths in the "
+            "profile to where they lie here"
+        )
+        return Check.fail("data", "; ".join(problems), advice)
+    return Check.ok("data", f"{', '.join(named)}: {len(named)} manifests and their first tracks")
+
+
+def _locks_work(path: Path) -> bool:
+    """True if a lock on one opening of a file excludes another."""
+    try:
+        with try_take(path) as first, try_take(path) as second:
+            return first and not second
+    except OSError:
+        return False
+
+
+def _manifest_problem(path: Path) -> str:
+    names = (path / "data.jsonl.gz", path / "data.jsonl") if path.is_dir() else (path,)
+    file = next((name for name in names if name.is_file()), None)
+    if file is None:
+        return f"no manifest {path}"
+    try:
+        with open_gzip(file, "rt") if file.suffix == ".gz" else file.open() as lines:
+            first: Any = json.loads(next(lines))["path"]
+        track = file.parent / first
+        if first.startswith("/"):
+            track = map_path(Path(first), dataset_paths(os.environ))
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        return f"{file} cannot be read ({type(error).__name__}: {error})"
+    return "" if track.is_file() else f"{file} is here, its first track {track} is not"

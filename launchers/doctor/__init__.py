@@ -1,1 +1,0 @@
-"""Is this machine ready? Checks, each with what to do."""

@@ -1,1 +1,0 @@
-"""What launching a grid would do, and what it did last time."""

@@ -1,0 +1,171 @@
+"""The checks of SLURM in `audiotok doctor`: is it there, does it answer, would it accept a job of this profile."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from audiotok.launchers.child import ask as run
+from audiotok.launchers.engine import Check
+from audiotok.launchers.lock import user_name
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.slurm.sbatch import make_script, max_array_size, show_config
+
+_NEEDED = ("sbatch", "srun", "squeue", "scancel", "scontrol")
+_HELPFUL = ("sacct", "sinfo", "sacctmgr")
+_GPUS = re.compile(r"gpu:(?:([A-Za-z][\w.-]*):)?(\d+)")
+
+
+def check_slurm(profile: Profile | None) -> Iterator[Check]:
+    """Check SLURM from its commands to a job of the profile; ends where the rest makes no sense.
+
+    Args:
+        profile: what a job requests, None if that is not known.
+    """
+    missing = [name for name in _NEEDED if shutil.which(name) is None]
+    if missing:
+        advice = "load SLURM's module, or AUDIOTOK_LAUNCHER=local"
+        yield Check.fail("commands", f"not on PATH: {', '.join(missing)}", advice)
+        return
+    rest = ", ".join(name for name in _HELPFUL if shutil.which(name) is None)
+    yield Check.ok("commands", f"all there but {rest}, which may be missing" if rest else "all there")
+    answer, failure = run(["scontrol", "ping"])
+    answer = " ".join(answer.split())
+    if failure or " is UP" not in answer:
+        advice = "wait, see your administrator, or AUDIOTOK_LAUNCHER=local"
+        yield Check.fail("slurmctld", f"it does not answer: {failure or answer}", advice)
+        return
+    yield Check.ok("slurmctld", f"{answer}; {show_config().get('SLURM_VERSION', 'version unknown')}")
+    yield _check_accounting()
+    if profile is None:
+        return
+    yield check_partition(profile)
+    if profile.account or profile.qos:
+        yield check_association(profile)
+    yield check_arrays(profile)
+    yield _check_job(profile)
+
+
+def _check_accounting() -> Check:
+    """Whether sacct answers; everything works without."""
+    advice = "nothing to do: states come from squeue and from what jobs write themselves"
+    if shutil.which("sacct") is None:
+        return Check.warn("accounting", "there is no sacct", advice)
+    failure = run(["sacct", "-n", "-X", "-S", "now-1hour", "-o", "JobID"])[1]
+    if failure:
+        return Check.warn("accounting", f"sacct does not answer: {failure}", advice)
+    return Check.ok("accounting", "sacct answers")
+
+
+def check_partition(profile: Profile) -> Check:
+    """Whether the partition exists and a job of the profile fits its limits and its nodes."""
+    listing, failure = run(["scontrol", "show", "partition", "-o"])
+    if failure:
+        return Check.warn("partition", f"scontrol does not list partitions: {failure}", "see `sinfo`")
+    rows = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in listing.splitlines()]
+    known = {row["PartitionName"]: row for row in rows if "PartitionName" in row}
+    defaults = [name for name, row in known.items() if row.get("Default", "NO").upper() == "YES"]
+    names = profile.partition.split(",") if profile.partition else defaults
+    there = f"there are: {', '.join(known) or 'none'}"
+    if not names:
+        found = "the profile names none and this cluster has no default"
+        return Check.fail("partition", found, f"set partition; {there}")
+    unknown = ", ".join(name for name in names if name not in known)
+    if unknown:
+        return Check.fail("partition", f"no partition {unknown}", f"correct partition in {profile.where}; {there}")
+    problems = {name: _does_not_fit(profile, known[name]) for name in names}
+    if all(problems.values()):
+        found = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+        return Check.fail("partition", found, f"correct {profile.where}, or choose another partition ({there})")
+    fits = known[next(name for name in names if not problems[name])]
+    limits = f"at most {fits.get('MaxTime', 'unknown')}, {fits.get('TotalNodes', '?')} nodes"
+    return Check.ok("partition", f"{', '.join(names)}; {limits}")
+
+
+def check_association(profile: Profile) -> Check:
+    """Whether this user may use the account and the quality of service of the profile."""
+    pairs = (("account", profile.account), ("qos", profile.qos))
+    names = ", ".join(f"{key} {value}" for key, value in pairs if value)
+    if shutil.which("sacctmgr") is None:
+        return Check.warn("account", f"{names}: there is no sacctmgr to query", "see the line `job`")
+    query = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user_name()}", "format=account,qos"]
+    listing, failure = run(query)
+    rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 1]
+    if failure or not rows:
+        found = f"{names}: sacctmgr lists none for you{f' ({failure})' * bool(failure)}"
+        return Check.warn("account", found, "see the line `job`")
+    accounts = sorted({account for account, _ in rows})
+    allowed = {qos for account, listed in rows for qos in listed.split(",") if profile.account in (None, account)}
+    if profile.account and profile.account not in accounts:
+        advice = f"correct account in {profile.where}; yours are: {', '.join(accounts)}"
+        return Check.fail("account", f"no account {profile.account} for you", advice)
+    if profile.qos and profile.qos not in allowed:
+        advice = f"correct qos in {profile.where}; yours are: {', '.join(sorted(allowed))}"
+        return Check.fail("account", f"no qos {profile.qos} for you", advice)
+    return Check.ok("account", f"{names} are yours")
+
+
+def check_arrays(profile: Profile) -> Check:
+    """How long an array may be; a longer grid goes out as several."""
+    size, cluster = max_array_size(profile), show_config().get("MaxArraySize", "")
+    if cluster.isdecimal() and size > int(cluster):
+        advice = f"set max_array_size to null in {profile.where}"
+        return Check.fail("arrays", f"max_array_size={size}, but SLURM takes {cluster} at most", advice)
+    return Check.ok("arrays", f"up to {size} jobs each, {int(profile.array_parallelism)} of them at once")
+
+
+def _check_job(profile: Profile) -> Check:
+    """The verdict of sbatch on the very script of this profile; --test-only submits nothing."""
+    with tempfile.TemporaryDirectory(prefix="audiotok-doctor-") as folder:
+        script = Path(folder) / "job.sh"
+        script.write_text(make_script(profile, "audiotok-doctor", Path(folder), ["--version"]))
+        output, failure = run(["sh", "-c", 'exec sbatch --test-only "$0" 2>&1', str(script)])
+    last = " ".join(output.split()).removeprefix("sbatch: ")
+    if failure:
+        return Check.fail("job", f"sbatch would refuse it: {last or failure}", f"correct {profile.where}")
+    return Check.ok("job", last or "sbatch would take it")
+
+
+def _does_not_fit(profile: Profile, row: dict[str, str]) -> str:
+    """Why a job of the profile cannot run in a partition, "" if it can."""
+    shape, memory = profile.shape(), profile.node_mem_mb() or 0
+    if row.get("State", "UP") != "UP":
+        return f"its state is {row['State']}"
+    minutes = _minutes(row.get("MaxTime", ""))
+    if minutes is not None and profile.time > minutes:
+        return f"time={int(profile.time)} min is above its limit of {minutes} min ({row['MaxTime']})"
+    if row.get("MaxNodes", "").isdecimal() and shape.nodes > int(row["MaxNodes"]):
+        return f"{shape.nodes} nodes are above its limit of {row['MaxNodes']}"
+    if shutil.which("sinfo") is None:
+        return ""
+    listing, failure = run(["sinfo", "-h", "-p", row["PartitionName"], "-o", "%D|%c|%m|%G"])
+    if failure:
+        return ""
+    cpus, able, seen = shape.cpus_per_task * shape.tasks_per_node, 0, []
+    for count, cores, megabytes, gres in (line.split("|") for line in listing.splitlines() if line.count("|") == 3):
+        gpus = sum(int(n) for kind, n in _GPUS.findall(gres) if profile.gpu_type in (None, kind))
+        fits = _number(cores) >= cpus and _number(megabytes) >= memory and gpus >= shape.gpus_per_node
+        able += _number(count) if fits else 0
+        seen.append(f"{count} with {cores} cores, {_number(megabytes) / 1024:.0f} GB, {gpus} GPUs")
+    if not seen or able >= shape.nodes:
+        return ""
+    kind = f" {profile.gpu_type}" if profile.gpu_type else ""
+    needed = f"{shape.nodes} with {cpus} cores, {memory / 1024:.0f} GB, {shape.gpus_per_node}{kind} GPUs"
+    return f"nodes needed: {needed}; it has: {'; '.join(seen)}"
+
+
+def _number(text: str) -> int:
+    """Number in a column of sinfo; `64+` is at least 64."""
+    found = re.match(r"\d+", text)
+    return int(found[0]) if found else 0
+
+
+def _minutes(text: str) -> int | None:
+    """Time of SLURM ([D-]H:M:S, M:S) in whole minutes, None if there is no limit."""
+    days, dash, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdecimal() for part in parts) or (days and not days.isdecimal()):
+        return None
+    units = (60.0, 1.0, 1 / 60)[: len(parts)] if dash or len(parts) == 3 else (1.0, 1 / 60)[: len(parts)]
+    return int(int(days or 0) * 1440 + sum(int(part) * unit for part, unit in zip(parts, units, strict=True)))
