@@ -61,3 +61,18 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def write_symlink(link: Path, target: Path) -> None:
+    """Make a symlink, or let one that is there point elsewhere; there is no instant without it.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    try:
+        link.symlink_to(target)
+    except FileExistsError:
+        draft = link.with_name(f".{link.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(target)
+        draft.replace(link)

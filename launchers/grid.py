@@ -24,7 +24,7 @@ from audiotok.launchers.plan import Entry, Plan, make_plan, members_of
 from audiotok.launchers.plans.memory import remember
 from audiotok.launchers.plans.text import plan_text
 from audiotok.launchers.shepherd import GridShepherd
-from audiotok.launchers.slurm.submissions import point
+from audiotok.files import write_symlink as point
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
 _dora_get_explore = dora.grid._get_explore

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 from audiotok.cluster import DEFAULT_CLUSTER, PROFILES, choose, cluster_name, list_profiles, settle
 from audiotok.errors import AudiotokError, ConfigError
-from audiotok.launchers.child import ask
+from audiotok.launchers.child import run_command as ask
 from audiotok.launchers.doctor.check import Check, bounded, fail, ok, warn
 from audiotok.launchers.doctor.files import check_data, check_output
 from audiotok.launchers.doctor.slurm import check_slurm

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from audiotok.launchers.child import ask
+from audiotok.launchers.child import run_command as ask
 from audiotok.launchers.doctor.check import Check, fail, ok, warn
 from audiotok.launchers.lock import user_name
 from audiotok.launchers.profile import Profile

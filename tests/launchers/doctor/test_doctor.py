@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from audiotok.cli import main
-from audiotok.launchers.child import ask
+from audiotok.launchers.child import run_command as ask
 from audiotok.launchers.doctor import examine as doctor
 from audiotok.launchers.doctor import slurm as doctor_slurm
 from audiotok.launchers.doctor.check import Check, Level, bounded, ok
