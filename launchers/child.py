@@ -44,21 +44,21 @@ _LOST_WORKER = re.compile(r"killed by signal: Killed|exited unexpectedly")
 
 
 def run_command(
-    command: Sequence[str], timeout_s: float = COMMAND_S, *, environ: Mapping[str, str] | None = None
+    command: Sequence[str], seconds: float = COMMAND_S, *, environ: Mapping[str, str] | None = None
 ) -> tuple[str, str]:
     """Run a command without input; returns its output and, if it failed, why in one line. Never raises.
 
     Args:
         command: what to run.
-        timeout_s: seconds before it is killed.
+        seconds: how long it may take.
         environ: all of its environment; by default ours.
     """
     try:
         process = sp.run(
-            command, env=environ, stdin=sp.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s
+            command, env=environ, stdin=sp.DEVNULL, capture_output=True, text=True, errors="replace", timeout=seconds
         )
     except sp.TimeoutExpired:
-        return "", f"no answer within {timeout_s:g} s"
+        return "", f"no answer within {seconds:g} s"
     except OSError as error:
         return "", str(error)
     if process.returncode == 0:

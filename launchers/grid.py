@@ -17,6 +17,7 @@ from dora.shep import Sheep, no_log
 from dora.utils import import_or_fatal
 
 from audiotok.errors import ConfigError, LaunchError
+from audiotok.files import write_symlink as point
 from audiotok.launchers.decide import Action, Decision
 from audiotok.launchers.engines import detect
 from audiotok.launchers.lock import SubmitLock
@@ -24,7 +25,6 @@ from audiotok.launchers.plan import Entry, Plan, make_plan, members_of
 from audiotok.launchers.plans.memory import remember
 from audiotok.launchers.plans.text import plan_text
 from audiotok.launchers.shepherd import GridShepherd
-from audiotok.files import write_symlink as point
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
 _dora_get_explore = dora.grid._get_explore

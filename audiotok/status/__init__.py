@@ -12,11 +12,11 @@ The files need neither torch, Dora nor a scheduler to be read. All times are uni
   epoch (epochs finished), epochs (requested), update (updates done in the current epoch), updates_per_epoch, epoch_s
   (mean duration of an epoch so far, in s), commit (of the code), world_size and gpus (of the run).
 
-`judge` makes one verdict of them, `experiment_state` of a folder.
+`judge.judge` makes one verdict of them, and `experiment_state` that of a folder.
 """
 
 from audiotok.files import read_json, write_json
-from audiotok.status.judge import experiment_state, judge
+from audiotok.status.judge import experiment_state
 from audiotok.status.state import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict, read_status
 from audiotok.status.writer import KINDS, StatusWriter, job_identity
 
@@ -31,7 +31,6 @@ __all__ = [
     "Verdict",
     "experiment_state",
     "job_identity",
-    "judge",
     "read_json",
     "read_status",
     "write_json",

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from audiotok.files import is_locked, read_json
 from audiotok.status.state import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict
@@ -27,53 +27,53 @@ def judge(
     """Judge an experiment; reads and writes nothing. None if it was never submitted nor run.
 
     Only the latest job counts, or a run by hand that began after it, which has no scheduler: left out are `task.json`
-    and `status.json` of other jobs, and `status.json` of an earlier attempt. Of the rest, the first line that applies
-    decides. FAILED is replaced by the trainer's DIVERGED, as nothing else knows of a divergence.
+    and `status.json` of other jobs, and `status.json` of an earlier attempt. Of the rest, the first row that applies
+    decides, and names the source of the verdict or its state:
 
-    | evidence                                                          | verdict                               |
-    | ----------------------------------------------------------------- | ------------------------------------- |
-    | scheduler: COMPLETING; task: COMPLETED, FAILED or OUT_OF_MEMORY   | the task's                            |
-    | scheduler: live                                                   | the scheduler's                       |
-    | scheduler: CANCELLED; job: cancelled                              | CANCELLED, by whom                    |
-    | scheduler: FAILED; task: ended, but not COMPLETED                 | the task's                            |
-    | scheduler: FAILED                                                 | FAILED; task's, trainer's, its reason |
-    | scheduler: any other end                                          | that; the task's reason if it agrees  |
-    | job: record of a local job                                        | the record's                          |
-    | job: verdict, not older than the last heartbeat                   | that                                  |
-    | task: COMPLETED, FAILED, OUT_OF_MEMORY, CANCELLED or TIMEOUT      | the task's                            |
-    | scheduler: no answer                                              | UNKNOWN                               |
-    | trainer: COMPLETED, FAILED or DIVERGED; task: none or silent      | the trainer's                         |
-    | job: cancelled                                                    | CANCELLED, by whom                    |
-    | task: REQUEUED; scheduler: job unknown                            | CANCELLED: left the queue             |
-    | task: PREEMPTED or REQUEUED                                       | the task's                            |
-    | task: RUNNING, or trainer: RUNNING or INTERRUPTED; job unknown    | NODE_FAIL: vanished                   |
-    | trainer: INTERRUPTED; task: none or silent                        | INTERRUPTED                           |
-    | task: RUNNING, or none and trainer: RUNNING                       | RUNNING, or STALE if it is silent     |
-    | job: submitted; scheduler: job unknown                            | CANCELLED: left the queue             |
-    | job: submitted                                                    | PENDING                               |
+    | scheduler   | job          | task                             | trainer              | verdict   |
+    | ----------- | ------------ | -------------------------------- | -------------------- | --------- |
+    | COMPLETING  |              | COMPLETED, FAILED, OUT_OF_MEMORY |                      | task      |
+    | live        |              |                                  |                      | scheduler |
+    | CANCELLED   | cancelled    |                                  |                      | CANCELLED |
+    | FAILED      |              | failed                           |                      | task      |
+    | ended       |              |                                  |                      | scheduler |
+    |             | local record |                                  |                      | job       |
+    |             | verdict      |                                  |                      | job       |
+    |             |              | settled                          |                      | task      |
+    | no answer   |              |                                  |                      | UNKNOWN   |
+    |             |              | none, silent                     | settled              | trainer   |
+    |             | cancelled    |                                  |                      | CANCELLED |
+    | unknown job |              | REQUEUED                         |                      | CANCELLED |
+    |             |              | PREEMPTED, REQUEUED              |                      | task      |
+    | unknown job |              | RUNNING                          |                      | NODE_FAIL |
+    | unknown job |              |                                  | RUNNING, INTERRUPTED | NODE_FAIL |
+    |             |              | none, silent                     | INTERRUPTED          | trainer   |
+    |             |              | silent                           |                      | STALE     |
+    |             |              | RUNNING                          |                      | RUNNING   |
+    |             |              |                                  | silent               | STALE     |
+    |             |              |                                  | RUNNING              | RUNNING   |
+    | unknown job | submitted    |                                  |                      | CANCELLED |
+    |             | submitted    |                                  |                      | PENDING   |
 
-    A RUNNING or REQUEUED task is silent if its heartbeat is too old, or if the scheduler does not know its job.
+    Some cells name a property of `State`. A job's `verdict` applies unless a heartbeat is later than it. A
+    RUNNING or REQUEUED task is silent if its heartbeat is too old or the scheduler does not know its job, a RUNNING
+    trainer if its heartbeat is too old. An ended scheduler takes the reason of a task that agrees, and for FAILED the
+    first of the task's, the trainer's and its own. A verdict FAILED gives way to the trainer's DIVERGED, which nothing
+    else can know.
 
     Args:
         job: content of `job.json`, None without one; so are the other two.
         task: content of `task.json`.
-        status: content of `status.json`.
+        status: content of `status.json`, by the trainer.
         scheduler: what the scheduler reports of the job, None to judge from the files alone.
         now: unix seconds; by default the present.
         stale_s: seconds after which a heartbeat is too old, by default STALE_S and TRAINER_STALE_S.
     """
-    job, task, status, scheduler = _select(job or {}, task or {}, status or {}, scheduler)
-    silence_s = (time.time() if now is None else now) - _number(task or status, "updated")
-    stale = silence_s > ((STALE_S if task else TRAINER_STALE_S) if stale_s is None else stale_s)
-    gone = scheduler is not None and scheduler.state is State.MISSING
-    silent = not task or (task.get("state") in (State.RUNNING, State.REQUEUED) and (gone or stale))
-    verdict = _live(scheduler, task) or _end_in_scheduler(scheduler, job, task, status)
-    verdict = verdict or _end_in_files(scheduler, job, task, status, silent=silent)
-    verdict = verdict or _stopped(task, gone=gone) or _beating(task, status, silence_s, gone, silent, stale)
-    if verdict is None and job:
-        return Verdict(State.CANCELLED, "left the queue before it started") if gone else Verdict(State.PENDING, "")
-    if verdict is not None and verdict.state is State.FAILED and status.get("state") == State.DIVERGED:
-        return _reported(status)
+    evidence = _select(job or {}, task or {}, status or {}, scheduler)
+    evidence = evidence._replace(now=time.time() if now is None else now, stale_s=stale_s)
+    verdict = next(filter(None, (rule(evidence) for rule in _RULES)), None)
+    if verdict is not None and verdict.state is State.FAILED and evidence.status.get("state") == State.DIVERGED:
+        return _reported(evidence.status)
     return verdict
 
 
@@ -88,81 +88,121 @@ def experiment_state(folder: Path, *, stale_s: float | None = None) -> Verdict |
     return judge(job, task, status, word, stale_s=stale_s)
 
 
-def _select(
-    job: Content, task: Content, status: Content, scheduler: SchedulerWord | None
-) -> tuple[Content, Content, Content, SchedulerWord | None]:
+class _Evidence(NamedTuple):
+    """All about the latest job or run; a file that is missing or left out is empty."""
+
+    job: Content
+    task: Content
+    status: Content
+    word: SchedulerWord | None
+    now: float = 0.0
+    stale_s: float | None = None
+
+    @property
+    def silence_s(self) -> float:
+        return self.now - _number(self.task or self.status, "updated")
+
+    @property
+    def stale(self) -> bool:
+        default_s = STALE_S if self.task else TRAINER_STALE_S
+        return self.silence_s > (default_s if self.stale_s is None else self.stale_s)
+
+    @property
+    def gone(self) -> bool:
+        return self.word is not None and self.word.state is State.MISSING
+
+    @property
+    def parent_is_silent(self) -> bool:
+        unfinished = self.task.get("state") in (State.RUNNING, State.REQUEUED)
+        return not self.task or (unfinished and (self.gone or self.stale))
+
+
+def _select(job: Content, task: Content, status: Content, word: SchedulerWord | None) -> _Evidence:
     """Leave out what is about another job, an earlier attempt, or a job that a run by hand came after."""
     if job and task.get("job_id") != job.get("job_id"):
         task = {}
     owner = job or task
-    if owner and status and status.get("job_id") != owner.get("job_id"):
+    if owner and status.get("job_id") != owner.get("job_id"):
         began = max(_number(job, "submitted"), _number(task, "started"))
-        if status.get("job_id") is None and _number(status, "started") >= began:
-            return {}, {}, status, None
+        if status and status.get("job_id") is None and _number(status, "started") >= began:
+            return _Evidence({}, {}, status, None)
         status = {}
-    return job, task, {} if _number(status, "updated") < _number(task, "started") else status, scheduler
+    if _number(status, "updated") < _number(task, "started"):
+        status = {}  # of an earlier attempt
+    return _Evidence(job, task, status, word)
 
 
-def _live(word: SchedulerWord | None, task: Content) -> Verdict | None:
-    if word is None or not word.live:
+def _live(e: _Evidence) -> Verdict | None:
+    if e.word is None or not e.word.live:
         return None
     # SLURM is COMPLETING for seconds after all processes are gone; after a stop, other ranks may still be ending.
-    if word.state is State.COMPLETING and task.get("state") in (State.COMPLETED, State.FAILED, State.OUT_OF_MEMORY):
-        return _reported(task)
-    return Verdict(word.state, word.reason)
+    completing = e.word.state is State.COMPLETING
+    if completing and e.task.get("state") in (State.COMPLETED, State.FAILED, State.OUT_OF_MEMORY):
+        return _reported(e.task)
+    return Verdict(e.word.state, e.word.reason)
 
 
-def _end_in_scheduler(word: SchedulerWord | None, job: Content, task: Content, status: Content) -> Verdict | None:
-    if word is None or word.state in (State.MISSING, State.UNKNOWN):
+def _ended(e: _Evidence) -> Verdict | None:
+    if e.word is None or e.word.state in (State.MISSING, State.UNKNOWN):
         return None
-    if word.state is State.CANCELLED and "cancelled" in job:
-        return _cancelled(job)
-    ended = task.get("state")
-    if word.state is not State.FAILED:
-        return Verdict(word.state, (_reason(task) if ended == word.state else "") or word.reason)
-    if ended in (None, State.RUNNING, State.REQUEUED, State.COMPLETED):
-        return Verdict(State.FAILED, _reason(task) or _reason(status) or word.reason)
-    return _reported(task)
+    state, task_state = e.word.state, State.of(e.task.get("state"))
+    if state is State.CANCELLED and "cancelled" in e.job:
+        return _cancelled(e.job)
+    if state is State.FAILED and task_state.failed:
+        return _reported(e.task)
+    agreeing = (e.task, e.status) if state is State.FAILED else (e.task,) if task_state is state else ()
+    return Verdict(state, next(filter(None, map(_reason, agreeing)), e.word.reason))
 
 
-def _end_in_files(
-    word: SchedulerWord | None, job: Content, task: Content, status: Content, *, silent: bool
-) -> Verdict | None:
-    if _is_local_record(job):
-        return _reported(job)
-    recorded = job.get("verdict")
-    if isinstance(recorded, dict) and recorded.get("state"):
-        alive_at = max(_number(task, "updated"), _number(status, "updated"))
-        if "time" not in recorded or alive_at <= _number(recorded, "time"):  # else it was requeued since
-            return _reported(recorded)
-    if State.of(task.get("state")).settled:
-        return _reported(task)
-    if word is not None and word.state is State.UNKNOWN:
-        return Verdict(State.UNKNOWN, word.reason)
-    if silent and State.of(status.get("state")).settled:
-        return _reported(status)
-    return _cancelled(job) if "cancelled" in job else None
-
-
-def _stopped(task: Content, *, gone: bool) -> Verdict | None:
-    if not task or task.get("state") == State.RUNNING:
+def _recorded(e: _Evidence) -> Verdict | None:
+    if _is_local_record(e.job):
+        return _reported(e.job)
+    verdict = e.job.get("verdict")
+    if not isinstance(verdict, dict) or not verdict.get("state"):
         return None
-    if gone and task.get("state") == State.REQUEUED:
+    alive_at = max(_number(e.task, "updated"), _number(e.status, "updated"))
+    requeued_since = "time" in verdict and alive_at > _number(verdict, "time")
+    return None if requeued_since else _reported(verdict)
+
+
+def _settled(e: _Evidence) -> Verdict | None:
+    if State.of(e.task.get("state")).settled:
+        return _reported(e.task)
+    if e.word is not None and e.word.state is State.UNKNOWN:
+        return Verdict(State.UNKNOWN, e.word.reason)
+    if e.parent_is_silent and State.of(e.status.get("state")).settled:
+        return _reported(e.status)
+    return _cancelled(e.job) if "cancelled" in e.job else None
+
+
+def _stopped(e: _Evidence) -> Verdict | None:
+    if not e.task or e.task.get("state") == State.RUNNING:
+        return None
+    if e.gone and e.task.get("state") == State.REQUEUED:
         return Verdict(State.CANCELLED, "left the queue before it started again")
-    return _reported(task)
+    return _reported(e.task)
 
 
-def _beating(
-    task: Content, status: Content, silence_s: float, gone: bool, silent: bool, stale: bool
-) -> Verdict | None:
-    if not task and not status:
+def _beating(e: _Evidence) -> Verdict | None:
+    if not e.task and not e.status:
         return None
-    if gone:
-        host = task.get("host") or status.get("host")
+    if e.gone:
+        host = e.task.get("host") or e.status.get("host")
         return Verdict(State.NODE_FAIL, f"vanished while it ran{f' on {host}' if host else ''}")
-    if silent and status and status.get("state") != State.RUNNING:
-        return _reported(status)
-    return Verdict(State.STALE, f"no sign of life for {silence_s / 60:.0f} minutes") if stale else Verdict(State.RUNNING, "")
+    if e.parent_is_silent and e.status.get("state", State.RUNNING) != State.RUNNING:
+        return _reported(e.status)
+    if e.stale:
+        return Verdict(State.STALE, f"no sign of life for {e.silence_s / 60:.0f} minutes")
+    return Verdict(State.RUNNING, "")
+
+
+def _submitted(e: _Evidence) -> Verdict | None:
+    if e.job and e.gone:
+        return Verdict(State.CANCELLED, "left the queue before it started")
+    return Verdict(State.PENDING, "") if e.job else None
+
+
+_RULES = (_live, _ended, _recorded, _settled, _stopped, _beating, _submitted)  # the rows of the table, in its order
 
 
 def _is_local_record(job: Content) -> bool:

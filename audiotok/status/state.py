@@ -61,15 +61,8 @@ class State(StrEnum):
         return self in _SETTLED
 
 
-_LIVE = frozenset(
-    {
-        State.PENDING, State.CONFIGURING, State.RUNNING, State.COMPLETING, State.SUSPENDED, State.REQUEUED,
-        State.UNKNOWN,
-    }
-)  # fmt: skip
-_SETTLED = frozenset(
-    {State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED, State.TIMEOUT, State.OUT_OF_MEMORY}
-)
+_LIVE = frozenset(map(State, ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "UNKNOWN")))
+_SETTLED = frozenset(map(State, ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY")))
 
 
 class Verdict(NamedTuple):

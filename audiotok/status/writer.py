@@ -43,17 +43,9 @@ class StatusWriter:
             "job_id": job_id,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "started": None,
-            "updated": None,
-            "ended": None,
-            "epoch": None,
+            **dict.fromkeys(("started", "updated", "ended", "epoch")),
             "epochs": epochs,
-            "update": None,
-            "updates_per_epoch": None,
-            "epoch_s": None,
-            "commit": None,
-            "world_size": None,
-            "gpus": None,
+            **dict.fromkeys(("update", "updates_per_epoch", "epoch_s", "commit", "world_size", "gpus")),
         }
         self._written = float("-inf")
 

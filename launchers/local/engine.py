@@ -27,7 +27,8 @@ from audiotok.launchers.local.queue import JobRecord, JobStore
 from audiotok.launchers.local.supervisor import ensure
 from audiotok.launchers.lock import SubmitLock, user_and_host
 from audiotok.launchers.profile import Profile
-from audiotok.status import State, Verdict, judge, read_status
+from audiotok.status import State, Verdict, read_status
+from audiotok.status.judge import judge
 
 STOP_S = 20.0  # a killed job must be gone within this time after its grace period
 SLOTS_VARIABLE = "AUDIOTOK_LOCAL_SLOTS"
@@ -45,7 +46,7 @@ class LocalEngine:
         root: `<dora.dir>/local`; made on first use.
     """
 
-    name: ClassVar[str] = "local"
+    name = "local"
     remote: ClassVar[bool] = False
     failure = ""  # it has no scheduler that could be silent
 

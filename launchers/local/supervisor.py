@@ -2,7 +2,8 @@
 
 One supervisor per Dora folder, alone by a lock. It keeps nothing in memory: what runs holds a lock, what is pending is
 in the queue. So it can be killed at any moment: running jobs continue under their runners, and the next `dora` command
-starts another supervisor, which finds everything as it was. It leaves when nothing is left to do. Standard library only.
+starts another supervisor, which finds everything as it was. It leaves when nothing is left to do. Standard library
+only.
 """
 
 import os

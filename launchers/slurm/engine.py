@@ -4,7 +4,7 @@ What is sent is first written to the book (`launchers.slurm.submissions`); the s
 `launchers.slurm.sbatch`; inside the job runs `launchers.slurm.inside`.
 
 SLURM's word counts most, but it forgets a job minutes after its end, and many sites have no accounting. So the job
-records its start, life and end itself, and `audiotok.status.judge` makes one verdict of both, which goes into `job.json`.
+records its start, life and end itself; `audiotok.status.judge` makes one verdict of both, which goes into `job.json`.
 """
 
 import logging
@@ -26,15 +26,16 @@ from audiotok.launchers.slurm.commands import (
     CHUNK,
     UNREACHABLE,
     Entry,
-    query_accounting,
-    find_in_accounting,
-    query_queue,
     collapse_ids,
+    find_in_accounting,
+    query_accounting,
+    query_queue,
     run,
 )
 from audiotok.launchers.slurm.sbatch import SbatchExecutor, max_array_size
 from audiotok.launchers.slurm.submissions import Submission, SubmissionBook
-from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict, judge
+from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict
+from audiotok.status.judge import judge
 from audiotok.text import number_in
 
 STOP_S = 60.0  # SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL
@@ -60,7 +61,7 @@ class SlurmEngine:
         queue: its answer, by task id.
     """
 
-    name: ClassVar[str] = "slurm"
+    name = "slurm"
     remote: ClassVar[bool] = True
 
     def __init__(self, package: str, book: SubmissionBook, lock: SubmitLock) -> None:

@@ -152,7 +152,9 @@ class SbatchExecutor(submitit.SlurmExecutor):
             self._submit_command(_python_command(self.profile, command))
         except (FailedJobError, sp.CalledProcessError) as error:
             message = " ".join(str(error).split())
-            raise LaunchError(f"SLURM refused the job: {message}; correct {self.profile.where} and try again.") from error
+            raise LaunchError(
+                f"SLURM refused the job: {message}; correct {self.profile.where} and try again."
+            ) from error
         except FailedSubmissionError as error:
             raise LaunchError(f"the answer of sbatch holds no id: {' '.join(str(error).split())}") from error
         except OSError as error:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from audiotok.errors import LaunchError
-from audiotok.launchers.local.queue import JobStore
-from audiotok.launchers.local.record import JobRecord
-from audiotok.launchers.local.supervisor import free_devices, may_start, survey
+from audiotok.launchers.local.queue import JobRecord, JobStore
+from audiotok.launchers.local.supervisor import _free_devices, _may_start, _survey
 from audiotok.status import read_json
 
 
@@ -49,13 +48,13 @@ def test_ids_grow_and_the_queue_is_in_order(store: JobStore, tmp_path: Path) -> 
 def test_running_without_a_holder_is_node_fail_at_once(store: JobStore, tmp_path: Path) -> None:
     record = queued(store, tmp_path, state="RUNNING")
     process = holder(store, record.job_id)
-    judged = store.judge(record.job_id)
+    judged = store.checked(record.job_id)
     assert judged is not None and judged.state == "RUNNING"
     process.kill()
     process.communicate()
-    judged = store.judge(record.job_id)
+    judged = store.checked(record.job_id)
     assert judged is not None and judged.state == "NODE_FAIL" and judged.is_over
-    running, waiting = survey(store)  # a supervisor writes it down
+    running, waiting = _survey(store)  # a supervisor writes it down
     assert (running, waiting, store.unfinished()) == ([], None, [])
     assert (read_json(Path(record.folder) / "job.json") or {})["state"] == "NODE_FAIL"
     assert not (store.locks / record.job_id).exists()
@@ -65,7 +64,7 @@ def test_a_pending_job_that_is_held_counts_as_running(store: JobStore, tmp_path:
     first, second = queued(store, tmp_path), queued(store, tmp_path)
     process = holder(store, first.job_id)
     try:
-        running, waiting = survey(store)
+        running, waiting = _survey(store)
         assert [job.job_id for job in running] == [first.job_id]
         assert waiting is not None and waiting.job_id == second.job_id
     finally:
@@ -136,8 +135,8 @@ def test_a_lock_that_was_taken_away_is_not_held(store: JobStore, tmp_path: Path)
 def test_damaged_records_are_none(store: JobStore, content: str) -> None:
     (store.jobs / "L1.json").write_text(content)
     (store.queue / "L1").touch()
-    assert store.read("L1") is None and store.judge("L1") is None
-    assert survey(store) == ([], None)
+    assert store.read("L1") is None and store.checked("L1") is None
+    assert _survey(store) == ([], None)
     assert store.unfinished() == []
 
 
@@ -156,8 +155,8 @@ def test_a_job_starts_with_a_free_slot_and_free_gpus() -> None:
         return JobRecord("L1", "", "", "", "", [], gpus=gpus, visible=visible, slots=slots, devices=list(devices))
 
     running = [job(1, devices=("1",)), job(0)]
-    assert free_devices(job(1), running) == ["0", "2"]
-    assert may_start(job(2), running)
-    assert not may_start(job(3), running)
-    assert not may_start(job(0, slots=2), running)
-    assert may_start(job(0, slots=3), running)
+    assert _free_devices(job(1), running) == ["0", "2"]
+    assert _may_start(job(2), running)
+    assert not _may_start(job(3), running)
+    assert not _may_start(job(0, slots=2), running)
+    assert _may_start(job(0, slots=3), running)

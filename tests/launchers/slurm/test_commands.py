@@ -11,11 +11,11 @@ from audiotok.launchers.slurm.commands import (
     CHUNK,
     UNREACHABLE,
     Entry,
-    query_accounting,
-    find_in_accounting,
-    query_queue,
     collapse_ids,
     expand_ids,
+    find_in_accounting,
+    query_accounting,
+    query_queue,
     run,
 )
 from tests.fakes.tiny import FAKES
@@ -98,7 +98,7 @@ def test_a_job_is_found_by_its_name_in_the_books(answers: Path) -> None:
 )
 def test_states_of_life(state: str, reason: str, expected: tuple[str, str]) -> None:
     assert Entry(state, reason).is_live
-    assert Entry(state, reason).live_state() == expected
+    assert Entry(state, reason).word == (*expected, True)
 
 
 @given(
