@@ -216,13 +216,10 @@ def _divide(
     requests more GPUs than there are runs on those there are, or on the CPU: one grid serves cluster and laptop.
 
     Args:
-        gpus_requested: GPUs that the configuration requests, 0 for none.
+        gpus_requested: by the configuration, 0 for none.
         environ: environment variables.
-        cpus: cores for a job without GPU; by default two.
-        cores: CPU cores that may be used; by default those this process may run on.
-
-    Raises:
-        ConfigError: if one of our environment variables holds no such number.
+        cpus: for a job without GPU; by default two.
+        cores: that may be used in all; by default those of this process.
     """
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
     visible = _find_gpus(environ)

@@ -239,7 +239,7 @@ class JobStore:
         while True:
             with (self.locks / name).open("a", encoding="utf-8") as file:
                 held = _flock_now(file)
-                if held and not _is_file_at(file, self.locks / name):
+                if held and not _is_at(file, self.locks / name):
                     continue  # its last holder has removed it
                 if held or time.monotonic() >= deadline:
                     yield held
@@ -252,30 +252,24 @@ class JobStore:
         self.create()
         with self.holding("submit", patience_s=60.0) as held:
             if not held:
-                raise LaunchError(
-                    f"another command has kept {self.locks / 'submit'} for a minute; end it and try again."
-                )
+                lock = self.locks / "submit"
+                raise LaunchError(f"another command has kept {lock} for a minute; end it and try again.")
             yield
 
 
 def _flock_now(file: TextIO) -> bool:
-    """Take the exclusive lock of an open file, for as long as it is open; False if another process has it.
-
-    Raises:
-        LaunchError: if the filesystem knows no locks.
-    """
+    """Take the exclusive lock of an open file, for as long as it is open; False if another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        raise LaunchError(
-            f"cannot lock {file.name} ({error}); local jobs need a filesystem with flock for dora.dir."
-        ) from error
+        need = "local jobs need a filesystem with flock for dora.dir"
+        raise LaunchError(f"cannot lock {file.name} ({error}); {need}.") from error
     return True
 
 
-def _is_file_at(file: TextIO, path: Path) -> bool:
+def _is_at(file: TextIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:

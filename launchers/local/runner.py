@@ -16,26 +16,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from audiotok.launchers.child import (
-    KILLED,
-    TERMINATED,
-    Outcome,
-    Signals,
-    at_time_limit,
-    attend,
-    frozen_environment,
-    oom_kills,
-    outcome,
-    rank_environment,
-    start,
-)
+from audiotok.launchers import child
 from audiotok.launchers.local.queue import JobRecord, JobStore
 
 CAUSES = {signal.SIGTERM: "PREEMPTED", signal.SIGINT: "PREEMPTED"}
 POLL_S = 0.1
 DISK_S = 600.0  # a record that the disk refuses is written again for so long
 LOCK_VARIABLE = "AUDIOTOK_JOB_LOCK"  # path of the lock of a job: by it its processes are found
-_OF_A_RANK = frozenset(rank_environment(0, 1, 0, "", 0))
+_OF_A_RANK = frozenset(child.rank_environment(0, 1, 0, "", 0))
 
 
 def run(root: Path, job_id: str, devices: list[str]) -> None:
@@ -52,7 +40,7 @@ def run(root: Path, job_id: str, devices: list[str]) -> None:
         record.ended, record.exit_code, record.reason = None, None, ""
         ended = _run(store, record)
         if ended.state == "TIMEOUT":
-            ended = at_time_limit(ended, record.timeouts, record.max_num_timeout)
+            ended = child.at_time_limit(ended, record.timeouts, record.max_num_timeout)
             record.timeouts += ended.state == "REQUEUED"
         if ended.state == "REQUEUED":
             record.attempt += 1
@@ -69,12 +57,12 @@ def _environments(record: JobRecord, environ: Mapping[str, str]) -> list[dict[st
     shared.setdefault("PYTHONUNBUFFERED", "1")
     shared.setdefault("HYDRA_FULL_ERROR", "1")
     shared.update({"AUDIOTOK_LAUNCHER": "local", "AUDIOTOK_JOB_ID": record.job_id, LOCK_VARIABLE: record.lock})
-    shared.update(frozen_environment(Path(record.folder)))
+    shared.update(child.frozen_environment(Path(record.folder)))
     if record.visible:
         shared["CUDA_VISIBLE_DEVICES"] = ",".join(record.devices)
     port = _free_port() if record.ranks > 1 else 0
     ranks = range(record.ranks)
-    return [{**shared, **rank_environment(rank, record.ranks, rank, "127.0.0.1", port)} for rank in ranks]
+    return [{**shared, **child.rank_environment(rank, record.ranks, rank, "127.0.0.1", port)} for rank in ranks]
 
 
 def _log_of(record: JobRecord, rank: int) -> Path:
@@ -92,18 +80,18 @@ def end_leftovers(record: JobRecord) -> None:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
-def _run(store: JobStore, record: JobRecord) -> Outcome:
+def _run(store: JobStore, record: JobRecord) -> child.Outcome:
     """Start the processes of a job and wait for their end, or for what stops them."""
-    signals, killed, children = Signals(CAUSES), oom_kills(), list[sp.Popen[bytes]]()
+    signals, killed, children = child.Signals(CAUSES), child.oom_kills(), list[sp.Popen[bytes]]()
     stop_at = time.monotonic() + record.time_s - record.checkpoint_s if record.time_s else float("inf")
     try:
         Path(record.log).parent.mkdir(exist_ok=True)
         for rank, environ in enumerate(_environments(record, store.environment(record.job_id))):
-            children.append(start(record.command, environ=environ, cwd=record.cwd, log=_log_of(record, rank)))
+            children.append(child.start(record.command, environ=environ, cwd=record.cwd, log=_log_of(record, rank)))
     except OSError as error:
-        for child in children:
-            child.kill()
-        return Outcome("FAILED", f"could not be started: {error}")
+        for process in children:
+            process.kill()
+        return child.Outcome("FAILED", f"could not be started: {error}")
     record.state, record.pid = "RUNNING", children[0].pid
     _insist(lambda: store.write(record))
 
@@ -113,19 +101,20 @@ def _run(store: JobStore, record: JobRecord) -> Outcome:
     def grace_s(cause: str) -> float:
         return record.grace_s if cause == "CANCELLED" else max(record.checkpoint_s, record.grace_s)
 
-    cause = attend(children, signals, poll=poll, poll_s=POLL_S, grace_s=grace_s)
+    cause = child.attend(children, signals, poll=poll, poll_s=POLL_S, grace_s=grace_s)
     if cause is not None and store.stop_cause(record.job_id) == "CANCELLED":
         cause = "CANCELLED"
-    codes = [child.returncode for child in children]
+    codes = [process.returncode for process in children]
     # Of several ranks the one that failed by itself knows why, not those that were ended for it.
-    rank = min(range(record.ranks), key=lambda rank: (codes[rank] == 0, codes[rank] in (*KILLED, *TERMINATED), rank))
-    return outcome(
+    stopped = (*child.KILLED, *child.TERMINATED)
+    rank = min(range(record.ranks), key=lambda rank: (codes[rank] == 0, codes[rank] in stopped, rank))
+    return child.outcome(
         codes[rank],
         cause,
         folder=Path(record.folder),
         log=_log_of(record, rank),
         began=record.started or 0.0,
-        oom_killed=oom_kills() > killed,
+        oom_killed=child.oom_kills() > killed,
     )
 
 

@@ -7,6 +7,7 @@ SLURM's word counts most, but it forgets a job minutes after its end, and many s
 records its start, life and end itself; `audiotok.status.judge` makes one verdict of both, which goes into `job.json`.
 """
 
+import contextlib
 import logging
 import shutil
 import socket
@@ -22,16 +23,8 @@ from audiotok.files import read_json, write_json
 from audiotok.launchers.engine import Job, Task
 from audiotok.launchers.lock import SubmitLock, user_and_host
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.slurm.commands import (
-    CHUNK,
-    UNREACHABLE,
-    Entry,
-    collapse_ids,
-    find_in_accounting,
-    query_accounting,
-    query_queue,
-    run,
-)
+from audiotok.launchers.slurm import commands
+from audiotok.launchers.slurm.commands import CHUNK, Entry, collapse_ids, run
 from audiotok.launchers.slurm.sbatch import SbatchExecutor, max_array_size
 from audiotok.launchers.slurm.submissions import Submission, SubmissionBook
 from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict
@@ -141,14 +134,16 @@ class SlurmEngine:
             LaunchError: naming those that could not be stopped; all others are.
         """
         for job in jobs:  # first, as the job itself reads there why it is stopped
-            _note(job.folder, job.job_id, cancelled=time.time(), cancelled_by=user_and_host())
-        failures = self._scancel([job.job_id for job in jobs])
+            _edit(job.folder, job.job_id, cancelled=time.time(), cancelled_by=user_and_host())
+        words = collapse_ids(job.job_id for job in jobs)
+        answers = [run(["scancel", *words[start : start + CHUNK]])[1] for start in range(0, len(words), CHUNK)]
+        failures = [failure for failure in answers if failure]
         left = self._wait_for_end(jobs, refused=bool(failures))
         if not left:
             return
         for job in left:
             if not self.failure and self.queue[job.job_id].state != "COMPLETING":
-                _erase(job.folder, job.job_id, "cancelled", "cancelled_by")
+                _edit(job.folder, job.job_id, "cancelled", "cancelled_by")
         names = ", ".join(collapse_ids(job.job_id for job in left))
         why = "; ".join(failures) or self.failure or f"still ending after {STOP_S:.0f} s"
         raise LaunchError(f"not all jobs could be cancelled: {names}: {why}")
@@ -180,7 +175,9 @@ class SlurmEngine:
             words = ["-u", "-m", "audiotok.launchers.slurm.inside", str(submission.folder)]
             job_id = executor.submit(words, array=len(tasks) if len(tasks) > 1 else None)
         except Exception as error:
-            if not UNREACHABLE.search(str(error)):  # if SLURM did not answer, it may have the job: the next query shows
+            if not commands.UNREACHABLE.search(
+                str(error)
+            ):  # if SLURM did not answer, it may have the job: the next query shows
                 self.book.abandon(submission, str(error))
             if isinstance(error, OSError):
                 raise LaunchError(f"could not submit: {error}") from error
@@ -194,15 +191,10 @@ class SlurmEngine:
         for job in jobs:
             self.queue[job.job_id] = Entry("PENDING")
             self._ended.pop(job.job_id, None)
-            _erase(job.folder, job.job_id, "verdict")
+            _edit(job.folder, job.job_id, "verdict")
 
     def _wait_for_end(self, jobs: Sequence[Job], *, refused: bool) -> list[Job]:
-        """Wait for the end of jobs that are being stopped; returns those that have not ended.
-
-        Args:
-            jobs: what to wait for.
-            refused: SLURM refused to stop some; those that still run are not waited for.
-        """
+        """Wait for the end of jobs; returns those left. If SLURM `refused` some, those that run are not waited for."""
         deadline, polls = time.monotonic() + STOP_S, 0
         while True:
             self._query()
@@ -215,7 +207,7 @@ class SlurmEngine:
 
     def _query(self) -> None:
         now = time.time()
-        self.queue, self.failure = query_queue(self.book.uids())
+        self.queue, self.failure = commands.query_queue(self.book.uids())
         if not self.failure:
             self._queried = now
             self._ended = {job_id: verdict for job_id, verdict in self._ended.items() if not self._lives(job_id)}
@@ -236,8 +228,7 @@ class SlurmEngine:
     def _adopt(self, *, patient: bool) -> None:
         """Find the job ids of submissions whose command died; one that SLURM does not have is abandoned.
 
-        Args:
-            patient: wait for those that are so young that SLURM may not have them yet.
+        If `patient`, those that are so young that SLURM may not have them yet are waited for.
         """
         for submission in self.book.open():
             if submission.content.get("recorded"):
@@ -269,7 +260,7 @@ class SlurmEngine:
                 return str(task["job_id"]).split("_")[0]
         if not self._accounting or _age_s(submission) <= ANSWER_S:
             return None
-        return find_in_accounting(submission.token)
+        return commands.find_in_accounting(submission.token)
 
     def _judge_open(self, *, write: bool) -> None:
         """Judge all tasks of open submissions that do not live; close submissions that have no others."""
@@ -290,7 +281,8 @@ class SlurmEngine:
             self._conclude(folder, task_id, self.queue.get(task_id) or accounting.get(task_id), write=write)
         if write:
             for submission in over:
-                self._close(submission)
+                with contextlib.suppress(OSError):  # of another user, whose next command closes it
+                    self.book.settle(submission)
             self._reopen({submission.token for submission in submissions})
 
     def _may_live(self, task_id: str, folder: Path, submission: Submission) -> bool:
@@ -312,7 +304,7 @@ class SlurmEngine:
     def _query_accounting(self, job_ids: Sequence[str]) -> dict[str, Entry]:
         if not job_ids or not self._accounting:
             return {}
-        answer = query_accounting(job_ids)
+        answer = commands.query_accounting(job_ids)
         self._accounting = answer is not None
         return answer or {}
 
@@ -332,13 +324,7 @@ class SlurmEngine:
             return
         self._written.add(task_id)
         if ours and recorded != verdict:
-            _note(folder, task_id, verdict={"state": verdict.state, "reason": verdict.reason, "time": time.time()})
-
-    def _close(self, submission: Submission) -> None:
-        try:
-            self.book.settle(submission)
-        except OSError as error:  # of another user: their next command closes it
-            logger.debug("could not close %s: %s", submission.token, error)
+            _edit(folder, task_id, verdict={"state": verdict.state, "reason": verdict.reason, "time": time.time()})
 
     def _reopen(self, known: set[str]) -> None:
         """Open submissions again of which a task was queued again after its end."""
@@ -350,17 +336,7 @@ class SlurmEngine:
             self.book.reopen(name)
             for task_id, task in zip(submission.task_ids(), submission.tasks, strict=True):
                 if self._lives(task_id):
-                    _erase(self.book.experiment(task), task_id, "verdict")
-
-    @staticmethod
-    def _scancel(job_ids: Sequence[str]) -> list[str]:
-        """Cancel jobs in few calls; a call that fails does not keep the others from theirs. Returns the failures."""
-        words, failures = collapse_ids(job_ids), []
-        for start in range(0, len(words), CHUNK):
-            failure = run(["scancel", *words[start : start + CHUNK]])[1]
-            if failure:
-                failures.append(failure)
-        return failures
+                    _edit(self.book.experiment(task), task_id, "verdict")
 
 
 def _reports(folder: Path, job_id: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -387,26 +363,19 @@ def _recorded(job: Mapping[str, Any]) -> Verdict | None:
     return Verdict(State.of(verdict["state"]), str(verdict.get("reason") or ""))
 
 
-def _note(folder: Path, job_id: str, **notes: Any) -> None:
-    """Add something about a job to its `job.json`, unless a later job has taken its place there."""
-    content = read_json(folder / JOB_FILE) or {}
-    if content.get("job_id") == job_id:
-        _try_to_write(folder / JOB_FILE, {**content, **notes})
+def _edit(folder: Path, job_id: str, *removed: str, **added: Any) -> None:
+    """Edit the `job.json` of a job, unless a later job has taken its place.
 
-
-def _erase(folder: Path, job_id: str, *names: str) -> None:
-    """Remove notes about a job."""
-    content = read_json(folder / JOB_FILE) or {}
-    if content.get("job_id") == job_id and not content.keys().isdisjoint(names):
-        _try_to_write(folder / JOB_FILE, {name: value for name, value in content.items() if name not in names})
-
-
-def _try_to_write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write what is useful but not vital: a full disk must not prevent stopping jobs or seeing states."""
+    A full disk must not prevent stopping jobs or seeing states.
+    """
+    before = read_json(folder / JOB_FILE) or {}
+    after = {name: value for name, value in before.items() if name not in removed} | added
+    if before.get("job_id") != job_id or after == before:
+        return
     try:
-        write_json(path, content, sync=False)
+        write_json(folder / JOB_FILE, after, sync=False)
     except OSError as error:
-        logger.warning("could not write %s: %s", path, error)
+        logger.warning("could not write %s: %s", folder / JOB_FILE, error)
 
 
 def _age_s(submission: Submission) -> float:

@@ -22,20 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from audiotok.files import read_json, write_json
-from audiotok.launchers.child import (
-    STOPPED,
-    Outcome,
-    Signals,
-    at_time_limit,
-    attend,
-    frozen_environment,
-    oom_kills,
-    outcome,
-    rank_environment,
-    requeued,
-    run_command,
-    start,
-)
+from audiotok.launchers import child
 from audiotok.launchers.slurm.submissions import SUBMISSION_FILE, TASKS_FILE
 from audiotok.status import JOB_FILE, TASK_FILE
 
@@ -105,11 +92,9 @@ class TaskFile:
     """
 
     def __init__(self, folder: Path, here: JobEnvironment, token: str) -> None:
-        self.path = folder / TASK_FILE
+        self.folder, self.here, self.path = folder, here, folder / TASK_FILE
         before = read_json(self.path) or {}
-        ours = before.get("job_id") == here.job_id
-        self.timeouts = int(before.get("timeouts") or 0) if ours else 0
-        self._rank = here.rank
+        self.timeouts = int(before.get("timeouts") or 0) if before.get("job_id") == here.job_id else 0
         self._beaten = float("-inf")
         self._failure = ""
         self._fields: dict[str, Any] = {
@@ -129,13 +114,13 @@ class TaskFile:
 
     def beat(self) -> None:
         """Write a heartbeat, every `BEAT_S`; rank 0 only."""
-        if self._rank == 0 and time.monotonic() - self._beaten >= BEAT_S:
+        if self.here.rank == 0 and time.monotonic() - self._beaten >= BEAT_S:
             self._beaten = time.monotonic()
             self._write()
 
-    def end(self, ended: Outcome) -> None:
+    def end(self, ended: child.Outcome) -> None:
         """Write how the job ended; of several ranks the first that failed is kept."""
-        reason = ended.reason if self._rank == 0 else f"rank {self._rank}: {ended.reason}"
+        reason = ended.reason if self.here.rank == 0 else f"rank {self.here.rank}: {ended.reason}"
         self._fields.update(state=ended.state, reason=reason, exit_code=ended.exit_code, ended=time.time())
         self._fields["timeouts"] = self.timeouts
         self._write()
@@ -145,6 +130,11 @@ class TaskFile:
         now = read_json(self.path) or {}
         ours = all(now.get(key) == self._fields[key] for key in ("job_id", "attempt"))
         return ours and now.get("ended") is not None and now.get("state") not in states
+
+    def is_cancelled(self) -> bool:
+        """True if one of our commands has cancelled this job."""
+        job = read_json(self.folder / JOB_FILE) or {}
+        return job.get("job_id") == self.here.job_id and "cancelled" in job
 
     def _write(self) -> None:
         now = read_json(self.path) or {}
@@ -161,7 +151,7 @@ class TaskFile:
 
 def main(folder: Path) -> int:
     """Run the task of this process; returns its exit code."""
-    signals = Signals(CAUSES)
+    signals = child.Signals(CAUSES)
     here = JobEnvironment.of(os.environ)
     submission = read_json(folder / SUBMISSION_FILE) or {}
     try:
@@ -170,12 +160,12 @@ def main(folder: Path) -> int:
     except (OSError, ValueError, IndexError) as error:
         _log(f"cannot read line {here.index} of {folder / TASKS_FILE} ({error}); submit the experiment again")
         return 2
-    experiment, profile = Path(task["folder"]), submission.get("profile") or {}
-    task_file = TaskFile(experiment, here, folder.name)
+    profile = submission.get("profile") or {}
+    task_file = TaskFile(Path(task["folder"]), here, folder.name)
     task_file.beat()
-    ended, signalled = _run(task, here, signals, task_file, profile), signals.count
+    ended, signalled = _run(task, signals, task_file, profile), signals.count
     if ended.state in ("TIMEOUT", "PREEMPTED") and here.rank == 0:
-        ended = _settle(ended, here, task_file, experiment, profile)
+        ended = _settle(ended, task_file, int(profile.get("max_num_timeout", 0)))
     if here.rank == 0 or ended.state in ("FAILED", "OUT_OF_MEMORY"):
         task_file.end(ended)
     if here.rank and ended.state in CAUSES.values():
@@ -190,36 +180,38 @@ def main(folder: Path) -> int:
 
 
 def _run(
-    task: Mapping[str, Any], here: JobEnvironment, signals: Signals, task_file: TaskFile, profile: Mapping[str, Any]
-) -> Outcome:
+    task: Mapping[str, Any], signals: child.Signals, task_file: TaskFile, profile: Mapping[str, Any]
+) -> child.Outcome:
     """Run the training process of this rank to its end."""
-    folder, began, killed = Path(task["folder"]), time.time(), oom_kills()
+    folder, here, began, killed = task_file.folder, task_file.here, time.time(), child.oom_kills()
     signal_s = float(profile.get("signal_s") or SIGNAL_S)
     grace_s = {"TIMEOUT": max(signal_s - RESERVE_S, signal_s / 2)}  # other stops end with SIGKILL from SLURM
 
     try:
         if here.rank == 0:
             (folder / "rendezvous.txt").unlink(missing_ok=True)  # of an earlier attempt, if Dora was to use one
-        child = start(task["command"], environ=_environment(os.environ, here, folder), cwd=task["cwd"])
+        process = child.start(task["command"], environ=_environment(os.environ, here, folder), cwd=task["cwd"])
     except OSError as error:
-        return Outcome("FAILED", f"could not be started: {error}", 1)
-    cause = attend(
-        [child], signals, poll=task_file.beat, poll_s=POLL_S, grace_s=lambda cause: grace_s.get(cause, float("inf"))
+        return child.Outcome("FAILED", f"could not be started: {error}", 1)
+    cause = child.attend(
+        [process], signals, poll=task_file.beat, poll_s=POLL_S, grace_s=lambda cause: grace_s.get(cause, float("inf"))
     )
-    return outcome(child.returncode, cause, folder=folder, log=_own_log(), began=began, oom_killed=oom_kills() > killed)
+    return child.outcome(
+        process.returncode, cause, folder=folder, log=_own_log(), began=began, oom_killed=child.oom_kills() > killed
+    )
 
 
 def _environment(environ: Mapping[str, str], here: JobEnvironment, folder: Path) -> dict[str, str]:
     """The environment of the training process: ours, its rank, its job and its frozen configuration."""
     address = "127.0.0.1" if here.world_size == 1 else _address_of(_first_node(here.nodes))
-    rank = rank_environment(here.rank, here.world_size, here.local_rank, address, here.port)
+    rank = child.rank_environment(here.rank, here.world_size, here.local_rank, address, here.port)
     identity = {"AUDIOTOK_LAUNCHER": "slurm", "AUDIOTOK_JOB_ID": here.job_id}
-    return {**environ, "PYTHONUNBUFFERED": "1", **rank, **identity, **frozen_environment(folder)}
+    return {**environ, "PYTHONUNBUFFERED": "1", **rank, **identity, **child.frozen_environment(folder)}
 
 
 def _first_node(nodes: str) -> str:
     """The first name of a list of nodes in SLURM's notation."""
-    listing, _ = run_command(["scontrol", "show", "hostnames", nodes], COMMAND_S)
+    listing, _ = child.run_command(["scontrol", "show", "hostnames", nodes], COMMAND_S)
     return (listing.split() or [nodes])[0]
 
 
@@ -228,45 +220,42 @@ def _address_of(node: str) -> str:
     try:
         socket.getaddrinfo(node, None)
     except OSError:
-        shown, _ = run_command(["scontrol", "show", "node", "-o", node], COMMAND_S)
+        shown, _ = child.run_command(["scontrol", "show", "node", "-o", node], COMMAND_S)
         found = re.search(r"\bNodeAddr=(\S+)", shown)
         return found[1] if found else node
     return node
 
 
-def _settle(
-    ended: Outcome, here: JobEnvironment, task_file: TaskFile, folder: Path, profile: Mapping[str, Any]
-) -> Outcome:
+def _settle(ended: child.Outcome, task_file: TaskFile, max_timeouts: int) -> child.Outcome:
     """Find out who stopped the job, and have it queued again if it was the time limit."""
-    if "cancelled" in _job_of(folder, here):
-        return ended._replace(state="CANCELLED", reason=STOPPED["CANCELLED"])
+    if task_file.is_cancelled():
+        return ended._replace(state="CANCELLED", reason=child.STOPPED["CANCELLED"])
     if task_file.has_ended():
         return ended  # another rank failed, and srun ends the others for it
     if ended.state == "PREEMPTED":
-        shown, _ = _show(here)
-        ended = ended._replace(state=_stopped_by(shown, here.attempt))
+        shown, _ = _show(task_file.here)
+        ended = ended._replace(state=_stopped_by(shown, task_file.here.attempt))
         if ended.state == "PREEMPTED" and "JobState=RUNNING" in shown.split():
             # A partition with a GraceTime: SLURM takes a job that leaves within it for one that has ended.
-            return _requeue_or(ended, requeued(ended), here, task_file, folder)
+            return _requeue_or(ended, child.requeued(ended), task_file)
     if ended.state == "CANCELLED":
         return ended._replace(reason="cancelled with scancel")
     if ended.state != "TIMEOUT":
         return ended
-    ended = ended._replace(reason=ended.reason.replace(STOPPED["PREEMPTED"], STOPPED["TIMEOUT"]))
-    again = at_time_limit(ended, task_file.timeouts, int(profile.get("max_num_timeout", 0)))
+    ended = ended._replace(reason=ended.reason.replace(child.STOPPED["PREEMPTED"], child.STOPPED["TIMEOUT"]))
+    again = child.at_time_limit(ended, task_file.timeouts, max_timeouts)
     if again.state != "REQUEUED":
         return again
     task_file.timeouts += 1
-    settled = _requeue_or(ended, again, here, task_file, folder)
-    if settled.state != "REQUEUED":
-        task_file.timeouts -= 1
+    settled = _requeue_or(ended, again, task_file)
+    task_file.timeouts -= settled.state != "REQUEUED"
     return settled
 
 
-def _requeue_or(ended: Outcome, again: Outcome, here: JobEnvironment, task_file: TaskFile, folder: Path) -> Outcome:
+def _requeue_or(ended: child.Outcome, again: child.Outcome, task_file: TaskFile) -> child.Outcome:
     """Have a job queued again that has written its checkpoint; returns `again`, or why it has `ended` after all."""
     task_file.end(again)  # first, as SLURM may end us while it answers
-    failure = _requeue(here, lambda: "cancelled" in _job_of(folder, here))
+    failure = _requeue(task_file)
     if not failure:
         return again
     if failure == _CANCELLED:
@@ -274,24 +263,23 @@ def _requeue_or(ended: Outcome, again: Outcome, here: JobEnvironment, task_file:
     return ended._replace(reason=f"{ended.reason}; could not be queued again: {failure}")
 
 
-def _requeue(here: JobEnvironment, cancelled: Callable[[], bool]) -> str:
+def _requeue(task_file: TaskFile) -> str:
     """Have a job queued again, however long the controller is away; returns why it is not, "" if it is.
 
     A job that is cancelled meanwhile stays cancelled.
     """
-    deadline = time.monotonic() + CONTROLLER_S
-    requested = False
+    here, deadline, requested = task_file.here, time.monotonic() + CONTROLLER_S, False
     while True:
         shown, failure = _show(here)
         stopping = not failure and _stopped_by(shown, here.attempt) == "CANCELLED"
-        if cancelled() or (stopping and not requested):
+        if task_file.is_cancelled() or (stopping and not requested):
             return _CANCELLED
         if stopping:
             return ""  # on its way to the queue, though the answer to our request was lost
         requested = requested or not failure
-        if not failure and not (failure := run_command(["scontrol", "requeue", here.job_id], COMMAND_S)[1]):
+        if not failure and not (failure := child.run_command(["scontrol", "requeue", here.job_id], COMMAND_S)[1]):
             return ""
-        answers = not run_command(["scontrol", "ping"], COMMAND_S)[1]
+        answers = not child.run_command(["scontrol", "ping"], COMMAND_S)[1]
         if answers or time.monotonic() > deadline:
             return failure
         time.sleep(PAUSE_S)
@@ -308,15 +296,10 @@ def _stopped_by(shown: str, attempt: int) -> str:
 
 
 def _show(here: JobEnvironment) -> tuple[str, str]:
-    return run_command(["scontrol", "show", "job", "-o", here.job_id], COMMAND_S)
+    return child.run_command(["scontrol", "show", "job", "-o", here.job_id], COMMAND_S)
 
 
-def _job_of(folder: Path, here: JobEnvironment) -> dict[str, Any]:
-    job = read_json(folder / JOB_FILE) or {}
-    return job if job.get("job_id") == here.job_id else {}
-
-
-def _linger(signals: Signals, over: Callable[[], bool]) -> None:
+def _linger(signals: child.Signals, over: Callable[[], bool]) -> None:
     """Wait for what makes this task leave; SLURM may end it before."""
     deadline = time.monotonic() + LINGER_S
     while not over() and time.monotonic() < deadline:

@@ -90,13 +90,7 @@ def make_script(
 ) -> str:
     """The script, to the letter, that `SbatchExecutor.submit` gives to sbatch.
 
-    Args:
-        profile: what the job requests.
-        name: name of the job.
-        folder: where its logs go, as `%j_%t_log.out`, those of an array as `%A_%a_%t_log.out`.
-        command: words for Python, such as `["-u", "-m", "audiotok.launchers.slurm.inside", FOLDER]`.
-        array: number of jobs of the array, None for a single job.
-        mem_factor: how many times the memory of the profile.
+    Logs go into its folder, as `%j_%t_log.out`, those of an array as `%A_%a_%t_log.out`.
 
     Raises:
         ConfigError: if the profile holds a value that cannot be used.
@@ -151,10 +145,8 @@ class SbatchExecutor(submitit.SlurmExecutor):
         try:
             self._submit_command(_python_command(self.profile, command))
         except (FailedJobError, sp.CalledProcessError) as error:
-            message = " ".join(str(error).split())
-            raise LaunchError(
-                f"SLURM refused the job: {message}; correct {self.profile.where} and try again."
-            ) from error
+            text = " ".join(str(error).split())
+            raise LaunchError(f"SLURM refused the job: {text}; correct {self.profile.where} and try again.") from error
         except FailedSubmissionError as error:
             raise LaunchError(f"the answer of sbatch holds no id: {' '.join(str(error).split())}") from error
         except OSError as error:

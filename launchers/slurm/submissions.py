@@ -267,14 +267,5 @@ def _touch(path: Path) -> None:
 def _make_token(package: str, sigs: Sequence[str]) -> str:
     """Name of a submission: what it is of, and that it is this one."""
     digest = hashlib.sha1(" ".join(sorted(sigs)).encode()).hexdigest()[:8]
-    moment = _base36(time.time_ns() // 1_000_000) + secrets.token_hex(2)
+    moment = f"{time.time_ns() // 1_000_000:x}{secrets.token_hex(2)}"
     return f"{_UNFIT.sub('-', package)}_{digest}_{moment}"
-
-
-def _base36(number: int) -> str:
-    """A number in the digits 0-9a-z."""
-    digits = ""
-    while number:
-        number, digit = divmod(number, 36)
-        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
-    return digits or "0"

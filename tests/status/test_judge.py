@@ -288,20 +288,15 @@ def test_nothing_is_a_verdict_on_nothing() -> None:
     assert judge({}, {}, {}, SchedulerWord(State.MISSING)) is None
 
 
-@pytest.mark.parametrize(
-    ("status", "reason"),
-    [(None, "vanished while it ran on n1"), (STATUS | {"host": "n2"}, "vanished while it ran on n1")],
-)
-def test_our_own_reasons(status: Files, reason: str) -> None:
-    unknown = SchedulerWord(State.MISSING)
+def test_our_own_reasons() -> None:
+    def gone(task: Files, status: Files) -> Verdict | None:
+        return judge(JOB, task, status, SchedulerWord(State.MISSING), now=NOW)
 
-    def of(*files: Files) -> Verdict | None:
-        return judge(*(*files, None, None)[:3], unknown, now=NOW)
-
-    assert of(JOB, TASK | {"host": "n1"}, status) == ("NODE_FAIL", reason)
-    assert of(JOB, None, STATUS | {"host": "n2"}) == ("NODE_FAIL", "vanished while it ran on n2")
-    assert of(JOB, TASK | {"state": "REQUEUED"}) == ("CANCELLED", "left the queue before it started again")
-    assert of(JOB) == ("CANCELLED", "left the queue before it started")
-    assert judge(JOB, None, None, SchedulerWord(State.UNKNOWN, "SLURM does not answer"), now=NOW) == (
-        "UNKNOWN", "SLURM does not answer",
-    )  # fmt: skip
+    there = STATUS | {"host": "n2"}
+    assert gone(TASK | {"host": "n1"}, there) == ("NODE_FAIL", "vanished while it ran on n1")
+    assert gone(None, there) == ("NODE_FAIL", "vanished while it ran on n2")
+    assert gone(TASK, None) == ("NODE_FAIL", "vanished while it ran")
+    assert gone(TASK | {"state": "REQUEUED"}, None) == ("CANCELLED", "left the queue before it started again")
+    assert gone(None, None) == ("CANCELLED", "left the queue before it started")
+    silent = SchedulerWord(State.UNKNOWN, "SLURM does not answer")
+    assert judge(JOB, None, None, silent, now=NOW) == ("UNKNOWN", "SLURM does not answer")
