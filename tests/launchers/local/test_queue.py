@@ -1,6 +1,7 @@
 """The book of local jobs: locks, verdicts, the queue."""
 
 import os
+import shutil
 import subprocess as sp
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 
 from audiotok.errors import LaunchError
 from audiotok.launchers.local.queue import JobRecord, JobStore
-from audiotok.launchers.local.supervisor import _free_devices, _may_start, _survey
+from audiotok.launchers.local.supervisor import _IMPORT_ROOT, _free_devices, _may_start, _survey
 from audiotok.status import read_json
+from tests.fakes.tiny import REPOSITORY
 
 
 @pytest.fixture
@@ -160,3 +162,20 @@ def test_a_job_starts_with_a_free_slot_and_free_gpus() -> None:
     assert not _may_start(job(3), running)
     assert not _may_start(job(0, slots=2), running)
     assert _may_start(job(0, slots=3), running)
+
+
+def test_what_a_supervisor_starts_is_imported_from_where_it_was(tmp_path: Path) -> None:
+    assert _IMPORT_ROOT == REPOSITORY  # though the checkout has its launchers behind a symlink
+    site = tmp_path / "site-packages"  # as of a wheel
+    shutil.copytree(REPOSITORY / "audiotok", site / "audiotok", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); from pathlib import Path\n"
+        "from audiotok.launchers.local import queue, supervisor\n"
+        f"store = queue.JobStore(Path({str(tmp_path)!r})); store.create()\n"
+        "process = supervisor._spawn(['audiotok.launchers.local.runner', str(store.root), 'L1', ''], store)\n"
+        "print(supervisor._IMPORT_ROOT, process.wait())"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-P", "-c", code]
+    done = sp.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{site} 0\n" and (tmp_path / "supervisor.log").read_text() == ""

@@ -188,6 +188,13 @@ def test_a_disk_that_is_full_for_a_while_does_not_lose_the_verdict(
     assert (job.record.state, job.record.exit_code) == ("FAILED", 6)
 
 
+def test_a_supervisor_of_an_earlier_version_starts_a_runner(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["sh", "-c", "exit 5"])
+    command = [sys.executable, "-P", "-m", "launchers.local.runner", str(job.store.root), "L1", ""]
+    assert sp.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, timeout=30).returncode == 0
+    assert (job.record.state, job.record.exit_code) == ("FAILED", 5)
+
+
 def test_a_job_that_was_cancelled_does_not_start(tmp_path: Path) -> None:
     job = Job(tmp_path, ["touch", "ran"])
     with job.store.holding("L1"):
