@@ -123,7 +123,7 @@ class SlurmEngine:
                 return known
         elif entry.state != "COMPLETING":  # nothing in the files outweighs it: spare reading them for each of many jobs
             return Verdict(*entry.word[:2])
-        task, status = _reports(job.folder, job_id)
+        task, status = (_own(job.folder / name, job_id) for name in (TASK_FILE, STATUS_FILE))
         word = entry.word if entry is not None else self._word_without_entry(job.content, task)
         return judge(job.content, task, status, word) or Verdict(State.UNKNOWN, "")
 
@@ -292,13 +292,13 @@ class SlurmEngine:
             return entry.is_live
         if task_id in self._ended:
             return False
-        return submission.recorded > self._queried - YOUNG_S or _beats(_reports(folder, task_id)[0])
+        return submission.recorded > self._queried - YOUNG_S or _beats(_own(folder / TASK_FILE, task_id))
 
     def _is_open(self, task_id: str, folder: Path) -> bool:
         """True if neither the query nor the task itself shows how it ended, so that accounting is worth a query."""
         if task_id in self.queue or task_id in self._ended:
             return False
-        task = _reports(folder, task_id)[0] or {}
+        task = _own(folder / TASK_FILE, task_id) or {}
         return not State.of(task.get("state")).settled
 
     def _query_accounting(self, job_ids: Sequence[str]) -> dict[str, Entry]:
@@ -318,7 +318,8 @@ class SlurmEngine:
             # Accounting may list a job as running that the controller has forgotten: that is no sign of life.
             word = _NOT_LISTED if entry is None or entry.is_live else entry.word
             job = content if ours else {"job_id": task_id}
-            verdict = judge(job, *_reports(folder, task_id), word) or Verdict(State.UNKNOWN, "")
+            task, status = (_own(folder / name, task_id) for name in (TASK_FILE, STATUS_FILE))
+            verdict = judge(job, task, status, word) or Verdict(State.UNKNOWN, "")
         self._ended[task_id] = verdict
         if not write:
             return
@@ -339,11 +340,10 @@ class SlurmEngine:
                     _edit(self.book.experiment(task), task_id, "verdict")
 
 
-def _reports(folder: Path, job_id: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The `task.json` and `status.json` of a job; None for one that is missing or not of this job."""
-    task, status = (read_json(folder / name) for name in (TASK_FILE, STATUS_FILE))
-    task = task if task is not None and task.get("job_id") == job_id else None
-    return task, status if status is not None and status.get("job_id") == job_id else None
+def _own(path: Path, job_id: str) -> dict[str, Any] | None:
+    """A `task.json` or `status.json`; None if it is missing or not of this job."""
+    content = read_json(path)
+    return content if content is not None and content.get("job_id") == job_id else None
 
 
 def _beats(task: Mapping[str, Any] | None) -> bool:

@@ -12,7 +12,7 @@ from audiotok.files import write_json
 from audiotok.launchers.engine import Job
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.slurm.commands import Entry
-from audiotok.launchers.slurm.engine import SlurmEngine, _beats, _reports
+from audiotok.launchers.slurm.engine import SlurmEngine, _beats, _own
 from audiotok.launchers.slurm.submissions import SubmissionBook
 from audiotok.status import Verdict
 
@@ -127,7 +127,7 @@ def test_the_books_are_asked_where_the_job_leaves_a_question(
 def test_a_fresh_heartbeat_is_life(tmp_path: Path) -> None:
     def says(**task: Any) -> bool:
         make(tmp_path, task={"state": "RUNNING", "host": "n1", "updated": time.time(), **task})
-        return _beats(_reports(tmp_path, "7_1")[0])
+        return _beats(_own(tmp_path / "task.json", "7_1"))
 
     assert not _beats(None)
     assert says()
