@@ -34,7 +34,7 @@ from audiotok.cluster import (
     settle,
 )
 from audiotok.errors import AudiotokError, ConfigError
-from audiotok.launchers.child import ask as query
+from audiotok.launchers.child import run_command as query
 from audiotok.launchers.engine import Check
 from audiotok.launchers.lock import try_take
 from audiotok.launchers.profile import Profile

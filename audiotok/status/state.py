@@ -1,7 +1,14 @@
-"""The states that an experiment can be in: SLURM's words, and a few of our own."""
+"""The states of an experiment, and the three files in its folder that report them."""
 
 from enum import StrEnum
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from audiotok.files import read_json
+
+JOB_FILE = "job.json"
+TASK_FILE = "task.json"
+STATUS_FILE = "status.json"
 
 
 class State(StrEnum):
@@ -26,7 +33,7 @@ class State(StrEnum):
     BOOT_FAIL = "BOOT_FAIL"
     DEADLINE = "DEADLINE"
     INTERRUPTED = "INTERRUPTED"  # stopped by a signal while it ran by hand
-    STALE = "STALE"  # says RUNNING, with a heartbeat that is too old
+    STALE = "STALE"  # reported RUNNING, with a heartbeat that is too old
     MISSING = "MISSING"  # the record of its job is gone
 
     @classmethod
@@ -54,15 +61,8 @@ class State(StrEnum):
         return self in _SETTLED
 
 
-_LIVE = frozenset(
-    {
-        State.PENDING, State.CONFIGURING, State.RUNNING, State.COMPLETING, State.SUSPENDED, State.REQUEUED,
-        State.UNKNOWN,
-    }
-)  # fmt: skip
-_SETTLED = frozenset(
-    {State.COMPLETED, State.FAILED, State.DIVERGED, State.CANCELLED, State.TIMEOUT, State.OUT_OF_MEMORY}
-)
+_LIVE = frozenset(map(State, ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "UNKNOWN")))
+_SETTLED = frozenset(map(State, ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY")))
 
 
 class Verdict(NamedTuple):
@@ -70,3 +70,23 @@ class Verdict(NamedTuple):
 
     state: State
     reason: str
+
+
+class SchedulerWord(NamedTuple):
+    """What a scheduler reports about a job.
+
+    Attributes:
+        state: its state; MISSING if the scheduler answers and does not know the job (any more), UNKNOWN if it does not
+            answer, or (`live`) answers with a word that we do not know.
+        reason: why, "" for none.
+        live: whether the scheduler has the job waiting or running.
+    """
+
+    state: State
+    reason: str = ""
+    live: bool = False
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """Read the `status.json` of an experiment folder; None if it is missing or damaged."""
+    return read_json(Path(folder) / STATUS_FILE)

@@ -1,4 +1,4 @@
-"""What a trainer says about itself in `status.json`: its start, its heartbeat and its end."""
+"""The `status.json` that a trainer keeps: its start, its heartbeat and its end."""
 
 import logging
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from audiotok.files import write_json
-from audiotok.status.folder import STATUS_FILE
+from audiotok.status.state import STATUS_FILE, State
 
-STATES = ("RUNNING", "COMPLETED", "FAILED", "DIVERGED", "INTERRUPTED")
+_ENDS = (State.COMPLETED, State.FAILED, State.DIVERGED, State.INTERRUPTED)
 KINDS = ("", "config", "data", "diverged", "error", "interrupted")
 BEAT_S = 10.0  # a heartbeat within the same epoch is written at most this often
 
@@ -23,7 +23,7 @@ class StatusWriter:
 
     Args:
         folder: the experiment folder; must exist.
-        epochs: epochs asked for, if known.
+        epochs: epochs requested, if known.
         beat_s: least number of seconds between two heartbeats of the same epoch.
         silent: write nothing, as all ranks but the first do.
     """
@@ -36,34 +36,26 @@ class StatusWriter:
         self.silent = silent
         launcher, job_id = job_identity(os.environ)
         self._fields: dict[str, Any] = {
-            "state": "RUNNING",
+            "state": State.RUNNING,
             "reason": "",
             "kind": "",
             "launcher": launcher,
             "job_id": job_id,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "started": None,
-            "updated": None,
-            "ended": None,
-            "epoch": None,
+            **dict.fromkeys(("started", "updated", "ended", "epoch")),
             "epochs": epochs,
-            "update": None,
-            "updates_per_epoch": None,
-            "epoch_s": None,
-            "commit": None,
-            "world_size": None,
-            "gpus": None,
+            **dict.fromkeys(("update", "updates_per_epoch", "epoch_s", "commit", "world_size", "gpus")),
         }
         self._written = float("-inf")
 
     def start(self, *, epoch: int | None = None) -> None:
-        """Say that the run has begun; `epoch` is the number of epochs restored from a checkpoint."""
-        self._fields.update(state="RUNNING", reason="", kind="", started=time.time(), ended=None, epoch=epoch)
+        """Write that the run has begun; `epoch` is the number of epochs restored from a checkpoint."""
+        self._fields.update(state=State.RUNNING, reason="", kind="", started=time.time(), ended=None, epoch=epoch)
         self._write()
 
     def describe(self, *, commit: str, world_size: int, gpus: int) -> None:
-        """Say what the run is made with: commit of the code, processes, and the GPUs that they use in all."""
+        """Write what the run is made with: commit of the code, processes, and the GPUs that they use in all."""
         self._fields.update(commit=commit, world_size=world_size, gpus=gpus)
         self._write()
 
@@ -75,23 +67,23 @@ class StatusWriter:
         updates_per_epoch: int | None = None,
         epoch_s: float | None = None,
     ) -> None:
-        """Say that the run is alive; cheap enough for every step: it writes each epoch or `beat_s` only.
+        """Write a heartbeat; cheap enough for every step: it writes each epoch or `beat_s` only.
 
         Args:
-            epoch: epochs finished; like all below, None leaves what was said before.
+            epoch: epochs finished; like all below, None leaves the value before.
             update: updates done in the current epoch.
             updates_per_epoch: how many there are.
             epoch_s: mean duration of an epoch so far, in s.
         """
-        told = {"epoch": epoch, "update": update, "updates_per_epoch": updates_per_epoch, "epoch_s": epoch_s}
+        given = {"epoch": epoch, "update": update, "updates_per_epoch": updates_per_epoch, "epoch_s": epoch_s}
         changed = epoch is not None and epoch != self._fields["epoch"]
-        self._fields.update((name, value) for name, value in told.items() if value is not None)
+        self._fields.update((name, value) for name, value in given.items() if value is not None)
         if changed or time.monotonic() - self._written >= self.beat_s:
             self._write()
 
     def end(self, state: str, reason: str = "", kind: str = "") -> None:
-        """Say how the run ended: one of STATES but RUNNING, in a few words why, and the kind of reason."""
-        assert state in STATES and state != "RUNNING", state
+        """Write how the run ended: COMPLETED, FAILED, DIVERGED or INTERRUPTED, the reason, and one of KINDS."""
+        assert state in _ENDS, state
         assert kind in KINDS, kind
         self._fields.update(state=state, reason=reason, kind=kind, ended=time.time())
         self._write()
@@ -108,13 +100,13 @@ class StatusWriter:
 
 
 def job_identity(environ: Mapping[str, str]) -> tuple[str, str | None]:
-    """Return the launcher (local, slurm or none) and the job id that this process runs under.
+    """Return the launcher ("none" without one) and the job id that this process runs under.
 
-    The parent process inside a job names both in the environment. An allocation of SLURM in which somebody runs a
-    trainer by hand is no job of ours.
+    The parent process inside a job names both in the environment. A trainer run by hand within an allocation of SLURM
+    is no job of ours.
     """
     if "AUDIOTOK_JOB_ID" in environ:
-        return "slurm" if environ.get("AUDIOTOK_LAUNCHER") == "slurm" else "local", environ["AUDIOTOK_JOB_ID"]
+        return environ.get("AUDIOTOK_LAUNCHER") or "local", environ["AUDIOTOK_JOB_ID"]
     if environ.get("SUBMITIT_EXECUTOR") == "slurm":
         if "SLURM_ARRAY_JOB_ID" in environ:
             return "slurm", f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '0')}"

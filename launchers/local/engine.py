@@ -3,27 +3,40 @@
 It only writes to the book of jobs (`launchers.local.queue`) and makes sure that a supervisor looks after it; what runs
 is started by the supervisor, with a runner for each job. Of a profile it uses GPUs, CPUs and the time limit; memory,
 nodes and shell lines (`setup`) are for clusters.
+
+Environment variables: AUDIOTOK_LOCAL_SLOTS (most jobs at once), AUDIOTOK_LOCAL_GRACE_S (seconds that a
+cancelled job gets to end by itself), CUDA_VISIBLE_DEVICES (the GPUs that may be used).
 """
 
+import functools
+import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
 from dora.main import DecoratedMain
 
 from audiotok.errors import ConfigError, LaunchError
+from audiotok.launchers.child import run_command
 from audiotok.launchers.engine import Check, Job, Task
-from audiotok.launchers.local.machine import share
-from audiotok.launchers.local.queue import JobStore
-from audiotok.launchers.local.record import JobRecord
+from audiotok.launchers.local.queue import JobRecord, JobStore
 from audiotok.launchers.local.supervisor import ensure
 from audiotok.launchers.lock import SubmitLock, user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.status import State, Verdict, read_status
+from audiotok.status.judge import judge
 
 STOP_S = 20.0  # a killed job must be gone within this time after its grace period
+SLOTS_VARIABLE = "AUDIOTOK_LOCAL_SLOTS"
+GRACE_VARIABLE = "AUDIOTOK_LOCAL_GRACE_S"
+GRACE_S = 10.0
+CPUS = 2
+
+logger = logging.getLogger(__name__)
 
 
 class LocalEngine:
@@ -70,8 +83,8 @@ class LocalEngine:
         """
         if profile.gpus < 0:
             raise ConfigError(f"slurm.gpus={profile.gpus}; give 0 or more.")
-        # What a job with GPUs asks for is meant for a cluster's node; without GPUs here it gets the usual share.
-        portion = share(profile.gpus, os.environ, cpus_wanted=None if profile.gpus else profile.cpus_per_task)
+        # CPUs of a job with GPUs are meant for a cluster's node: if it runs without GPUs here, it gets the usual share.
+        share = _divide(profile.gpus, os.environ, cpus=None if profile.gpus else profile.cpus_per_task)
         jobs, user = [], user_and_host()
         with self.store.submitting():
             self.store.mend()
@@ -84,18 +97,18 @@ class LocalEngine:
                     cwd=str(task.cwd),
                     command=list(task.command),
                     user=user,
-                    gpus=portion.gpus,
-                    visible=list(portion.visible),
-                    ranks=1 if profile.one_task_per_node else max(1, portion.gpus),
-                    slots=portion.slots,
-                    threads=portion.threads,
-                    grace_s=portion.grace_s,
+                    gpus=share.gpus,
+                    visible=list(share.visible),
+                    ranks=1 if profile.one_task_per_node else max(1, share.gpus),
+                    slots=share.slots,
+                    threads=share.threads,
+                    grace_s=share.grace_s,
                     time_s=profile.time * 60.0,
                     checkpoint_s=profile.signal_s,
                     max_num_timeout=profile.max_num_timeout,
                 )
                 self.store.add(record, {**os.environ, **profile.environment()})
-                self._live[record.job_id] = _state(record)
+                self._live[record.job_id] = _verdict(record)
                 jobs.append(Job(task.folder, record.to_json()))
             ensure(self.store)
         return jobs
@@ -104,9 +117,9 @@ class LocalEngine:
         """Read the states of all jobs that are not over, and bring back a supervisor that was killed."""
         self._live = {}
         for job_id in self.store.unfinished():
-            record = self.store.judge(job_id)
+            record = self.store.checked(job_id)
             if record is not None:
-                self._live[job_id] = _state(record)
+                self._live[job_id] = _verdict(record)
         drafts = self.store.drafts.is_dir() and any(self.store.drafts.iterdir())
         if drafts or (self._live and not self.store.is_held("supervisor")):
             with self.store.submitting():
@@ -119,13 +132,13 @@ class LocalEngine:
         known = self._live.get(job.job_id) or self._over.get(job.job_id)
         if known is not None:
             return known
-        record = self.store.judge(job.job_id)
+        record = self.store.checked(job.job_id)
         if record is None:
             return Verdict(State.MISSING, f"no record of it in {self.store.jobs}")
-        state = _state(record)
+        verdict = _verdict(record)
         if record.is_over:
-            self._over[job.job_id] = state
-        return state
+            self._over[job.job_id] = verdict
+        return verdict
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Cancel jobs, those waiting before those running, and wait until the last one has stopped.
@@ -147,40 +160,117 @@ class LocalEngine:
             raise LaunchError(f"jobs {', '.join(alive)} did not stop in {patience_s:.0f} s; try again.")
 
     def requeue(self, jobs: Sequence[Job]) -> None:
-        """Have running jobs stopped with a checkpoint and queued again; those that wait are left as they are.
+        """Stop running jobs with a checkpoint and queue them again; pending ones are left as they are.
 
         Raises:
             LaunchError: naming those that are over.
         """
         over = []
         for job in jobs:
-            record = self.store.judge(job.job_id)
+            record = self.store.checked(job.job_id)
             if record is None or record.is_over:
                 over.append(job.job_id)
-            elif record.state == "RUNNING":
+            elif record.state == State.RUNNING:
                 self.store.stop_mark(job.job_id).write_text("REQUEUED", encoding="utf-8")
         self.refresh()
         if over:
             raise LaunchError(f"jobs {', '.join(over)} have ended; submit their experiments again with --retry.")
 
     def _drop(self, job_id: str) -> bool:
-        """Cancel a job that nobody runs; False if a runner has it."""
+        """Cancel a job that no runner has; False if one has it."""
         record = self.store.read(job_id)
         if record is None or record.is_over:
             return True
-        if record.state == "RUNNING" and self.store.is_held(job_id):
+        if record.state == State.RUNNING and self.store.is_held(job_id):
             return False
         with self.store.holding(job_id) as held:
             record = self.store.read(job_id) if held else None
-            if record is not None and record.state == "PENDING":
-                self.store.finish(record, "CANCELLED", "cancelled before it started")
+            if record is not None and record.state == State.PENDING:
+                self.store.finish(record, State.CANCELLED, "cancelled before it started")
         return held
 
 
-def _state(record: JobRecord) -> Verdict:
-    """State of a job; the training itself knows whether it failed because it diverged."""
-    if record.state == "FAILED":
-        status = read_status(Path(record.folder)) or {}
-        if status.get("job_id") == record.job_id and status.get("state") == "DIVERGED":
-            return Verdict(State.DIVERGED, str(status.get("reason") or ""))
-    return Verdict(State.of(record.state), record.reason)
+def _verdict(record: JobRecord) -> Verdict:
+    """Judge a job by its record and, if it failed, by what the trainer reports."""
+    status = read_status(Path(record.folder)) if record.state == State.FAILED else None
+    if status is not None and status.get("job_id") != record.job_id:
+        status = None  # of another job, or of a run by hand, which is no job's state
+    return judge(record.to_json(), None, status) or Verdict(State.UNKNOWN, "")
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a local job gets: `gpus` of the `visible` ones, `threads` per process, one of `slots` places.
+
+    `grace_s` is the time in seconds between SIGTERM and SIGKILL when it is cancelled.
+    """
+
+    gpus: int
+    visible: tuple[str, ...]
+    slots: int
+    threads: int
+    grace_s: float
+
+
+def _divide(
+    gpus_requested: int, environ: Mapping[str, str], *, cpus: int | None = None, cores: int | None = None
+) -> _Share:
+    """Divide this machine among jobs of one kind.
+
+    By default GPU jobs run one per GPU (or per group of GPUs), other jobs one per `cpus` cores. A job that
+    requests more GPUs than there are runs on those there are, or on the CPU: one grid serves cluster and laptop.
+
+    Args:
+        gpus_requested: by the configuration, 0 for none.
+        environ: environment variables.
+        cpus: for a job without GPU; by default two.
+        cores: that may be used in all; by default those of this process.
+    """
+    cores = len(os.sched_getaffinity(0)) if cores is None else cores
+    visible = _find_gpus(environ)
+    gpus = min(gpus_requested, len(visible))
+    if gpus < gpus_requested:
+        logger.info("%d GPUs requested, this machine has %d: running on those", gpus_requested, len(visible))
+    slots = _slots(environ) or (len(visible) if gpus else max(1, cores // (cpus or CPUS)))
+    at_once = max(1, min(slots, len(visible) // gpus if gpus else slots))
+    threads = max(1, cores // (at_once * max(1, gpus)))
+    return _Share(gpus=gpus, visible=visible, slots=slots, threads=threads, grace_s=_grace_s(environ))
+
+
+def _find_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the GPUs that may be used: those of CUDA_VISIBLE_DEVICES if set, else those nvidia-smi lists."""
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        names = (name.strip() for name in chosen.split(","))
+        return tuple(name for name in names if name not in ("", "-1", "NoDevFiles"))
+    program = shutil.which("nvidia-smi")
+    return _list_gpus(program) if program else ()
+
+
+@functools.cache  # a grid needs it for each experiment, and the answer takes a second
+def _list_gpus(program: str) -> tuple[str, ...]:
+    listing, failure = run_command([program, "-L"])
+    if failure:
+        logger.warning("nvidia-smi -L failed (%s): taking this machine as one without GPUs", failure)
+        return ()
+    return tuple(str(index) for index in range(sum(line.startswith("GPU ") for line in listing.splitlines())))
+
+
+def _slots(environ: Mapping[str, str]) -> int | None:
+    text = environ.get(SLOTS_VARIABLE, "").strip()
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{SLOTS_VARIABLE}={text!r} in the environment; give a whole number, at least 1.")
+    return int(text)
+
+
+def _grace_s(environ: Mapping[str, str]) -> float:
+    text = environ.get(GRACE_VARIABLE, "").strip() or str(GRACE_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"{GRACE_VARIABLE}={text!r} in the environment; give a number of seconds, 0 or more.")
+    return seconds

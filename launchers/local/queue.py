@@ -1,4 +1,4 @@
-"""The book of local jobs: one record per job, a queue, and locks that tell who is alive.
+"""The book of local jobs: one record per job, a queue, and locks that show which processes live.
 
 Standard library only. Everything stands under `<dora.dir>/local/`:
 
@@ -7,15 +7,15 @@ jobs/L7.json     the record of job L7, also copied to `job.json` in the experime
 queue/L7         there while L7 is not over; holds its environment, readable by its owner only
 drafts/L7        the same while L7 is being submitted; a submission that died is completed from it
 locks/L7         flocked by the runner of L7 as long as it lives
-locks/L7.stop    asks the runner of L7 to stop it; says why: CANCELLED or REQUEUED
+locks/L7.stop    makes the runner of L7 stop it; holds the cause: CANCELLED or REQUEUED
 locks/supervisor flocked by the one supervisor of this folder
 locks/submit     flocked for the instant of a submission, and while the supervisor decides to leave
 ```
 
 Why flock and not process ids: the kernel releases a lock however its holder ends (SIGKILL, reboot, a stopped
-container), and a lock cannot be mistaken for another, as a reused process id can. So a record that says RUNNING while
-nobody holds its lock is a job that vanished, and no reader shows RUNNING for ever. A record leaves a state only under
-its lock, which makes "cancelled while it was starting" one or the other.
+container), and a lock cannot be mistaken for another, as a reused process id can. So a record that is RUNNING while
+no process holds its lock is a job that vanished, and no reader shows RUNNING for ever. A record leaves a state only
+under its lock, which makes "cancelled while it was starting" one or the other.
 """
 
 import fcntl
@@ -24,14 +24,87 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from audiotok.errors import LaunchError
-from audiotok.launchers.local.record import JobRecord
-from audiotok.status import JOB_FILE, is_locked, read_json, write_json
+from audiotok.files import is_locked, read_json, write_json
+from audiotok.status import JOB_FILE, State
 
 VANISHED = "its process vanished (killed, or the machine restarted)"
+
+
+@dataclass
+class JobRecord:
+    """One local job: all that its runner needs to know, and how it went. Times are unix seconds; paths are absolute.
+
+    Attributes:
+        job_id: `L` and a number that grows by one with each submission.
+        sig: signature of the experiment; `folder` is its folder and `log` the file its output goes to.
+        command: what runs, in `cwd`.
+        user: `name@host` of the submitter.
+        gpus: number of GPUs it holds while it runs; `visible` are those of the machine, `devices` its own.
+        ranks: number of processes.
+        slots: it starts only while fewer jobs than this are running.
+        threads: CPU threads for each of its processes.
+        grace_s: seconds between SIGTERM and SIGKILL when it is cancelled.
+        time_s: seconds it may run at once; it is stopped `checkpoint_s` before, as on SLURM.
+        max_num_timeout: how often it is queued again at that limit; `timeouts` is how often it was.
+        attempt: how often it was queued again for any reason.
+        state: PENDING, RUNNING or how it ended; `reason` is a line.
+        exit_code: of the process; minus the signal number if a signal ended it.
+        cancelled: when one of our commands cancelled it.
+    """
+
+    job_id: str
+    sig: str
+    folder: str
+    log: str
+    cwd: str
+    command: list[str]
+    user: str = ""
+    gpus: int = 0
+    visible: list[str] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
+    ranks: int = 1
+    slots: int = 1
+    threads: int = 1
+    grace_s: float = 10.0
+    time_s: float = 0.0
+    checkpoint_s: float = 0.0
+    max_num_timeout: int = 0
+    timeouts: int = 0
+    attempt: int = 0
+    state: str = "PENDING"
+    reason: str = ""
+    exit_code: int | None = None
+    submitted: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    pid: int | None = None
+    lock: str = ""
+    launcher: str = "local"
+    cancelled: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """True once the state can no longer change."""
+        return not State.of(self.state).live
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of its file; `cancelled` is there only if it was."""
+        return {name: value for name, value in asdict(self).items() if name != "cancelled" or value is not None}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "JobRecord | None":
+        """Build a record from parsed JSON; None if it is not a whole record of a local job."""
+        if content.get("launcher") != "local":
+            return None
+        try:
+            return cls(**{key.name: content[key.name] for key in fields(cls) if key.name in content})
+        except TypeError:
+            return None
 
 
 class JobStore:
@@ -116,14 +189,14 @@ class JobStore:
         content = read_json(self.jobs / f"{job_id}.json")
         return None if content is None else JobRecord.from_json(content)
 
-    def judge(self, job_id: str) -> JobRecord | None:
-        """Return the record with its true state: NODE_FAIL if it says RUNNING and nobody runs it."""
+    def checked(self, job_id: str) -> JobRecord | None:
+        """Return the record, as NODE_FAIL if it is RUNNING and no process holds its lock."""
         record = self.read(job_id)
-        if record is None or record.state != "RUNNING" or self.is_held(job_id):
+        if record is None or record.state != State.RUNNING or self.is_held(job_id):
             return record
         record = self.read(job_id)  # it may have ended properly between the two looks
-        if record is not None and record.state == "RUNNING":
-            record.state, record.reason = "NODE_FAIL", VANISHED
+        if record is not None and record.state == State.RUNNING:
+            record.state, record.reason = State.NODE_FAIL, VANISHED
         return record
 
     def unfinished(self) -> list[str]:
@@ -142,10 +215,10 @@ class JobStore:
         return {key: str(value) for key, value in (read_json(self.queue / job_id) or {}).items()}
 
     def stop_mark(self, job_id: str) -> Path:
-        """Return the file that asks the runner of a job to stop it."""
+        """Return the file that makes the runner of a job stop it."""
         return self.locks / f"{job_id}.stop"
 
-    def asked_to_stop(self, job_id: str) -> str | None:
+    def stop_cause(self, job_id: str) -> str | None:
         """Return why a job is to stop, None if it is not."""
         try:
             return self.stop_mark(job_id).read_text(encoding="utf-8") or None
@@ -153,7 +226,7 @@ class JobStore:
             return None
 
     def is_held(self, name: str) -> bool:
-        """Tell whether some process holds the lock of this job (or `supervisor`)."""
+        """True if some process holds the lock of this job (or `supervisor`)."""
         return is_locked(self.locks / name)
 
     @contextmanager
@@ -166,8 +239,8 @@ class JobStore:
         while True:
             with (self.locks / name).open("a", encoding="utf-8") as file:
                 held = _flock_now(file)
-                if held and not _is_file_at(file, self.locks / name):
-                    continue  # its last holder has taken it away
+                if held and not _is_at(file, self.locks / name):
+                    continue  # its last holder has removed it
                 if held or time.monotonic() >= deadline:
                     yield held
                     return
@@ -179,30 +252,24 @@ class JobStore:
         self.create()
         with self.holding("submit", patience_s=60.0) as held:
             if not held:
-                raise LaunchError(
-                    f"another command has kept {self.locks / 'submit'} for a minute; end it and try again."
-                )
+                lock = self.locks / "submit"
+                raise LaunchError(f"another command has kept {lock} for a minute; end it and try again.")
             yield
 
 
 def _flock_now(file: TextIO) -> bool:
-    """Take the exclusive lock of an open file, for as long as it is open; False if another process has it.
-
-    Raises:
-        LaunchError: if the filesystem knows no locks.
-    """
+    """Take the exclusive lock of an open file, for as long as it is open; False if another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        raise LaunchError(
-            f"cannot lock {file.name} ({error}); local jobs need a filesystem with flock for dora.dir."
-        ) from error
+        need = "local jobs need a filesystem with flock for dora.dir"
+        raise LaunchError(f"cannot lock {file.name} ({error}); {need}.") from error
     return True
 
 
-def _is_file_at(file: TextIO, path: Path) -> bool:
+def _is_at(file: TextIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:

@@ -1,8 +1,8 @@
-"""Runs one local job and writes down the truth about it: `python -m ….local.runner ROOT JOB_ID [GPU,GPU]`.
+"""Runs one local job and records how it ended: `python -m ….local.runner ROOT JOB_ID [GPU,GPU]`.
 
 Each running job has such a small process as its parent. It holds the lock of the job, so that others see that it runs;
-it knows the exit code, so that the verdict stays right when the supervisor is killed; and it stops the job when it is
-cancelled, when its time is up, or when the machine goes down. If the runner itself is killed, the kernel ends the job
+it knows the exit code, so that the state stays right when the supervisor is killed; and it stops the job when it is
+cancelled, at its time limit, or when the machine goes down. If the runner itself is killed, the kernel ends the job
 with it, and the supervisor ends what the job had started (Linux). Standard library only.
 """
 
@@ -16,16 +16,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from audiotok.launchers.job.process import Signals, attend, frozen_environment, rank_environment, start
-from audiotok.launchers.job.verdict import KILLED, TERMINATED, Outcome, oom_kills, verdict
-from audiotok.launchers.local.queue import JobStore
-from audiotok.launchers.local.record import JobRecord
+from audiotok.launchers import child
+from audiotok.launchers.local.queue import JobRecord, JobStore
 
 CAUSES = {signal.SIGTERM: "PREEMPTED", signal.SIGINT: "PREEMPTED"}
 POLL_S = 0.1
-DISK_S = 600.0  # a verdict that the disk does not take is offered again for so long
-LOCK_VARIABLE = "AUDIOTOK_JOB_LOCK"  # path of the lock of a job: tells its processes from all others
-_OF_A_RANK = frozenset(rank_environment(0, 1, 0, "", 0))
+DISK_S = 600.0  # a record that the disk refuses is written again for so long
+LOCK_VARIABLE = "AUDIOTOK_JOB_LOCK"  # path of the lock of a job: by it its processes are found
+_OF_A_RANK = frozenset(child.rank_environment(0, 1, 0, "", 0))
 
 
 def run(root: Path, job_id: str, devices: list[str]) -> None:
@@ -40,31 +38,35 @@ def run(root: Path, job_id: str, devices: list[str]) -> None:
             return
         record.devices, record.started = devices, time.time()
         record.ended, record.exit_code, record.reason = None, None, ""
-        ended = _or_again(record, _run(store, record))
+        ended = _run(store, record)
+        if ended.state == "TIMEOUT":
+            ended = child.at_time_limit(ended, record.timeouts, record.max_num_timeout)
+            record.timeouts += ended.state == "REQUEUED"
         if ended.state == "REQUEUED":
+            record.attempt += 1
             _insist(lambda: store.queue_again(record, ended.reason, ended.exit_code))
         else:
             _insist(lambda: store.finish(record, *ended))
 
 
-def job_environments(record: JobRecord, environ: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return the environment of each process: that of the submission, its share of the machine, its rank and job."""
+def _environments(record: JobRecord, environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """The environment of each process: that of the submission, its share of the machine, its rank and job."""
     shared = {key: value for key, value in environ.items() if key not in _OF_A_RANK}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         shared.setdefault(name, str(record.threads))
     shared.setdefault("PYTHONUNBUFFERED", "1")
     shared.setdefault("HYDRA_FULL_ERROR", "1")
     shared.update({"AUDIOTOK_LAUNCHER": "local", "AUDIOTOK_JOB_ID": record.job_id, LOCK_VARIABLE: record.lock})
-    shared.update(frozen_environment(Path(record.folder)))
+    shared.update(child.frozen_environment(Path(record.folder)))
     if record.visible:
         shared["CUDA_VISIBLE_DEVICES"] = ",".join(record.devices)
     port = _free_port() if record.ranks > 1 else 0
     ranks = range(record.ranks)
-    return [{**shared, **rank_environment(rank, record.ranks, rank, "127.0.0.1", port)} for rank in ranks]
+    return [{**shared, **child.rank_environment(rank, record.ranks, rank, "127.0.0.1", port)} for rank in ranks]
 
 
-def log_of(record: JobRecord, rank: int) -> Path:
-    """Return the file that the output of a rank goes to; that of rank 0 is the log of the job."""
+def _log_of(record: JobRecord, rank: int) -> Path:
+    """The file that the output of a rank goes to; that of rank 0 is the log of the job."""
     log = Path(record.log)
     return log.with_name(log.name.replace("_0_", f"_{rank}_"))
 
@@ -78,58 +80,46 @@ def end_leftovers(record: JobRecord) -> None:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
-def _run(store: JobStore, record: JobRecord) -> Outcome:
+def _run(store: JobStore, record: JobRecord) -> child.Outcome:
     """Start the processes of a job and wait for their end, or for what stops them."""
-    signals, killed, children = Signals(CAUSES), oom_kills(), list[sp.Popen[bytes]]()
+    signals, killed, children = child.Signals(CAUSES), child.oom_kills(), list[sp.Popen[bytes]]()
     stop_at = time.monotonic() + record.time_s - record.checkpoint_s if record.time_s else float("inf")
     try:
         Path(record.log).parent.mkdir(exist_ok=True)
-        for rank, environ in enumerate(job_environments(record, store.environment(record.job_id))):
-            children.append(start(record.command, environ=environ, cwd=record.cwd, log=log_of(record, rank)))
+        for rank, environ in enumerate(_environments(record, store.environment(record.job_id))):
+            children.append(child.start(record.command, environ=environ, cwd=record.cwd, log=_log_of(record, rank)))
     except OSError as error:
-        for child in children:
-            child.kill()
-        return Outcome("FAILED", f"could not be started: {error}")
+        for process in children:
+            process.kill()
+        return child.Outcome("FAILED", f"could not be started: {error}")
     record.state, record.pid = "RUNNING", children[0].pid
     _insist(lambda: store.write(record))
 
-    def look() -> str | None:
-        return store.asked_to_stop(record.job_id) or ("TIMEOUT" if time.monotonic() > stop_at else None)
+    def poll() -> str | None:
+        return store.stop_cause(record.job_id) or ("TIMEOUT" if time.monotonic() > stop_at else None)
 
     def grace_s(cause: str) -> float:
         return record.grace_s if cause == "CANCELLED" else max(record.checkpoint_s, record.grace_s)
 
-    cause = attend(children, signals, look=look, poll_s=POLL_S, grace_s=grace_s)
-    if cause is not None and store.asked_to_stop(record.job_id) == "CANCELLED":
+    cause = child.attend(children, signals, poll=poll, poll_s=POLL_S, grace_s=grace_s)
+    if cause is not None and store.stop_cause(record.job_id) == "CANCELLED":
         cause = "CANCELLED"
-    codes = [child.returncode for child in children]
+    codes = [process.returncode for process in children]
     # Of several ranks the one that failed by itself knows why, not those that were ended for it.
-    rank = min(range(record.ranks), key=lambda rank: (codes[rank] == 0, codes[rank] in (*KILLED, *TERMINATED), rank))
-    return verdict(
+    stopped = (*child.KILLED, *child.TERMINATED)
+    rank = min(range(record.ranks), key=lambda rank: (codes[rank] == 0, codes[rank] in stopped, rank))
+    return child.outcome(
         codes[rank],
         cause,
         folder=Path(record.folder),
-        log=log_of(record, rank),
+        log=_log_of(record, rank),
         began=record.started or 0.0,
-        oom_killed=oom_kills() > killed,
+        oom_killed=child.oom_kills() > killed,
     )
 
 
-def _or_again(record: JobRecord, ended: Outcome) -> Outcome:
-    """Make REQUEUED of a time limit that was not reached too often; counts how often."""
-    most = record.max_num_timeout
-    if ended.state == "TIMEOUT" and record.timeouts >= most:
-        return ended._replace(reason=f"{ended.reason}, after {most} times more time" if most else ended.reason)
-    if ended.state == "TIMEOUT":
-        record.timeouts += 1
-        again = f"{ended.reason} ({record.timeouts} of {most}); queued again to go on"
-        ended = ended._replace(state="REQUEUED", reason=again)
-    record.attempt += ended.state == "REQUEUED"
-    return ended
-
-
 def _insist(write: Callable[[], None]) -> None:
-    """Write something down; a full disk gets time to be tidied."""
+    """Write, again and again while the disk is full."""
     deadline = time.monotonic() + DISK_S
     while True:
         try:

@@ -1,10 +1,9 @@
 """Starts queued local jobs, a bounded number at once, oldest first: `python -m ….local.supervisor ROOT`.
 
-One supervisor per Dora folder, alone by a lock. It keeps nothing in memory: what runs is what holds a lock,
-what waits is in the queue. So it can be killed at any moment: running jobs go on under their runners, and the
-next `dora` command starts another supervisor, which finds everything as it was. It leaves when nothing is
-left to do.
-Standard library only.
+One supervisor per Dora folder, alone by a lock. It keeps nothing in memory: what runs holds a lock, what is pending is
+in the queue. So it can be killed at any moment: running jobs continue under their runners, and the next `dora` command
+starts another supervisor, which finds everything as it was. It leaves when nothing is left to do. Standard library
+only.
 """
 
 import os
@@ -16,15 +15,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import audiotok
 from audiotok.errors import LaunchError
-from audiotok.launchers.local.queue import VANISHED, JobStore
-from audiotok.launchers.local.record import JobRecord
+from audiotok.launchers.local.queue import VANISHED, JobRecord, JobStore
 from audiotok.launchers.local.runner import end_leftovers
 
 POLL_S = 0.2
 LINGER_S = 3.0  # a supervisor without work waits this long for more before it leaves
-START_S = 30.0  # a runner must have taken up its job within this time
-_REPOSITORY = Path(__file__).resolve().parent.parent.parent
+START_S = 30.0  # a runner must have started its job within this time
+# Where `audiotok` is imported from: the checkout, or the site-packages of an installed wheel. This file may be reached
+# through the symlink audiotok/launchers, so its own path does not show that.
+_IMPORT_ROOT = Path(audiotok.__file__).resolve().parent.parent
 
 
 def ensure(store: JobStore) -> None:
@@ -44,7 +45,7 @@ def ensure(store: JobStore) -> None:
 
 
 def log_file(store: JobStore) -> Path:
-    """Return the file that the supervisor and the runners print their own mishaps to."""
+    """The file that supervisor and runners print their own errors to."""
     return store.root / "supervisor.log"
 
 
@@ -56,14 +57,14 @@ def supervise(root: Path) -> None:
         held = stack.enter_context(store.holding("supervisor"))
         idle_since = time.monotonic()
         while held:
-            running, waiting = survey(store)
+            running, waiting = _survey(store)
             if running or waiting is not None:
                 idle_since = time.monotonic()
-            if waiting is not None and may_start(waiting, running):
-                start(store, waiting, running)
+            if waiting is not None and _may_start(waiting, running):
+                _start(store, waiting, running)
                 continue
             if time.monotonic() - idle_since > LINGER_S:
-                with store.submitting():  # nobody can submit between this look and giving up the lock
+                with store.submitting():  # no command can submit between this look and giving up the lock
                     if not store.unfinished():
                         stack.close()
                         return
@@ -71,17 +72,17 @@ def supervise(root: Path) -> None:
             time.sleep(POLL_S)
 
 
-def survey(store: JobStore) -> tuple[list[JobRecord], JobRecord | None]:
-    """Return the running jobs and the first that waits; writes down those that vanished.
+def _survey(store: JobStore) -> tuple[list[JobRecord], JobRecord | None]:
+    """The running jobs and the first pending one; records those that vanished.
 
-    Of the others in the queue none is read: a job that no runner ever took up has no lock, and it is not its turn.
+    No other in the queue is read: a job that no runner ever started has no lock, and it is not its turn.
     """
-    taken_up = {path.name for path in store.locks.iterdir()}
+    started = {path.name for path in store.locks.iterdir()}
     running, waiting = [], None
     for job_id in store.unfinished():
-        if job_id not in taken_up and waiting is not None:
+        if job_id not in started and waiting is not None:
             continue
-        record = store.judge(job_id)
+        record = store.checked(job_id)
         if record is not None and not record.is_over and store.is_held(job_id):
             running.append(record)
         elif record is not None and record.state == "PENDING":
@@ -91,20 +92,20 @@ def survey(store: JobStore) -> tuple[list[JobRecord], JobRecord | None]:
     return running, waiting
 
 
-def may_start(job: JobRecord, running: Sequence[JobRecord]) -> bool:
-    """Tell whether the machine has a slot and enough free GPUs for this job."""
-    return len(running) < job.slots and len(free_devices(job, running)) >= job.gpus
+def _may_start(job: JobRecord, running: Sequence[JobRecord]) -> bool:
+    """True if the machine has a slot and enough free GPUs for this job."""
+    return len(running) < job.slots and len(_free_devices(job, running)) >= job.gpus
 
 
-def free_devices(job: JobRecord, running: Sequence[JobRecord]) -> list[str]:
-    """Return the GPUs that this job may use and no running job holds."""
+def _free_devices(job: JobRecord, running: Sequence[JobRecord]) -> list[str]:
+    """The GPUs that this job may use and no running job holds."""
     taken = {name for other in running for name in other.devices}
     return [name for name in job.visible if name not in taken]
 
 
-def start(store: JobStore, job: JobRecord, running: Sequence[JobRecord]) -> None:
-    """Start the runner of a job and wait until it has taken the job up (or failed to)."""
-    devices = ",".join(free_devices(job, running)[: job.gpus])
+def _start(store: JobStore, job: JobRecord, running: Sequence[JobRecord]) -> None:
+    """Start the runner of a job and wait until it has started the job (or failed to)."""
+    devices = ",".join(_free_devices(job, running)[: job.gpus])
     process = _spawn(["audiotok.launchers.local.runner", str(store.root), job.job_id, devices], store)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
@@ -119,7 +120,7 @@ def start(store: JobStore, job: JobRecord, running: Sequence[JobRecord]) -> None
 
 
 def _bury(store: JobStore, job_id: str) -> None:
-    """Write the verdict on a job that vanished, and take a job that is over from the queue."""
+    """Record the end of a job that vanished, and remove a job that is over from the queue."""
     with store.holding(job_id) as held:
         if not held:
             return
@@ -133,7 +134,7 @@ def _bury(store: JobStore, job_id: str) -> None:
 
 def _spawn(module: list[str], store: JobStore) -> "sp.Popen[bytes]":
     """Start one of our modules, detached from the terminal and from the directory that the user works in."""
-    path = os.pathsep.join(filter(None, [str(_REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(filter(None, [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH", "")]))
     with log_file(store).open("ab") as output:
         return sp.Popen(
             [sys.executable, "-P", "-m", *module],

@@ -1,4 +1,4 @@
-"""What SLURM's commands are asked, and their answers in the order that Python likes: one query for all jobs."""
+"""Queries to SLURM, one for all jobs, and their answers as Python objects."""
 
 import os
 import pwd
@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from audiotok.launchers.child import ask
-from audiotok.status import State, Verdict
+from audiotok.launchers.child import run_command
+from audiotok.status import SchedulerWord, State
 
 TIMEOUT_S = 120.0
 CHUNK = 400  # job ids in one call, far below any limit on the length of a command
@@ -16,43 +16,42 @@ UNREACHABLE = re.compile(
     r"|make sense of",
     re.IGNORECASE,
 )
-"""How sbatch says that the controller gave no (sensible) answer: it may have taken the job nevertheless."""
+"""In sbatch's message: the controller gave no (sensible) answer, and may have accepted the job nevertheless."""
 
-_LIVE = {
-    "PENDING": "PENDING",
-    "REQUEUED": "PENDING",
-    "REQUEUE_FED": "PENDING",
-    "REQUEUE_HOLD": "PENDING",
-    "RESV_DEL_HOLD": "PENDING",
-    "SPECIAL_EXIT": "PENDING",
-    "CONFIGURING": "CONFIGURING",
-    "RUNNING": "RUNNING",
-    "RESIZING": "RUNNING",
-    "SIGNALING": "RUNNING",
-    "STAGE_OUT": "COMPLETING",
-    "COMPLETING": "COMPLETING",
-    "SUSPENDED": "SUSPENDED",
-    "STOPPED": "SUSPENDED",
+# SLURM's words with our state and, where the word itself is one, the reason.
+_WORDS: dict[str, tuple[State, str]] = {
+    "PENDING": (State.PENDING, ""),
+    "REQUEUED": (State.PENDING, ""),
+    "REQUEUE_FED": (State.PENDING, ""),
+    "REQUEUE_HOLD": (State.PENDING, "held after it was queued again"),
+    "RESV_DEL_HOLD": (State.PENDING, ""),
+    "SPECIAL_EXIT": (State.PENDING, "held: special exit"),
+    "CONFIGURING": (State.CONFIGURING, ""),
+    "RUNNING": (State.RUNNING, ""),
+    "RESIZING": (State.RUNNING, ""),
+    "SIGNALING": (State.RUNNING, ""),
+    "STAGE_OUT": (State.COMPLETING, ""),
+    "COMPLETING": (State.COMPLETING, ""),
+    "SUSPENDED": (State.SUSPENDED, ""),
+    "STOPPED": (State.SUSPENDED, ""),
+    "COMPLETED": (State.COMPLETED, ""),
+    "FAILED": (State.FAILED, ""),
+    "CANCELLED": (State.CANCELLED, "cancelled with scancel"),
+    "REVOKED": (State.CANCELLED, "cancelled: another cluster of the federation ran it"),
+    "TIMEOUT": (State.TIMEOUT, "reached its time limit"),
+    "PREEMPTED": (State.PREEMPTED, "preempted"),
+    "NODE_FAIL": (State.NODE_FAIL, "its node failed"),
+    "BOOT_FAIL": (State.BOOT_FAIL, "its node did not boot"),
+    "DEADLINE": (State.DEADLINE, "could not end before its deadline"),
+    "OUT_OF_MEMORY": (State.OUT_OF_MEMORY, "killed: out of memory"),
 }
-ENDED = {
-    "CANCELLED": "cancelled with scancel",
-    "REVOKED": "cancelled: another cluster of the federation ran it",
-    "TIMEOUT": "reached its time limit",
-    "PREEMPTED": "preempted",
-    "NODE_FAIL": "its node failed",
-    "BOOT_FAIL": "its node did not boot",
-    "DEADLINE": "could not end before its deadline",
-    "OUT_OF_MEMORY": "killed: out of memory",
-}
-"""States that end a task without its result, but FAILED, and what each means."""
-
-_HELD = {"REQUEUE_HOLD": "held after it was queued again", "SPECIAL_EXIT": "held: special exit"}
+_FAILURES = {"NonZeroExitCode": "its script failed; see the log", "None": ""}
 _USUAL = frozenset({"", "None", "(null)", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime"})  # to wait for
 _RANGES = re.compile(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]")
 
 
 class Entry(NamedTuple):
-    """What SLURM says of one task: its state in SLURM's words, the reason, and its names (job name, comment)."""
+    """One task in SLURM's answer: its state in SLURM's words, the reason, and its names (job name, comment)."""
 
     state: str
     reason: str = ""
@@ -60,30 +59,36 @@ class Entry(NamedTuple):
 
     @property
     def is_live(self) -> bool:
-        """True if it may still do something; so may a state that this code has never heard of."""
-        return self.state not in ENDED and self.state not in ("COMPLETED", "FAILED")
+        """True if it may still do something; so may a state that this code does not know."""
+        return self.state not in _WORDS or _WORDS[self.state][0].live
 
-    def live_state(self) -> Verdict:
-        """Verdict on a task that lives."""
-        if self.state not in _LIVE:
-            return Verdict(State.UNKNOWN, f"state {self.state}")
-        state = _LIVE[self.state]
-        said = _HELD.get(self.state, "" if self.reason in _USUAL else self.reason)
-        return Verdict(State.of(state), said if state != "RUNNING" else "")
+    @property
+    def word(self) -> SchedulerWord:
+        """The same as `audiotok.status.judge` takes it."""
+        state, reason = _WORDS.get(self.state, (State.UNKNOWN, f"state {self.state}"))
+        if state is State.FAILED:
+            if "oom" in self.reason.lower().replace("outofmemory", "oom"):
+                return SchedulerWord(*_WORDS["OUT_OF_MEMORY"])
+            return SchedulerWord(state, _FAILURES.get(self.reason, self.reason))
+        if state is State.CANCELLED and self.state != "REVOKED" and self.reason.startswith("by "):
+            reason = f"{reason} {self.reason}"
+        elif state.live and state not in (State.RUNNING, State.UNKNOWN) and self.reason not in _USUAL:
+            reason = reason or self.reason
+        return SchedulerWord(state, reason, live=self.is_live)
 
 
 def run(command: Sequence[str]) -> tuple[str, str]:
     """Run a SLURM command; returns its output and, if it failed, why in one line. Never raises."""
     # Variables with which people shape these commands' tables, or choose what they show.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
-    return ask(command, TIMEOUT_S, environ=environ)
+    return run_command(command, TIMEOUT_S, environ=environ)
 
 
-def ask_queue(uids: Sequence[str]) -> tuple[dict[str, Entry], str]:
-    """Ask for all jobs of some users that SLURM remembers, those that have ended too.
+def query_queue(uids: Sequence[str]) -> tuple[dict[str, Entry], str]:
+    """All jobs of some users that SLURM remembers, those that have ended too.
 
     Returns:
-        What it says by task id (`A_i` or `J`), and why it does not answer, "" if it does.
+        Its answer by task id (`A_i` or `J`), and why it does not answer, "" if it does.
     """
     users = ",".join(uids)
     listing, failure = run(["squeue", "-h", "-r", "-a", "-t", "all", "-u", users, "-o", "%i|%T|%r|%j|%k"])
@@ -96,8 +101,8 @@ def ask_queue(uids: Sequence[str]) -> tuple[dict[str, Entry], str]:
     return entries, failure
 
 
-def ask_accounting(job_ids: Iterable[str]) -> dict[str, Entry] | None:
-    """Ask accounting for the last words on tasks; None if there is none or it does not answer."""
+def query_accounting(job_ids: Iterable[str]) -> dict[str, Entry] | None:
+    """The last states of tasks in accounting; None if there is none or it does not answer."""
     roots = sorted({job_id.split("_")[0] for job_id in job_ids})
     entries: dict[str, Entry] = {}
     for start in range(0, len(roots), CHUNK):
@@ -113,7 +118,7 @@ def ask_accounting(job_ids: Iterable[str]) -> dict[str, Entry] | None:
     return entries
 
 
-def ask_accounting_for_name(name: str) -> str | None:
+def find_in_accounting(name: str) -> str | None:
     """The id of the job of this name that accounting knows, None without one."""
     listing, failure = run(["sacct", "-n", "-X", "-P", "-S", "now-30days", "-o", "JobID,JobName", f"--name={name}"])
     found = [line.split("|")[0] for line in listing.splitlines() if line.strip().endswith(f"|{name}")]

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from audiotok.launchers.child import ask as run
+from audiotok.launchers.child import run_command as run
 from audiotok.launchers.engine import Check
 from audiotok.launchers.lock import user_name
 from audiotok.launchers.profile import Profile

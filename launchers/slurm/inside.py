@@ -1,106 +1,324 @@
-"""Runs one task of a SLURM job and writes down how it goes: `srun … python -u -m ….slurm.inside TOKEN_FOLDER`.
+"""Runs one task of a SLURM job and records how it goes: `srun … python -u -m ….slurm.inside TOKEN_FOLDER`.
 
-Each task of `srun` is the parent of one training process (a rank). It reads its line of `tasks.jsonl`, tells the child
-its rank, and keeps `task.json` in the folder of the experiment: a start, a heartbeat, an end and its reason. So a state
-is known without `sacct`. That file is written by rank 0; another rank writes in it only that it failed.
+Each task of `srun` is the parent of one training process (a rank). It reads its line of `tasks.jsonl`, passes the rank
+to the child, and keeps `task.json` in the folder of the experiment: start, heartbeat, end and reason. So a state is
+known without `sacct`. That file is written by rank 0; another rank writes in it only that it failed.
 
 SIGUSR2 comes from SLURM ahead of the time limit, SIGTERM with scancel and preemption. Both reach the child as one
 SIGTERM, on which it writes a checkpoint. At the time limit rank 0 then has the job queued again, `max_num_timeout`
-times; it continues where it was. A disk that cannot be written costs the markers, not the run. Standard library only.
+times; it continues where it was. A disk that cannot be written costs `task.json`, not the run. Standard library only.
 """
 
 import json
 import os
+import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiotok.launchers.job.marker import Marker, tell
-from audiotok.launchers.job.place import Place, address_of, first_node
-from audiotok.launchers.job.process import Signals, attend, frozen_environment, rank_environment, start
-from audiotok.launchers.job.stopped import settle
-from audiotok.launchers.job.verdict import Outcome, oom_kills, verdict
-from audiotok.launchers.slurm.submission import SUBMISSION_FILE, TASKS_FILE
-from audiotok.status import read_json
+from audiotok.files import read_json, write_json
+from audiotok.launchers import child
+from audiotok.launchers.slurm.submissions import SUBMISSION_FILE, TASKS_FILE
+from audiotok.status import JOB_FILE, TASK_FILE
 
 CAUSES = {signal.SIGUSR2: "TIMEOUT", signal.SIGTERM: "PREEMPTED", signal.SIGINT: "CANCELLED"}
 POLL_S = 1.0
-SIGNAL_S = 120.0  # before the time limit, if the submission does not tell
-RESERVE_S = 15.0  # of these, kept to ask for the requeue
-PATIENCE_S = 900.0  # a task that has stopped stays so long
+BEAT_S = 15.0
+SIGNAL_S = 120.0  # before the time limit, if the submission does not hold it
+RESERVE_S = 15.0  # of these, kept to request the requeue
+LINGER_S = 900.0  # a task that has stopped stays so long
+FIRST_PORT, PORTS = 12000, 20000  # below the ports that Linux gives to clients
+COMMAND_S = 60.0  # SLURM's commands get so long within a job
+CONTROLLER_S = 900.0  # the requeue is tried again for so long while the controller does not answer
+PAUSE_S = 2.0
+_CANCELLED = "it was cancelled"
+
+
+@dataclass(frozen=True)
+class JobEnvironment:
+    """Where in which job this task is.
+
+    Attributes:
+        job_id: `A_i` in an array, else `J`; what SLURM is queried by.
+        raw_id: as SLURM numbers it; that of the last task is the id of the whole array, so it is used in no query.
+        index: line of `tasks.jsonl`.
+        rank: of `world_size` tasks, and `local_rank` on its node.
+        attempt: how many times the job was queued again before.
+        nodes: list of its nodes, in SLURM's notation.
+    """
+
+    job_id: str
+    raw_id: str
+    index: int
+    rank: int
+    world_size: int
+    local_rank: int
+    attempt: int
+    nodes: str
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> "JobEnvironment":
+        """Read what `srun` passes to a task; KeyError if this is none."""
+        raw_id, index = environ["SLURM_JOB_ID"], environ.get("SLURM_ARRAY_TASK_ID", "")
+        return cls(
+            job_id=f"{environ['SLURM_ARRAY_JOB_ID']}_{index}" if index else raw_id,
+            raw_id=raw_id,
+            index=int(index or 0),
+            rank=int(environ["SLURM_PROCID"]),
+            world_size=int(environ.get("SLURM_STEP_NUM_TASKS") or environ["SLURM_NTASKS"]),
+            local_rank=int(environ["SLURM_LOCALID"]),
+            attempt=int(environ.get("SLURM_RESTART_COUNT") or 0),
+            nodes=environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"],
+        )
+
+    @property
+    def port(self) -> int:
+        """Port of the rendezvous: the same for all ranks, another for the next job and the next attempt."""
+        return FIRST_PORT + (int(self.raw_id) + 7001 * self.attempt) % PORTS
+
+
+class TaskFile:
+    """Keeps the `task.json` of an experiment. What cannot be written is reported once on stderr.
+
+    Args:
+        folder: of the experiment.
+        here: this task.
+        token: name of its submission.
+    """
+
+    def __init__(self, folder: Path, here: JobEnvironment, token: str) -> None:
+        self.folder, self.here, self.path = folder, here, folder / TASK_FILE
+        before = read_json(self.path) or {}
+        self.timeouts = int(before.get("timeouts") or 0) if before.get("job_id") == here.job_id else 0
+        self._beaten = float("-inf")
+        self._failure = ""
+        self._fields: dict[str, Any] = {
+            "job_id": here.job_id,
+            "token": token,
+            "attempt": here.attempt,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": time.time(),
+            "updated": None,
+            "ended": None,
+            "state": "RUNNING",
+            "reason": "",
+            "exit_code": None,
+            "timeouts": self.timeouts,
+        }
+
+    def beat(self) -> None:
+        """Write a heartbeat, every `BEAT_S`; rank 0 only."""
+        if self.here.rank == 0 and time.monotonic() - self._beaten >= BEAT_S:
+            self._beaten = time.monotonic()
+            self._write()
+
+    def end(self, ended: child.Outcome) -> None:
+        """Write how the job ended; of several ranks the first that failed is kept."""
+        reason = ended.reason if self.here.rank == 0 else f"rank {self.here.rank}: {ended.reason}"
+        self._fields.update(state=ended.state, reason=reason, exit_code=ended.exit_code, ended=time.time())
+        self._fields["timeouts"] = self.timeouts
+        self._write()
+
+    def has_ended(self, *states: str) -> bool:
+        """True if some rank has written an end of this attempt, other than these."""
+        now = read_json(self.path) or {}
+        ours = all(now.get(key) == self._fields[key] for key in ("job_id", "attempt"))
+        return ours and now.get("ended") is not None and now.get("state") not in states
+
+    def is_cancelled(self) -> bool:
+        """True if one of our commands has cancelled this job."""
+        job = read_json(self.folder / JOB_FILE) or {}
+        return job.get("job_id") == self.here.job_id and "cancelled" in job
+
+    def _write(self) -> None:
+        now = read_json(self.path) or {}
+        if self.has_ended() and (now.get("host"), now.get("pid")) != (self._fields["host"], self._fields["pid"]):
+            return  # another rank failed first
+        self._fields["updated"] = time.time()
+        try:
+            write_json(self.path, self._fields, sync=self._fields["ended"] is not None)
+        except OSError as error:
+            if str(error) != self._failure:
+                self._failure = str(error)
+                _log(f"cannot write {self.path} ({error}); the run continues without")
 
 
 def main(folder: Path) -> int:
     """Run the task of this process; returns its exit code."""
-    signals = Signals(CAUSES)
-    place = Place.of(os.environ)
+    signals = child.Signals(CAUSES)
+    here = JobEnvironment.of(os.environ)
     submission = read_json(folder / SUBMISSION_FILE) or {}
     try:
         with (folder / TASKS_FILE).open(encoding="utf-8") as lines:
-            task = json.loads(lines.read().splitlines()[place.index])
+            task = json.loads(lines.read().splitlines()[here.index])
     except (OSError, ValueError, IndexError) as error:
-        tell(f"cannot read line {place.index} of {folder / TASKS_FILE} ({error}); submit the experiment again")
+        _log(f"cannot read line {here.index} of {folder / TASKS_FILE} ({error}); submit the experiment again")
         return 2
-    experiment, profile = Path(task["folder"]), submission.get("profile") or {}
-    marker = Marker(experiment, place, folder.name)
-    marker.beat()
-    ended, heard = run(task, place, signals, marker, profile), signals.count
-    if ended.state in ("TIMEOUT", "PREEMPTED") and place.rank == 0:
-        ended = settle(ended, place, marker, experiment, profile)
-    if place.rank == 0 or ended.state in ("FAILED", "OUT_OF_MEMORY"):
-        marker.end(ended)
-    if place.rank and ended.state in CAUSES.values():
+    profile = submission.get("profile") or {}
+    task_file = TaskFile(Path(task["folder"]), here, folder.name)
+    task_file.beat()
+    ended, signalled = _run(task, signals, task_file, profile), signals.count
+    if ended.state in ("TIMEOUT", "PREEMPTED") and here.rank == 0:
+        ended = _settle(ended, task_file, int(profile.get("max_num_timeout", 0)))
+    if here.rank == 0 or ended.state in ("FAILED", "OUT_OF_MEMORY"):
+        task_file.end(ended)
+    if here.rank and ended.state in CAUSES.values():
         # The first to leave with an error makes srun end the others: that is for rank 0 to do, after its checkpoint.
-        linger(signals, lambda: marker.has_ended("REQUEUED") or (signals.count > heard and marker.has_ended()))
+        _linger(
+            signals, lambda: task_file.has_ended("REQUEUED") or (signals.count > signalled and task_file.has_ended())
+        )
     elif ended.state == "REQUEUED":
-        linger(signals, lambda: signals.count > heard)
+        _linger(signals, lambda: signals.count > signalled)  # leaving before SLURM ends it could end the job
     code = ended.exit_code or 0
     return 128 - code if code < 0 else code
 
 
-def run(task: Mapping[str, Any], place: Place, signals: Signals, marker: Marker, profile: Mapping[str, Any]) -> Outcome:
+def _run(
+    task: Mapping[str, Any], signals: child.Signals, task_file: TaskFile, profile: Mapping[str, Any]
+) -> child.Outcome:
     """Run the training process of this rank to its end."""
-    folder, began, killed = Path(task["folder"]), time.time(), oom_kills()
+    folder, here, began, killed = task_file.folder, task_file.here, time.time(), child.oom_kills()
     signal_s = float(profile.get("signal_s") or SIGNAL_S)
     grace_s = {"TIMEOUT": max(signal_s - RESERVE_S, signal_s / 2)}  # other stops end with SIGKILL from SLURM
 
     try:
-        if place.rank == 0:
-            (folder / "rendezvous.txt").unlink(missing_ok=True)  # of an earlier attempt, if Dora was told to use one
-        child = start(task["command"], environ=environment(os.environ, place, folder), cwd=task["cwd"])
+        if here.rank == 0:
+            (folder / "rendezvous.txt").unlink(missing_ok=True)  # of an earlier attempt, if Dora was to use one
+        process = child.start(task["command"], environ=_environment(os.environ, here, folder), cwd=task["cwd"])
     except OSError as error:
-        return Outcome("FAILED", f"could not be started: {error}", 1)
-    cause = attend(
-        [child], signals, look=marker.beat, poll_s=POLL_S, grace_s=lambda cause: grace_s.get(cause, float("inf"))
+        return child.Outcome("FAILED", f"could not be started: {error}", 1)
+    cause = child.attend(
+        [process], signals, poll=task_file.beat, poll_s=POLL_S, grace_s=lambda cause: grace_s.get(cause, float("inf"))
     )
-    return verdict(child.returncode, cause, folder=folder, log=own_log(), began=began, oom_killed=oom_kills() > killed)
+    return child.outcome(
+        process.returncode, cause, folder=folder, log=_own_log(), began=began, oom_killed=child.oom_kills() > killed
+    )
 
 
-def environment(environ: Mapping[str, str], place: Place, folder: Path) -> dict[str, str]:
-    """Return the environment of the training process: ours, its rank, its job and its frozen configuration."""
-    address = "127.0.0.1" if place.world_size == 1 else address_of(first_node(place.nodes))
-    rank = rank_environment(place.rank, place.world_size, place.local_rank, address, place.port)
-    identity = {"AUDIOTOK_LAUNCHER": "slurm", "AUDIOTOK_JOB_ID": place.job_id}
-    return {**environ, "PYTHONUNBUFFERED": "1", **rank, **identity, **frozen_environment(folder)}
+def _environment(environ: Mapping[str, str], here: JobEnvironment, folder: Path) -> dict[str, str]:
+    """The environment of the training process: ours, its rank, its job and its frozen configuration."""
+    address = "127.0.0.1" if here.world_size == 1 else _address_of(_first_node(here.nodes))
+    rank = child.rank_environment(here.rank, here.world_size, here.local_rank, address, here.port)
+    identity = {"AUDIOTOK_LAUNCHER": "slurm", "AUDIOTOK_JOB_ID": here.job_id}
+    return {**environ, "PYTHONUNBUFFERED": "1", **rank, **identity, **child.frozen_environment(folder)}
 
 
-def linger(signals: Signals, over: Callable[[], bool]) -> None:
-    """Wait for what makes this task leave; SLURM ends it before that if it likes."""
-    deadline = time.monotonic() + PATIENCE_S
+def _first_node(nodes: str) -> str:
+    """The first name of a list of nodes in SLURM's notation."""
+    listing, _ = child.run_command(["scontrol", "show", "hostnames", nodes], COMMAND_S)
+    return (listing.split() or [nodes])[0]
+
+
+def _address_of(node: str) -> str:
+    """Where the others reach a node: its name, or the address that SLURM knows if the name does not resolve."""
+    try:
+        socket.getaddrinfo(node, None)
+    except OSError:
+        shown, _ = child.run_command(["scontrol", "show", "node", "-o", node], COMMAND_S)
+        found = re.search(r"\bNodeAddr=(\S+)", shown)
+        return found[1] if found else node
+    return node
+
+
+def _settle(ended: child.Outcome, task_file: TaskFile, max_timeouts: int) -> child.Outcome:
+    """Find out who stopped the job, and have it queued again if it was the time limit."""
+    if task_file.is_cancelled():
+        return ended._replace(state="CANCELLED", reason=child.STOPPED["CANCELLED"])
+    if task_file.has_ended():
+        return ended  # another rank failed, and srun ends the others for it
+    if ended.state == "PREEMPTED":
+        shown, _ = _show(task_file.here)
+        ended = ended._replace(state=_stopped_by(shown, task_file.here.attempt))
+        if ended.state == "PREEMPTED" and "JobState=RUNNING" in shown.split():
+            # A partition with a GraceTime: SLURM takes a job that leaves within it for one that has ended.
+            return _requeue_or(ended, child.requeued(ended), task_file)
+    if ended.state == "CANCELLED":
+        return ended._replace(reason="cancelled with scancel")
+    if ended.state != "TIMEOUT":
+        return ended
+    ended = ended._replace(reason=ended.reason.replace(child.STOPPED["PREEMPTED"], child.STOPPED["TIMEOUT"]))
+    again = child.at_time_limit(ended, task_file.timeouts, max_timeouts)
+    if again.state != "REQUEUED":
+        return again
+    task_file.timeouts += 1
+    settled = _requeue_or(ended, again, task_file)
+    task_file.timeouts -= settled.state != "REQUEUED"
+    return settled
+
+
+def _requeue_or(ended: child.Outcome, again: child.Outcome, task_file: TaskFile) -> child.Outcome:
+    """Have a job queued again that has written its checkpoint; returns `again`, or why it has `ended` after all."""
+    task_file.end(again)  # first, as SLURM may end us while it answers
+    failure = _requeue(task_file)
+    if not failure:
+        return again
+    if failure == _CANCELLED:
+        return ended._replace(state="CANCELLED", reason=f"cancelled when it had {ended.reason}")
+    return ended._replace(reason=f"{ended.reason}; could not be queued again: {failure}")
+
+
+def _requeue(task_file: TaskFile) -> str:
+    """Have a job queued again, however long the controller is away; returns why it is not, "" if it is.
+
+    A job that is cancelled meanwhile stays cancelled.
+    """
+    here, deadline, requested = task_file.here, time.monotonic() + CONTROLLER_S, False
+    while True:
+        shown, failure = _show(here)
+        stopping = not failure and _stopped_by(shown, here.attempt) == "CANCELLED"
+        if task_file.is_cancelled() or (stopping and not requested):
+            return _CANCELLED
+        if stopping:
+            return ""  # on its way to the queue, though the answer to our request was lost
+        requested = requested or not failure
+        if not failure and not (failure := child.run_command(["scontrol", "requeue", here.job_id], COMMAND_S)[1]):
+            return ""
+        answers = not child.run_command(["scontrol", "ping"], COMMAND_S)[1]
+        if answers or time.monotonic() > deadline:
+            return failure
+        time.sleep(PAUSE_S)
+
+
+def _stopped_by(shown: str, attempt: int) -> str:
+    """Find in `scontrol show job` what ended a job with SIGTERM; PREEMPTED if nothing else is found."""
+    fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    if fields.get("Reason") == "TimeLimit":
+        return "TIMEOUT"
+    stopping = fields.get("JobState") in ("COMPLETING", "CANCELLED") and fields.get("PreemptTime", "None") == "None"
+    queued_again = fields.get("Restarts", str(attempt)) != str(attempt)
+    return "CANCELLED" if stopping and not queued_again else "PREEMPTED"
+
+
+def _show(here: JobEnvironment) -> tuple[str, str]:
+    return child.run_command(["scontrol", "show", "job", "-o", here.job_id], COMMAND_S)
+
+
+def _linger(signals: child.Signals, over: Callable[[], bool]) -> None:
+    """Wait for what makes this task leave; SLURM may end it before."""
+    deadline = time.monotonic() + LINGER_S
     while not over() and time.monotonic() < deadline:
         signals.sleep(POLL_S)
 
 
-def own_log() -> Path | None:
-    """Return the file that our output goes to, None if it is not a file."""
+def _own_log() -> Path | None:
+    """The file that our output goes to, None if it is not a file."""
     try:
         path = Path("/proc/self/fd/1").readlink()
     except OSError:
         return None
     return path if path.is_file() else None
+
+
+def _log(message: str) -> None:
+    """Write to the log of the job."""
+    sys.stderr.write(f"audiotok.launchers.slurm.inside: {message}.\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

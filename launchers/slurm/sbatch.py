@@ -22,16 +22,16 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from audiotok.errors import LaunchError
-from audiotok.launchers.child import ask
+from audiotok.launchers.child import run_command
 from audiotok.launchers.profile import Profile, Shape
 
 MAX_ARRAY_SIZE = 1001
 """SLURM's default: jobs of one array, with indices from 0."""
-QUESTION_S = 10.0
+QUERY_S = 10.0
 
 logger = logging.getLogger(__name__)
 
-# Variables of a job that this command itself may run in; they would change what the new job asks for.
+# Variables of a job that this command itself may run in; they would change what the new job requests.
 _OF_A_JOB = re.compile(r"SLURM_(?!CONF$|CONF_SERVER$|JWT$|CLUSTERS$|CLUSTER_NAME$)|SBATCH_EXPORT$|SRUN_|PMI")
 
 
@@ -39,7 +39,7 @@ def make_parameters(profile: Profile, name: str, *, mem_factor: float = 1.0) -> 
     """Parameters of submitit's SlurmExecutor for a job of this profile.
 
     Args:
-        profile: what the job asks for.
+        profile: what the job requests.
         name: name of the job; also part of its comment, since sites cut names short.
         mem_factor: how many times the memory of the profile, at most its `max_mem_gb`.
 
@@ -90,13 +90,7 @@ def make_script(
 ) -> str:
     """The script, to the letter, that `SbatchExecutor.submit` gives to sbatch.
 
-    Args:
-        profile: what the job asks for.
-        name: name of the job.
-        folder: where its logs go, as `%j_%t_log.out`, those of an array as `%A_%a_%t_log.out`.
-        command: words for Python, such as `["-u", "-m", "audiotok.launchers.slurm.inside", FOLDER]`.
-        array: number of jobs of the array, None for a single job.
-        mem_factor: how many times the memory of the profile.
+    Logs go into its folder, as `%j_%t_log.out`, those of an array as `%A_%a_%t_log.out`.
 
     Raises:
         ConfigError: if the profile holds a value that cannot be used.
@@ -115,7 +109,7 @@ class SbatchExecutor(submitit.SlurmExecutor):
 
     Args:
         folder: where script and logs go; made if missing. On a file system that all nodes see.
-        profile: what a job asks for.
+        profile: what a job requests.
         name: name of the job.
         mem_factor: how many times the memory of the profile.
 
@@ -144,15 +138,15 @@ class SbatchExecutor(submitit.SlurmExecutor):
             SLURM's id of the job; those of an array are `ID_0`, `ID_1`, ….
 
         Raises:
-            LaunchError: if SLURM refuses it, or its answer holds no id (then it may have it: ask squeue by name).
+            LaunchError: if SLURM refuses it, or its answer holds no id (then it may have it: query squeue by name).
         """
         self._array, self._job_id = array, None
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         try:
             self._submit_command(_python_command(self.profile, command))
         except (FailedJobError, sp.CalledProcessError) as error:
-            said = " ".join(str(error).split())
-            raise LaunchError(f"SLURM refused the job: {said}; correct {self.profile.where} and try again.") from error
+            text = " ".join(str(error).split())
+            raise LaunchError(f"SLURM refused the job: {text}; correct {self.profile.where} and try again.") from error
         except FailedSubmissionError as error:
             raise LaunchError(f"the answer of sbatch holds no id: {' '.join(str(error).split())}") from error
         except OSError as error:
@@ -175,7 +169,7 @@ class SbatchExecutor(submitit.SlurmExecutor):
 
 
 def max_array_size(profile: Profile) -> int:
-    """How many jobs an array may have: as the profile says, else as SLURM says, else SLURM's default."""
+    """How many jobs an array may have: from the profile, else from SLURM, else SLURM's default."""
     if profile.max_array_size is not None:
         return int(profile.max_array_size)
     config = show_config()
@@ -188,14 +182,14 @@ def max_array_size(profile: Profile) -> int:
 
 
 def show_config() -> dict[str, str]:
-    """SLURM's own configuration, empty if it does not answer; asked once by a process."""
+    """SLURM's own configuration, empty if it does not answer; queried once by a process."""
     program = shutil.which("scontrol")
     return {} if program is None else _show_config(program, os.environ.get("SLURM_CONF", ""))
 
 
 @functools.cache
 def _show_config(program: str, conf: str) -> dict[str, str]:
-    listing, failure = ask([program, "show", "config"], QUESTION_S)
+    listing, failure = run_command([program, "show", "config"], QUERY_S)
     pairs = (line.partition("=") for line in ([] if failure else listing.splitlines()))
     return {key.strip(): value.strip() for key, sign, value in pairs if sign}
 

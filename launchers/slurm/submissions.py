@@ -1,31 +1,96 @@
-"""What is sent to SLURM, written down before it is sent: a folder for each job or array under `<dora.dir>/submissions`.
+"""The book of what is sent to SLURM: a folder for each job or array under `<dora.dir>/submissions`, written before.
 
 ```
 submissions/<token>/tasks.jsonl       what task i runs, one line each; read by `launchers.slurm.inside` inside the job
-submissions/<token>/submission.json   who, when, with which profile; `job_id` once SLURM has answered
+submissions/<token>/submission.json   user, time, profile; `job_id` once SLURM has answered
 submissions/<token>/…                 the script and the logs of its tasks
-submissions/.open/<token>             there until SLURM's last word on every task is written down
-submissions/.users/<uid>              whose jobs a query must ask for
+submissions/.open/<token>             there until the end of every task is recorded
+submissions/.users/<uid>              the users whose jobs a query must list
 ```
 
-The token is also the name of the job in SLURM. A command that dies between sbatch and writing down its answer leaves
-an open submission without `job_id`: the next command asks SLURM for a job of that name and adopts it.
+The token is also the name of the job in SLURM. A command that dies between sbatch and recording its answer leaves an
+open submission without `job_id`: the next command looks in SLURM for a job of that name and adopts it. Standard library
+only, as it is read inside jobs too.
 """
 
+import hashlib
 import json
 import os
+import re
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from audiotok.errors import LaunchError
-from audiotok.launchers.engine import Job, Task
+from audiotok.files import read_json, write_json, write_symlink
 from audiotok.launchers.lock import user_and_host
-from audiotok.launchers.profile import Profile
-from audiotok.launchers.slurm.submission import SUBMISSION_FILE, TASKS_FILE, Submission, make_token
-from audiotok.status import JOB_FILE, read_json, write_json
+from audiotok.status import JOB_FILE
+from audiotok.text import number_in
+
+if TYPE_CHECKING:  # these need Dora and OmegaConf, which a job must not import
+    from audiotok.launchers.engine import Job, Task
+    from audiotok.launchers.profile import Profile
+
+TASKS_FILE, SUBMISSION_FILE = "tasks.jsonl", "submission.json"
+_UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+@dataclass
+class Submission:
+    """One job or array.
+
+    Attributes:
+        folder: its folder, named by its token.
+        content: what `submission.json` holds.
+        tasks: what `tasks.jsonl` holds; a task's place is its index in the array.
+    """
+
+    folder: Path
+    content: dict[str, Any]
+    tasks: list[dict[str, Any]] = field(repr=False)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Submission | None":
+        """The submission of a folder, None if there is no submission or it is damaged."""
+        content = read_json(folder / SUBMISSION_FILE)
+        try:
+            tasks = [json.loads(line) for line in (folder / TASKS_FILE).read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError):
+            return None
+        return None if content is None or not tasks else cls(folder, content, tasks)
+
+    @property
+    def token(self) -> str:
+        """Its name, also in SLURM."""
+        return self.folder.name
+
+    @property
+    def job_id(self) -> str | None:
+        """SLURM's id of the job or of the whole array; None as long as it is not known."""
+        return self.content.get("job_id")
+
+    @property
+    def submitted(self) -> float:
+        """When it was about to be sent, in unix seconds."""
+        return float(self.content.get("time") or 0.0)
+
+    @property
+    def recorded(self) -> float:
+        """When SLURM's answer was recorded, in unix seconds; 0 if it was not."""
+        return float(self.content.get("recorded") or 0.0)
+
+    def task_ids(self) -> list[str]:
+        """SLURM's ids of its tasks, in their order; only once the job id is known."""
+        if len(self.tasks) == 1 and not self.content.get("array"):
+            return [str(self.job_id)]
+        return [f"{self.job_id}_{index}" for index in range(len(self.tasks))]
+
+    def log(self, task_id: str) -> Path:
+        """File that the output of a task's first process goes to."""
+        return self.folder / f"{task_id}_0_log.out"
 
 
 class SubmissionBook:
@@ -52,7 +117,7 @@ class SubmissionBook:
         return bool(_names(self.root / ".open"))
 
     def open(self) -> list[Submission]:
-        """Submissions with a task whose end is not written down yet, oldest first; damaged ones are closed."""
+        """Submissions with a task whose end is not recorded yet, oldest first; damaged ones are closed."""
         names = set(_names(self.root / ".open"))
         whole = {token: known for token, known in self._known.items() if known.recorded}  # do not change any more
         self._known = {token: known for token, known in whole.items() if token in names}
@@ -72,13 +137,13 @@ class SubmissionBook:
         """Ids of the users who have submitted from this folder, and of this one."""
         return sorted({str(os.getuid()), *_names(self.root / ".users")})
 
-    def prepare(self, package: str, tasks: Sequence[Task], profile: Profile) -> Submission:
-        """Write down what is about to be sent, safe against a power cut.
+    def prepare(self, package: str, tasks: "Sequence[Task]", profile: "Profile") -> Submission:
+        """Write what is about to be sent, safe against a power cut.
 
         Raises:
             OSError: if the disk refuses; nothing may be sent then.
         """
-        token = make_token(package, [task.sig for task in tasks])
+        token = _make_token(package, [task.sig for task in tasks])
         submission = Submission(self.root / token, {}, [_line(task) for task in tasks])
         submission.folder.mkdir(parents=True)
         with (submission.folder / TASKS_FILE).open("w", encoding="utf-8") as file:
@@ -103,8 +168,8 @@ class SubmissionBook:
         self._known[token] = submission
         return submission
 
-    def record(self, submission: Submission, job_id: str, *, adopted: bool = False) -> list[Job]:
-        """Write down SLURM's answer, first here, then with every experiment; may be done again after it was cut short.
+    def record(self, submission: Submission, job_id: str, *, adopted: bool = False) -> "list[Job]":
+        """Record SLURM's answer, first here, then in every experiment; may be repeated after it was cut short.
 
         Args:
             submission: what was sent.
@@ -133,23 +198,25 @@ class SubmissionBook:
         self.settle(submission)
 
     def settle(self, submission: Submission) -> None:
-        """Close a submission of which everything is written down."""
+        """Close a submission of which everything is recorded."""
         submission.content["settled"] = time.time()
         write_json(submission.folder / SUBMISSION_FILE, submission.content, sync=False)
         (self.root / ".open" / submission.token).unlink(missing_ok=True)
         self._known.pop(submission.token, None)
 
     def reopen(self, token: str) -> None:
-        """Open a submission again, as a task of it lives: somebody queued it again."""
+        """Open a submission again, as a task of it was requeued."""
         if (self.root / token / SUBMISSION_FILE).is_file():
             _touch(self.root / ".open" / token)
 
     def link(self, job_id: str, sig: str) -> None:
-        """Make an experiment known by the id of its job."""
+        """Link the id of a job to its experiment."""
         (self.dora_dir / self.by_id).mkdir(parents=True, exist_ok=True)
-        point(self.dora_dir / self.by_id / job_id, Path("..") / self.xps / sig)
+        write_symlink(self.dora_dir / self.by_id / job_id, Path("..") / self.xps / sig)
 
-    def _record_tasks(self, submission: Submission, submitted: float) -> Iterator[Job]:
+    def _record_tasks(self, submission: Submission, submitted: float) -> "Iterator[Job]":
+        from audiotok.launchers.engine import Job  # needs Dora, which a job must not import
+
         kept = {name: submission.content[name] for name in ("user", "mem_factor", "profile")}
         for index, (task_id, task) in enumerate(zip(submission.task_ids(), submission.tasks, strict=True)):
             folder = self.experiment(task)
@@ -168,23 +235,14 @@ class SubmissionBook:
             there = read_json(folder / JOB_FILE) or {}
             if there.get("token") == submission.token:  # this was done before, and may have been cancelled since
                 content = {**content, **there, "job_id": task_id}
-            elif _is_later(there, submission.submitted):
+            elif (number_in(there, "submitted") or 0.0) > submission.submitted:  # a later job of this experiment
                 continue
             if folder.is_dir():
                 write_json(folder / JOB_FILE, content, sync=False)
                 yield Job(folder, content)
 
 
-def point(link: Path, target: Path) -> None:
-    """Make a symbolic link, replacing one that is there."""
-    try:
-        link.symlink_to(target)
-    except FileExistsError:
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
-
-
-def _line(task: Task) -> dict[str, Any]:
+def _line(task: "Task") -> dict[str, Any]:
     return {
         "sig": task.sig,
         "folder": str(task.folder.absolute()),
@@ -192,11 +250,6 @@ def _line(task: Task) -> dict[str, Any]:
         "cwd": str(task.cwd),
         "name": task.name,
     }
-
-
-def _is_later(job: Mapping[str, Any], moment: float) -> bool:
-    submitted = job.get("submitted")
-    return isinstance(submitted, int | float) and submitted > moment
 
 
 def _names(folder: Path) -> list[str]:
@@ -209,3 +262,10 @@ def _names(folder: Path) -> list[str]:
 def _touch(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
+
+
+def _make_token(package: str, sigs: Sequence[str]) -> str:
+    """Name of a submission: what it is of, and that it is this one."""
+    digest = hashlib.sha1(" ".join(sorted(sigs)).encode()).hexdigest()[:8]
+    moment = f"{time.time_ns() // 1_000_000:x}{secrets.token_hex(2)}"
+    return f"{_UNFIT.sub('-', package)}_{digest}_{moment}"

@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 
 from dora.main import DecoratedMain
 
+from audiotok.launchers.child import Outcome, Signals, attend, frozen_environment, outcome, rank_environment, start
 from audiotok.launchers.engine import Check, Job, Task
-from audiotok.launchers.job.process import Signals, attend, frozen_environment, rank_environment, start
-from audiotok.launchers.job.verdict import Outcome, verdict
 from audiotok.launchers.lock import SubmitLock, is_held, take, user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.status import JOB_FILE, TASK_FILE, State, Verdict, experiment_state, read_json, write_json
@@ -126,7 +125,7 @@ def _attempt(
 
     grace_s = {"CANCELLED": GRACE_S}
     cause = attend([child], signals, look=look, poll_s=0.05, grace_s=lambda one: grace_s.get(one, profile["signal_s"]))
-    return verdict(child.returncode, cause, folder=folder, log=log, began=began)
+    return outcome(child.returncode, cause, folder=folder, log=log, began=began)
 
 
 def _ahead(ticket: Path) -> int:

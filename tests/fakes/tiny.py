@@ -124,7 +124,7 @@ class TinyProject:
     def book(self) -> dict[str, str]:
         """Return the true state of every local job."""
         ids = sorted(path.stem for path in self.store.jobs.glob("L*.json"))
-        return {name: record.state for name in ids if (record := self.store.judge(name)) is not None}
+        return {name: record.state for name in ids if (record := self.store.checked(name)) is not None}
 
     def settle(self) -> None:
         """Wait until no local job waits or runs."""

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from audiotok.cli import main
 from audiotok.launchers import doctor
-from audiotok.launchers.child import ask
+from audiotok.launchers.child import run_command as ask
 from audiotok.launchers.doctor import bounded
 from audiotok.launchers.engine import Check, Level
 from audiotok.launchers.profile import Profile

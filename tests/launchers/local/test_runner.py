@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from audiotok.launchers.local.queue import JobStore
-from audiotok.launchers.local.record import JobRecord
-from audiotok.launchers.local.runner import job_environments, log_of, run
+from audiotok.launchers.local.queue import JobRecord, JobStore
+from audiotok.launchers.local.runner import _environments, _log_of, run
 from tests.fakes.tiny import REPOSITORY
 
 STOPS = "trap 'touch checkpoint; exit 143' TERM; touch ready; while :; do sleep 0.05; done"
@@ -64,24 +63,24 @@ def record(folder: Path, **values: Any) -> JobRecord:
 
 def test_environment_of_one_process(tmp_path: Path) -> None:
     submitted = {"PATH": "/bin", "WORLD_SIZE": "7", "OMP_NUM_THREADS": "3"}
-    (environ,) = job_environments(record(tmp_path, threads=2), submitted)
+    (environ,) = _environments(record(tmp_path, threads=2), submitted)
     assert environ["PATH"] == "/bin"
     assert (environ["AUDIOTOK_LAUNCHER"], environ["AUDIOTOK_JOB_ID"]) == ("local", "L1")  # which StatusWriter looks for
     assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("0", "0", "1")
     assert (environ["OMP_NUM_THREADS"], environ["MKL_NUM_THREADS"]) == ("3", "2")  # the user's own word holds
     assert "CUDA_VISIBLE_DEVICES" not in environ and "AUDIOTOK_FROZEN" not in environ
     (tmp_path / "frozen.json").touch()
-    assert job_environments(record(tmp_path), {})[0]["AUDIOTOK_FROZEN"] == str(tmp_path / "frozen.json")
+    assert _environments(record(tmp_path), {})[0]["AUDIOTOK_FROZEN"] == str(tmp_path / "frozen.json")
 
 
 def test_environment_with_gpus(tmp_path: Path) -> None:
     job = record(tmp_path, gpus=2, ranks=2, visible=["0", "1", "2"], devices=["0", "2"])
-    ranks = job_environments(job, {"CUDA_VISIBLE_DEVICES": "0,1,2", "RANK": "1"})
+    ranks = _environments(job, {"CUDA_VISIBLE_DEVICES": "0,1,2", "RANK": "1"})
     assert {environ["CUDA_VISIBLE_DEVICES"] for environ in ranks} == {"0,2"}
     assert [(environ["RANK"], environ["LOCAL_RANK"]) for environ in ranks] == [("0", "0"), ("1", "1")]
     assert len({environ["MASTER_PORT"] for environ in ranks}) == 1 and int(ranks[0]["MASTER_PORT"]) > 1024
-    assert job_environments(record(tmp_path, visible=["0"]), {})[0]["CUDA_VISIBLE_DEVICES"] == ""
-    assert [log_of(job, rank).name for rank in (0, 1)] == ["L1_0_log.out", "L1_1_log.out"]
+    assert _environments(record(tmp_path, visible=["0"]), {})[0]["CUDA_VISIBLE_DEVICES"] == ""
+    assert [_log_of(job, rank).name for rank in (0, 1)] == ["L1_0_log.out", "L1_1_log.out"]
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
@@ -183,10 +182,17 @@ def test_a_disk_that_is_full_for_a_while_does_not_lose_the_verdict(
 
     monkeypatch.setattr(JobStore, "write", refuse)
     monkeypatch.setattr("audiotok.launchers.local.runner.time.sleep", lambda _: None)
-    monkeypatch.setattr("audiotok.launchers.job.process.signal.signal", lambda *_: None)
-    monkeypatch.setattr("audiotok.launchers.job.process.signal.set_wakeup_fd", lambda *_, **__: None)
+    monkeypatch.setattr("audiotok.launchers.child.signal.signal", lambda *_: None)
+    monkeypatch.setattr("audiotok.launchers.child.signal.set_wakeup_fd", lambda *_, **__: None)
     run(job.store.root, "L1", [])
     assert (job.record.state, job.record.exit_code) == ("FAILED", 6)
+
+
+def test_a_supervisor_of_an_earlier_version_starts_a_runner(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["sh", "-c", "exit 5"])
+    command = [sys.executable, "-P", "-m", "launchers.local.runner", str(job.store.root), "L1", ""]
+    assert sp.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, timeout=30).returncode == 0
+    assert (job.record.state, job.record.exit_code) == ("FAILED", 5)
 
 
 def test_a_job_that_was_cancelled_does_not_start(tmp_path: Path) -> None:

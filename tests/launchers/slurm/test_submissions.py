@@ -8,7 +8,7 @@ import pytest
 from audiotok.errors import LaunchError
 from audiotok.launchers.engine import Task, job_of
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.slurm.submissions import SubmissionBook
+from audiotok.launchers.slurm.submissions import SubmissionBook, _make_token
 from audiotok.status import read_json, write_json
 
 
@@ -130,3 +130,11 @@ def test_the_folder_of_an_experiment_moves_with_the_outputs(tmp_path: Path) -> N
     (submission,) = moved.open()
     assert moved.experiment(submission.tasks[0]) == tmp_path / "there" / "xps" / "sig0"
     assert (tmp_path / "there" / "by_id" / "3").resolve() == tmp_path / "there" / "xps" / "sig0"
+
+
+def test_tokens_are_fit_for_slurm_and_never_the_same() -> None:
+    tokens = {_make_token("my package/é", ["b", "a"]) for _ in range(50)}
+    assert len(tokens) == 50
+    assert all(token.isascii() and not set(token) & set(" /|,[]%") for token in tokens)
+    assert len({token.rsplit("_", 1)[0] for token in tokens}) == 1  # same experiments, in any order
+    assert _make_token("p", ["a", "b"]).rsplit("_", 1)[0] == _make_token("p", ["b", "a"]).rsplit("_", 1)[0]

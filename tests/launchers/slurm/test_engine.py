@@ -83,7 +83,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def replace_sleep(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object]) -> None:
     clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=sleep)
-    monkeypatch.setattr("audiotok.launchers.slurm.watch.time", clock)
+    monkeypatch.setattr("audiotok.launchers.slurm.engine.time", clock)
 
 
 def states(engine: Engine, jobs: list[Job]) -> list[str]:
@@ -194,7 +194,7 @@ def test_who_submits_waits_for_a_job_that_may_still_turn_up(slurm: Cluster, monk
         slurm.answer("squeue", f"60|RUNNING|None|{submission.token}|\n")
 
     replace_sleep(monkeypatch, turn_up)
-    with slurm.engine.watch.lock.hold():
+    with slurm.engine.lock.hold():
         slurm.engine.refresh()
     assert len(slept) == 1
     job = job_of(slurm.root / "xps" / "sig0")

@@ -11,11 +11,11 @@ from audiotok.launchers.slurm.commands import (
     CHUNK,
     UNREACHABLE,
     Entry,
-    ask_accounting,
-    ask_accounting_for_name,
-    ask_queue,
     collapse_ids,
     expand_ids,
+    find_in_accounting,
+    query_accounting,
+    query_queue,
     run,
 )
 from tests.fakes.tiny import FAKES
@@ -40,7 +40,7 @@ def test_one_query_tells_all_jobs(answers: Path) -> None:
         "13|OUT_OF_MEMORY|OutOfMemory|other",
     ]
     (answers / "squeue").write_text("\n".join(lines))
-    entries, failure = ask_queue(["0", "1000"])
+    entries, failure = query_queue(["0", "1000"])
     assert failure == ""
     assert entries["12_0"] == Entry("RUNNING", "None", ("tiny_1", "tiny_1"))
     assert {entries[f"12_{index}"].state for index in (1, 2, 3, 7)} == {"PENDING"} and len(entries) == 6
@@ -57,7 +57,7 @@ def test_what_people_set_for_their_tables_changes_nothing(monkeypatch: pytest.Mo
 
 def test_a_command_that_fails_tells_why(answers: Path) -> None:
     (answers / "squeue.fails").write_text("slurm_load_jobs error:\n Unable to contact slurm controller\n")
-    assert ask_queue(["0"]) == ({}, "slurm_load_jobs error: Unable to contact slurm controller")
+    assert query_queue(["0"]) == ({}, "slurm_load_jobs error: Unable to contact slurm controller")
     assert "no-such-command" in run(["no-such-command"])[1]
     assert run(["sh", "-c", "exit 3"])[1] == "sh exit code 3"
 
@@ -65,7 +65,7 @@ def test_a_command_that_fails_tells_why(answers: Path) -> None:
 def test_accounting(answers: Path) -> None:
     lines = ["12_0|CANCELLED by 0", "12_[1-2%4]|CANCELLED by 4000111", "13|TIMEOUT", "13.batch|FAILED"]
     (answers / "sacct").write_text("\n".join(lines))
-    entries = ask_accounting(["12_0", "12_1", "13"])
+    entries = query_accounting(["12_0", "12_1", "13"])
     assert entries == {
         "12_0": Entry("CANCELLED", "by root"),
         "12_1": Entry("CANCELLED", "by 4000111"),
@@ -74,14 +74,14 @@ def test_accounting(answers: Path) -> None:
     }
     assert (answers / "calls").read_text().splitlines()[0].endswith("-j 12,13")
     (answers / "sacct.fails").write_text("Slurm accounting storage is disabled\n")
-    assert ask_accounting(["12_0"]) is None
-    assert ask_accounting_for_name("tiny_1") is None
+    assert query_accounting(["12_0"]) is None
+    assert find_in_accounting("tiny_1") is None
 
 
 def test_a_job_is_found_by_its_name_in_the_books(answers: Path) -> None:
     (answers / "sacct").write_text("40|tiny_10\n41_0|tiny_1\n41_1|tiny_1\n")
-    assert ask_accounting_for_name("tiny_1") == "41"
-    assert ask_accounting_for_name("tiny_2") is None
+    assert find_in_accounting("tiny_1") == "41"
+    assert find_in_accounting("tiny_2") is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_job_is_found_by_its_name_in_the_books(answers: Path) -> None:
 )
 def test_states_of_life(state: str, reason: str, expected: tuple[str, str]) -> None:
     assert Entry(state, reason).is_live
-    assert Entry(state, reason).live_state() == expected
+    assert Entry(state, reason).word == (*expected, True)
 
 
 @given(

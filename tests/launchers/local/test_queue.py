@@ -1,6 +1,7 @@
 """The book of local jobs: locks, verdicts, the queue."""
 
 import os
+import shutil
 import subprocess as sp
 import sys
 from pathlib import Path
@@ -8,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from audiotok.errors import LaunchError
-from audiotok.launchers.local.queue import JobStore
-from audiotok.launchers.local.record import JobRecord
-from audiotok.launchers.local.supervisor import free_devices, may_start, survey
+from audiotok.launchers.local.queue import JobRecord, JobStore
+from audiotok.launchers.local.supervisor import _IMPORT_ROOT, _free_devices, _may_start, _survey
 from audiotok.status import read_json
+from tests.fakes.tiny import REPOSITORY
 
 
 @pytest.fixture
@@ -49,13 +50,13 @@ def test_ids_grow_and_the_queue_is_in_order(store: JobStore, tmp_path: Path) -> 
 def test_running_without_a_holder_is_node_fail_at_once(store: JobStore, tmp_path: Path) -> None:
     record = queued(store, tmp_path, state="RUNNING")
     process = holder(store, record.job_id)
-    judged = store.judge(record.job_id)
+    judged = store.checked(record.job_id)
     assert judged is not None and judged.state == "RUNNING"
     process.kill()
     process.communicate()
-    judged = store.judge(record.job_id)
+    judged = store.checked(record.job_id)
     assert judged is not None and judged.state == "NODE_FAIL" and judged.is_over
-    running, waiting = survey(store)  # a supervisor writes it down
+    running, waiting = _survey(store)  # a supervisor writes it down
     assert (running, waiting, store.unfinished()) == ([], None, [])
     assert (read_json(Path(record.folder) / "job.json") or {})["state"] == "NODE_FAIL"
     assert not (store.locks / record.job_id).exists()
@@ -65,7 +66,7 @@ def test_a_pending_job_that_is_held_counts_as_running(store: JobStore, tmp_path:
     first, second = queued(store, tmp_path), queued(store, tmp_path)
     process = holder(store, first.job_id)
     try:
-        running, waiting = survey(store)
+        running, waiting = _survey(store)
         assert [job.job_id for job in running] == [first.job_id]
         assert waiting is not None and waiting.job_id == second.job_id
     finally:
@@ -136,8 +137,8 @@ def test_a_lock_that_was_taken_away_is_not_held(store: JobStore, tmp_path: Path)
 def test_damaged_records_are_none(store: JobStore, content: str) -> None:
     (store.jobs / "L1.json").write_text(content)
     (store.queue / "L1").touch()
-    assert store.read("L1") is None and store.judge("L1") is None
-    assert survey(store) == ([], None)
+    assert store.read("L1") is None and store.checked("L1") is None
+    assert _survey(store) == ([], None)
     assert store.unfinished() == []
 
 
@@ -156,8 +157,25 @@ def test_a_job_starts_with_a_free_slot_and_free_gpus() -> None:
         return JobRecord("L1", "", "", "", "", [], gpus=gpus, visible=visible, slots=slots, devices=list(devices))
 
     running = [job(1, devices=("1",)), job(0)]
-    assert free_devices(job(1), running) == ["0", "2"]
-    assert may_start(job(2), running)
-    assert not may_start(job(3), running)
-    assert not may_start(job(0, slots=2), running)
-    assert may_start(job(0, slots=3), running)
+    assert _free_devices(job(1), running) == ["0", "2"]
+    assert _may_start(job(2), running)
+    assert not _may_start(job(3), running)
+    assert not _may_start(job(0, slots=2), running)
+    assert _may_start(job(0, slots=3), running)
+
+
+def test_what_a_supervisor_starts_is_imported_from_where_it_was(tmp_path: Path) -> None:
+    assert _IMPORT_ROOT == REPOSITORY  # though the checkout has its launchers behind a symlink
+    site = tmp_path / "site-packages"  # as of a wheel
+    shutil.copytree(REPOSITORY / "audiotok", site / "audiotok", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); from pathlib import Path\n"
+        "from audiotok.launchers.local import queue, supervisor\n"
+        f"store = queue.JobStore(Path({str(tmp_path)!r})); store.create()\n"
+        "process = supervisor._spawn(['audiotok.launchers.local.runner', str(store.root), 'L1', ''], store)\n"
+        "print(supervisor._IMPORT_ROOT, process.wait())"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-P", "-c", code]
+    done = sp.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{site} 0\n" and (tmp_path / "supervisor.log").read_text() == ""

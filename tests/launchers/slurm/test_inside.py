@@ -6,13 +6,15 @@ import signal
 import subprocess as sp
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from audiotok.launchers.job.place import address_of, first_node
+from audiotok.launchers.child import Outcome
+from audiotok.launchers.slurm.inside import JobEnvironment, TaskFile, _address_of, _first_node, _stopped_by
 from tests.fakes.tiny import REPOSITORY
 
 SCONTROL = """#!/bin/sh
@@ -45,7 +47,9 @@ class Job:
         (folder / "bin" / "scontrol").write_text(SCONTROL)
         (folder / "bin" / "scontrol").chmod(0o755)
 
-    def start(self, rank: int = 0, world: int = 1, **environ: str) -> "sp.Popen[bytes]":
+    def start(
+        self, rank: int = 0, world: int = 1, module: str = "audiotok.launchers.slurm.inside", **environ: str
+    ) -> "sp.Popen[bytes]":
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "AUDIOTOK"))}
         slurm = {
             "SLURM_JOB_ID": "7",
@@ -60,8 +64,8 @@ class Job:
             "FAKE": str(self.root),
         }
         with (self.root / f"log{rank}").open("ab") as log:
-            command = [sys.executable, "-m", "audiotok.launchers.slurm.inside", str(self.token)]
-            return sp.Popen(command, env={**clean, **slurm, **environ}, stdout=log, stderr=log)
+            command = [sys.executable, "-u", "-m", module, str(self.token)]
+            return sp.Popen(command, cwd=REPOSITORY, env={**clean, **slurm, **environ}, stdout=log, stderr=log)
 
     def run(self) -> int:
         return self.start().wait(30)
@@ -252,9 +256,9 @@ def test_ranks_find_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     job = Job(tmp_path, ["true"])
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE", str(tmp_path))
-    assert first_node("n[1-2]") == "n1"
-    assert address_of("localhost") == "localhost"
-    assert address_of("n1.invalid") == "127.0.0.7"  # a name that only SLURM knows
+    assert _first_node("n[1-2]") == "n1"
+    assert _address_of("localhost") == "localhost"
+    assert _address_of("n1.invalid") == "127.0.0.7"  # a name that only SLURM knows
     assert job.calls == ["show hostnames n[1-2]", "show node -o n1.invalid"]
 
 
@@ -263,3 +267,53 @@ def test_a_task_imports_neither_torch_nor_dora() -> None:
     code = f"import sys, audiotok.launchers.slurm.inside; print({heavy} & set(sys.modules))"
     process = sp.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert process.stdout == "set()\n"
+
+
+def test_a_task_that_was_submitted_by_an_earlier_version_still_runs(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["sh", "-c", "echo trained"])
+    assert job.start(module="launchers.job.task").wait(30) == 0
+    assert job.told("state", "job_id", "token") == ("COMPLETED", "5_1", "pkg_1")
+    assert (tmp_path / "log0").read_text() == "trained\n"
+
+
+def test_a_time_limit_in_the_words_of_slurm() -> None:
+    assert _stopped_by("JobState=COMPLETING Reason=TimeLimit Restarts=0 PreemptTime=None", 0) == "TIMEOUT"
+    assert _stopped_by("JobState=COMPLETING Reason=None Restarts=2 PreemptTime=None", 2) == "CANCELLED"
+
+
+FIRST = JobEnvironment("31999", "31999", index=0, rank=0, world_size=4, local_rank=1, attempt=0, nodes="n[1-2]")
+
+
+def test_timeouts_of_another_job_do_not_count(tmp_path: Path) -> None:
+    for job_id, expected in (("31999", 3), ("31998", 0)):
+        (tmp_path / "task.json").write_text(json.dumps({"job_id": job_id, "timeouts": 3}))
+        assert TaskFile(tmp_path, replace(FIRST, rank=3), "token").timeouts == expected
+
+
+def test_an_end_of_an_earlier_attempt_is_overwritten(tmp_path: Path) -> None:
+    TaskFile(tmp_path, FIRST, "token").end(Outcome("PREEMPTED", "", 143))
+    again = TaskFile(tmp_path, replace(FIRST, attempt=1), "token")
+    again.beat()
+    assert not again.has_ended()
+    assert json.loads((tmp_path / "task.json").read_text())["state"] == "RUNNING"
+
+
+def place(**values: str) -> JobEnvironment:
+    environ: Mapping[str, str] = {
+        "SLURM_JOB_ID": "31999",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1",
+        "SLURM_NTASKS": "4",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        **values,
+    }
+    return JobEnvironment.of(environ)
+
+
+def test_place() -> None:
+    assert place() == JobEnvironment("31999", "31999", 0, 3, 4, 1, 0, "n[1-2]")
+    array = place(SLURM_ARRAY_JOB_ID="31990", SLURM_ARRAY_TASK_ID="9", SLURM_RESTART_COUNT="2")
+    assert (array.job_id, array.index, array.attempt) == ("31990_9", 9, 2)
+    ports = {place(SLURM_JOB_ID=str(number)).port for number in range(10**6, 10**6 + 500)}
+    assert len(ports) == 500 and all(1024 < port < 32768 for port in ports)
+    assert place().port != place(SLURM_RESTART_COUNT="1").port

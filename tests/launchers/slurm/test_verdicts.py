@@ -1,4 +1,4 @@
-"""The verdict on a job of SLURM, from SLURM's word and the job's own."""
+"""The verdict of the engine on a job of SLURM, from SLURM's word and the job's own."""
 
 import os
 import socket
@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
+from audiotok.files import write_json
+from audiotok.launchers.engine import Job
+from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.slurm.commands import Entry
-from audiotok.launchers.slurm.states import beats, ended_by_itself, judge, needs_accounting
-from audiotok.status import write_json
+from audiotok.launchers.slurm.engine import SlurmEngine, _beats, _own
+from audiotok.launchers.slurm.submissions import SubmissionBook
+from audiotok.status import Verdict
 
 OURS = {"job_id": "7_1", "cancelled": 1.0, "cancelled_by": "ada@login"}
 
@@ -20,6 +24,18 @@ def make(folder: Path, *, task: dict[str, Any] | None = None, status: dict[str, 
         if content is not None:
             write_json(folder / name, {"job_id": "7_1", **content})
     return folder
+
+
+def engine(folder: Path) -> SlurmEngine:
+    return SlurmEngine("tiny", SubmissionBook(folder), SubmitLock(folder / "lock"))
+
+
+def conclude(folder: Path, entry: Entry | None, **job: Any) -> Verdict:
+    """What the engine records of a job that has ended; `entry` is SLURM's last word."""
+    write_json(folder / "job.json", {"job_id": "7_1", **job})
+    slurm = engine(folder)
+    slurm._conclude(folder, "7_1", entry, write=False)
+    return slurm.verdict(Job(folder, {"job_id": "7_1"}))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +53,10 @@ def make(folder: Path, *, task: dict[str, Any] | None = None, status: dict[str, 
 def test_a_job_that_slurm_still_cleans_up_after(
     tmp_path: Path, task: dict[str, Any] | None, expected: tuple[str, str] | None
 ) -> None:
-    assert ended_by_itself(make(tmp_path, task=task), "7_1") == expected
+    slurm = engine(tmp_path)
+    slurm.queue = {"7_1": Entry("COMPLETING")}
+    verdict = slurm.verdict(Job(make(tmp_path, task=task), {"job_id": "7_1"}))
+    assert verdict == (expected or ("COMPLETING", ""))
 
 
 @pytest.mark.parametrize(
@@ -75,23 +94,23 @@ def test_a_job_that_slurm_still_cleans_up_after(
 def test_verdict(
     tmp_path: Path, said: Entry | None, task: dict[str, Any] | None, job: dict[str, Any], expected: tuple[str, str]
 ) -> None:
-    assert judge(make(tmp_path, task=task), {"job_id": "7_1", **job}, said) == expected
+    assert conclude(make(tmp_path, task=task), said, **job) == expected
 
 
 @pytest.mark.parametrize("said", [Entry("FAILED", "NonZeroExitCode"), None])
 def test_only_the_trainer_knows_that_it_diverged(tmp_path: Path, said: Entry | None) -> None:
     status = {"state": "DIVERGED", "reason": "loss is nan"}
     folder = make(tmp_path, task={"state": "FAILED", "reason": "exit code 1: loss is nan"}, status=status)
-    assert judge(folder, {"job_id": "7_1"}, said) == ("DIVERGED", "loss is nan")
+    assert conclude(folder, said) == ("DIVERGED", "loss is nan")
     make(tmp_path, status={**status, "job_id": "6"})  # an earlier job did
-    assert judge(folder, {"job_id": "7_1"}, said).state == "FAILED"
+    assert conclude(folder, said).state == "FAILED"
 
 
 def test_the_trainer_counts_where_its_parent_could_not_write(tmp_path: Path) -> None:
     make(tmp_path, status={"state": "COMPLETED", "reason": ""})
-    assert judge(tmp_path, {"job_id": "7_1"}, None) == ("COMPLETED", "")
+    assert conclude(tmp_path, None) == ("COMPLETED", "")
     make(tmp_path, status={"state": "RUNNING", "host": "n1"})
-    assert judge(tmp_path, {"job_id": "7_1"}, None) == ("NODE_FAIL", "vanished while it ran on n1")
+    assert conclude(tmp_path, None) == ("NODE_FAIL", "vanished while it ran on n1")
 
 
 @pytest.mark.parametrize(
@@ -102,14 +121,15 @@ def test_the_books_are_asked_where_the_job_leaves_a_question(
     tmp_path: Path, state: str | None, open_question: bool
 ) -> None:
     make(tmp_path, task=None if state is None else {"state": state})
-    assert needs_accounting(tmp_path, "7_1") == open_question
+    assert engine(tmp_path)._is_open("7_1", tmp_path) == open_question
 
 
 def test_a_fresh_heartbeat_is_life(tmp_path: Path) -> None:
     def says(**task: Any) -> bool:
-        return beats(make(tmp_path, task={"state": "RUNNING", "host": "n1", "updated": time.time(), **task}), "7_1")
+        make(tmp_path, task={"state": "RUNNING", "host": "n1", "updated": time.time(), **task})
+        return _beats(_own(tmp_path / "task.json", "7_1"))
 
-    assert not beats(tmp_path, "7_1")
+    assert not _beats(None)
     assert says()
     assert not says(updated=time.time() - 60)
     assert not says(state="COMPLETED")

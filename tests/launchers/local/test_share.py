@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from audiotok.errors import ConfigError
-from audiotok.launchers.local.machine import find_gpus, share
+from audiotok.launchers.local.engine import _divide, _find_gpus
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,13 @@ from audiotok.launchers.local.machine import find_gpus, share
     ],
 )
 def test_share(gpus: int, environ: dict[str, str], cores: int, slots: int, granted: int, threads: int) -> None:
-    portion = share(gpus, environ, cores=cores)
+    portion = _divide(gpus, environ, cores=cores)
     assert (portion.slots, portion.gpus, portion.threads) == (slots, granted, threads)
 
 
 @pytest.mark.parametrize(("cpus", "slots", "threads"), [(None, 4, 2), (1, 8, 1), (3, 2, 4), (64, 1, 8)])
 def test_jobs_without_gpu_get_the_cores_they_ask_for(cpus: int | None, slots: int, threads: int) -> None:
-    portion = share(0, {"CUDA_VISIBLE_DEVICES": ""}, cpus_wanted=cpus, cores=8)
+    portion = _divide(0, {"CUDA_VISIBLE_DEVICES": ""}, cpus=cpus, cores=8)
     assert (portion.slots, portion.threads) == (slots, threads)
 
 
@@ -39,7 +39,7 @@ def test_jobs_without_gpu_get_the_cores_they_ask_for(cpus: int | None, slots: in
 def test_numbers_that_are_none_are_named(name: str, value: str) -> None:
     environ = {"CUDA_VISIBLE_DEVICES": "", f"AUDIOTOK_LOCAL_{name}": value}
     with pytest.raises(ConfigError, match=f"AUDIOTOK_LOCAL_{name}='{value}'"):
-        share(0, environ, cores=2)
+        _divide(0, environ, cores=2)
 
 
 def test_gpus_are_those_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +54,6 @@ def test_gpus_are_those_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.Mon
         program.write_text(script)
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(program.parent))
-        found[name] = find_gpus({})
+        found[name] = _find_gpus({})
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert (found, find_gpus({})) == ({"works": ("0", "1"), "fails": ()}, ())
+    assert (found, _find_gpus({})) == ({"works": ("0", "1"), "fails": ()}, ())
