@@ -116,7 +116,7 @@ def _attempt(
     environ = {**os.environ, **rank_environment(0, 1, 0, "127.0.0.1", 0)}
     child = start(command, environ=environ, log=log)
 
-    def look() -> str | None:
+    def poll() -> str | None:
         if time.time() - mark.get("updated", 0.0) > BEAT_S:
             _write(folder, mark, state="RUNNING")
         if stop.exists():
@@ -124,7 +124,7 @@ def _attempt(
         return "TIMEOUT" if time.time() > began + 60 * profile["time"] - profile["signal_s"] else None
 
     grace_s = {"CANCELLED": GRACE_S}
-    cause = attend([child], signals, look=look, poll_s=0.05, grace_s=lambda one: grace_s.get(one, profile["signal_s"]))
+    cause = attend([child], signals, poll=poll, poll_s=0.05, grace_s=lambda one: grace_s.get(one, profile["signal_s"]))
     return outcome(child.returncode, cause, folder=folder, log=log, began=began)
 
 
