@@ -14,6 +14,7 @@ import torch
 
 from audiotok.cluster import output_dir
 from audiotok.errors import CheckpointError
+from audiotok.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -37,23 +38,17 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write `state` so that `path` holds either the whole new checkpoint or the whole previous one.
 
     Raises:
-        NotSavedError: if it cannot be written (a full disk, a lost right); the previous file is untouched.
+        NotSavedError: if it cannot be written (a full disk, a missing permission); the previous file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path, sync=True) as draft, draft.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         raise NotSavedError(
             f"{_why_not_written(error)}: cannot save {path}; the previous checkpoint, if any, is untouched: free some "
-            "space or check the rights of the folder, then run the same command again to resume"
+            "space or check the permissions of the folder, then run the same command again to resume"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     logger.debug("Checkpoint saved to %s", path)
 
 
@@ -127,7 +122,7 @@ def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
 
 
 def _why_not_written(error: BaseException) -> str:
-    """The system's word, such as `No space left on device`; torch often puts an error of its own over it."""
+    """The system's message, such as `No space left on device`; torch often raises an error of its own over it."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.strerror:
