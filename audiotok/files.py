@@ -40,7 +40,7 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """Replace a file in one step: `with replacing(path) as draft:` and write to `draft`.
+    """Context in which to write a draft of a file; at its end the draft takes the place of the file in one step.
 
     Readers see the old file or the new one, however many processes write it. An error in the block leaves the old
     file and no draft.

@@ -18,7 +18,7 @@ from dora.git_save import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
-from audiotok.experiments.experiment_main import experiment_main
+from audiotok.experiments import experiment_main
 from audiotok.launchers.dora_patches import install, tell_mistakes_in_one_line
 from audiotok.status import StatusWriter
 from audiotok.utils.commit import current_commit

@@ -68,7 +68,7 @@ def test_the_name_of_the_cluster_chooses_next(folder: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("script", ["exit 1", "echo nonsense", "printf '\\377'"])
 def test_detection_never_fails(folder: Path, tmp_path: Path, script: str) -> None:
     told = choose(scontrol(tmp_path / "bin", script), folder)
-    assert told.name == "default" and "does not tell" in told.how
+    assert told.name == "default" and "does not give" in told.how
 
 
 def test_a_slurm_that_hangs_is_given_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

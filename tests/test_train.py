@@ -125,7 +125,9 @@ def test_a_full_disk_costs_nothing_but_the_time_since_the_last_checkpoint(
         code, folder = run()
     assert code == 143 and told(folder)[0] == "INTERRUPTED"
     kept = (folder / LAST).read_bytes()
-    full = folder / f".{LAST}.{socket.gethostname()}.{os.getpid()}.tmp"  # where the checkpoint is written before it gets its name
+    full = (
+        folder / f".{LAST}.{socket.gethostname()}.{os.getpid()}.tmp"
+    )  # where the checkpoint is written before it gets its name
     for update in (3, 0):  # at a signal, and at the end of the epoch
         full.symlink_to("/dev/full")
         with pytest.MonkeyPatch.context() as patch:
