@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,7 +55,7 @@ class Experiment(XP):
         is_frozen: bool = False,
     ) -> None:
         counted = [[key, value] for key, value in delta if not dora.is_excluded(key)]
-        self._build, self._make_values = build, values
+        self._build, self._values = build, values
         self.choices, self.is_frozen = dict(choices), is_frozen
         super().__init__(dora=dora, cfg=None, argv=list(argv), sig=sig or _get_sig(counted))
         del self.cfg
@@ -66,17 +66,13 @@ class Experiment(XP):
         """Configuration, as Hydra composes it."""
         return self._build()
 
-    @cached_property
-    def _values(self) -> Plain:
-        return self._make_values()
-
     def frozen_values(self) -> Plain:
         """Return its frozen form, as `frozen.json` holds it; it is shared, so leave it as it is."""
-        return self._values
+        return self._values()
 
     def __getstate__(self) -> dict[str, Any]:
-        made = {"cfg": self.cfg, "_values": self._values}  # what makes them cannot be pickled
-        return {**self.__dict__, **made, "_build": None, "_make_values": None}
+        # `_build` and `_values` can be closures, which cannot be pickled: what they make is.
+        return {**self.__dict__, "cfg": self.cfg, "_build": None, "_values": partial(_same, self._values())}
 
 
 @dataclass(frozen=True)
@@ -239,6 +235,10 @@ def _loose_overrides(argv: Sequence[str], dora: DoraConfig, groups: set[str]) ->
         nested = leaves_of(value, path) if isinstance(value, dict) else [(path, value)]
         found += [(dotted(path), item) for path, item in nested if dora.is_excluded(dotted(path))]
     return found
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _is_json(value: Any) -> bool:

@@ -246,8 +246,8 @@ class ExperimentMain(HydraMain):
         """Hydra on our configuration, as a context."""
         context = initialize_config_dir(str(self.full_config_path), job_name=self._job_name, **self.hydra_kwargs)
         if self._base is not None:
-            # Not as `hydra.searchpath` in the YAML: Hydra does not list the groups that are found by that, so Dora would
-            # give another signature.
+            # Not as `hydra.searchpath` in the YAML: Hydra does not list the groups found by that, and Dora would give
+            # other signatures.
             loader: Any = GlobalHydra.instance().config_loader()
             loader.get_search_path().append("base", str(self._base))
             loader.repository = ConfigRepository(loader.get_search_path())

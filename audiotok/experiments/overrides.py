@@ -116,10 +116,12 @@ class Composition:
             return None
         values: dict[str, Any] = {}
         for override in overrides:
-            key, is_change = override.key_or_group, override.type is OverrideType.CHANGE and _is_of_values(override)
-            if not is_change or key not in self._leaves or not _is_plain(override.value()):
+            key = override.key_or_group
+            if override.type is not OverrideType.CHANGE or not _is_of_values(override) or key not in self._leaves:
                 return None
-            values[key] = override.value()
+            values[key] = value = override.value()
+            if not _is_plain(value):
+                return None
         pending = list(values)
         while pending:
             key = pending.pop()
