@@ -249,7 +249,7 @@ class ExperimentMain(HydraMain):
             # Not as `hydra.searchpath` in the YAML: Hydra does not list the groups found by that, and Dora would give
             # other signatures.
             loader: Any = GlobalHydra.instance().config_loader()
-            loader.get_search_path().append("base", str(self._base))
+            loader.get_search_path().append("base", str(self._base), anchor="main")  # right after our own
             loader.repository = ConfigRepository(loader.get_search_path())
         return context
 
