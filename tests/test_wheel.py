@@ -143,12 +143,15 @@ def test_a_project_has_its_own_presets_over_those_of_the_library(installed: Inst
     plan = installed(project, "audiotok.cli", "plan", "sweep").stdout
     assert "6 experiments (6 new)" in dry_run and "solver=compression/mine" in plan
     assert installed(project, "audiotok.cli", "plan").stdout == "sweep\n"
-    for overrides in (["solver=compression/encodec_mmd_32khz", "losses.mmd=3"], ["model=encodec/encodec_demo"], []):
-        code = f"from mycodec.train import main; xp = main.get_xp({overrides}); print(xp.sig, xp.folder)"
-        sig, folder = run(installed.bin / "python", "-c", code, cwd=project).stdout.split()
-        assert sig == train.main.get_xp(overrides).sig and folder == f"outputs/xps/{sig}"
-    code = "from mycodec.train import main; print(main.get_xp(['solver=compression/mine']).cfg.rvq.n_q)"
-    assert run(installed.bin / "python", "-c", code, cwd=project).stdout == "2\n"
+    preset = "solver=compression/encodec_mmd_32khz"
+    shared = [[preset, "losses.mmd=3"], [preset, "model=encodec/encodec_demo"], []]
+    code = (
+        "from mycodec.train import main; own = main.get_xp(['solver=compression/mine'])\n"
+        f"print(own.cfg.rvq.n_q, own.folder.parent, *(main.get_xp(overrides).sig for overrides in {shared}))"
+    )
+    n_q, folder, *sigs = run(installed.bin / "python", "-c", code, cwd=project).stdout.split()
+    assert (n_q, folder) == ("2", str(project / "outputs" / "xps"))
+    assert sigs == [train.main.get_xp(overrides).sig for overrides in shared]
 
 
 def test_a_project_has_its_own_clusters(installed: Installed, project: Path) -> None:

@@ -102,11 +102,10 @@ def freeze(xp: XP) -> Path:
     path: Path = xp.folder / FROZEN_FILE
     if path.exists():
         return path
-    if isinstance(xp, Experiment):
-        values, choices = xp.frozen_values(), xp.choices
-    else:  # made by Dora itself
-        values, choices = escaped(OmegaConf.to_container(xp.cfg, resolve=True)), {}
-    content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta, "choices": choices}
+    is_ours = isinstance(xp, Experiment)  # else made by Dora itself
+    values = xp.frozen_values() if is_ours else escaped(OmegaConf.to_container(xp.cfg, resolve=True))
+    content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta}
+    content["choices"] = xp.choices if is_ours else {}
     if _is_json(values):
         content["cfg"] = values
     else:
@@ -149,7 +148,7 @@ def thaw(frozen: Frozen, dora: DoraConfig, argv: Sequence[str]) -> Experiment:
     """Experiment of a frozen configuration, as run with these overrides.
 
     Of the overrides only those count that do not change the signature, such as `device=cpu`: the rest is frozen.
-    The folder is where `dora.dir` says now.
+    The folder is that of `dora.dir` now.
 
     Raises:
         ConfigError: if Hydra cannot read an override.

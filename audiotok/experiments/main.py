@@ -7,7 +7,7 @@ applied to it (`Composition`); what those rules do not cover is composed by Hydr
 
 import contextlib
 import copy
-import importlib.util
+import importlib
 import json
 import logging
 import os
@@ -41,7 +41,7 @@ from audiotok.experiments.frozen import (
     read_frozen,
     thaw,
 )
-from audiotok.experiments.overrides import Composition, aligned, as_override, parse_override
+from audiotok.experiments.overrides import Composition, aligned, as_override, is_of_values, parse_override
 from audiotok.experiments.run import run_frozen
 from audiotok.files import write_text
 
@@ -71,7 +71,7 @@ class ExperimentMain(HydraMain):
     ) -> None:
         self._compositions: dict[tuple[str, ...], Composition] = {}
         self._requested: dict[tuple[str, ...], str] = {}  # overrides that were looked up by signature
-        self._base = None if base is None else _config_of(base)
+        self._base = None if base is None else Path(importlib.import_module(base).__path__[0], "config").resolve()
         own = (Path(main.__code__.co_filename).parent / config_path).resolve()
         # Before the first composition, which the profile of a detected cluster is part of.
         settle(os.environ, *(folder / "cluster" for folder in (own, self._base) if folder is not None))
@@ -94,11 +94,8 @@ class ExperimentMain(HydraMain):
             if frozen is not None:
                 lines = differences(frozen.cfg, today, self.dora)
                 if lines:
-                    logger.warning(
-                        "%s was frozen with other values; running those (--clear starts anew): %s",
-                        xp.sig,
-                        "; ".join(lines),
-                    )
+                    text = "%s was frozen with other values; running those (--clear starts anew): %s"
+                    logger.warning(text, xp.sig, "; ".join(lines))
                 xp = thaw(frozen, self.dora, xp.argv)
         with xp.enter():
             return run_frozen(xp, self.main, self._job_name, self.config_name)
@@ -184,8 +181,7 @@ class ExperimentMain(HydraMain):
     def value_to_argv(self, arg: Any) -> list[str]:
         """Overrides of what a grid gives its launcher: text, a dict, or a list of these."""
         if not isinstance(arg, dict):
-            argv: list[str] = super().value_to_argv(arg)
-            return argv
+            return list(super().value_to_argv(arg))
         return [f"{key}={value if key in self._config_groups else as_override(value)}" for key, value in arg.items()]
 
     def _compose(self, argv: Sequence[str]) -> Experiment:
@@ -200,7 +196,7 @@ class ExperimentMain(HydraMain):
             return self._compose_slowly(composition, argv, chosen, overrides)
         _check_set(composition.missing - values.keys())
         delta = chosen + composition.delta(values)
-        build, frozen = partial(composition.build, overrides), partial(composition.frozen, values)
+        build, frozen = partial(composition.apply, overrides), partial(composition.frozen, values)
         return Experiment(self.dora, argv, delta, build=build, values=frozen, choices=composition.choices)
 
     def _compose_slowly(
@@ -209,9 +205,8 @@ class ExperimentMain(HydraMain):
         """Hydra's and Dora's own way, for overrides whose effect only they know."""
         try:
             has_groups = any(override.key_or_group in self._all_groups for override in overrides)  # +group=option
-            cfg = None if has_groups else composition.apply(overrides)
-            if cfg is None:
-                cfg = self._get_config(list(argv))
+            is_simple = not has_groups and all(map(is_of_values, overrides))
+            cfg = composition.apply(overrides) if is_simple else self._get_config(argv)
             _check_set([key for key in OmegaConf.missing_keys(cfg) if "[" not in key])  # Dora takes lists as they are
             # A list of our own: Dora keeps the path in a default argument, which a comparison that fails leaves wrong.
             for one in _compare_config(composition.reference.comparable, cfg, []):
@@ -310,13 +305,6 @@ class ExperimentMain(HydraMain):
 def experiment_main(config_name: str, config_path: str, **kwargs: Any) -> Callable[..., ExperimentMain]:
     """Decorator of the training function; see `ExperimentMain`."""
     return partial(ExperimentMain, config_name=config_name, config_path=config_path, **kwargs)
-
-
-def _config_of(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"base={package!r} is not a package that is installed here")
-    return Path(spec.submodule_search_locations[0], "config").resolve()
 
 
 def _check_set(missing: Collection[str]) -> None:

@@ -76,7 +76,7 @@ class Composition:
     Args:
         cfg: as composed by Hydra, without `hydra`.
         choices: the option of each config group.
-        dora: says which keys do not count for the signature.
+        dora: has the keys that do not count for the signature.
         reference: what it is compared with, for the signature; None: itself, before any override.
 
     Raises:
@@ -117,7 +117,7 @@ class Composition:
         values: dict[str, Any] = {}
         for override in overrides:
             key = override.key_or_group
-            if override.type is not OverrideType.CHANGE or not _is_of_values(override) or key not in self._leaves:
+            if override.type is not OverrideType.CHANGE or not is_of_values(override) or key not in self._leaves:
                 return None
             values[key] = value = override.value()
             if not _is_plain(value):
@@ -144,21 +144,12 @@ class Composition:
                 changed.pop(path, None)
         return [(dotted(path), changed[path]) for path in sorted(changed)]
 
-    def build(self, overrides: Sequence[Override]) -> DictConfig:
-        """Return the configuration that Hydra would compose with these overrides of values."""
-        cfg = copy.deepcopy(self.cfg)
-        for override in overrides:
-            OmegaConf.update(cfg, override.key_or_group, copy.deepcopy(override.value()), merge=True)
-        return cfg
-
-    def apply(self, overrides: Sequence[Override]) -> DictConfig | None:
-        """Configuration with overrides applied by Hydra itself; None if they change what is composed.
+    def apply(self, overrides: Sequence[Override]) -> DictConfig:
+        """Configuration with overrides of values (`is_of_values`) applied by Hydra itself.
 
         Raises:
             HydraException: if Hydra refuses them.
         """
-        if not all(map(_is_of_values, overrides)):
-            return None
         cfg = copy.deepcopy(self.cfg)
         ConfigLoaderImpl._apply_overrides_to_config(list(overrides), cfg)
         return cfg
@@ -285,7 +276,8 @@ def _plain_of(cfg: DictConfig, *, resolve: bool) -> Plain:
     return container
 
 
-def _is_of_values(override: Override) -> bool:
+def is_of_values(override: Override) -> bool:
+    """Whether an override sets a value, rather than changing what is composed."""
     is_hydra = override.key_or_group == "hydra" or override.is_hydra_override()
     return override.value_type is ValueType.ELEMENT and override.package is None and not is_hydra
 

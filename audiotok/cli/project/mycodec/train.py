@@ -1,4 +1,4 @@
-"""Entry point of mycodec: audiotok's training, with the files of `config/` here and, beneath them, those of audiotok."""
+"""Entry point of mycodec: audiotok's training, configured by `config/` here and, for what that lacks, audiotok's."""
 
 from typing import Any
 
