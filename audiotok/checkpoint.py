@@ -86,17 +86,12 @@ def flush_old_epochs(folder: Path, keep_last: int | None) -> None:
         (folder / epoch_name(epoch)).unlink(missing_ok=True)
 
 
-def output_root() -> Path:
-    """Dora's folder, as config/config.yaml names it: AUDIOTOK_OUTPUT_DIR, else that of this cluster's profile."""
-    return output_dir(os.environ)
-
-
 def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
     """File of a checkpoint named by `//sig/SIG`, by a path, or by a folder that holds `checkpoint.th`.
 
     Args:
         source: what the user wrote, such as the value of `continue_from`.
-        root: Dora's folder, for signatures; by default `output_root()`.
+        root: Dora's folder, for signatures; by default that of the environment or the cluster's profile.
 
     Raises:
         CheckpointError: if there is no such file.
@@ -106,7 +101,7 @@ def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
         sig = text.removeprefix(SIG_PREFIX).strip("/")
         if not _SIG.fullmatch(sig):
             raise CheckpointError(f"{text!r} is no signature; write //sig/ and the 8 characters of `dora grid`")
-        xps = (root or output_root()) / "xps"
+        xps = (root or output_dir(os.environ)) / "xps"
         path = xps / sig
         if not path.is_dir():
             raise CheckpointError(

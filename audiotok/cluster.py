@@ -128,7 +128,7 @@ def output_dir(environ: Mapping[str, str], *folders: Path) -> Path:
     if not any(folder.is_dir() for folder in _places(folders)):
         return Path(DEFAULT_OUTPUT)
     name = choose(environ, *folders).name
-    value = read_profile(name, *folders).get("output_dir")
+    value = _read_profile(name, *folders).get("output_dir")
     return Path(_resolved(value, environ, f"output_dir in {_file(name, folders)}") or DEFAULT_OUTPUT)
 
 
@@ -151,7 +151,7 @@ def dataset_paths(environ: Mapping[str, str], *folders: Path) -> dict[str, str]:
     file = _file(name, folders)
     if not file.is_file():
         return {}
-    return _mapping(read_profile(name, *folders).get("dataset_paths") or {}, environ, f"dataset_paths in {file}")
+    return _mapping(_read_profile(name, *folders).get("dataset_paths") or {}, environ, f"dataset_paths in {file}")
 
 
 def dump_paths(paths: Mapping[str, str]) -> str:
@@ -173,21 +173,17 @@ def map_path(path: Path, paths: Mapping[str, str]) -> Path:
     return path
 
 
-def read_profile(name: str, *folders: Path) -> dict[str, Any]:
-    """Keys of a profile laid over those of its `defaults`, as Hydra composes them, `${...}` left as they are.
-
-    Raises:
-        ConfigError: if a file is missing, is no YAML mapping, or its `defaults` name anything but profiles.
-    """
-    return _read(name, folders, ())
-
-
 def _file(name: str, folders: Sequence[Path]) -> Path:
     files = [folder / f"{name}.yaml" for folder in _places(folders)]
     return next((file for file in files if file.is_file()), files[-1])
 
 
-def _read(name: str, folders: Sequence[Path], above: tuple[str, ...]) -> dict[str, Any]:
+def _read_profile(name: str, *folders: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Keys of a profile laid over those of its `defaults`, as Hydra composes them, `${...}` left as they are.
+
+    Raises:
+        ConfigError: if a file is missing, is no YAML mapping, or its `defaults` name anything but profiles.
+    """
     path = _file(name, folders)
     if name in above:
         raise ConfigError(f"{path}: its defaults lead back to itself ({' > '.join([*above, name])}).")
@@ -206,7 +202,7 @@ def _read(name: str, folders: Sequence[Path], above: tuple[str, ...]) -> dict[st
         base = str(entry).removeprefix("/cluster/") if isinstance(entry, str) else ""
         if not base or "/" in base:
             raise ConfigError(f"{path}: defaults hold {entry!r}; give other profiles, such as /cluster/default.")
-        values.update(_read(base, folders, (*above, name)))
+        values.update(_read_profile(base, *folders, above=(*above, name)))
     return values if "_self_" in (content.get("defaults") or ["_self_"]) else {**values, **own}
 
 

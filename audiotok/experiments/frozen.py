@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from audiotok.errors import ConfigError
-from audiotok.experiments.overrides import Plain, aligned, dotted, escaped, leaves_of, parse_override
+from audiotok.experiments.overrides import Plain, aligned, dotted, leaves_of, parse_override
 from audiotok.files import write_text
 
 FROZEN_FILE = "frozen.json"
@@ -93,7 +93,7 @@ class _Composer(Protocol):
     def compose(self, argv: Sequence[str]) -> Experiment: ...
 
 
-def freeze(xp: XP) -> Path:
+def freeze(xp: Experiment) -> Path:
     """Write `frozen.json` into the folder of an experiment if there is none; the folder must exist.
 
     Raises:
@@ -102,10 +102,8 @@ def freeze(xp: XP) -> Path:
     path: Path = xp.folder / FROZEN_FILE
     if path.exists():
         return path
-    is_ours = isinstance(xp, Experiment)  # else made by Dora itself
-    values = xp.frozen_values() if is_ours else escaped(OmegaConf.to_container(xp.cfg, resolve=True))
-    content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta}
-    content["choices"] = xp.choices if is_ours else {}
+    values = xp.frozen_values()
+    content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta, "choices": xp.choices}
     if _is_json(values):
         content["cfg"] = values
     else:

@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dora.hydra import HydraMain, _compare_config, _simplify_argv
-from dora.xp import XP
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
@@ -164,7 +163,7 @@ class ExperimentMain(HydraMain):
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"{_first_sentence(error)} (overrides: {' '.join(argv)})") from error
 
-    def init_xp(self, xp: XP) -> Any:
+    def init_xp(self, xp: Any) -> Any:
         """Make the folder of an experiment, with its overrides and its frozen configuration."""
         xp.folder.mkdir(parents=True, exist_ok=True)
         _write_argv(xp._argv_cache, xp.argv)
