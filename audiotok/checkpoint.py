@@ -26,7 +26,7 @@ _EPOCH_FILE = re.compile(r"checkpoint_(\d+)\.th")
 
 
 class NotSavedError(CheckpointError):
-    """A checkpoint that could not be written; the previous one is untouched, and a free disk mends it."""
+    """A checkpoint that could not be written; the previous one is untouched, and saving works again with free space."""
 
 
 def epoch_name(epoch: int) -> str:
