@@ -52,7 +52,7 @@ constraints:  ## renew constraints.txt from pyproject.toml
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
 	( echo '# Every package of `make install`, pinned. Renew with `make constraints` and run the tests.'; \
-	  build/constraints/bin/python -m pip freeze --exclude audiotok ) > constraints.txt
+	  build/constraints/bin/python -m pip freeze --all --exclude audiotok --exclude pip ) > constraints.txt
 
 clean:
 	rm -rf $(VENV) build outputs data

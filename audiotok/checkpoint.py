@@ -14,6 +14,7 @@ import torch
 
 from audiotok.cluster import output_dir
 from audiotok.errors import CheckpointError
+from audiotok.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _EPOCH_FILE = re.compile(r"checkpoint_(\d+)\.th")
 
 
 class NotSavedError(CheckpointError):
-    """A checkpoint that could not be written; the previous one is untouched, and a free disk mends it."""
+    """A checkpoint that could not be written; the previous one is untouched, and saving works again with free space."""
 
 
 def epoch_name(epoch: int) -> str:
@@ -37,23 +38,17 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write `state` so that `path` holds either the whole new checkpoint or the whole previous one.
 
     Raises:
-        NotSavedError: if it cannot be written (a full disk, a lost right); the previous file is untouched.
+        NotSavedError: if it cannot be written (a full disk, a missing permission); the previous file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path, sync=True) as draft, draft.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         raise NotSavedError(
             f"{_why_not_written(error)}: cannot save {path}; the previous checkpoint, if any, is untouched: free some "
-            "space or check the rights of the folder, then run the same command again to resume"
+            "space or check the permissions of the folder, then run the same command again to resume"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     logger.debug("Checkpoint saved to %s", path)
 
 
@@ -91,17 +86,12 @@ def flush_old_epochs(folder: Path, keep_last: int | None) -> None:
         (folder / epoch_name(epoch)).unlink(missing_ok=True)
 
 
-def output_root() -> Path:
-    """Dora's folder, as config/config.yaml names it: AUDIOTOK_OUTPUT_DIR, else that of this cluster's profile."""
-    return output_dir(os.environ)
-
-
 def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
     """File of a checkpoint named by `//sig/SIG`, by a path, or by a folder that holds `checkpoint.th`.
 
     Args:
         source: what the user wrote, such as the value of `continue_from`.
-        root: Dora's folder, for signatures; by default `output_root()`.
+        root: Dora's folder, for signatures; by default that of the environment or the cluster's profile.
 
     Raises:
         CheckpointError: if there is no such file.
@@ -111,7 +101,7 @@ def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
         sig = text.removeprefix(SIG_PREFIX).strip("/")
         if not _SIG.fullmatch(sig):
             raise CheckpointError(f"{text!r} is no signature; write //sig/ and the 8 characters of `dora grid`")
-        xps = (root or output_root()) / "xps"
+        xps = (root or output_dir(os.environ)) / "xps"
         path = xps / sig
         if not path.is_dir():
             raise CheckpointError(
@@ -127,7 +117,7 @@ def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
 
 
 def _why_not_written(error: BaseException) -> str:
-    """The system's word, such as `No space left on device`; torch often puts an error of its own over it."""
+    """The system's message, such as `No space left on device`; torch often raises an error of its own over it."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.strerror:

@@ -1,9 +1,12 @@
-"""Which cluster this is, and the few facts of its profile that matter outside a launcher: folders.
+"""Which cluster this is, and where its profile puts results and audio.
 
-Profiles are files `config/cluster/NAME.yaml`. Hydra composes them for whoever trains or submits; this module reads the
-same files without it, for what must stay light: `audiotok results` and the reading of manifests. Environment variables:
+Profiles are files `config/cluster/NAME.yaml`. Hydra composes them to train and to submit; this module reads the same
+files without Hydra, for what must stay light: `audiotok results` and the reading of manifests. Environment variables:
 AUDIOTOK_CLUSTER (the profile), AUDIOTOK_OUTPUT_DIR (results folder), AUDIOTOK_DATASET_PATHS (set by a launcher for its
-jobs: a JSON object that says where folders of audio lie on the machine that runs them).
+jobs: a JSON object with the place of folders of audio on the machine that runs them).
+
+Functions take the folders of profiles, the first that has a profile counts; none: those of a project in the current
+folder (`audiotok init`), then the library's.
 """
 
 import functools
@@ -12,7 +15,7 @@ import os
 import re
 import shutil
 import subprocess as sp
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -35,32 +38,40 @@ _FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([A-Za-z_][A-Za-z0-9_]*)(?:,([^${}]
 
 @dataclass(frozen=True)
 class Choice:
-    """A profile and, in a few words, why it is this one."""
+    """A profile, and what it was chosen by."""
 
     name: str
     how: str
 
 
-def list_profiles(folder: Path = PROFILES) -> list[str]:
+def _places(folders: Sequence[Path]) -> list[Path]:
+    if folders:
+        return list(folders)
+    here = sorted(train.parent / "config" / "cluster" for train in Path.cwd().glob("*/train.py"))
+    return [*(folder for folder in here if folder.resolve() != PROFILES.resolve()), PROFILES]
+
+
+def list_profiles(*folders: Path) -> list[str]:
     """Names of the profiles there are, sorted."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted({path.stem for folder in _places(folders) for path in folder.glob("*.yaml")})
 
 
-def choose(environ: Mapping[str, str], folder: Path = PROFILES) -> Choice:
+def choose(environ: Mapping[str, str], *folders: Path) -> Choice:
     """Choose the profile: AUDIOTOK_CLUSTER, else the one that bears the name of this cluster, else `default`.
 
     Raises:
         ConfigError: if AUDIOTOK_CLUSTER names no profile; the message lists those there are.
     """
-    known = list_profiles(folder)
-    asked = environ.get(CLUSTER_VARIABLE, "").strip()
-    if asked:
-        if asked not in known:
+    known = list_profiles(*folders)
+    requested = environ.get(CLUSTER_VARIABLE, "").strip()
+    if requested:
+        if requested not in known:
+            places = " and ".join(str(folder) for folder in _places(folders) if folder.is_dir())
             raise ConfigError(
-                f"{CLUSTER_VARIABLE}={asked!r} in the environment, but {folder} has no {asked}.yaml; "
+                f"{CLUSTER_VARIABLE}={requested!r} in the environment, but {places} has no {requested}.yaml; "
                 f"choose one of: {', '.join(known) or 'none yet'}."
             )
-        return Choice(asked, f"{CLUSTER_VARIABLE} in the environment")
+        return Choice(requested, f"{CLUSTER_VARIABLE} in the environment")
     name, source = cluster_name(environ)
     if not name:
         return Choice(DEFAULT_CLUSTER, f"{CLUSTER_VARIABLE} is not set and {source}")
@@ -69,33 +80,33 @@ def choose(environ: Mapping[str, str], folder: Path = PROFILES) -> Choice:
     return Choice(DEFAULT_CLUSTER, f"there is no {name}.yaml for this cluster, {name} ({source})")
 
 
-def settle(environ: MutableMapping[str, str], folder: Path = PROFILES) -> None:
+def settle(environ: MutableMapping[str, str], *folders: Path) -> None:
     """Put a detected profile into the environment, so that Hydra and every job of this process use the same.
 
     Raises:
         ConfigError: if AUDIOTOK_CLUSTER names no profile.
     """
-    if not folder.is_dir():
+    if not any(folder.is_dir() for folder in _places(folders)):
         return
-    name = choose(environ, folder).name
+    name = choose(environ, *folders).name
     if name != DEFAULT_CLUSTER:
         environ[CLUSTER_VARIABLE] = name
 
 
 def cluster_name(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Name that SLURM gives this cluster ("" if it tells none) and who said so; never fails, asks once."""
+    """Name that SLURM gives this cluster ("" if none) and where it is from; never fails, runs scontrol once."""
     name = environ.get("SLURM_CLUSTER_NAME", "").strip()
     if name:
         return name, "SLURM_CLUSTER_NAME"
     if shutil.which("sbatch", path=environ.get("PATH")) is None:
         return "", "there is no SLURM here"
     scontrol = shutil.which("scontrol", path=environ.get("PATH"))
-    name = _ask_name(scontrol, tuple(sorted(environ.items()))) if scontrol else ""
-    return (name, "scontrol show config") if name else ("", "scontrol does not tell the name of this cluster")
+    name = _name_from(scontrol, tuple(sorted(environ.items()))) if scontrol else ""
+    return (name, "scontrol show config") if name else ("", "scontrol does not give the name of this cluster")
 
 
 @functools.cache
-def _ask_name(scontrol: str, environ: tuple[tuple[str, str], ...]) -> str:
+def _name_from(scontrol: str, environ: tuple[tuple[str, str], ...]) -> str:
     command = [scontrol, "show", "config"]
     try:
         process = sp.run(command, env=dict(environ), capture_output=True, text=True, timeout=DETECTION_S)
@@ -105,43 +116,42 @@ def _ask_name(scontrol: str, environ: tuple[tuple[str, str], ...]) -> str:
     return found[1] if found else ""
 
 
-def output_dir(environ: Mapping[str, str], folder: Path = PROFILES) -> Path:
+def output_dir(environ: Mapping[str, str], *folders: Path) -> Path:
     """Dora's folder as `config/config.yaml` has it: AUDIOTOK_OUTPUT_DIR, else the profile's `output_dir`.
 
     Raises:
         ConfigError: if the profile cannot be read.
     """
-    asked = environ.get(OUTPUT_VARIABLE)
-    if asked:
-        return Path(asked)
-    if not folder.is_dir():
+    requested = environ.get(OUTPUT_VARIABLE)
+    if requested:
+        return Path(requested)
+    if not any(folder.is_dir() for folder in _places(folders)):
         return Path(DEFAULT_OUTPUT)
-    name = choose(environ, folder).name
-    found = _resolved(read_profile(name, folder).get("output_dir"), environ, f"output_dir in {folder / name}.yaml")
-    return Path(found or DEFAULT_OUTPUT)
+    name = choose(environ, *folders).name
+    value = _read_profile(name, *folders).get("output_dir")
+    return Path(_resolved(value, environ, f"output_dir in {_file(name, folders)}") or DEFAULT_OUTPUT)
 
 
-def dataset_paths(environ: Mapping[str, str], folder: Path = PROFILES) -> dict[str, str]:
+def dataset_paths(environ: Mapping[str, str], *folders: Path) -> dict[str, str]:
     """Where folders of audio lie here, by what manifests and presets call them.
 
-    AUDIOTOK_DATASET_PATHS says it to a job; elsewhere it is the profile that AUDIOTOK_CLUSTER names.
+    A job has them in AUDIOTOK_DATASET_PATHS; elsewhere they are those of the profile that AUDIOTOK_CLUSTER names.
 
     Raises:
         ConfigError: if that is no mapping of folders.
     """
-    told = environ.get(DATASET_PATHS_VARIABLE)
-    if told:
+    given = environ.get(DATASET_PATHS_VARIABLE)
+    if given:
         where = f"{DATASET_PATHS_VARIABLE} in the environment"
         try:
-            return _mapping(json.loads(told), environ, where)
+            return _mapping(json.loads(given), environ, where)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"{where}: {told!r} is not JSON; launchers set it, do not set it by hand.") from error
+            raise ConfigError(f"{where}: {given!r} is not JSON; launchers set it, do not set it by hand.") from error
     name = environ.get(CLUSTER_VARIABLE) or DEFAULT_CLUSTER
-    if not (folder / f"{name}.yaml").is_file():
+    file = _file(name, folders)
+    if not file.is_file():
         return {}
-    return _mapping(
-        read_profile(name, folder).get("dataset_paths") or {}, environ, f"dataset_paths in {folder / name}.yaml"
-    )
+    return _mapping(_read_profile(name, *folders).get("dataset_paths") or {}, environ, f"dataset_paths in {file}")
 
 
 def dump_paths(paths: Mapping[str, str]) -> str:
@@ -163,17 +173,18 @@ def map_path(path: Path, paths: Mapping[str, str]) -> Path:
     return path
 
 
-def read_profile(name: str, folder: Path = PROFILES) -> dict[str, Any]:
+def _file(name: str, folders: Sequence[Path]) -> Path:
+    files = [folder / f"{name}.yaml" for folder in _places(folders)]
+    return next((file for file in files if file.is_file()), files[-1])
+
+
+def _read_profile(name: str, *folders: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Keys of a profile laid over those of its `defaults`, as Hydra composes them, `${...}` left as they are.
 
     Raises:
         ConfigError: if a file is missing, is no YAML mapping, or its `defaults` name anything but profiles.
     """
-    return _read(name, folder, ())
-
-
-def _read(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
-    path = folder / f"{name}.yaml"
+    path = _file(name, folders)
     if name in above:
         raise ConfigError(f"{path}: its defaults lead back to itself ({' > '.join([*above, name])}).")
     try:
@@ -191,7 +202,7 @@ def _read(name: str, folder: Path, above: tuple[str, ...]) -> dict[str, Any]:
         base = str(entry).removeprefix("/cluster/") if isinstance(entry, str) else ""
         if not base or "/" in base:
             raise ConfigError(f"{path}: defaults hold {entry!r}; give other profiles, such as /cluster/default.")
-        values.update(_read(base, folder, (*above, name)))
+        values.update(_read_profile(base, *folders, above=(*above, name)))
     return values if "_self_" in (content.get("defaults") or ["_self_"]) else {**values, **own}
 
 

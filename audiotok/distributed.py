@@ -65,10 +65,10 @@ def object_of_source(own: Any) -> Any:
 
 
 class Agreement:
-    """The largest request of all ranks, heard by all of them at the same call.
+    """The largest request of all ranks, received by all of them at the same call.
 
-    A call starts the exchange and gives the result of the one before, so that nobody waits for it and no device is
-    synchronised for it: what is asked at one step is heard at the next. A single process hears itself at once.
+    A call starts an exchange and returns the result of the one before, so that no rank waits and no device is
+    synchronised: a request of one step arrives at the next. A single process gets its own at once.
 
     Args:
         device: where collectives work.
@@ -79,15 +79,15 @@ class Agreement:
         self._underway: tuple[distributed.Work, Tensor] | None = None
 
     def __call__(self, request: int) -> int:
-        """Ask for `request`, 0 for nothing; every rank must call this equally often."""
+        """Request a number, 0 for nothing; every rank must call this equally often."""
         if not is_distributed():
             return request
-        heard = self.finish()
+        result = self.finish()
         box = torch.full((1,), request, dtype=torch.int32, device=self.device)
         work = distributed.all_reduce(box, distributed.ReduceOp.MAX, async_op=True)
         assert work is not None
         self._underway = work, box
-        return heard
+        return result
 
     def finish(self) -> int:
         """Wait for the exchange under way, if any."""
@@ -101,8 +101,7 @@ class Agreement:
 def gather_clips(clips: Tensor) -> Tensor:
     """Clips of all ranks, in the order in which one process would have read them, without graph.
 
-    Clip j of rank r becomes clip j * world_size + r, since a loader deals the data set out like cards. `own_clips` is
-    the way back.
+    Clip j of rank r becomes clip j * world_size + r, as a loader deals the data set out; `own_clips` is the inverse.
 
     Args:
         clips: [B, ...], of the same shape on every rank, on a device where collectives work.

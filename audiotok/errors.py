@@ -1,7 +1,7 @@
-"""The exception family: every mistake a user can make ends in one of these, with one line that says what to do.
+"""The exceptions for all mistakes that a user can make.
 
-A message names what was found, where, what is allowed and what to do about it. Entry points (`dora`, `audiotok`)
-print that line and exit with code 2; a traceback means a defect of ours.
+A message is one line: what was found, where, what is allowed, what to do. Entry points (`dora`, `audiotok`) print it
+and exit with code 2; a traceback means a defect of ours.
 """
 
 

@@ -10,7 +10,7 @@ from dora.explore import Explorer
 STAGES = ("train", "valid", "evaluate")
 
 
-def log_ping(log: Any) -> str | None:
+def _log_ping(log: Any) -> str | None:
     """Time since the last line of a log, such as `12s` or `3.5h`; None where there is no log.
 
     Args:
@@ -43,7 +43,7 @@ class CompressionExplorer(Explorer):
     evaluate_metrics = (("sisnr", ".2f"), ("mel", ".4f"), ("mi_groups", ".4f"), ("mmd", ".3g"), ("usage", ".2f"))
 
     def get_grid_meta(self) -> list[Any]:
-        """Columns that say which experiment a line is about."""
+        """Columns that identify the experiment of a line."""
         return [
             tt.leaf("index", align=">"),
             tt.leaf("name", wrap=140),
@@ -63,14 +63,13 @@ class CompressionExplorer(Explorer):
         ]
 
     def process_history(self, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Last value of every metric by stage, the epoch, and durations in minutes: all that does not change by itself.
-
-        It is read from the end, where most metrics are; the epochs before only have to offer what is still missing.
+        """Last value of every metric by stage, the epoch, and durations in minutes: all that the history determines.
 
         Args:
             history: one {stage: {metric: number}} per epoch; it is left as it is.
         """
         parts: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
+        # From the end, where most metrics are: of earlier epochs only what is still missing is read.
         for epoch in reversed(history):
             for stage, metrics in epoch.items():
                 if isinstance(metrics, Mapping) and not metrics.keys() <= (part := parts.setdefault(stage, {})).keys():
@@ -83,20 +82,20 @@ class CompressionExplorer(Explorer):
         return parts
 
     def process_live(self, sheep: Any, parts: dict[str, Any]) -> dict[str, Any]:
-        """Add what changes even if no metric does: the time since the last line of the log.
+        """Add what changes with time alone: the age of the last line of the log.
 
         Args:
             sheep: Dora's job; its `log` may be None.
             parts: from `process_history`; they are left as they are.
         """
-        ping = log_ping(sheep.log)
+        ping = _log_ping(sheep.log)
         return {stage: part if ping is None else {**part, "ping": ping} for stage, part in parts.items()}
 
     def process_sheep(self, sheep: Any, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What Dora's own monitor asks for: both of the above. Ours keeps the first until the history changes."""
+        """Both of the above, as Dora's own monitor calls it; ours keeps the first until the history changes."""
         return self.process_live(sheep, self.process_history(history))
 
 
 def _group(stage: str, metrics: Sequence[tuple[str, str]], more: Sequence[Any] = ()) -> Any:
     leaves = [tt.leaf(name, form) for name, form in metrics]
-    return tt.group(stage, [*leaves, *more], align=">", shorten=False)  # `d` for `d_loss` helps nobody
+    return tt.group(stage, [*leaves, *more], align=">", shorten=False)  # `d` for `d_loss` would not help

@@ -1,10 +1,11 @@
 """Small files that several processes share: read as they are, written whole or not at all."""
 
+import contextlib
 import fcntl
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +23,47 @@ def write_json(path: Path, content: Mapping[str, Any], *, sync: bool = True) -> 
     """Write a JSON object, see `write_text`.
 
     Raises:
-        OSError: if the disk refuses; the old file is then intact.
+        OSError: if it cannot be written; the old file is then intact.
     """
     write_text(path, json.dumps(content, indent=1), sync=sync)
 
 
 def write_text(path: Path, text: str, *, sync: bool = False) -> None:
-    """Write a file so that a reader sees the old or the new one, whoever else writes it too.
+    """Write a text file in one step; see `replacing`.
+
+    Raises:
+        OSError: if it cannot be written; the old file is then intact.
+    """
+    with replacing(path, sync=sync) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Context in which to write a draft of a file; at its end the draft takes the place of the file in one step.
+
+    Readers see the old file or the new one, however many processes write it. An error in the block leaves the old
+    file and no draft.
 
     Args:
         path: the file; its folder must exist.
-        text: its content.
         sync: make it survive a power cut.
-
-    Raises:
-        OSError: if the disk refuses; the old file is then intact.
     """
+    # The host is part of the name: two nodes of a cluster can have equal process ids and one folder.
     draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            if sync:
-                file.flush()
+        yield draft
+        if sync:
+            with draft.open("rb") as file:
                 os.fsync(file.fileno())
         draft.replace(path)
-    except OSError:
+    except BaseException:
         draft.unlink(missing_ok=True)
         raise
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether a process holds the exclusive flock on `path`; it loses it however it ends."""
+    """Whether a process holds the exclusive flock on `path`; a process loses it however it ends."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

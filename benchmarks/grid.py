@@ -27,7 +27,7 @@ from dora.hydra import HydraMain
 from dora.shep import Sheep, Shepherd
 from dora.xp import XP
 
-from audiotok.experiments.experiment_main import ExperimentMain
+from audiotok.experiments import ExperimentMain
 from audiotok.explorers import CompressionExplorer
 from benchmarks import resolve
 from benchmarks.machine import where, write_page

@@ -10,7 +10,7 @@ from typing import Any
 
 from dora.hydra import HydraMain
 
-from audiotok.experiments.experiment_main import ExperimentMain
+from audiotok.experiments import ExperimentMain
 from benchmarks.machine import where, write_page
 
 EXPERIMENTS = 1000
@@ -58,7 +58,7 @@ their signatures and deltas are the same in both.
 | entry point | experiments | time | time each | 1000 experiments |
 | --- | --- | --- | --- | --- |
 | `dora.hydra.HydraMain` | {few} | {theirs:.2f} s | {their_each:.1f} ms | {their_1000:.0f} s |
-| `audiotok.experiments.experiment_main.ExperimentMain` | {many} | {ours:.2f} s | {our_each:.2f} ms | {our_1000:.2f} s |
+| `audiotok.experiments.ExperimentMain` | {many} | {ours:.2f} s | {our_each:.2f} ms | {our_1000:.2f} s |
 
 {ratio:.0f} times faster each. Ours includes composing the preset once.
 """

@@ -8,7 +8,7 @@ from typing import Any
 import dora.hydra
 from dora.hydra import HydraMain
 
-from audiotok.experiments.experiment_main import ExperimentMain
+from audiotok.experiments import ExperimentMain
 
 FILES = {
     "config/config.yaml": r"""

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from audiotok.cluster import (
     PROFILES,
+    _read_profile,
     choose,
     cluster_name,
     dataset_paths,
@@ -15,7 +16,6 @@ from audiotok.cluster import (
     list_profiles,
     map_path,
     output_dir,
-    read_profile,
     settle,
 )
 from audiotok.errors import ConfigError
@@ -68,7 +68,7 @@ def test_the_name_of_the_cluster_chooses_next(folder: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("script", ["exit 1", "echo nonsense", "printf '\\377'"])
 def test_detection_never_fails(folder: Path, tmp_path: Path, script: str) -> None:
     told = choose(scontrol(tmp_path / "bin", script), folder)
-    assert told.name == "default" and "does not tell" in told.how
+    assert told.name == "default" and "does not give" in told.how
 
 
 def test_a_slurm_that_hangs_is_given_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_a_profile_is_read_as_hydra_composes_it(name: str, monkeypatch: pytest.M
     monkeypatch.delenv("AUDIOTOK_OUTPUT_DIR", raising=False)
     with initialize_config_dir(str(PROFILES.parent), version_base="1.3"):
         cfg = compose("config")
-    assert read_profile(name) == OmegaConf.to_container(cfg.slurm, resolve=False)
+    assert _read_profile(name) == OmegaConf.to_container(cfg.slurm, resolve=False)
     environ = {"AUDIOTOK_CLUSTER": name, "SCRATCH": "/scratch/me"}
     assert output_dir(environ) == Path(cfg.dora.dir)
     assert dataset_paths(environ) == OmegaConf.to_container(cfg.slurm.dataset_paths, resolve=True)
@@ -132,7 +132,7 @@ def test_folders_of_the_environment(folder: Path, tmp_path: Path) -> None:
 def test_a_damaged_profile(folder: Path, text: str, said: str) -> None:
     (folder / "alpha.yaml").write_text(text)
     with pytest.raises(ConfigError, match=said):
-        read_profile("alpha", folder)
+        _read_profile("alpha", folder)
 
 
 def test_what_a_launcher_says_goes_before_the_profile(folder: Path) -> None:

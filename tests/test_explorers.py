@@ -12,7 +12,7 @@ import pytest
 import treetable as tt
 
 from audiotok import explorers
-from audiotok.explorers import CompressionExplorer, log_ping
+from audiotok.explorers import CompressionExplorer, _log_ping
 
 HISTORY: list[dict[str, dict[str, Any]]] = [
     {"train": {"adv": 2.0, "mmd": 0.5, "duration": 90.0}, "evaluate": {"sisnr": 4.25, "visqol": 3.5}},
@@ -61,11 +61,11 @@ def test_the_table_shows_every_line(explorer: CompressionExplorer) -> None:
 
 def test_ping_is_the_age_of_the_log(explorer: CompressionExplorer, tmp_path: Path) -> None:
     log = tmp_path / "7_0_log.out"
-    assert log_ping(None) is None and log_ping(log) is None
+    assert _log_ping(None) is None and _log_ping(log) is None
     log.touch()
     for age_s, text in ((5, "5s"), (90, "1.5m"), (5400, "1.5h"), (129600, "1.5d"), (-60, "0s")):
         os.utime(log, (time.time() - age_s,) * 2)
-        assert log_ping(log) == text
+        assert _log_ping(log) == text
     parts = explorer.process_sheep(SimpleNamespace(log=log), [])
     assert {stage: part["ping"] for stage, part in parts.items()} == dict.fromkeys(parts, "0s")
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from audiotok import train
+from audiotok import train, training
 from audiotok.checkpoint import LAST, NotSavedError, load_checkpoint
 from audiotok.errors import CheckpointError, ConfigError, DataError, DivergedError
 from audiotok.solvers import StandardSolver
@@ -26,7 +27,7 @@ QUICK = ["optim.epochs=1", "optim.updates_per_epoch=4", "dataset.batch_size=2", 
 def run(tmp_path: Path, debug_overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Function of overrides that trains as `dora run` does; returns exit code and experiment folder."""
     monkeypatch.setattr(train.main.dora, "dir", tmp_path / "out")
-    monkeypatch.setattr(train, "setup", lambda cfg: None)  # it takes logging from pytest
+    monkeypatch.setattr(training, "_setup", lambda cfg: None)  # it takes logging from pytest
 
     def enter(*overrides: str) -> tuple[int, Path]:
         xp = train.main.init_xp(train.main.get_xp([*debug_overrides, *QUICK, *overrides]))
@@ -75,7 +76,7 @@ def test_an_error_has_a_code_and_a_kind(
     def fail(cfg: Any) -> None:
         raise error
 
-    monkeypatch.setattr(train, "get_solver", fail)
+    monkeypatch.setattr(training, "get_solver", fail)
     found, folder = run()
     assert found == code and told(folder) == (state, kind, str(error))
 
@@ -84,7 +85,7 @@ def test_a_defect_keeps_its_traceback_and_is_told(run: Run, monkeypatch: pytest.
     def fail(cfg: Any) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(train, "get_solver", fail)
+    monkeypatch.setattr(training, "get_solver", fail)
     with pytest.raises(RuntimeError, match="two"):
         run()
     (folder,) = (train.main.dora.dir / "xps").iterdir()
@@ -95,7 +96,7 @@ def test_a_defect_keeps_its_traceback_and_is_told(run: Run, monkeypatch: pytest.
 def test_a_signal_before_training_ends_at_once(
     signum: int, code: int, name: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "get_solver", lambda cfg: signal.raise_signal(signum))
+    monkeypatch.setattr(training, "get_solver", lambda cfg: signal.raise_signal(signum))
     found, folder = run()
     state, kind, reason = told(folder)
     assert (found, state, kind) == (code, "INTERRUPTED", "interrupted") and name in reason
@@ -124,7 +125,9 @@ def test_a_full_disk_costs_nothing_but_the_time_since_the_last_checkpoint(
         code, folder = run()
     assert code == 143 and told(folder)[0] == "INTERRUPTED"
     kept = (folder / LAST).read_bytes()
-    full = folder / f".{LAST}.{os.getpid()}.tmp"  # where the checkpoint is written before it gets its name
+    full = (
+        folder / f".{LAST}.{socket.gethostname()}.{os.getpid()}.tmp"
+    )  # where the checkpoint is written before it gets its name
     for update in (3, 0):  # at a signal, and at the end of the epoch
         full.symlink_to("/dev/full")
         with pytest.MonkeyPatch.context() as patch:
@@ -176,7 +179,7 @@ def test_progress_is_told_from_the_history(tmp_path: Path) -> None:
         class progress:
             updates = 5
 
-    train.tell_progress(Solver, StatusWriter(tmp_path, epochs=9))  # type: ignore[arg-type]
+    training._report_progress(Solver, StatusWriter(tmp_path, epochs=9))  # type: ignore[arg-type]
     status = read_status(tmp_path)
     assert status is not None
     found = [status[name] for name in ("epoch", "epochs", "update", "updates_per_epoch", "epoch_s")]

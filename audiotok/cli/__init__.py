@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from audiotok import __version__
-from audiotok.cli import data, doctor, plan, report, requeue, results
+from audiotok.cli import data, doctor, init, plan, report, requeue, results
 from audiotok.errors import AudiotokError
 
 EXIT_ERROR = 2
@@ -50,6 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="audiotok", description="Grids of neural audio codec experiments.")
     parser.add_argument("--version", action="version", version=f"audiotok {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (results, report, plan, requeue, data, doctor):
+    for command in (results, report, plan, requeue, data, doctor, init):
         command.add_to(commands)
     return parser

@@ -8,21 +8,22 @@ from typing import Any
 
 from audiotok.errors import ConfigError
 
-PACKAGE_HELP = "training package (default: $DORA_PACKAGE or audiotok)"
+PACKAGE_HELP = "training package (default: $DORA_PACKAGE, the one in this folder, or audiotok)"
 
 
 def entry_point(package: str | None) -> Any:
     """The decorated `main` of a training package.
 
     Args:
-        package: its name; by default that of the environment, else ours.
+        package: its name; by default that of the environment, the only one in the current folder, else ours.
 
     Raises:
-        ConfigError: if there is no such package here.
+        ConfigError: if there is no such package here, or more than one to choose from.
     """
-    package = package or os.environ.get("DORA_PACKAGE") or "audiotok"
     sys.path.insert(0, str(Path.cwd()))
-    module_name = f"{package}.{os.environ.get('DORA_MAIN_MODULE') or 'train'}"
+    main_module = os.environ.get("DORA_MAIN_MODULE") or "train"
+    package = package or os.environ.get("DORA_PACKAGE") or _package_here(main_module)
+    module_name = f"{package}.{main_module}"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -32,3 +33,11 @@ def entry_point(package: str | None) -> Any:
             f"no module {module_name} here; give the training package with -P or DORA_PACKAGE."
         ) from error
     return module.main
+
+
+def _package_here(main_module: str) -> str:
+    files = sorted(Path.cwd().glob(f"*/{main_module}.py"))
+    packages = [file.parent.name for file in files if file.with_name("__init__.py").exists()]
+    if len(packages) > 1:
+        raise ConfigError(f"training packages here: {', '.join(packages)}; choose one with -P or DORA_PACKAGE.")
+    return packages[0] if packages else "audiotok"

@@ -1,77 +1,109 @@
-"""The configuration that an experiment was made with, kept beside it: `frozen.json`.
+"""An experiment, and the configuration it was made with, kept beside it: `frozen.json`.
 
-It is written when the experiment is first submitted or run, and stays as long as its folder: jobs run what was asked
-for, whatever becomes of the YAML files while they wait. Fields: version, sig, argv, delta, choices (config groups),
+It is written when the experiment is first submitted or run, and stays as long as its folder: a job runs what was
+submitted, even if the YAML files are edited while it waits. Fields: version, sig, argv, delta, choices (config groups),
 cfg (see `Composition.freeze_values`) or cfg_yaml (where JSON cannot hold it), written (unix seconds).
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from dora.conf import DoraConfig
-from dora.xp import XP
+from dora.xp import XP, _get_sig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from audiotok.errors import ConfigError
-from audiotok.experiments.experiment import Experiment
-from audiotok.experiments.overrides import aligned, parse_override
-from audiotok.experiments.plain import Plain, dotted, escaped, leaves_of
+from audiotok.experiments.overrides import Plain, aligned, dotted, leaves_of, parse_override
 from audiotok.files import write_text
 
 FROZEN_FILE = "frozen.json"
 FROZEN_VARIABLE = "AUDIOTOK_FROZEN"  # path of the frozen configuration that this process is to run
-VERSION = 1
+_VERSION = 1
 _GONE = object()
+
+
+class Experiment(XP):
+    """Dora's experiment, whose configuration is built on first use: a grid needs most for their signatures only.
+
+    Args:
+        dora: its folders and the rules of signatures.
+        argv: its overrides.
+        delta: what they change, still with the keys that do not count.
+        build: makes the configuration.
+        values: makes its frozen form, see `Composition.frozen`.
+        choices: the option of each config group.
+        sig: signature; None: that of `delta`.
+        is_frozen: it comes from a frozen file rather than from the configuration as it is now.
+    """
+
+    def __init__(
+        self,
+        dora: DoraConfig,
+        argv: Sequence[str],
+        delta: Sequence[Sequence[Any]],
+        *,
+        build: Callable[[], DictConfig],
+        values: Callable[[], Plain],
+        choices: Mapping[str, Any],
+        sig: str | None = None,
+        is_frozen: bool = False,
+    ) -> None:
+        counted = [[key, value] for key, value in delta if not dora.is_excluded(key)]
+        self._build, self._values = build, values
+        self.choices, self.is_frozen = dict(choices), is_frozen
+        super().__init__(dora=dora, cfg=None, argv=list(argv), sig=sig or _get_sig(counted))
+        del self.cfg
+        self.delta: Any = counted  # set here: Dora would import torch to look for tensors in it
+
+    @cached_property
+    def cfg(self) -> Any:
+        """Configuration, as Hydra composes it."""
+        return self._build()
+
+    def frozen_values(self) -> Plain:
+        """Return its frozen form, as `frozen.json` holds it; it is shared, so leave it as it is."""
+        return self._values()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # `_build` and `_values` can be closures, which cannot be pickled: what they make is.
+        return {**self.__dict__, "cfg": self.cfg, "_build": None, "_values": partial(_same, self._values())}
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Content of a frozen file.
-
-    Attributes:
-        sig: signature of the experiment.
-        argv: its overrides when it was frozen.
-        delta: what they changed.
-        cfg: the configuration, for OmegaConf; keys that do not count for the signature as in the presets.
-        choices: option of each config group.
-        written: unix seconds.
-    """
+    """Content of a frozen file."""
 
     sig: str
     argv: list[str]
     delta: list[list[Any]]
-    cfg: Plain
+    cfg: Plain  # for OmegaConf; keys that do not count for the signature are as in the presets
     choices: dict[str, Any]
     written: float
 
 
-class Composer(Protocol):
-    """What turns overrides into an experiment by the configuration as it is now: `ExperimentMain`."""
+class _Composer(Protocol):
+    """What makes an experiment of overrides by the configuration as it is now: `ExperimentMain`."""
 
-    def compose(self, argv: Sequence[str]) -> Experiment:
-        """Experiment of a list of overrides."""
-        ...
+    def compose(self, argv: Sequence[str]) -> Experiment: ...
 
 
-def freeze(xp: XP) -> Path:
+def freeze(xp: Experiment) -> Path:
     """Write `frozen.json` into the folder of an experiment if there is none; the folder must exist.
 
     Raises:
-        OSError: if the disk refuses.
+        OSError: if it cannot be written.
     """
     path: Path = xp.folder / FROZEN_FILE
     if path.exists():
         return path
-    if isinstance(xp, Experiment):
-        values, choices = xp.frozen_values(), xp.choices
-    else:  # made by Dora itself
-        values, choices = escaped(OmegaConf.to_container(xp.cfg, resolve=True)), {}
-    content = {"version": VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta, "choices": choices}
+    values = xp.frozen_values()
+    content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta, "choices": xp.choices}
     if _is_json(values):
         content["cfg"] = values
     else:
@@ -94,9 +126,9 @@ def read_frozen(path: Path) -> Frozen:
         raise ConfigError(f"no frozen configuration at {path}; submit the experiment again") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); {remedy}") from error
-    if not isinstance(content, dict) or content.get("version") != VERSION:
+    if not isinstance(content, dict) or content.get("version") != _VERSION:
         found = content.get("version") if isinstance(content, dict) else type(content).__name__
-        raise ConfigError(f"{path} has version {found!r}, this code reads {VERSION}; {remedy}")
+        raise ConfigError(f"{path} has version {found!r}, this code reads {_VERSION}; {remedy}")
     if isinstance(content.get("cfg_yaml"), str):
         content["cfg"] = OmegaConf.to_container(OmegaConf.create(content["cfg_yaml"]))
     kinds: dict[str, type | tuple[type, ...]] = {
@@ -114,7 +146,7 @@ def thaw(frozen: Frozen, dora: DoraConfig, argv: Sequence[str]) -> Experiment:
     """Experiment of a frozen configuration, as run with these overrides.
 
     Of the overrides only those count that do not change the signature, such as `device=cpu`: the rest is frozen.
-    The folder is where `dora.dir` says now.
+    The folder is that of `dora.dir` now.
 
     Raises:
         ConfigError: if Hydra cannot read an override.
@@ -134,22 +166,17 @@ def thaw(frozen: Frozen, dora: DoraConfig, argv: Sequence[str]) -> Experiment:
         OmegaConf.set_struct(cfg, True)
         return cfg
 
-    return Experiment(
-        dora,
-        argv,
-        frozen.delta,
-        build=build,
-        values=lambda: frozen.cfg,
-        choices=frozen.choices,
-        sig=frozen.sig,
-        is_frozen=True,
-    )
+    kept: dict[str, Any] = {"choices": frozen.choices, "sig": frozen.sig, "is_frozen": True}
+    return Experiment(dora, argv, frozen.delta, build=build, values=lambda: frozen.cfg, **kept)
 
 
 def find_frozen(path: Path, dora: DoraConfig) -> tuple[Frozen, DoraConfig]:
-    """Read the frozen file a job was told of, and tell where the outputs are now.
+    """Read the frozen file of a job.
 
-    Outputs that were moved are found by the folder's new place, if `dora.dir` knows it.
+    Outputs that were moved since the job was submitted are found if either the path or `dora.dir` is up to date.
+
+    Returns:
+        The content, and the Dora configuration with the folder of outputs that the file lies in.
 
     Raises:
         ConfigError: as `read_frozen`.
@@ -165,10 +192,10 @@ def find_frozen(path: Path, dora: DoraConfig) -> tuple[Frozen, DoraConfig]:
     return frozen, dora
 
 
-def drift(main: Composer, xp: XP) -> list[str]:
-    """What the configuration of today would make of an experiment, in lines; none if the same as when it was frozen.
+def drift(main: _Composer, xp: XP) -> list[str]:
+    """How the configuration of today differs from the frozen one, a line each, as `dora info` prints them.
 
-    For people to read: `dora info` prints them. An experiment without a frozen file has no drift.
+    An experiment without a frozen file has no drift.
     """
     path = xp.folder / FROZEN_FILE
     if not path.exists():
@@ -197,16 +224,18 @@ def differences(frozen: Plain, now: Plain, dora: DoraConfig) -> list[str]:
 def _loose_overrides(argv: Sequence[str], dora: DoraConfig, groups: set[str]) -> list[tuple[str, Any]]:
     """Overrides of single keys that do not count for the signature."""
     found = []
-    for argument in argv:
-        override = parse_override(argument)
+    for override in map(parse_override, argv):
         key, value = override.key_or_group, override.value()
         if key in groups or override.package is not None or override.is_hydra_override():
             continue
-        nested = (
-            leaves_of(value, tuple(key.split("."))) if isinstance(value, dict) else [(tuple(key.split(".")), value)]
-        )
+        path = tuple(key.split("."))
+        nested = leaves_of(value, path) if isinstance(value, dict) else [(path, value)]
         found += [(dotted(path), item) for path, item in nested if dora.is_excluded(dotted(path))]
     return found
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _is_json(value: Any) -> bool:

@@ -1,20 +1,26 @@
-"""Overrides to an experiment: Dora's Hydra entry point, made fast and clear about mistakes.
+"""Entry point of the experiments: composes them, freezes them, finds them again, runs them.
 
-Dora's signature is a hash of what the overrides change with respect to the composed base. Here each choice of config
-groups is composed once, and overrides of values are applied to plain containers (`Composition`); what those rules do
-not cover is composed by Hydra and compared by Dora, as upstream. Signatures, deltas and names are the same, but that an
-int given for a float is read as that float.
+It is Dora's Hydra entry point, made fast and clear about mistakes. Signatures, deltas and names are Dora's, but that an
+int given for a float is read as that float: each choice of config groups is composed once and overrides of values are
+applied to it (`Composition`); what those rules do not cover is composed by Hydra and compared by Dora, as upstream.
 """
 
+import contextlib
 import copy
+import importlib
+import json
+import logging
 import os
+import re
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dora.hydra import HydraMain, _compare_config, _simplify_argv
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -23,27 +29,123 @@ from omegaconf.errors import OmegaConfBaseException
 
 from audiotok.cluster import settle
 from audiotok.errors import ConfigError
-from audiotok.experiments.composition import Composition, plain_of
-from audiotok.experiments.experiment import Experiment
-from audiotok.experiments.overrides import aligned, as_override, delta_of_groups, parse_override
+from audiotok.experiments.frozen import (
+    FROZEN_FILE,
+    FROZEN_VARIABLE,
+    Experiment,
+    Frozen,
+    differences,
+    find_frozen,
+    freeze,
+    read_frozen,
+    thaw,
+)
+from audiotok.experiments.overrides import Composition, aligned, as_override, is_of_values, parse_override
+from audiotok.experiments.run import run_frozen
+from audiotok.files import write_text
+
+logger = logging.getLogger(__name__)
+
+_SIG = re.compile(r"[0-9a-zA-Z_-]+")
 
 
-class ComposingMain(HydraMain):
-    """What makes experiments of overrides, by the configuration as it is now; see `dora.hydra.HydraMain`."""
+class ExperimentMain(HydraMain):
+    """Entry point of the experiments; see `dora.hydra.HydraMain`.
+
+    The configuration of an experiment is frozen when it is submitted or first run, and that is what runs from then on.
+    A process with AUDIOTOK_FROZEN=…/frozen.json in its environment, such as a job, runs exactly that experiment.
+
+    Args:
+        main: the training function; its module is where `config_path` counts from.
+        config_name: as Hydra has it.
+        config_path: as Hydra has it.
+        base: package whose folder `config` provides the files that `config_path` does not have; None: none.
+        kwargs: as `hydra.initialize_config_dir` has them.
+    """
 
     _slow = False  # bases are composed once, so a process pool costs more than it saves
 
-    def __init__(self, main: Callable[..., Any], config_name: str, config_path: str, **kwargs: Any) -> None:
+    def __init__(
+        self, main: Callable[..., Any], config_name: str, config_path: str, base: str | None = None, **kwargs: Any
+    ) -> None:
         self._compositions: dict[tuple[str, ...], Composition] = {}
-        # The profile of a cluster that is detected counts from the first composition on.
-        settle(os.environ, (Path(main.__code__.co_filename).parent / config_path / "cluster").resolve())
+        self._requested: dict[tuple[str, ...], str] = {}  # overrides that were looked up by signature
+        self._base = None if base is None else Path(importlib.import_module(base).__path__[0], "config").resolve()
+        own = (Path(main.__code__.co_filename).parent / config_path).resolve()
+        # Before the first composition, which the profile of a detected cluster is part of.
+        settle(os.environ, *(folder / "cluster" for folder in (own, self._base) if folder is not None))
         super().__init__(main, config_name=config_name, config_path=config_path, **kwargs)
         # Dora overlooks a group without options of its own, such as `model` above `model/encodec`: its choice counts as
-        # the values that come of it.
-        self._all_groups = frozenset(parent for group in self._config_groups for parent in _with_parents(group))
+        # the values that it sets.
+        groups = map(PurePosixPath, self._config_groups)
+        self._all_groups = frozenset(str(part) for group in groups for part in (group, *group.parents))
+
+    def __call__(self) -> Any:
+        """Run the experiment of the command line."""
+        xp = self.get_xp(self._get_argv())
+        if xp.is_frozen:
+            if FROZEN_VARIABLE not in os.environ:
+                logger.warning("%s: today's configuration gives another signature; running the frozen one", xp.sig)
+            self.init_xp(xp)
+        else:
+            today = self.init_xp(xp).frozen_values()
+            frozen = self._read_frozen(xp.sig)
+            if frozen is not None:
+                lines = differences(frozen.cfg, today, self.dora)
+                if lines:
+                    text = "%s was frozen with other values; running those (--clear starts anew): %s"
+                    logger.warning(text, xp.sig, "; ".join(lines))
+                xp = thaw(frozen, self.dora, xp.argv)
+        with xp.enter():
+            return run_frozen(xp, self.main, self._job_name, self.config_name)
+
+    def get_xp(self, argv: Sequence[str]) -> Experiment:
+        """Experiment of a list of overrides; in a job, the frozen one that it is to run.
+
+        Raises:
+            ConfigError: see `compose`.
+        """
+        path = os.environ.get(FROZEN_VARIABLE)
+        if path:
+            frozen, self.dora = find_frozen(Path(path), self.dora)
+            return thaw(frozen, self.dora, _simplify_argv(argv) or frozen.argv)
+        for start, sig in self._requested.items():
+            if tuple(argv[: len(start)]) == start:
+                return self._get_requested_xp(sig, list(start), argv)
+        return self.compose(argv)
+
+    def get_xp_from_sig(self, sig: str) -> Experiment:
+        """Experiment of a signature, with the configuration it was frozen with.
+
+        Without a frozen file, as experiments of earlier versions have none, with that of today. It has this signature
+        in either case, even if its overrides give another one today.
+
+        Raises:
+            ConfigError: if no experiment has it here.
+        """
+        argv = self._read_argv(sig)
+        frozen = self._read_frozen(sig)
+        if frozen is not None:
+            return thaw(frozen, self.dora, argv)
+        xp = self.compose(argv)
+        if xp.sig != sig:
+            logger.warning("%s was made by another version: its overrides now give %s", sig, xp.sig)
+            xp.sig = sig
+            xp.link.history_file = xp.history
+        return xp
+
+    def get_argv_from_sig(self, sig: str) -> list[str]:
+        """Overrides that a signature stands for; `get_xp` of them is then that experiment, as it is frozen.
+
+        Raises:
+            ConfigError: if no experiment has it here.
+        """
+        argv = self._read_argv(sig)
+        self._requested[tuple(argv)] = sig
+        return argv
 
     def compose(self, argv: Sequence[str]) -> Experiment:
-        """Experiment of a list of overrides by the configuration of today, whatever is frozen.
+        """Experiment of a list of overrides by the configuration of today, even if it is frozen.
 
         Raises:
             ConfigError: if an override has no `=`, names a group or key that does not exist, or leaves a `???`.
@@ -61,11 +163,24 @@ class ComposingMain(HydraMain):
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"{_first_sentence(error)} (overrides: {' '.join(argv)})") from error
 
+    def init_xp(self, xp: Any) -> Any:
+        """Make the folder of an experiment, with its overrides and its frozen configuration."""
+        xp.folder.mkdir(parents=True, exist_ok=True)
+        _write_argv(xp._argv_cache, xp.argv)
+        freeze(xp)
+        shared = xp._shared_argv_cache
+        if shared is not None:
+            shared.parent.mkdir(parents=True, exist_ok=True)
+            _write_argv(shared, xp.argv)
+            for path in (shared.parent.parent, shared.parent, shared):
+                with contextlib.suppress(PermissionError):  # it belongs to another user
+                    path.chmod(0o777)
+        return xp
+
     def value_to_argv(self, arg: Any) -> list[str]:
         """Overrides of what a grid gives its launcher: text, a dict, or a list of these."""
         if not isinstance(arg, dict):
-            argv: list[str] = super().value_to_argv(arg)
-            return argv
+            return list(super().value_to_argv(arg))
         return [f"{key}={value if key in self._config_groups else as_override(value)}" for key, value in arg.items()]
 
     def _compose(self, argv: Sequence[str]) -> Experiment:
@@ -73,45 +188,32 @@ class ComposingMain(HydraMain):
         composition = self._get_composition(groups)
         argv = [argument if argument in groups else aligned(argument, composition.resolved) for argument in argv]
         overrides = [parse_override(argument) for argument in argv if argument not in groups]
-        chosen = delta_of_groups(groups, self._config_groups)
+        options = [argument.partition("=")[::2] for argument in groups]
+        chosen = [(group, option) for group, option in options if group in self._config_groups]
         values = composition.change(overrides)
         if values is None:
             return self._compose_slowly(composition, argv, chosen, overrides)
         _check_set(composition.missing - values.keys())
-        return Experiment(
-            self.dora,
-            argv,
-            chosen + composition.delta(values),
-            build=partial(composition.build, overrides),
-            values=partial(composition.frozen, values),
-            choices=composition.choices,
-        )
+        delta = chosen + composition.delta(values)
+        build, frozen = partial(composition.apply, overrides), partial(composition.frozen, values)
+        return Experiment(self.dora, argv, delta, build=build, values=frozen, choices=composition.choices)
 
     def _compose_slowly(
-        self,
-        composition: Composition,
-        argv: Sequence[str],
-        chosen: list[tuple[str, Any]],
-        overrides: Sequence[Override],
+        self, composition: Composition, argv: Sequence[str], delta: list[tuple[str, Any]], overrides: Sequence[Override]
     ) -> Experiment:
-        """Hydra's and Dora's own way, for overrides that take them to tell what they do."""
+        """Hydra's and Dora's own way, for overrides whose effect only they know."""
         try:
             has_groups = any(override.key_or_group in self._all_groups for override in overrides)  # +group=option
-            cfg = None if has_groups else composition.apply(overrides)
-            if cfg is None:
-                cfg = self._get_config(list(argv))
+            is_simple = not has_groups and all(map(is_of_values, overrides))
+            cfg = composition.apply(overrides) if is_simple else self._get_config(argv)
             _check_set([key for key in OmegaConf.missing_keys(cfg) if "[" not in key])  # Dora takes lists as they are
-            delta = chosen + [
-                (key, _jsonable(value)) for key, value in self._get_delta(composition.reference.comparable, cfg)
-            ]
-            return Experiment(
-                self.dora,
-                argv,
-                delta,
-                build=partial(copy.deepcopy, cfg),
-                values=lambda: composition.freeze_values(plain_of(cfg, resolve=True)),
-                choices=composition.choices,
-            )
+            # A list of our own: Dora keeps the path in a default argument, which a comparison that fails leaves wrong.
+            for one in _compare_config(composition.reference.comparable, cfg, []):
+                value = one.other_value
+                is_container = isinstance(value, BaseContainer)
+                delta.append((".".join(one.path), OmegaConf.to_container(value) if is_container else value))
+            build, values = partial(copy.deepcopy, cfg), partial(composition.freeze_values, cfg)
+            return Experiment(self.dora, argv, delta, build=build, values=values, choices=composition.choices)
         except ConfigError:
             raise
         except (AssertionError, TypeError, ValueError) as error:
@@ -123,7 +225,7 @@ class ComposingMain(HydraMain):
     def _get_composition(self, groups: tuple[str, ...]) -> Composition:
         """The composition of a choice of config groups."""
         if groups not in self._compositions:
-            with initialize_config_dir(str(self.full_config_path), job_name=self._job_name, **self.hydra_kwargs):
+            with self._hydra():
                 cfg = compose(self.config_name, list(groups), return_hydra_config=True)
             choices = {str(group): option for group, option in cfg.hydra.runtime.choices.items()}
             with open_dict(cfg):
@@ -134,14 +236,74 @@ class ComposingMain(HydraMain):
             self._compositions[groups] = Composition(cfg, ours, self.dora, reference)
         return self._compositions[groups]
 
-    def _get_delta(self, init: DictConfig, other: DictConfig) -> list[tuple[str, Any]]:
-        # Dora keeps the current path in a default argument, which stays wrong for good once a comparison has failed.
-        return [(".".join(diff.path), diff.other_value) for diff in _compare_config(init, other, [])]
+    def _hydra(self) -> initialize_config_dir:
+        """Hydra on our configuration, as a context."""
+        context = initialize_config_dir(str(self.full_config_path), job_name=self._job_name, **self.hydra_kwargs)
+        if self._base is not None:
+            # Not as `hydra.searchpath` in the YAML: Hydra does not list the groups found by that, and Dora would give
+            # other signatures.
+            loader: Any = GlobalHydra.instance().config_loader()
+            loader.get_search_path().append("base", str(self._base), anchor="main")  # right after our own
+            loader.repository = ConfigRepository(loader.get_search_path())
+        return context
+
+    def _get_config_groups(self) -> list[str]:
+        with self._hydra():
+            hydra: Any = GlobalHydra.instance().hydra
+            return list(hydra.list_all_config_groups())
+
+    def _get_config(self, overrides: Sequence[str] = ()) -> DictConfig:
+        with self._hydra():
+            return compose(self.config_name, list(overrides))
+
+    def _get_requested_xp(self, sig: str, start: Sequence[str], argv: Sequence[str]) -> Experiment:
+        """Experiment of overrides that begin with those of a signature (`dora info -f SIG`).
+
+        If today's configuration no longer gives that signature, the frozen experiment, unless the overrides that
+        follow make another one of it.
+        """
+        frozen = self._read_frozen(sig)
+        if frozen is None:
+            return self.compose(argv)
+        try:
+            xp = self.compose(argv)
+            if xp.sig == sig or xp.sig != self.compose(start).sig:
+                return xp
+        except ConfigError:
+            if list(argv) != list(start):
+                raise
+        return thaw(frozen, self.dora, _simplify_argv(argv))
+
+    def _read_argv(self, sig: str) -> list[str]:
+        xps = self.dora.dir / self.dora.xps
+        shared = None if self.dora.shared is None else self.dora.shared / self.dora.xps
+        if _SIG.fullmatch(sig) and ((xps / sig).is_dir() or (shared is not None and (shared / sig).is_dir())):
+            try:
+                return list(super().get_argv_from_sig(sig))
+            except (RuntimeError, ValueError, OSError) as error:
+                frozen = self._read_frozen(sig)
+                if frozen is None:
+                    raise ConfigError(f"the overrides of {xps / sig} cannot be read: {error}") from error
+                return frozen.argv
+        raise ConfigError(
+            f"no experiment with signature {sig!r} in {xps}; `dora grid NAME` lists them; set "
+            "AUDIOTOK_OUTPUT_DIR if they are elsewhere"
+        )
+
+    def _read_frozen(self, sig: str) -> Frozen | None:
+        path = self.dora.dir / self.dora.xps / sig / FROZEN_FILE
+        if not path.exists():
+            return None
+        try:
+            return read_frozen(path)
+        except ConfigError as error:
+            logger.warning("%s", error)
+            return None
 
 
-def _with_parents(group: str) -> list[str]:
-    parts = group.split("/")
-    return ["/".join(parts[: index + 1]) for index in range(len(parts))]
+def experiment_main(config_name: str, config_path: str, **kwargs: Any) -> Callable[..., ExperimentMain]:
+    """Decorator of the training function; see `ExperimentMain`."""
+    return partial(ExperimentMain, config_name=config_name, config_path=config_path, **kwargs)
 
 
 def _check_set(missing: Collection[str]) -> None:
@@ -153,17 +315,12 @@ def _check_set(missing: Collection[str]) -> None:
         )
 
 
-def _jsonable(value: Any) -> Any:
-    """As `dora.utils.jsonable`, which imports torch."""
-    if isinstance(value, BaseContainer):
-        return OmegaConf.to_container(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{value!r} is neither text, number, list nor section")
-
-
 def _first_sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines)[:400].rstrip(".;")
+
+
+def _write_argv(path: Path, argv: Sequence[str]) -> None:
+    text = json.dumps(list(argv))
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)

@@ -1,7 +1,7 @@
-"""Running an experiment with its frozen configuration: nothing is composed, so Hydra stays out of it.
+"""Run an experiment with its frozen configuration.
 
-What it would leave is here too: `.hydra/` and a plain log. `hydra.*` settings have no effect, and there is no
-`HydraConfig`. The current folder stays.
+Nothing is composed, so Hydra takes no part: `hydra.*` settings have no effect, there is no `HydraConfig`, and the
+current folder stays. Its log and its `.hydra/` files are written here, for tools that read them.
 """
 
 import logging
@@ -15,12 +15,12 @@ from dora.xp import XP
 from hydra import __version__ as hydra_version
 from omegaconf import OmegaConf
 
-from audiotok.experiments.plain import escaped
+from audiotok.experiments.overrides import escaped
 from audiotok.files import write_text
 
 
 def run_frozen(xp: XP, main: Callable[..., Any], job_name: str, config_name: str) -> Any:
-    """Run the training function with the configuration of a frozen experiment.
+    """Run the training function with the configuration of an experiment.
 
     Args:
         xp: the experiment; its folder must exist.
@@ -42,7 +42,6 @@ def run_frozen(xp: XP, main: Callable[..., Any], job_name: str, config_name: str
 
 
 def _write_hydra_files(xp: XP, job_name: str, config_name: str) -> None:
-    """Write what Hydra would leave in `.hydra/` of the experiment, for those who read it there."""
     folder = xp.folder / ".hydra"
     folder.mkdir(exist_ok=True)
     runtime = {"version": hydra_version, "cwd": str(Path.cwd()), "output_dir": str(xp.folder)}

@@ -3,19 +3,27 @@
 import subprocess as sp
 from pathlib import Path
 
+from audiotok import __version__
+
 _REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _PATIENCE_S = 10.0
 
 
-def current_commit(folder: Path = _REPOSITORY) -> str:
+def current_commit(folder: Path | None = None) -> str:
     """Short hash of the commit that `folder` stands at, `-dirty` if tracked files were changed since.
 
     Args:
         folder: inside a git repository; by default that of this package.
 
     Returns:
-        Such as `32323f5-dirty`; empty outside a repository or without git.
+        Such as `32323f5-dirty`; empty outside a repository or without git. By default, where this package is installed
+        rather than checked out, its version.
     """
+    if folder is None:
+        # Not only "inside a repository": a virtual environment often lies in the user's own.
+        if not (_REPOSITORY / ".git").exists():
+            return __version__
+        folder = _REPOSITORY
     commit = _git(folder, "rev-parse", "--short", "HEAD")
     dirty = commit and _git(folder, "status", "--porcelain", "--untracked-files=no")
     return f"{commit}-dirty" if dirty else commit

@@ -1,9 +1,9 @@
 """How much independence does the MMD buy, and at what cost in quality? The sweep the project exists for.
 
 MMD weight x kernel widths x codebook count x seed, with one baseline without MMD for each codebook count and seed: 40
-experiments. What each asks of the cluster stands in its profile (AUDIOTOK_CLUSTER).
+experiments. What each requests of the cluster stands in its profile (AUDIOTOK_CLUSTER).
 
-Weights span the orders of magnitude that matter: a narrow kernel sees little of d² = 2KD and wants a large weight.
+Weights span the orders of magnitude that matter: a narrow kernel sees little of d² = 2KD and needs a large weight.
 """
 
 from itertools import product

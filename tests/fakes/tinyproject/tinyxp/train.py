@@ -16,7 +16,7 @@ from typing import Any
 from dora.xp import get_xp
 
 from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
-from audiotok.experiments.experiment_main import experiment_main
+from audiotok.experiments import experiment_main
 from audiotok.launchers.dora_patches import install
 from audiotok.status import StatusWriter, job_identity, read_json, write_json
 

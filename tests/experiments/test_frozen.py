@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from dora.hydra import HydraMain
 from dora.xp import get_xp
 from omegaconf import OmegaConf
 
 from audiotok.errors import ConfigError
-from audiotok.experiments.experiment_main import ExperimentMain
+from audiotok.experiments import ExperimentMain
 from audiotok.experiments.frozen import FROZEN_FILE, FROZEN_VARIABLE, drift, freeze, read_frozen
 from audiotok.results.read import SavedConfig
 from tests.nasty import make_main, write_project
@@ -116,12 +117,16 @@ def test_values_that_do_not_count_are_those_of_the_run(
 
 
 def test_hydras_files_are_there_for_those_who_read_them(
-    main: ExperimentMain, runs: Runs, monkeypatch: pytest.MonkeyPatch
+    main: ExperimentMain, tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = ["optim/sched=step", "model=large", "epochs=4", 'name="é"']
-    call(main, argv, monkeypatch)  # by Hydra
+    call(make_main(tmp_path, runs, kind=HydraMain), argv, monkeypatch)
     (folder,) = (Path(main.dora.dir) / "xps").iterdir()
     by_hydra = {path.name: path.read_text() for path in (folder / ".hydra").iterdir()}
+    shutil.rmtree(folder)
+    call(main, argv, monkeypatch)  # by hand
+    assert {path.name for path in (folder / ".hydra").iterdir()} == by_hydra.keys()
+    assert SavedConfig(folder).get("name") == "é" and (folder / "train.log").exists()
     shutil.rmtree(folder / ".hydra")
     monkeypatch.setenv(FROZEN_VARIABLE, str(folder / FROZEN_FILE))
     call(main, argv, monkeypatch)
@@ -133,7 +138,7 @@ def test_hydras_files_are_there_for_those_who_read_them(
     assert one["runtime"]["choices"] == theirs
     saved = SavedConfig(folder)
     assert (saved.get("optim/sched"), saved.get("optim.sched.size"), saved.get("name")) == ("step", 10, "é")
-    assert same(runs[0], runs[1])
+    assert same(runs[0], runs[1]) and same(runs[1], runs[2])
 
 
 def test_a_run_by_hand_uses_the_frozen_copy_and_says_so(

@@ -8,8 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from audiotok.experiments.overrides import aligned, parse_override
-from audiotok.experiments.plain import at, differs, dotted, escaped, is_plain, leaves_of, put, with_values
+from audiotok.experiments.overrides import (
+    _at,
+    _differs,
+    _is_plain,
+    _with_values,
+    aligned,
+    dotted,
+    escaped,
+    leaves_of,
+    parse_override,
+)
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 2), st.sampled_from([0.0, 1.0, float("nan")]), st.text("ab")
@@ -22,7 +31,7 @@ values = st.recursive(
 @given(one=values, other=values)
 def test_values_differ_as_in_omegaconf(one: Any, other: Any) -> None:
     first, second = OmegaConf.create({"a": one}), OmegaConf.create({"a": other})
-    assert differs(one, other) == (first.a != second.a)
+    assert _differs(one, other) == (first.a != second.a)
 
 
 @given(text=st.text(alphabet="\\${}ab .", max_size=12))
@@ -34,22 +43,21 @@ def test_an_escaped_text_is_read_as_that_text(text: str) -> None:
 
 @given(value=values)
 def test_plain_values_are_kept_as_they_are(value: Any) -> None:
-    if is_plain(value):
+    if _is_plain(value):
         assert repr(OmegaConf.to_container(OmegaConf.create({"a": value}))) == repr({"a": value})
 
 
 @pytest.mark.parametrize("value", ["${a}", "x${a}", "???", ["${a}"], [["???"]], {"a": 1}, [{}]])
 def test_what_omegaconf_reads_otherwise_is_not_plain(value: Any) -> None:
-    assert not is_plain(value)
+    assert not _is_plain(value)
 
 
 def test_leaves_are_found_and_put_back() -> None:
     section: dict[str, Any] = {"a": {"b": 1, "c": {}}, "d": [1], "e": None}
     leaves = dict(leaves_of(section))
     assert [dotted(path) for path in leaves] == ["a.b", "a.c", "d", "e"]
-    assert all(at(section, path) == value for path, value in leaves.items())
-    put(section, ("a", "b"), 2)
-    assert at(section, ("a", "b")) == 2 and at(section, ("d", "x")) is None
+    assert all(_at(section, path) == value for path, value in leaves.items())
+    assert _at(_with_values(section, {("a", "b"): 2}), ("a", "b")) == 2 and _at(section, ("d", "x")) is None
 
 
 BASE: dict[str, Any] = {"f": 0.5, "i": 1, "s": "text", "fs": [1.0, 2.0], "mixed": [1.0, 2], "g": {"f": 1.0, "i": 1}}
@@ -85,7 +93,7 @@ def test_other_values_leave_the_section_as_it_was() -> None:
     section = {"a": {"b": {"c": 1, "d": [2]}, "e": 3}, "f": {"g": 4}, "h": 5}
     before = copy.deepcopy(section)
     values = {("a", "b", "c"): [7], ("a", "e"): 8, ("a", "b", "d"): None, ("h",): 9}
-    changed = with_values(section, values)
+    changed = _with_values(section, values)
     assert changed == {"a": {"b": {"c": [7], "d": None}, "e": 8}, "f": {"g": 4}, "h": 9}
     assert list(changed["a"]) == ["b", "e"] and section == before
-    assert with_values(section, {}) == before
+    assert _with_values(section, {}) == before

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from audiotok.errors import ConfigError
-from audiotok.experiments.experiment_main import ExperimentMain
+from audiotok.experiments import ExperimentMain
 from tests.nasty import FILES, make_main, upstream, write_project
 
 SETTINGS = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

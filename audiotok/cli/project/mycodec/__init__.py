@@ -1,0 +1,1 @@
+"""mycodec: experiments with audiotok."""

@@ -1,0 +1,1 @@
+"""Grids of mycodec: one question a file."""

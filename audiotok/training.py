@@ -1,0 +1,167 @@
+"""What a process does with one experiment: train it, show its model or run one of its stages.
+
+Apart from the entry point (`audiotok.train`), so that a project with a configuration of its own can call it, too.
+Nothing heavy is imported before a run: `dora grid` and `dora info` come through here, and need neither torch nor a GPU.
+"""
+
+import logging
+import sys
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+from dora import get_xp
+from dora.git_save import to_absolute_path
+from omegaconf import DictConfig, OmegaConf
+
+from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
+from audiotok.status import StatusWriter
+from audiotok.utils.commit import current_commit
+
+if TYPE_CHECKING:
+    from audiotok.solvers import StandardSolver
+
+logger = logging.getLogger(__name__)
+
+MACHINE_FAILURE, USER_MISTAKE, DIVERGED = 1, 2, 3
+"""Exit codes of errors; see `audiotok.train`."""
+
+
+def run(cfg: DictConfig) -> None:
+    """Do what a configuration describes; called inside the experiment. An error ends the process with its exit code."""
+    try:
+        if cfg.show or cfg.execute_only:
+            _look(cfg)
+        else:
+            _train(cfg)
+    except AudiotokError as error:
+        logger.error("%s", error)
+        sys.exit(_exit_code(error))
+
+
+def get_solver(cfg: DictConfig) -> "StandardSolver":
+    """Solver of a configuration; called inside the experiment.
+
+    Raises:
+        ConfigError: if a value of the configuration cannot be used.
+        DataError: if a manifest or its audio cannot be used.
+    """
+    from audiotok import solvers
+
+    cfg = deepcopy(cfg)
+    OmegaConf.resolve(cfg)
+    for split in ("train", "valid", "evaluate", "generate"):
+        if cfg.datasource[split]:  # a relative path counts from where dora was run
+            cfg.datasource[split] = str(to_absolute_path(cfg.datasource[split]))
+    return solvers.get_solver(cfg)
+
+
+def _exit_code(error: AudiotokError) -> int:
+    from audiotok.checkpoint import NotSavedError
+
+    if isinstance(error, DivergedError):
+        return DIVERGED
+    return MACHINE_FAILURE if isinstance(error, NotSavedError) else USER_MISTAKE
+
+
+def _look(cfg: DictConfig) -> None:
+    """Show the model, or run one stage; neither changes the experiment."""
+    _setup(cfg)
+    solver = get_solver(cfg)
+    if cfg.show:
+        solver.show()
+        return
+    if not solver.restore():
+        raise ConfigError(
+            f"execute_only={cfg.execute_only}, but there is no {solver.checkpoint_path}; train first, or give "
+            "continue_from"
+        )
+    solver.run_one_stage(cfg.execute_only)
+
+
+def _setup(cfg: DictConfig) -> None:
+    """Logging to the terminal and the experiment's folder, threads, and the other processes of a distributed run."""
+    import flashy
+    import torch
+
+    if cfg.logging.level.upper() not in logging.getLevelNamesMapping():
+        raise ConfigError(f"logging.level={cfg.logging.level!r}; choose one of: DEBUG, INFO, WARNING, ERROR")
+    flashy.setup_logging(level=cfg.logging.level.upper())
+    if cfg.num_threads != "auto":
+        torch.set_num_threads(cfg.num_threads)
+    flashy.distrib.init(backend="nccl" if torch.cuda.is_available() and cfg.device != "cpu" else "gloo")
+
+
+def _train(cfg: DictConfig) -> None:
+    """Train to the last epoch, and keep the experiment's `status.json` up to date from the first line on.
+
+    A signal ends it after the current step with `audiotok.solvers.interruption.Interrupted`.
+    """
+    from dora.distrib import get_distrib_spec
+
+    from audiotok.checkpoint import NotSavedError
+    from audiotok.solvers.interruption import Interrupted, StopSignals
+
+    epochs = OmegaConf.select(cfg, "optim.epochs")  # a configuration without solver has none
+    status = StatusWriter(get_xp().folder, epochs=epochs, silent=get_distrib_spec().rank > 0)
+    with StopSignals() as stop:
+        status.start()
+        try:
+            _setup(cfg)
+            solver = get_solver(cfg)
+            world_size = get_distrib_spec().world_size
+            gpus = world_size if solver.device.type == "cuda" else 0
+            status.describe(commit=current_commit(), world_size=world_size, gpus=gpus)
+            solver.stop_signal = lambda: stop.signum
+            solver.on_progress = lambda: _report_progress(solver, status)
+            stop.patient = True
+            solver.run()
+        except BaseException as error:
+            end = _ending(error)
+            if end[0] == "INTERRUPTED":
+                logger.warning("%s", end[1])
+            status.end(*end)
+            # Only errors that all ranks have in common: after any other, one rank would wait here for ever.
+            if stop.patient and isinstance(error, Interrupted | NotSavedError):
+                _leave_others()
+            raise
+        _report_progress(solver, status)
+        status.end("COMPLETED")
+        _leave_others()
+
+
+def _report_progress(solver: "StandardSolver", status: StatusWriter) -> None:
+    durations = [sum(stage.get("duration", 0.0) for stage in epoch.values()) for epoch in solver.history]
+    status.beat(
+        epoch=len(solver.history),
+        update=solver.progress.updates,
+        updates_per_epoch=solver.updates_per_epoch,
+        epoch_s=sum(durations) / len(durations) if durations else None,
+    )
+
+
+def _ending(error: BaseException) -> tuple[str, str, str]:
+    """State, reason and kind in `status.json` of an error that ended training."""
+    from audiotok.solvers.interruption import Interrupted
+
+    if isinstance(error, Interrupted):
+        return "INTERRUPTED", error.reason, "interrupted"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "INTERRUPTED", "stopped at once; the same command resumes from the last checkpoint", "interrupted"
+    if isinstance(error, DivergedError):
+        return "DIVERGED", str(error), "diverged"
+    if isinstance(error, AudiotokError):
+        kind = "config" if isinstance(error, ConfigError) else "data" if isinstance(error, DataError) else "error"
+        return "FAILED", str(error), kind
+    first_line = (str(error).splitlines() or [""])[0]
+    return "FAILED", f"{type(error).__name__}: {first_line}", "error"
+
+
+def _leave_others() -> None:
+    """Leave the other ranks, all at once: the first to go with an error may have the others killed."""
+    from torch import distributed
+
+    from audiotok.distributed import is_distributed
+
+    if is_distributed():
+        distributed.barrier()
+        distributed.destroy_process_group()

@@ -1,0 +1,55 @@
+"""`audiotok init`: what it makes, and where it refuses. Its project is run in tests/test_wheel.py."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+from audiotok.cli import main
+
+
+def test_a_project_bears_the_name_of_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "deep" / "my_codec2"
+    assert main(["init", str(folder)]) == 0
+    assert capsys.readouterr().out == f"cd {folder} && dora grid sweep --dry_run --no_monitoring\n"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"README.md", "__init__.py", "train.py", "sweep.py", "mine.yaml"}
+    assert (folder / "my_codec2" / "train.py") in files
+    assert len((folder / "README.md").read_text().splitlines()) == 2
+    for path in files:
+        assert "mycodec" not in path.read_text()
+        (ast.parse if path.suffix == ".py" else yaml.safe_load)(path.read_text() if path.suffix != ".md" else "")
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert main(["init", "mine"]) == 0 and (tmp_path / "mine" / "mine" / "train.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("full", "is not empty"),
+        ("file", "is a file"),
+        ("my-codec", "letters, digits and _"),
+        ("2codec", "letters, digits and _"),
+        ("class", "letters, digits and _"),
+        ("códec", "letters, digits and _"),
+        ("json", "installed already"),
+        ("audiotok", "installed already"),
+        ("file/mine", "cannot write"),
+    ],
+)
+def test_what_it_refuses_is_left_as_it_is(
+    name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["init", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("error: ") and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
