@@ -23,7 +23,7 @@ from audiotok.status import read_status
 COMMAND_S = 20.0
 TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-FROZEN_VARIABLE, FROZEN_FILE = "AUDIOTOK_FROZEN", "frozen.json"
+FROZEN_VARIABLE, FROZEN_FILE = "AUDIOTOK_FROZEN", "frozen.json"  # as in audiotok.experiments, which needs OmegaConf
 SETTLE_S = 1.0  # a signal for parent and child may end the child before the parent receives it
 PEERS_S = 30.0  # when one process of a job has failed, the others get this long to notice
 _FAILURE_CHARS, _REASON_CHARS, _LOG_TAIL_BYTES = 300, 200, 8192

@@ -215,7 +215,7 @@ class SubmissionBook:
         write_symlink(self.dora_dir / self.by_id / job_id, Path("..") / self.xps / sig)
 
     def _record_tasks(self, submission: Submission, submitted: float) -> "Iterator[Job]":
-        from audiotok.launchers.engine import Job  # needs Dora, which a job must not import
+        from audiotok.launchers.engine import Job  # here, as it needs Dora, which a job must not import
 
         kept = {name: submission.content[name] for name in ("user", "mem_factor", "profile")}
         for index, (task_id, task) in enumerate(zip(submission.task_ids(), submission.tasks, strict=True)):
