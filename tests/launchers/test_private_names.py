@@ -50,8 +50,6 @@ USES = (
     Use("dora.hydra.HydraMain#_base_cfg", "launchers/profile.py", "the profile in the composed base"),
     Use("dora.hydra.HydraMain#_config_groups", EXPERIMENTS, "groups whose choice is part of a signature"),
     Use("dora.hydra.HydraMain._get_config", EXPERIMENTS, "composes what our rules do not cover"),
-    Use("dora.hydra.HydraMain._get_delta", EXPERIMENTS, "overridden, as it keeps state in a default argument"),
-    Use("dora.hydra.HydraMain._is_active", EXPERIMENTS, "a run outside of an experiment"),
     Use("dora.hydra.HydraMain#_job_name", EXPERIMENTS, "composes under the name that Dora gives"),
     Use("dora.hydra.HydraMain._main", EXPERIMENTS, "runs the function in Hydra's application"),
     Use("dora.hydra.HydraMain._slow", EXPERIMENTS, "overridden: no pool of processes"),
