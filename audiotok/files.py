@@ -28,11 +28,16 @@ def write_json(path: Path, content: Mapping[str, Any], *, sync: bool = True) -> 
 
 
 def write_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Write a text file, see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"), sync=sync)
+
+
+def write_bytes(path: Path, content: bytes | memoryview, *, sync: bool = False) -> None:
     """Write a file so that a reader sees the old or the new one, whoever else writes it too.
 
     Args:
         path: the file; its folder must exist.
-        text: its content.
+        content: its content.
         sync: make it survive a power cut.
 
     Raises:
@@ -40,8 +45,8 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
     """
     draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with draft.open("wb") as file:
+            file.write(content)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())

@@ -118,7 +118,7 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
 def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":
     """Rows of conditions rather than of runs."""
     from audiotok.results.metrics import HEADLINE
-    from audiotok.results.selection import metric_values
+    from audiotok.results.metrics import metric_values
     from audiotok.results.statistics import compare, summarize
     from audiotok.results.tables import summary_table
 
@@ -147,7 +147,7 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
 
 def _condition(text: str, experiments: "Experiments") -> tuple[str, Any]:
     """NAME=VALUE with the value that the runs have, whatever its type."""
-    from audiotok.results.cells import format_value
+    from audiotok.results.tables import format_value
 
     name, separator, wanted = text.partition("=")
     if not separator or name not in experiments.parameters:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from audiotok.results.cells import clean_text
-from audiotok.results.drawing import metric_label
-from audiotok.results.frame import Experiments
+from audiotok.results.tables import clean_text
+from audiotok.results.plots import metric_label
+from audiotok.results.experiments import Experiments
 
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from audiotok.report.table import Cell, Column, best_rows, metric_of
-from audiotok.results.cells import Estimate, clean_text, format_column, format_value, number_of
-from audiotok.results.frame import Experiments
+from audiotok.results.tables import Estimate, clean_text, format_column, format_value, number_of
+from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import Metric
 from audiotok.results.statistics import compare, summarize
 from audiotok.results.tables import summary_table

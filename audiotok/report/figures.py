@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from audiotok.errors import ResultsError
-from audiotok.results.cells import clean_text
-from audiotok.results.drawing import MAX_GROUPS
-from audiotok.results.frame import Experiments
+from audiotok.results.tables import clean_text
+from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import METRICS
-from audiotok.results.plots import codebook_usage, heatmap, information_matrix, learning_curves, tradeoff
+from audiotok.results.plots import MAX_GROUPS, codebook_usage, heatmap, information_matrix, learning_curves, tradeoff
 
 DEPENDENCE = ("evaluate.mi_groups", "evaluate.mi", "evaluate.mmd", "valid.mmd", "train.mmd")
 QUALITY = ("evaluate.visqol", "evaluate.sisnr", "evaluate.mel", "valid.sisnr", "valid.msspec", "train.msspec")

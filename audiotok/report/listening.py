@@ -15,7 +15,7 @@ import pandas as pd
 import soundfile
 
 from audiotok.report.spectrogram import Floats, power_spectrogram, save_spectrogram
-from audiotok.results.cells import clean_text
+from audiotok.results.tables import clean_text
 from audiotok.results.read import natural
 
 REFERENCE = "reference"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from audiotok.errors import ResultsError
-from audiotok.results.frame import Experiments, require_metric
-from audiotok.results.metrics import HEADLINE
+from audiotok.results.experiments import Experiments
+from audiotok.results.metrics import HEADLINE, require_metric
 
 
 @dataclass(frozen=True)

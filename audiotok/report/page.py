@@ -18,8 +18,8 @@ from audiotok.report.options import ReportOptions
 from audiotok.report.runs import Run, run_pages
 from audiotok.report.spectrogram import LOWEST_HZ, RANGE_DB
 from audiotok.report.table import metric_of, run_columns
-from audiotok.results.cells import clean_text
-from audiotok.results.frame import Experiments
+from audiotok.results.tables import clean_text
+from audiotok.results.experiments import Experiments
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPT = ("page.js", "table.js", "deck.js", "player.js", "blind_test.js", "keys.js")  # in this order

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from audiotok.report.table import duration_text
-from audiotok.results.cells import clean_text, format_value
+from audiotok.results.tables import clean_text, format_value
 from audiotok.results.experiments import Experiment
-from audiotok.results.frame import Experiments
+from audiotok.results.experiments import Experiments
 from audiotok.status import JOB_FILE, read_json
 
 LOG_LINES = 30

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from audiotok.results.cells import clean_text, format_column, is_numeric, number_of
-from audiotok.results.frame import Experiments
+from audiotok.results.tables import clean_text, format_column, is_numeric, number_of
+from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import METRICS, Metric
 from audiotok.results.tables import headline_columns
 

@@ -7,24 +7,29 @@ full precision.
 
 import difflib
 import json
+import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 
 from audiotok.errors import ResultsError
-from audiotok.results.cells import Estimate, clean_text, format_column, is_numeric, number_of, text_width
-from audiotok.results.frame import Experiments
+from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import HEADLINE, METRICS, Direction
 
 TableFormat = Literal["table", "csv", "markdown", "latex", "parquet"]
 EXACT: tuple[str, ...] = ("csv", "parquet")
 """Formats for programs: every column, every digit."""
 
+MISSING = "-"
+_MAX_TEXT = 60
+_SHORT_NUMBER = 7  # characters: a number as short as that was typed by a person, and is shown as it is
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 _MEASURED = ("train", "valid", "evaluate", "generate")
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _MARKDOWN = re.compile(r"[\\|<`*]")
@@ -69,7 +74,9 @@ def format_table(
     values = [frame.iloc[:, index].tolist() for index in range(len(headers))]
     cells = [format_column(items) for items in values]
     numeric = [all(map(is_numeric, items)) for items in values]
-    best = [_best_rows(header, items) if bold else set() for header, items in zip(headers, values, strict=True)]
+    best = [
+        best_rows(items, _direction(header)) if bold else set() for header, items in zip(headers, values, strict=True)
+    ]
     write = {"table": _terminal, "markdown": _markdown, "latex": _latex}[fmt]
     return write(headers, cells, numeric, best)
 
@@ -110,11 +117,11 @@ def select_columns(available: Iterable[str], wanted: Iterable[str]) -> list[str]
 
 
 def headline_columns(experiments: Experiments) -> list[str]:
-    """Columns worth reading first: what was swept, how it went, and the metrics that judge it."""
+    """Columns worth reading first: what was swept, how it went, and the headline metrics."""
     runs = experiments.runs
-    said = [name for name in ("reason", "problems") if (runs[name] != "").any()]
-    judged = [column for column in HEADLINE if column in runs.columns]
-    return ["sig", *experiments.swept, "state", "epochs", "duration", *judged, *said]
+    notes = [name for name in ("reason", "problems") if (runs[name] != "").any()]
+    measured = [column for column in HEADLINE if column in runs.columns]
+    return ["sig", *experiments.swept, "state", "epochs", "duration", *measured, *notes]
 
 
 def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = None) -> pd.DataFrame:
@@ -143,14 +150,14 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
     return pd.DataFrame(list(table.values()))
 
 
-def _best_rows(header: str, items: Sequence[Any]) -> set[int]:
-    """Rows that hold the best value of a column, if it is a metric with a better direction."""
-    direction = _direction(header)
+def best_rows(items: Sequence[Any], direction: Direction) -> set[int]:
+    """Rows with the best finite value, if the metric has a better direction and there is a choice."""
     numbers = np.array([number_of(value) for value in items], np.float64)
-    if direction not in ("higher", "lower") or np.isfinite(numbers).sum() < 2:
-        return set()
     finite = np.where(np.isfinite(numbers), numbers, np.nan)
-    return set(np.flatnonzero(finite == (np.nanmax(finite) if direction == "higher" else np.nanmin(finite))).tolist())
+    if direction == "neutral" or np.isfinite(finite).sum() < 2:
+        return set()
+    best = np.nanmax(finite) if direction == "higher" else np.nanmin(finite)
+    return set(np.flatnonzero(finite == best).tolist())
 
 
 def _direction(header: str) -> Direction:
@@ -181,7 +188,7 @@ def _csv_value(value: Any) -> Any:
 def _terminal(headers: list[str], cells: list[list[str]], numeric: list[bool], best: list[set[int]]) -> str:
     columns = [[header, *column] for header, column in zip(headers, cells, strict=True)]
     for index, column in enumerate(columns):
-        width = max(map(text_width, column))
+        width = max(map(_text_width, column))
         padded = [_pad(text, width, numeric[index]) for text in column]
         marked = [f"{_BOLD}{text}{_PLAIN}" if row - 1 in best[index] else text for row, text in enumerate(padded)]
         columns[index] = [marked[0], "-" * width, *marked[1:]]
@@ -215,5 +222,101 @@ def _escape_latex(text: str) -> str:
 
 
 def _pad(text: str, width: int, right: bool) -> str:
-    space = " " * (width - text_width(text))
+    space = " " * (width - _text_width(text))
     return space + text if right else text + space
+
+
+class Estimate(NamedTuple):
+    """A mean over runs; shown as `mean ± std`.
+
+    Attributes:
+        mean: NaN if no run has the value.
+        std: NaN for fewer than two runs.
+        n: runs.
+    """
+
+    mean: float
+    std: float
+    n: int
+
+
+def format_column(items: Sequence[Any]) -> list[str]:
+    """Text of every value of a column, numbers with as many decimals as the column needs."""
+    estimates = [value for value in items if isinstance(value, Estimate)]
+    if estimates:
+        decimals = _estimate_decimals(estimates)
+        return [_format_estimate(value, decimals) if isinstance(value, Estimate) else MISSING for value in items]
+    digits = _decimals([value for value in items if isinstance(value, float) and math.isfinite(value)])
+    return [format_value(value, digits) for value in items]
+
+
+def format_value(value: Any, decimals: int | None = None) -> str:
+    """Text of one value: no more digits than a reader uses, lists in brackets, long texts cut."""
+    if _is_missing(value):
+        return MISSING
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join("null" if item is None else format_value(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        if decimals is not None and math.isfinite(value):
+            return f"{value:.{decimals}f}"
+        short = f"{value:g}"
+        if len(short) <= _SHORT_NUMBER and float(short) == value:
+            return short
+        return f"{value:.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+    text = clean_text(str(value))
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+def clean_text(text: str) -> str:
+    """Drop escape sequences, control and direction characters; line breaks and tabs become spaces."""
+    text = re.sub(r"\s+", " ", _ESCAPES.sub("", text))
+    return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+
+
+def _is_missing(value: object) -> bool:
+    """Whether there is nothing to show."""
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def is_numeric(value: object) -> bool:
+    """Whether a cell is aligned to the right."""
+    return _is_missing(value) or (isinstance(value, int | float | Estimate) and not isinstance(value, bool))
+
+
+def number_of(value: object) -> float:
+    """What a cell is ranked by; NaN if it is no number."""
+    if isinstance(value, Estimate):
+        return value.mean
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _text_width(text: str) -> int:
+    """Columns that a text takes in a terminal: wide characters take two, combining ones none."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
+
+
+def _decimals(floats: Sequence[float]) -> int | None:
+    """Digits after the point for a whole column; None where each number is better written on its own."""
+    sizes = [abs(value) for value in floats if value]
+    if not sizes or all(len(f"{value:g}") <= _SHORT_NUMBER and float(f"{value:g}") == value for value in floats):
+        return None
+    decimals = min(max(3 - math.floor(math.log10(max(sizes))), 0), 6)
+    return decimals if min(sizes) >= 10.0 ** (1 - decimals) else None
+
+
+def _estimate_decimals(estimates: Sequence[Estimate]) -> int:
+    """Two digits of the typical spread, or four of the largest mean where there is no spread."""
+    spreads = sorted(value.std for value in estimates if math.isfinite(value.std) and value.std > 0)
+    means = [abs(value.mean) for value in estimates if math.isfinite(value.mean) and value.mean]
+    size, digits = (spreads[len(spreads) // 2], 1) if spreads else (max(means, default=1.0), 3)
+    return min(max(digits - math.floor(math.log10(size)), 0), 8)
+
+
+def _format_estimate(value: Estimate, decimals: int) -> str:
+    if not math.isfinite(value.mean):
+        return MISSING
+    mean = f"{value.mean:.{decimals}f}"
+    return mean if not math.isfinite(value.std) else f"{mean} ± {value.std:.{decimals}f}"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from audiotok.errors import ResultsError
 from audiotok.results import Experiments, load_grid
-from audiotok.results.selection import metric_values, pareto_front
+from audiotok.results.metrics import metric_values, pareto_front
 
 GRID = "compression.encodec_mmd_demo"
 NAN = math.nan

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from audiotok.errors import ResultsError
 from audiotok.results import format_table, headline_columns, load_grid
-from audiotok.results.cells import clean_text
+from audiotok.results.tables import clean_text
 from audiotok.results.tables import select_columns
 
 GRID = "compression.encodec_mmd_demo"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audiotok.errors import ResultsError
-from audiotok.results.cells import Estimate
+from audiotok.results.tables import Estimate
 from audiotok.results.statistics import summarize
 from audiotok.results.tables import format_table, summary_table, write_table
 
