@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ MIN_BYTES_FOR_PROCESSES = 2**26  # of JSON; with less, starting processes takes 
 MAX_PROCESSES = 4
 REST_S = 30.0  # a file that changed less than that ago may be changing still, and is not worth keeping
 _ABANDONED_S = 3600.0
+_MANY_COLUMNS = 8  # with more, it is faster to read the whole file than each column
 _FILES = {  # parts of an entry, and the files that each is read from
     "history": ("history.json",),
     "argv": (".argv.json",),
@@ -56,6 +57,7 @@ Mark = list[int] | None
 """Size in bytes and time of change in ns of a file, None where there is none; a list, as JSON gives it back."""
 Part = dict[str, Any]
 Entry = dict[str, Any]
+Name = tuple[str, ...]
 Floats = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
@@ -85,36 +87,37 @@ class Block:
         lists: the columns; empty if they are in the file.
         path: file that holds them.
         head: its head, by which a file that was replaced is found out.
+        checksums: of the columns of lists in the file.
     """
 
     entries: list[Entry] = field(default_factory=list)
     summary: Floats = field(default_factory=lambda: np.empty((0, 0, 3)))
-    names: tuple[tuple[str, ...], ...] = ()
-    lists: Mapping[tuple[str, ...], Lists] = field(default_factory=dict)
+    names: tuple[Name, ...] = ()
+    lists: Mapping[Name, Lists] = field(default_factory=dict)
     path: Path | None = None
     head: bytes = b""
+    checksums: Sequence[int] = ()
 
-    @property
-    def metrics(self) -> list[tuple[str, ...]]:
+    @cached_property
+    def metrics(self) -> list[Name]:
         """`(stage, metric)` of each column of the summary."""
         return [name for name in self.names if len(name) == 2]
 
-    def read(self, names: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], Lists]:
+    def read(self, names: Iterable[Name]) -> dict[Name, Lists]:
         """Those of the named columns that there are.
 
         Raises:
             StaleCacheError: if the file is no longer as it was.
         """
         wanted = set(names)
-        found = [name for name in self.names if name in wanted]
-        if self.path is None or not found:
-            return {name: self.lists[name] for name in found}
-        return _read_lists(self.path, self.head, self.names, found)
+        if self.path is not None and not wanted.isdisjoint(self.names):
+            return _read_lists(self, self.path, wanted)
+        return {name: lists for name, lists in self.lists.items() if name in wanted}
 
 
 def make_block(entries: list[Entry], tables: Sequence[Sequence[StageTable]]) -> Block:
     """Block of experiments from the tables of each."""
-    parts: dict[tuple[str, ...], dict[int, NDArray[Any]]] = {}
+    parts: dict[Name, dict[int, NDArray[Any]]] = {}
     for row, stages in enumerate(tables):
         for table in stages:
             parts.setdefault((table.stage,), {})[row] = table.epochs
@@ -186,18 +189,20 @@ def _summary(table: StageTable) -> Floats:
     return np.stack([values[final, np.arange(values.shape[1])], lowest * some, highest * some], axis=1)
 
 
-@lru_cache(maxsize=2**8)
-def _schema(names: tuple[tuple[str, ...], ...]) -> pa.Schema:
-    fixed = [pa.field("entry", pa.string()), pa.field("summary", pa.list_(pa.float64()))]
-    return pa.schema([*fixed, *(pa.field(json.dumps(name), _list_type(name)) for name in names)])
+@lru_cache(maxsize=2**10)
+def _schema(names: tuple[Name, ...], places: tuple[int, ...] | None = None) -> pa.Schema:
+    """Schema of a file, or of some of its columns."""
+    fields = [pa.field("entry", pa.string()), pa.field("summary", pa.list_(pa.float64()))]
+    fields += [pa.field(json.dumps(name), _list_type(name)) for name in names]
+    return pa.schema(fields if places is None else [fields[place] for place in places])
 
 
-def _list_type(name: tuple[str, ...]) -> pa.ListType:
+def _list_type(name: Name) -> pa.ListType:
     return pa.list_(pa.int32() if len(name) == 1 else pa.float64())
 
 
-def _checksum(lists: Lists) -> int:
-    return zlib.crc32(np.ascontiguousarray(lists.values).data, zlib.crc32(np.ascontiguousarray(lists.lengths).data))
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
 def write_block(path: Path, block: Block) -> Block | None:
@@ -208,14 +213,13 @@ def write_block(path: Path, block: Block) -> Block | None:
     """
     entries = [json.dumps(entry) for entry in block.entries]
     width = np.full(len(entries), len(block.metrics) * 3, np.int64)
-    lists = [Lists(width, block.summary.ravel()), *(block.lists[name] for name in block.names)]
-    checksums = [zlib.crc32(",".join(entries).encode()), *map(_checksum, lists)]
+    columns, checksums = [pa.array(entries, pa.string())], [zlib.crc32(",".join(entries).encode())]
+    for lengths, values in [Lists(width, block.summary.ravel()), *(block.lists[name] for name in block.names)]:
+        offsets = _offsets(lengths)
+        columns.append(pa.ListArray.from_arrays(offsets, values))
+        checksums.append(zlib.crc32(values, zlib.crc32(offsets)))
     head = json.dumps([VERSION, block.names, checksums]).encode()
     schema = _schema(block.names)
-    columns = [pa.array(entries, pa.string())]
-    for lengths, values in lists:
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        columns.append(pa.ListArray.from_arrays(offsets, values))
     sink = pa.BufferOutputStream()
     metadata = {b"audiotok": head, b"crc32": str(zlib.crc32(head)).encode()}
     with pa.ipc.new_file(sink, schema.with_metadata(metadata)) as writer:
@@ -227,71 +231,82 @@ def write_block(path: Path, block: Block) -> Block | None:
     except OSError as error:
         logger.debug("no cache: %s", error)
         return None
-    return replace(block, lists={}, path=path, head=head)
+    return replace(block, lists={}, path=path, head=head, checksums=checksums[2:])
 
 
 def read_block(path: Path) -> Block | None:
     """Read a file of the cache except its lists; None if there is none or it is not fit for use."""
     try:
         batch, head = _read_columns(path, [0, 1])
-        _, names, checksums = json.loads(head)
+        version, names, checksums = json.loads(head)
         names = tuple(map(tuple, names))
         texts = ",".join(batch.column(0).to_pylist()).encode()
-        summary = _to_lists(batch.column(1))
-        if (zlib.crc32(texts), _checksum(summary)) != tuple(checksums[:2]):
+        if version != VERSION or batch.schema != _schema(names, (0, 1)) or zlib.crc32(texts) != checksums[0]:
             return None
+        (summary,) = _to_lists(batch.columns[1:], checksums[1:2])
         entries = parse_json(b"[" + texts + b"]")
-        metrics = sum(len(name) == 2 for name in names)
-        return Block(entries, summary.values.reshape(len(entries), metrics, 3), names, path=path, head=head)
+        values = summary.values.reshape(len(entries), -1, 3).copy()  # Arrow has allocated the other columns as well
+        return Block(entries, values, names, path=path, head=head, checksums=checksums[2:])
     except (OSError, ValueError, LookupError, TypeError, MemoryError, pa.ArrowException):
         return None
 
 
-def _read_lists(
-    path: Path, head: bytes, names: Sequence[tuple[str, ...]], wanted: Sequence[tuple[str, ...]]
-) -> dict[tuple[str, ...], Lists]:
-    places = [names.index(name) + 2 for name in wanted]
+def _read_lists(block: Block, path: Path, wanted: set[Name]) -> dict[Name, Lists]:
+    found = [index for index, name in enumerate(block.names) if name in wanted]
+    places = [index + 2 for index in found]
     try:
-        batch, found = _read_columns(path, places)
-        if found != head:
+        batch, head = _read_columns(path, places)
+        if head != block.head:
             raise StaleCacheError(f"{path} was replaced")
-        lists = dict(zip(wanted, map(_to_lists, batch.columns), strict=True))
-        checksums = json.loads(head)[2]
-        if [_checksum(lists[name]) for name in wanted] != [checksums[place] for place in places]:
-            path.unlink(missing_ok=True)  # or it would be opened again
-            raise StaleCacheError(f"{path} is damaged")
+        if batch.schema != _schema(block.names, tuple(places)):
+            raise ValueError("columns of other types")
+        lists = _to_lists(batch.columns, [block.checksums[index] for index in found])
+        return dict(zip([block.names[index] for index in found], lists, strict=True))
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise StaleCacheError(str(error)) from error
-    return lists
+        with suppress(OSError):
+            path.unlink()  # or it would be opened again
+        raise StaleCacheError(f"{path} is damaged ({error})") from error
 
 
 def _read_columns(path: Path, places: list[int]) -> tuple[pa.RecordBatch, bytes]:
-    """Some columns of a file, and its head.
+    """Some columns of a file, and its head: JSON of [version, names of the lists, checksums of all columns].
 
     They are read and not mapped: on a network file system, a mapped file that another machine replaces would kill this
     process.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is not one of ours, of this version, or damaged (`pa.ArrowInvalid`).
+        ValueError: if it is not one of ours, or damaged (`pa.ArrowInvalid`).
     """
-    with pa.OSFile(str(path)) as file:
-        options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
-        batch = pa.ipc.open_file(file, options=options).get_batch(0)
+    options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
+    many = len(places) > _MANY_COLUMNS
+    with pa.BufferReader(path.read_bytes()) if many else pa.OSFile(str(path)) as file:
+        batch = pa.ipc.open_file(file, options=options, memory_pool=pa.system_memory_pool()).get_batch(0)
     metadata = batch.schema.metadata or {}
     head = metadata.get(b"audiotok", b"")
     if metadata.get(b"crc32") != str(zlib.crc32(head)).encode():
-        raise ValueError(f"{path} is damaged")
-    version, names, _ = json.loads(head)
-    schema = _schema(tuple(map(tuple, names)))
-    if version != VERSION or batch.schema.types != [schema.field(place).type for place in places]:
-        raise ValueError(f"{path} is of another version")
+        raise ValueError("its head is not ours")
     batch.validate()  # that no offset leads out of a buffer; what is in them, the checksums tell
     return batch, head
 
 
-def _to_lists(array: pa.ListArray) -> Lists:
-    return Lists(np.diff(array.offsets.to_numpy()).astype(np.int64), array.values.to_numpy())
+def _to_lists(columns: Sequence[pa.ListArray], checksums: Sequence[int]) -> list[Lists]:
+    """Columns as NumPy arrays; those of a stage mostly share one array of lengths.
+
+    Raises:
+        ValueError: if a checksum is another.
+    """
+    known: dict[bytes, NDArray[np.int64]] = {}
+    lists = []
+    for column, checksum in zip(columns, checksums, strict=True):
+        _, offsets, _, values = column.buffers()
+        if zlib.crc32(values or b"", zlib.crc32(offsets)) != checksum:
+            raise ValueError("a checksum is wrong")
+        key = offsets.to_pybytes()
+        if key not in known:
+            known[key] = np.diff(np.frombuffer(key, np.int32)).astype(np.int64)
+        lists.append(Lists(known[key], np.frombuffer(values or b"", column.type.value_type.to_pandas_dtype())))
+    return lists
 
 
 def _remove_abandoned(path: Path) -> None:

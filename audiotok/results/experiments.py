@@ -402,8 +402,10 @@ def _last_values(records: Sequence[Experiment]) -> dict[str, NDArray[np.float64]
     for block, members, rows in _by_block(records):
         summary = block.summary[rows]
         for column in np.flatnonzero(_measured(summary)):
-            last = found.setdefault(".".join(block.metrics[column]), np.full(len(records), math.nan))
-            last[members] = summary[:, column, 0]
+            name = ".".join(block.metrics[column])
+            if name not in found:
+                found[name] = np.full(len(records), math.nan)
+            found[name][members] = summary[:, column, 0]
     return found
 
 
@@ -465,8 +467,8 @@ def _fill(
         for index, name in enumerate(names):
             if (stage, name) in columns:
                 own = columns[stage, name]
-                same = np.array_equal(own.lengths, lengths)  # else some experiments have not measured it
-                origin, goal = (source, target) if same else _cells(own.lengths, rows, begin)
+                same = own.lengths is lengths or np.array_equal(own.lengths, lengths)
+                origin, goal = (source, target) if same else _cells(own.lengths, rows, begin)  # not measured by all
                 values[index][goal] = own.values[origin]
 
 
