@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -44,7 +45,7 @@ MIN_BYTES_FOR_PROCESSES = 2**26  # of JSON; with less, starting processes takes 
 MAX_PROCESSES = 4
 REST_S = 30.0  # a file that changed less than that ago may be changing still, and is not worth keeping
 _ABANDONED_S = 3600.0
-_MANY_COLUMNS = 8  # with more, it is faster to read the whole file than each column
+_NO_EPOCHS = np.empty(0, np.int32)
 _FILES = {  # parts of an entry, and the files that each is read from
     "history": ("history.json",),
     "argv": (".argv.json",),
@@ -57,7 +58,6 @@ Mark = list[int] | None
 """Size in bytes and time of change in ns of a file, None where there is none; a list, as JSON gives it back."""
 Part = dict[str, Any]
 Entry = dict[str, Any]
-Name = tuple[str, ...]
 Floats = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
@@ -67,11 +67,18 @@ class StaleCacheError(Exception):
     """A file of the cache was replaced since it was opened, or is damaged; load again."""
 
 
-class Lists(NamedTuple):
-    """A column of lists: `lengths` of each experiment [E], and all values, one experiment after the other."""
+class Rows(NamedTuple):
+    """What one stage measured, a row per epoch, one experiment after the other.
+
+    Attributes:
+        lengths: rows of each experiment [E].
+        epochs: numbers (from 1) of the epochs that measured anything [R].
+        values: of each metric [R]; NaN where not measured.
+    """
 
     lengths: NDArray[np.int64]
-    values: NDArray[Any]
+    epochs: NDArray[np.int32]
+    values: Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -80,102 +87,61 @@ class Block:
 
     Attributes:
         entries: what is known of each of the E experiments besides the numbers; JSON can hold it.
+        metrics: of each stage.
         summary: last value, epoch of the lowest and of the highest finite value (the first among equals; 0 without
-            one) of each metric, all NaN where the experiment has not measured it [E, metrics, 3].
-        names: of the columns of lists: `(stage,)` holds the epochs (from 1) in which the stage measured anything,
-            `(stage, metric)` the values in these epochs, NaN where it was not measured; empty without any.
-        lists: the columns; empty if they are in the file.
-        path: file that holds them.
+            one) of each stage's metrics, all NaN where the experiment has not measured it [E, M, 3].
+        rows: by stage; empty if they are in the file.
+        path: file that holds the rows.
         head: its head, by which a file that was replaced is found out.
-        checksums: of the columns of lists in the file.
     """
 
     entries: list[Entry] = field(default_factory=list)
+    metrics: Mapping[str, list[str]] = field(default_factory=dict)
     summary: Floats = field(default_factory=lambda: np.empty((0, 0, 3)))
-    names: tuple[Name, ...] = ()
-    lists: Mapping[Name, Lists] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
     path: Path | None = None
     head: bytes = b""
-    checksums: Sequence[int] = ()
 
     @cached_property
-    def metrics(self) -> list[Name]:
-        """`(stage, metric)` of each column of the summary."""
-        return [name for name in self.names if len(name) == 2]
+    def columns(self) -> list[tuple[str, str]]:
+        """Stage and metric of each of the M columns of the summary."""
+        return [(stage, name) for stage, names in self.metrics.items() for name in names]
 
-    def read(self, names: Iterable[Name]) -> dict[Name, Lists]:
-        """Those of the named columns that there are.
+    def read(self, stages: Iterable[str] | None = None, metrics: Iterable[str] | None = None) -> Mapping[str, Rows]:
+        """Rows of some stages with some metrics, by default all; more than that may be given.
 
         Raises:
             StaleCacheError: if the file is no longer as it was.
         """
-        wanted = set(names)
-        if self.path is not None and not wanted.isdisjoint(self.names):
-            return _read_lists(self, self.path, wanted)
-        return {name: lists for name, lists in self.lists.items() if name in wanted}
+        if self.path is None:
+            return self.rows
+        found = [stage for stage in self.metrics if stages is None or stage in stages]
+        return _read_rows(self.path, self, found, metrics) if found else {}
 
 
 def make_block(entries: list[Entry], tables: Sequence[Sequence[StageTable]]) -> Block:
     """Block of experiments from the tables of each."""
-    parts: dict[Name, dict[int, NDArray[Any]]] = {}
+    found: dict[str, dict[int, StageTable]] = {}
     for row, stages in enumerate(tables):
         for table in stages:
-            parts.setdefault((table.stage,), {})[row] = table.epochs
-            for name, values in zip(table.names, table.values.T, strict=True):
-                parts.setdefault((table.stage, name), {})[row] = values
-    lists = {}
-    for name, found in parts.items():
+            found.setdefault(table.stage, {})[row] = table
+    metrics, rows, summaries = {}, {}, [np.empty((len(entries), 0, 3))]
+    for stage, members in found.items():
+        metrics[stage] = list(dict.fromkeys(name for table in members.values() for name in table.names))
+        places = {name: place for place, name in enumerate(metrics[stage])}
         lengths = np.zeros(len(entries), np.int64)
-        lengths[list(found)] = [len(values) for values in found.values()]
-        lists[name] = Lists(lengths, np.concatenate(list(found.values())))
-    block = Block(entries, names=tuple(parts), lists=lists)
-    columns = {name: column for column, name in enumerate(block.metrics)}
-    summary = np.full((len(entries), len(columns), 3), np.nan)
-    for row, stages in enumerate(tables):
-        for table in stages:
-            summary[row, [columns[table.stage, name] for name in table.names]] = _summary(table)
-    return replace(block, summary=summary)
-
-
-def select(block: Block, rows: Sequence[int]) -> Block:
-    """Block of some of the experiments of another one, in memory.
-
-    Raises:
-        StaleCacheError: if the file is no longer as it was.
-    """
-    chosen = list(rows)
-    lists = {}
-    for name, (lengths, values) in block.read(block.names).items():
-        starts = np.cumsum(lengths) - lengths
-        lists[name] = Lists(lengths[chosen], values[ranges(starts[chosen], lengths[chosen])])
-    entries = [block.entries[row] for row in chosen]
-    return Block(entries, block.summary[chosen], block.names, lists)
-
-
-def join(first: Block, second: Block) -> Block:
-    """One block of two, both in memory."""
-    names = tuple(dict.fromkeys(first.names + second.names))
-    lists = {}
-    for name in names:
-        parts = [
-            block.lists.get(name, Lists(np.zeros(len(block.entries), np.int64), np.empty(0, np.int32)))
-            for block in (first, second)
-        ]
-        kind = _list_type(name).value_type.to_pandas_dtype()
-        lists[name] = Lists(*(np.concatenate(items) for items in zip(*parts, strict=True)))
-        lists[name] = lists[name]._replace(values=lists[name].values.astype(kind, copy=False))
-    both = Block(first.entries + second.entries, names=names, lists=lists)
-    columns = {name: column for column, name in enumerate(both.metrics)}
-    summary = np.full((len(both.entries), len(columns), 3), np.nan)
-    for block, rows in ((first, slice(len(first.entries))), (second, slice(len(first.entries), None))):
-        summary[rows, [columns[name] for name in block.metrics]] = block.summary
-    return replace(both, summary=summary)
-
-
-def ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.int64]:
-    """Integers start, start + 1, ..., start + length - 1 of each range, one range after the other."""
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64)
+        lengths[list(members)] = [len(table.epochs) for table in members.values()]
+        stops = np.cumsum(lengths)
+        values = np.full((len(places), stops[-1]), np.nan)
+        summary = np.full((len(entries), len(places), 3), np.nan)
+        for row, table in members.items():
+            columns = [places[name] for name in table.names]
+            values[columns, stops[row] - lengths[row] : stops[row]] = table.values.T
+            summary[row, columns] = _summary(table)
+        epochs = np.concatenate([table.epochs for table in members.values()])
+        rows[stage] = Rows(lengths, epochs, dict(zip(places, values, strict=True)))
+        summaries.append(summary)
+    return Block(entries, metrics, np.concatenate(summaries, axis=1), rows)
 
 
 def _summary(table: StageTable) -> Floats:
@@ -189,40 +155,84 @@ def _summary(table: StageTable) -> Floats:
     return np.stack([values[final, np.arange(values.shape[1])], lowest * some, highest * some], axis=1)
 
 
-@lru_cache(maxsize=2**10)
-def _schema(names: tuple[Name, ...], places: tuple[int, ...] | None = None) -> pa.Schema:
-    """Schema of a file, or of some of its columns."""
+def select(block: Block, places: Sequence[int]) -> Block:
+    """Block of some of the experiments of another one, in memory.
+
+    Raises:
+        StaleCacheError: if the file is no longer as it was.
+    """
+    chosen = list(places)
+    rows = {}
+    for stage, (lengths, epochs, values) in block.read().items():
+        index = ranges((np.cumsum(lengths) - lengths)[chosen], lengths[chosen])
+        rows[stage] = Rows(lengths[chosen], epochs[index], {name: column[index] for name, column in values.items()})
+    return Block([block.entries[place] for place in chosen], block.metrics, block.summary[chosen], rows)
+
+
+def join(first: Block, second: Block) -> Block:
+    """One block of two, both in memory."""
+    blocks = (first, second)
+    metrics, rows = {}, {}
+    for stage in dict.fromkeys([*first.metrics, *second.metrics]):
+        metrics[stage] = list(dict.fromkeys(name for block in blocks for name in block.metrics.get(stage, ())))
+        parts = [block.rows.get(stage) or Rows(np.zeros(len(block.entries), int), _NO_EPOCHS, {}) for block in blocks]
+        values = {
+            name: np.concatenate([part.values.get(name, np.full(len(part.epochs), np.nan)) for part in parts])
+            for name in metrics[stage]
+        }
+        lengths, epochs = (np.concatenate([part[index] for part in parts]) for index in (0, 1))
+        rows[stage] = Rows(lengths, epochs, values)
+    both = Block(first.entries + second.entries, metrics, rows=rows)
+    places = {column: place for place, column in enumerate(both.columns)}
+    summary = np.full((len(both.entries), len(places), 3), np.nan)
+    for block, part in zip(blocks, np.split(summary, [len(first.entries)]), strict=True):
+        part[:, [places[column] for column in block.columns]] = block.summary
+    return replace(both, summary=summary)
+
+
+def ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """Integers start, start + 1, ..., start + length - 1 of each range, one range after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64)
+
+
+@lru_cache(maxsize=2**8)
+def _layout(text: bytes) -> tuple[dict[str, list[str]], list[pa.Field]]:
+    """Metrics of each stage, and fields of a file: entries, summary, and a list of rows per stage; from its head."""
+    version, metrics = orjson.loads(text)
+    if version != VERSION:
+        raise ValueError("it is of another version")
     fields = [pa.field("entry", pa.string()), pa.field("summary", pa.list_(pa.float64()))]
-    fields += [pa.field(json.dumps(name), _list_type(name)) for name in names]
-    return pa.schema(fields if places is None else [fields[place] for place in places])
-
-
-def _list_type(name: Name) -> pa.ListType:
-    return pa.list_(pa.int32() if len(name) == 1 else pa.float64())
-
-
-def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    for stage, names in metrics.items():
+        values = [pa.field(name, pa.float64()) for name in names]
+        fields.append(pa.field(stage, pa.list_(pa.struct([pa.field("epoch", pa.int32()), *values]))))
+    return metrics, fields
 
 
 def write_block(path: Path, block: Block) -> Block | None:
     """Write a block, which is in memory, to the cache.
 
     Returns:
-        The block with its lists in the file; None where it cannot be written, which is no error.
+        The block with its rows in the file; None where it cannot be written, which is no error.
     """
+    layout = json.dumps([VERSION, block.metrics]).encode()
+    fields = _layout(layout)[1]
     entries = [json.dumps(entry) for entry in block.entries]
-    width = np.full(len(entries), len(block.metrics) * 3, np.int64)
-    columns, checksums = [pa.array(entries, pa.string())], [zlib.crc32(",".join(entries).encode())]
-    for lengths, values in [Lists(width, block.summary.ravel()), *(block.lists[name] for name in block.names)]:
-        offsets = _offsets(lengths)
-        columns.append(pa.ListArray.from_arrays(offsets, values))
-        checksums.append(zlib.crc32(values, zlib.crc32(offsets)))
-    head = json.dumps([VERSION, block.names, checksums]).encode()
-    schema = _schema(block.names)
+    width = len(block.columns) * 3
+    offsets = np.arange(len(entries) + 1, dtype=np.int32) * np.int32(width)
+    columns = [pa.array(entries, pa.string()), pa.ListArray.from_arrays(offsets, block.summary.ravel())]
+    checksums = [[zlib.crc32(",".join(entries).encode())], [zlib.crc32(offsets), zlib.crc32(block.summary)]]
+    for kind, (stage, names) in zip(fields[2:], block.metrics.items(), strict=True):
+        lengths, epochs, values = block.rows[stage]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        arrays = [epochs, *(values[name] for name in names)]
+        rows = pa.StructArray.from_arrays(list(map(pa.array, arrays)), fields=list(kind.type.value_type))
+        columns.append(pa.ListArray.from_arrays(offsets, rows))
+        checksums.append([zlib.crc32(array) for array in (offsets, *arrays)])
+    head = layout + b"\n" + json.dumps(checksums).encode()
+    schema = pa.schema(fields, {b"audiotok": head, b"crc32": str(zlib.crc32(head)).encode()})
     sink = pa.BufferOutputStream()
-    metadata = {b"audiotok": head, b"crc32": str(zlib.crc32(head)).encode()}
-    with pa.ipc.new_file(sink, schema.with_metadata(metadata)) as writer:
+    with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch(columns, schema=schema))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,82 +241,74 @@ def write_block(path: Path, block: Block) -> Block | None:
     except OSError as error:
         logger.debug("no cache: %s", error)
         return None
-    return replace(block, lists={}, path=path, head=head, checksums=checksums[2:])
+    return replace(block, rows={}, path=path, head=head)
 
 
 def read_block(path: Path) -> Block | None:
-    """Read a file of the cache except its lists; None if there is none or it is not fit for use."""
+    """Read a file of the cache except its rows; None if there is none or it is not fit for use."""
     try:
-        batch, head = _read_columns(path, [0, 1])
-        version, names, checksums = json.loads(head)
-        names = tuple(map(tuple, names))
+        batch, head, metrics, checksums = _read_columns(path, [0, 1])
         texts = ",".join(batch.column(0).to_pylist()).encode()
-        if version != VERSION or batch.schema != _schema(names, (0, 1)) or zlib.crc32(texts) != checksums[0]:
+        _, offsets, _, values = batch.column(1).buffers()
+        if [zlib.crc32(texts)] != checksums[0] or [zlib.crc32(offsets), zlib.crc32(values or b"")] != checksums[1]:
             return None
-        (summary,) = _to_lists(batch.columns[1:], checksums[1:2])
-        entries = parse_json(b"[" + texts + b"]")
-        values = summary.values.reshape(len(entries), -1, 3).copy()  # Arrow has allocated the other columns as well
-        return Block(entries, values, names, path=path, head=head, checksums=checksums[2:])
+        # Copied, because the buffer is of the size of the whole file.
+        columns = sum(map(len, metrics.values()))
+        summary = np.frombuffer(values or b"").reshape(batch.num_rows, columns, 3).copy()
+        return Block(parse_json(b"[" + texts + b"]"), metrics, summary, path=path, head=head)
     except (OSError, ValueError, LookupError, TypeError, MemoryError, pa.ArrowException):
         return None
 
 
-def _read_lists(block: Block, path: Path, wanted: set[Name]) -> dict[Name, Lists]:
-    found = [index for index, name in enumerate(block.names) if name in wanted]
-    places = [index + 2 for index in found]
+def _read_rows(path: Path, block: Block, stages: list[str], metrics: Iterable[str] | None) -> dict[str, Rows]:
+    places = [place for place, stage in enumerate(block.metrics, 2) if stage in stages]
     try:
-        batch, head = _read_columns(path, places)
+        batch, head, _, checksums = _read_columns(path, places)
         if head != block.head:
             raise StaleCacheError(f"{path} was replaced")
-        if batch.schema != _schema(block.names, tuple(places)):
-            raise ValueError("columns of other types")
-        lists = _to_lists(batch.columns, [block.checksums[index] for index in found])
-        return dict(zip([block.names[index] for index in found], lists, strict=True))
+        rows = {}
+        for stage, place, column in zip(stages, places, batch.columns, strict=True):
+            # Of the list: validity and offsets; of the struct: validity; then validity and values of each column.
+            _, offsets, _, *buffers = column.buffers()
+            names = [name for name in block.metrics[stage] if metrics is None or name in metrics]
+            columns = [0, *(block.metrics[stage].index(name) + 1 for name in names)]
+            contents = [buffers[2 * column + 1] or b"" for column in columns]
+            expected = [checksums[place][0], *(checksums[place][column + 1] for column in columns)]
+            if list(map(zlib.crc32, [offsets, *contents])) != expected:
+                raise ValueError("a checksum is wrong")
+            lengths = np.diff(np.frombuffer(offsets, np.int32)).astype(np.int64)
+            values = dict(zip(names, map(np.frombuffer, contents[1:]), strict=True))
+            rows[stage] = Rows(lengths, np.frombuffer(contents[0], np.int32), values)
+        return rows
     except (OSError, ValueError, pa.ArrowException) as error:
         with suppress(OSError):
             path.unlink()  # or it would be opened again
         raise StaleCacheError(f"{path} is damaged ({error})") from error
 
 
-def _read_columns(path: Path, places: list[int]) -> tuple[pa.RecordBatch, bytes]:
-    """Some columns of a file, and its head: JSON of [version, names of the lists, checksums of all columns].
+def _read_columns(path: Path, places: list[int]) -> tuple[pa.RecordBatch, bytes, dict[str, list[str]], Any]:
+    """Some columns of a file; its head, and what that holds: metrics of each stage, and checksums by column.
 
-    They are read and not mapped: on a network file system, a mapped file that another machine replaces would kill this
-    process.
+    The file is read and not mapped: on a network file system, a mapped file that another machine replaces would kill
+    this process.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is not one of ours, or damaged (`pa.ArrowInvalid`).
+        ValueError: if it is not one of ours, of this version, or damaged (`pa.ArrowInvalid`).
     """
     options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
-    many = len(places) > _MANY_COLUMNS
-    with pa.BufferReader(path.read_bytes()) if many else pa.OSFile(str(path)) as file:
+    with pa.OSFile(str(path)) as file:
         batch = pa.ipc.open_file(file, options=options, memory_pool=pa.system_memory_pool()).get_batch(0)
     metadata = batch.schema.metadata or {}
     head = metadata.get(b"audiotok", b"")
     if metadata.get(b"crc32") != str(zlib.crc32(head)).encode():
         raise ValueError("its head is not ours")
-    batch.validate()  # that no offset leads out of a buffer; what is in them, the checksums tell
-    return batch, head
-
-
-def _to_lists(columns: Sequence[pa.ListArray], checksums: Sequence[int]) -> list[Lists]:
-    """Columns as NumPy arrays; those of a stage mostly share one array of lengths.
-
-    Raises:
-        ValueError: if a checksum is another.
-    """
-    known: dict[bytes, NDArray[np.int64]] = {}
-    lists = []
-    for column, checksum in zip(columns, checksums, strict=True):
-        _, offsets, _, values = column.buffers()
-        if zlib.crc32(values or b"", zlib.crc32(offsets)) != checksum:
-            raise ValueError("a checksum is wrong")
-        key = offsets.to_pybytes()
-        if key not in known:
-            known[key] = np.diff(np.frombuffer(key, np.int32)).astype(np.int64)
-        lists.append(Lists(known[key], np.frombuffer(values or b"", column.type.value_type.to_pandas_dtype())))
-    return lists
+    layout, _, checksums = head.partition(b"\n")
+    metrics, fields = _layout(layout)
+    if batch.schema != pa.schema([fields[place] for place in places]):
+        raise ValueError("its columns are not those of its head")
+    batch.validate()  # that no offset leads out of a buffer; the checksums are for what is in them
+    return batch, head, metrics, orjson.loads(checksums)
 
 
 def _remove_abandoned(path: Path) -> None:

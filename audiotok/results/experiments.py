@@ -402,7 +402,7 @@ def _last_values(records: Sequence[Experiment]) -> dict[str, NDArray[np.float64]
     for block, members, rows in _by_block(records):
         summary = block.summary[rows]
         for column in np.flatnonzero(_measured(summary)):
-            name = ".".join(block.metrics[column])
+            name = ".".join(block.columns[column])
             if name not in found:
                 found[name] = np.full(len(records), math.nan)
             found[name][members] = summary[:, column, 0]
@@ -413,7 +413,7 @@ def _best_epochs(records: Sequence[Experiment], column: str, *, highest: bool) -
     """Epoch (from 1) of the best finite value of a `stage.metric`, the first one among equals; 0 without one."""
     found = np.zeros(len(records), np.int64)
     for block, members, rows in _by_block(records):
-        columns = [".".join(name) for name in block.metrics]
+        columns = [".".join(name) for name in block.columns]
         if column in columns:
             found[members] = np.nan_to_num(block.summary[rows, columns.index(column), 2 if highest else 1])
     return found
@@ -441,7 +441,7 @@ def _metric_names(groups: Sequence[_Group], stages: Sequence[str]) -> list[str]:
     """Metrics that any of the records measured in any of the stages, in the order of METRICS."""
     found: dict[str, None] = {}
     for block, _, rows in groups:
-        measured = [name for name, there in zip(block.metrics, _measured(block.summary[rows]), strict=True) if there]
+        measured = [name for name, there in zip(block.columns, _measured(block.summary[rows]), strict=True) if there]
         found |= dict.fromkeys(metric for stage in stages for own, metric in measured if own == stage)
     return sorted(found, key=name_rank)
 
@@ -457,26 +457,17 @@ def _fill(
     values: NDArray[np.float64],
 ) -> None:
     """Put what the experiments of one block measured where it belongs in the table."""
-    columns = block.read({(stage,) for stage in stages} | {(stage, name) for stage in stages for name in names})
-    for stage, begin in zip(stages, starts[places].T, strict=True):
-        if (stage,) not in columns:
+    for stage, (lengths, own_epochs, own_values) in block.read(stages, names).items():
+        if stage not in stages:
             continue
-        lengths = columns[stage,].lengths
-        source, target = _cells(lengths, rows, begin)
-        epochs[target] = columns[stage,].values[source]
-        for index, name in enumerate(names):
-            if (stage, name) in columns:
-                own = columns[stage, name]
-                same = own.lengths is lengths or np.array_equal(own.lengths, lengths)
-                origin, goal = (source, target) if same else _cells(own.lengths, rows, begin)  # not measured by all
-                values[index][goal] = own.values[origin]
-
-
-def _cells(lengths: NDArray[np.int64], rows: NDArray[np.int64], starts: NDArray[np.int64]) -> tuple[Any, Any]:
-    """Where the values of some rows of a column of lists are, and where they go if each row goes to its start."""
-    sizes = lengths[rows]
-    source = slice(None) if len(rows) == len(lengths) else ranges((np.cumsum(lengths) - lengths)[rows], sizes)
-    return source, ranges(starts, sizes)
+        target = ranges(starts[places, stages.index(stage)], lengths[rows])
+        source: Any = slice(None)
+        if len(rows) < len(lengths):
+            source = ranges((np.cumsum(lengths) - lengths)[rows], lengths[rows])
+        epochs[target] = own_epochs[source]
+        for name, row in zip(names, values, strict=True):
+            if name in own_values:
+                row[target] = own_values[name][source]
 
 
 def _categories(codes: NDArray[Any], names: Sequence[str]) -> "pd.Series[Any]":

@@ -163,17 +163,17 @@ def _flip(raw: bytes, place: int) -> bytes:
 
 def _some_values(raw: bytes) -> bytes:
     """Bytes of a metric's values."""
-    column = pa.ipc.open_file(pa.py_buffer(raw)).read_all().column('["train", "mmd"]')
-    values: bytes = column.combine_chunks().flatten().to_numpy().tobytes()
+    column = pa.ipc.open_file(pa.py_buffer(raw)).read_all().column("train").combine_chunks()
+    values: bytes = column.values.field("mmd").to_numpy().tobytes()
     return values
 
 
 def _another_version(raw: bytes) -> bytes:
     """The same table, whole and with right checksums, under another version."""
     table = pa.ipc.open_file(pa.py_buffer(raw)).read_all()
-    version, *others = json.loads(table.schema.metadata[b"audiotok"])
-    assert version == cache.VERSION
-    head = json.dumps([99, *others]).encode()
+    head = table.schema.metadata[b"audiotok"]
+    assert head.startswith(b"[%d," % cache.VERSION)
+    head = head.replace(b"[%d," % cache.VERSION, b"[99,", 1)
     return _arrow_file(table.replace_schema_metadata({b"audiotok": head, b"crc32": str(zlib.crc32(head)).encode()}))
 
 
