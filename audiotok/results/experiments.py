@@ -8,7 +8,7 @@ import gc
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -61,7 +61,7 @@ class Experiment:
         last_epoch: number of the last one that measured anything, 0 without one.
         measured_s: seconds of all stages of all epochs, None if none was measured.
         problems: what could not be read, one line each.
-        block: what holds its numbers, at `row`.
+        block: what holds its numbers, at `place`.
     """
 
     sig: str
@@ -77,7 +77,7 @@ class Experiment:
     measured_s: float | None = None
     problems: list[str] = field(default_factory=list)
     block: Block = field(default_factory=Block, repr=False, compare=False)
-    row: int = field(default=0, repr=False, compare=False)
+    place: int = field(default=0, repr=False, compare=False)
 
     @cached_property
     def history(self) -> History:
@@ -114,7 +114,7 @@ class Experiment:
     def touched_s(self) -> float:
         """Unix seconds of its last sign of life: by its status, else by the times of its files."""
         times = [_number(self.status.get(name)) for name in ("started", "updated", "ended")]
-        entry = self.block.entries[self.row]
+        entry = self.block.entries[self.place]
         marks = [mark for name in ("history", "argv", "state") for mark in entry[name]["marks"]]
         files = [mark[1] / 1e9 for mark in marks if mark is not None]
         return max(filter(math.isfinite, times), default=max(files, default=0.0))
@@ -151,17 +151,17 @@ def _shards(root: Path, folders: Iterable[Path], *, cached: bool) -> list[Shard]
     return [Shard(str(root.absolute()), name, group, cached=cached) for name, group in groups.items()]
 
 
-def _record(folder: Path, overrides: dict[str, Any], block: Block, row: int) -> Experiment:
-    entry = block.entries[row]
-    argv, state, history, config = entry["argv"], entry["state"], entry["history"], entry.get("config", {})
-    problems = [line for part in (history, state, argv, config) for line in part.get("problems", ())]
+def _record(folder: Path, overrides: dict[str, Any], block: Block, place: int) -> Experiment:
+    entry = block.entries[place]
+    argv, state, history, config = (entry[name] for name in ("argv", "state", "history", "config"))
+    problems = [line for part in (history, state, argv, config) for line in part["problems"]]
     if problems and not folder.is_dir():
         problems = ["no folder for this signature"]
     return Experiment(
         sig=folder.name,
         folder=folder,
         overrides=overrides,
-        configured={key: _configured(text) for key, text in config.get("values", {}).items()},
+        configured={key: _configured(text) for key, text in config["values"].items()},
         state=state["state"],
         reason=state["reason"],
         status=state["status"],
@@ -171,7 +171,7 @@ def _record(folder: Path, overrides: dict[str, Any], block: Block, row: int) -> 
         measured_s=history["duration"],
         problems=problems,
         block=block,
-        row=row,
+        place=place,
     )
 
 
@@ -220,11 +220,6 @@ class Experiments:
     metrics: tuple[str, ...]
     records: tuple[Experiment, ...]
 
-    @property
-    def root(self) -> Path:
-        """The first results folder."""
-        return self.roots[0]
-
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row per experiment, stage and epoch; there may be epochs that are newer than `runs`.
@@ -237,7 +232,7 @@ class Experiments:
     @cached_property
     def samples(self) -> pd.DataFrame:
         """One row per audio file: sig, epoch, kind (reference or estimate), clip, path; see `folders.samples_frame`."""
-        return samples_frame(self.records)
+        return samples_frame({record.sig: record.folder for record in self.records})
 
     def read_history(self, stages: Iterable[str] | None = None, metrics: Iterable[str] | None = None) -> pd.DataFrame:
         """Part of `history`: some stages, some metrics (without their stage); far cheaper with ten thousand runs."""
@@ -246,9 +241,7 @@ class Experiments:
         for cached in (True, False):
             try:
                 return _history_frame(records, stages, metrics)
-            except (
-                StaleCacheError
-            ):  # another process has rewritten the cache; the same numbers are there, or later ones
+            except StaleCacheError:  # rewritten by another process: the same numbers are there, or later ones
                 records = self._read_again(cached=cached)
         return _history_frame(records, stages, metrics)
 
@@ -298,30 +291,32 @@ def load_all(root: Roots = None, *, best_by: str = BEST_BY) -> Experiments:
 
 def _load(name: str, roots: Sequence[Path], sigs: Sequence[str], best_by: str, grid: str | None = None) -> Experiments:
     highest = metric_direction(best_by) == "higher"  # first: an error before a thousand files are read
-    with _garbage_collection_paused():
-        return _tables(name, roots, sigs, best_by, highest=highest, grid=grid)
+    folders = {root: experiment_folders(root, sigs, grid) for root in roots}
+    found = {sig for each in folders.values() for sig in each}
+    folders[roots[0]] |= {sig: roots[0] / "xps" / sig for sig in sigs if sig not in found}  # rows that say so
+    enabled = gc.isenabled()
+    gc.disable()  # the collector would go over a million new objects again and again, and find nothing to free
+    try:
+        records = _newest(_load_records({root: list(each.values()) for root, each in folders.items()}))
+        return _tables(name, roots, records, best_by, highest=highest)
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _tables(
-    name: str, roots: Sequence[Path], sigs: Sequence[str], best_by: str, *, highest: bool, grid: str | None
-) -> Experiments:
-    found = {root: experiment_folders(root, sigs, grid) for root in roots}
-    there = {sig for folders in found.values() for sig in folders}
-    found[roots[0]] |= {
-        sig: roots[0] / "xps" / sig for sig in sigs if sig not in there
-    }  # a row that says what is wrong
-    records = _newest(_load_records({root: list(folders.values()) for root, folders in found.items()}))
-    keys = _parameter_keys(records)
-    rows = [([_value(record, key) for key in keys], record) for record in records]
-    rows.sort(key=lambda row: ([natural(value) for value in row[0]], row[1].sig))
-    records = [record for _, record in rows]
-    values = {key: [row[index] for row, _ in rows] for index, key in enumerate(keys)}
+def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by: str, *, highest: bool) -> Experiments:
+    # Parameters in the order they appear; the seed last, since repeats belong together.
+    keys = dict.fromkeys(key for record in records for key in record.overrides)
+    order = sorted(keys, key=lambda key: key.rpartition(".")[2] == "seed")
+    values = {record.sig: [_value(record, key) for key in order] for record in records}
+    records = sorted(records, key=lambda record: ([natural(value) for value in values[record.sig]], record.sig))
     last = _last_values(records)
     metrics = sorted(last, key=metric_rank)
     columns: dict[str, Any] = {"sig": [record.sig for record in records]}
     taken = {*_FACTS, *metrics}
-    for key in keys:
-        columns[_distinct(key, taken | columns.keys(), "param.")] = values[key]
+    for index, key in enumerate(order):
+        column = _distinct(key, taken | columns.keys(), "param.")
+        columns[column] = [values[record.sig][index] for record in records]
     parameters = tuple(columns)[1:]
     columns |= _facts(records, _best_epochs(records, best_by, highest=highest))
     columns |= {metric: last[metric] for metric in metrics}
@@ -357,12 +352,6 @@ def _newest(records: Sequence[Experiment]) -> list[Experiment]:
     return [copies[0] for copies in groups.values()]
 
 
-def _parameter_keys(records: Iterable[Experiment]) -> list[str]:
-    """Keys that any experiment overrides, as they appear; the seed last, since repeats belong together."""
-    keys = dict.fromkeys(key for record in records for key in record.overrides)
-    return sorted(keys, key=lambda key: key.rpartition(".")[2] == "seed")
-
-
 def _value(record: Experiment, key: str) -> Any:
     return hashable(record.overrides[key]) if key in record.overrides else record.configured.get(key)
 
@@ -373,7 +362,7 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
     Raises:
         StaleCacheError: if the cache was rewritten since the records were read.
     """
-    rows = [record.block.entries[record.row]["history"]["rows"] for record in records]
+    rows = [record.block.entries[record.place]["history"]["rows"] for record in records]
     there = dict.fromkeys(stage for lengths in rows for stage in lengths)
     wanted = sorted((stage for stage in there if stages is None or stage in stages), key=stage_rank)
     lengths = np.array([[each.get(stage, 0) for stage in wanted] for each in rows], np.int64)
@@ -383,9 +372,23 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
     names = [name for name in _metric_names(groups, wanted) if metrics is None or name in metrics]
     epochs = np.empty(lengths.sum(), np.int32)
     values = np.empty((len(names), len(epochs)))
+
+    def fill(block: Block, members: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        for stage, (sizes, block_epochs, block_values) in block.read(wanted, names).items():
+            if stage not in wanted:
+                continue
+            target = ranges(starts[members, wanted.index(stage)], sizes[places])
+            source: Any = slice(None)
+            if len(places) < len(sizes):
+                source = ranges((np.cumsum(sizes) - sizes)[places], sizes[places])
+            epochs[target] = block_epochs[source]
+            for name, row in zip(names, values, strict=True):
+                if name in block_values:
+                    row[target] = block_values[name][source]
+
     with ThreadPoolExecutor(_THREADS) as pool:  # most of the time goes to the kernel and to checksums, without the GIL
         list(pool.map(lambda row: row.fill(math.nan), values))
-        list(pool.map(lambda group: _fill(*group, starts, wanted, names, epochs, values), groups))
+        list(pool.map(lambda group: fill(*group), groups))
     sigs = np.repeat(np.arange(len(records), dtype=np.int32), lengths.sum(axis=1))
     codes = np.repeat(np.tile(np.arange(len(wanted), dtype=np.int8), len(records)), lengths.ravel())
     columns = [_distinct(name, {*_KEYS, *names}, "metric.") if name in _KEYS else name for name in names]
@@ -399,8 +402,8 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
 def _last_values(records: Sequence[Experiment]) -> dict[str, NDArray[np.float64]]:
     """Last value of every `stage.metric` of each record, even where its last epochs did not measure it."""
     found: dict[str, NDArray[np.float64]] = {}
-    for block, members, rows in _by_block(records):
-        summary = block.summary[rows]
+    for block, members, places in _by_block(records):
+        summary = block.summary[places]
         for column in np.flatnonzero(_measured(summary)):
             name = ".".join(block.columns[column])
             if name not in found:
@@ -411,63 +414,38 @@ def _last_values(records: Sequence[Experiment]) -> dict[str, NDArray[np.float64]
 
 def _best_epochs(records: Sequence[Experiment], column: str, *, highest: bool) -> NDArray[np.int64]:
     """Epoch (from 1) of the best finite value of a `stage.metric`, the first one among equals; 0 without one."""
-    found = np.zeros(len(records), np.int64)
-    for block, members, rows in _by_block(records):
+    found = np.zeros(len(records))
+    for block, members, places in _by_block(records):
         columns = [".".join(name) for name in block.columns]
         if column in columns:
-            found[members] = np.nan_to_num(block.summary[rows, columns.index(column), 2 if highest else 1])
-    return found
+            found[members] = block.summary[places, columns.index(column), 2 if highest else 1]
+    return np.nan_to_num(found).astype(np.int64)
 
 
 _Group = tuple[Block, NDArray[np.int64], NDArray[np.int64]]
 
 
 def _by_block(records: Sequence[Experiment]) -> list[_Group]:
-    """Blocks, places of the records that are in each, and their rows there, which go up."""
+    """Blocks; which of the records are in each; and their places in it, which go up."""
     groups: dict[int, tuple[Block, list[tuple[int, int]]]] = {}
-    for place, record in enumerate(records):
-        groups.setdefault(id(record.block), (record.block, []))[1].append((record.row, place))
+    for member, record in enumerate(records):
+        groups.setdefault(id(record.block), (record.block, []))[1].append((record.place, member))
     pairs = [(block, np.array(sorted(items), np.int64).T) for block, items in groups.values()]
-    return [(block, places, rows) for block, (rows, places) in pairs]
+    return [(block, members, places) for block, (places, members) in pairs]
 
 
 def _measured(summary: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which metrics any of some experiments has measured, by their part of `Block.summary`."""
-    measured: NDArray[np.bool_] = ~np.isnan(summary[:, :, 1]).all(axis=0)
-    return measured
+    return ~np.isnan(summary[:, :, 1]).all(axis=0)
 
 
 def _metric_names(groups: Sequence[_Group], stages: Sequence[str]) -> list[str]:
     """Metrics that any of the records measured in any of the stages, in the order of METRICS."""
     found: dict[str, None] = {}
-    for block, _, rows in groups:
-        measured = [name for name, there in zip(block.columns, _measured(block.summary[rows]), strict=True) if there]
+    for block, _, places in groups:
+        measured = [name for name, there in zip(block.columns, _measured(block.summary[places]), strict=True) if there]
         found |= dict.fromkeys(metric for stage in stages for own, metric in measured if own == stage)
     return sorted(found, key=name_rank)
-
-
-def _fill(
-    block: Block,
-    places: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    stages: Sequence[str],
-    names: Sequence[str],
-    epochs: NDArray[np.int32],
-    values: NDArray[np.float64],
-) -> None:
-    """Put what the experiments of one block measured where it belongs in the table."""
-    for stage, (lengths, own_epochs, own_values) in block.read(stages, names).items():
-        if stage not in stages:
-            continue
-        target = ranges(starts[places, stages.index(stage)], lengths[rows])
-        source: Any = slice(None)
-        if len(rows) < len(lengths):
-            source = ranges((np.cumsum(lengths) - lengths)[rows], lengths[rows])
-        epochs[target] = own_epochs[source]
-        for name, row in zip(names, values, strict=True):
-            if name in own_values:
-                row[target] = own_values[name][source]
 
 
 def _categories(codes: NDArray[Any], names: Sequence[str]) -> "pd.Series[Any]":
@@ -479,15 +457,3 @@ def _distinct(name: str, taken: set[str], prefix: str) -> str:
     while name in taken:
         name = prefix + name
     return name
-
-
-@contextlib.contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    """The collector would go over a million new objects again and again, and find nothing to free."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

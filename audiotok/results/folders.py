@@ -7,11 +7,9 @@ Layout: `ROOT/grids/<grid>/<sig>` are symlinks to `ROOT/xps/<sig>`, which holds 
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import pandas as pd
 
 from audiotok.cluster import output_dir
@@ -128,38 +126,19 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"there are: {', '.join(listed[:_MAX_LISTED])}{more}."
 
 
-class _HasFolder(Protocol):
-    """What is needed of an `Experiment`."""
-
-    @property
-    def sig(self) -> str: ...
-
-    @property
-    def folder(self) -> Path: ...
-
-
-def samples_frame(records: Sequence[_HasFolder]) -> pd.DataFrame:
-    """List the audio files of experiments.
-
-    A reconstruction and its reference have the same `clip`. A file that a job is still writing is listed all the same.
-
-    Args:
-        records: the experiments.
+def samples_frame(folders: Mapping[str, Path]) -> pd.DataFrame:
+    """Audio files of experiments, given as folders by signature; files that a job is still writing are included.
 
     Returns:
-        One row per file: sig (category, in the order of the records), epoch (Int32; missing for references), kind
-        (category: reference, estimate), clip (name without suffix), path (`Path`); sorted by these, epochs going up.
+        One row per file: sig (category, in the order given), epoch (Int32; missing for references), kind (category:
+        reference, estimate), clip (name without suffix, the same for a reconstruction and its reference), path
+        (`Path`); sorted by these, epochs going up.
     """
-    rows = [
-        (index, *row)
-        for index, record in enumerate(records)
-        for row in sorted(_sample_files(record.folder), key=_sample_order)
-    ]
+    rows = [(sig, *row) for sig, folder in folders.items() for row in sorted(_sample_files(folder), key=_sample_order)]
     sigs, epochs, kinds, clips, paths = zip(*rows, strict=True) if rows else ((), (), (), (), ())
-    order = pd.Index([record.sig for record in records], dtype="str")
     return pd.DataFrame(
         {
-            "sig": pd.Categorical.from_codes(np.array(sigs, np.int32), order),
+            "sig": pd.Categorical(sigs, pd.Index(list(folders), dtype="str")),
             "epoch": pd.array(epochs, "Int32"),
             "kind": pd.Categorical(kinds, ["reference", "estimate"]),
             "clip": pd.array(clips, "str"),

@@ -1,8 +1,8 @@
 """Figures of a grid: learning curves, heatmap, trade-off with its Pareto front, codebooks of one run.
 
-Each function gives a matplotlib `Figure`, which shows itself in a notebook; `save_figure` writes it as PNG and SVG.
-Readable in print and by colour-blind readers: the colours of Okabe and Ito (2008) always come with another line style,
-marker or hatch; maps are cividis.
+Each function returns a matplotlib `Figure`, which shows itself in a notebook, and raises `ResultsError` if the grid lacks
+a metric (`stage.metric`), a parameter or a run, or has more than MAX_GROUPS groups. Readable in print and by colour-blind
+readers: the colours of Okabe and Ito (2008) always come with another line style, marker or hatch; maps are cividis.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from audiotok.errors import ResultsError
 from audiotok.results.experiments import Experiments
-from audiotok.results.metrics import METRICS, metric_values, pareto_front
+from audiotok.results.metrics import METRICS, metric_values, pareto_front, require_metric
 from audiotok.results.statistics import summarize
 from audiotok.results.tables import clean_text, format_value
 
@@ -38,11 +38,8 @@ def learning_curves(experiments: Experiments, metric: str, by: Sequence[str], *,
         metric: `stage.metric`.
         by: parameters that make a group; empty for one line a run.
         seeds: parameter that is averaged over; named in the title.
-
-    Raises:
-        ResultsError: if no run has the metric, a parameter does not exist, or there are more than 12 groups.
     """
-    metric_values(experiments, metric)  # refuses an unknown one
+    require_metric(experiments, metric)
     stage, _, column = metric.partition(".")
     curves = experiments.read_history([stage], [column])[["sig", "epoch", column]].dropna().astype({"sig": str})
     curves = curves.merge(experiments.runs[["sig", *_known(experiments, by)]].astype({"sig": str}), on="sig")
@@ -61,7 +58,7 @@ def learning_curves(experiments: Experiments, metric: str, by: Sequence[str], *,
 
 
 def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, best_by: str | None = None) -> Figure:
-    """Mean of a metric over runs, for each pair of two parameters, with its standard deviation below.
+    """Mean and standard deviation of a metric over runs, for each pair of values of two parameters.
 
     Args:
         experiments: the runs.
@@ -69,9 +66,6 @@ def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, b
         rows: parameter down the side.
         columns: parameter along the bottom.
         best_by: as in `metric_values`.
-
-    Raises:
-        ResultsError: if no run has the metric or a parameter does not exist.
     """
     runs = experiments.runs.assign(**{metric: metric_values(experiments, metric, best_by=best_by).to_numpy()})
     summary = summarize(runs, _known(experiments, [rows, columns]), [metric])
@@ -88,17 +82,14 @@ def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, b
 
 
 def tradeoff(experiments: Experiments, x: str, y: str, by: Sequence[str] = (), *, best_by: str | None = None) -> Figure:
-    """One point a run, such as dependence against quality; a line joins those that no other run beats in both.
+    """One point a run, such as dependence against quality, and the Pareto front.
 
     Args:
         experiments: the runs.
-        x: `stage.metric`.
-        y: `stage.metric`.
+        x: `stage.metric` with a better direction.
+        y: likewise.
         by: parameters that give a point its colour and marker.
         best_by: as in `metric_values`.
-
-    Raises:
-        ResultsError: if no run has a metric, it has no better direction, or a parameter does not exist.
     """
     points = experiments.runs[["sig", *_known(experiments, by)]].copy()
     points[x], points[y] = (metric_values(experiments, name, best_by=best_by).to_numpy() for name in (x, y))
@@ -117,16 +108,7 @@ def tradeoff(experiments: Experiments, x: str, y: str, by: Sequence[str] = (), *
 
 
 def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -> Figure:
-    """Mutual information between each two codebooks of one run, from its last evaluation.
-
-    Args:
-        experiments: the runs.
-        sig: one of them.
-        metric: measured by pairs, such as `mi`, `nmi`, `mi_groups`.
-
-    Raises:
-        ResultsError: if there is no such run, or it has not measured this by pairs.
-    """
+    """A metric measured by pairs of codebooks, such as `mi`, `nmi`, `mi_groups`, from the last evaluation of one run."""
     run = _run(experiments, sig)
     prefix = f"evaluate.{metric}_q"
     pairs = {name: run[name] for name in run.index if name.startswith(prefix) and pd.notna(run[name])}
@@ -145,15 +127,7 @@ def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -
 
 
 def codebook_usage(experiments: Experiments, sigs: Sequence[str] | None = None) -> Figure:
-    """Share of the codes in use in each codebook, from the last evaluation.
-
-    Args:
-        experiments: the runs.
-        sigs: runs to show; default all, of which there may be 12.
-
-    Raises:
-        ResultsError: if there is no such run, there are too many, or none has been evaluated.
-    """
+    """Share of the codes in use in each codebook, from the last evaluation of some runs, by default all."""
     runs = [_run(experiments, sig) for sig in (experiments.runs["sig"] if sigs is None else sigs)]
     prefix = "evaluate.usage_q"
     found = [name for name in experiments.metrics if name.startswith(prefix)]
@@ -204,14 +178,7 @@ def metric_label(name: str) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path) -> list[Path]:
-    """Write a figure as `path`.png and `path`.svg, the same bytes for the same data.
-
-    Returns:
-        The files.
-
-    Raises:
-        ResultsError: if they cannot be written.
-    """
+    """Write a figure as `path`.png and `path`.svg, the same bytes for the same data, and return both."""
     files = [Path(path).with_name(f"{Path(path).name}.{kind}") for kind in ("png", "svg")]
     try:
         for file in files:
@@ -265,11 +232,7 @@ def _add_legend(axes: Axes) -> None:
 
 
 def _check_count(groups: Sequence[Any]) -> Sequence[Any]:
-    """The groups, if a reader can distinguish so many.
-
-    Raises:
-        ResultsError: if there are more than MAX_GROUPS.
-    """
+    """The groups, if one figure can show so many."""
     if len(groups) > MAX_GROUPS:
         raise ResultsError(f"{len(groups)} groups do not fit one figure, {MAX_GROUPS} do; group by fewer parameters.")
     return groups
