@@ -1,8 +1,8 @@
 """Cache of what the JSON files hold: one Arrow IPC file per shard of signatures, `ROOT/.cache/audiotok/results-2/0a`.
 
-A row is an experiment: its entry (JSON: parts, each with size and time of the files that it was read from), a summary of
-its metrics, and for each stage a list of epochs with their numbers. Columns are read as needed and have checksums: a file
-that is damaged, foreign or of another version counts as absent. Nothing in it is executed.
+A row is an experiment: its entry (JSON of parts, each with size and time of the files that it was read from), a summary
+of its metrics, and a list of rows per stage. Columns are read as needed and have checksums: a file that is damaged,
+foreign or of another version counts as absent. Nothing in it is executed.
 """
 
 import json
@@ -68,17 +68,11 @@ class StaleCacheError(Exception):
 
 
 class Rows(NamedTuple):
-    """What one stage measured, a row per epoch, one experiment after the other.
+    """What one stage measured, a row per epoch, one experiment after the other."""
 
-    Attributes:
-        lengths: rows of each experiment [E].
-        epochs: numbers (from 1) of the epochs that measured anything [R].
-        values: of each metric [R]; NaN where not measured.
-    """
-
-    lengths: NDArray[np.int64]
-    epochs: NDArray[np.int32]
-    values: Mapping[str, Floats]
+    lengths: NDArray[np.int64]  # rows of each experiment [E]
+    epochs: NDArray[np.int32]  # numbers (from 1) of the epochs that measured anything [R]
+    values: Mapping[str, Floats]  # of each metric [R]; NaN where not measured
 
 
 @dataclass(frozen=True)
@@ -121,28 +115,26 @@ class Block:
 
 def make_block(experiments: Sequence[tuple[Entry, list[StageTable]]]) -> Block:
     """Block of experiments, in memory, from the entry and the tables of each."""
-    entries = [entry for entry, _ in experiments]
-    found: dict[str, dict[int, StageTable]] = {}
-    for row, (_, tables) in enumerate(experiments):
-        for table in tables:
-            found.setdefault(table.stage, {})[row] = table
-    metrics, rows, summaries = {}, {}, [np.empty((len(entries), 0, 3))]
-    for stage, members in found.items():
-        metrics[stage] = list(dict.fromkeys(name for table in members.values() for name in table.names))
-        places = {name: place for place, name in enumerate(metrics[stage])}
-        lengths = np.zeros(len(entries), np.int64)
-        lengths[list(members)] = [len(table.epochs) for table in members.values()]
+    tables: dict[str, dict[int, StageTable]] = {}
+    for place, (_, own) in enumerate(experiments):
+        for table in own:
+            tables.setdefault(table.stage, {})[place] = table
+    metrics, rows, summaries = {}, {}, [np.empty((len(experiments), 0, 3))]
+    for stage, found in tables.items():
+        metrics[stage] = list(dict.fromkeys(name for table in found.values() for name in table.names))
+        lengths = np.zeros(len(experiments), np.int64)
+        lengths[list(found)] = [len(table.epochs) for table in found.values()]
         stops = np.cumsum(lengths)
-        values = np.full((len(places), stops[-1]), np.nan)
-        summary = np.full((len(entries), len(places), 3), np.nan)
-        for row, table in members.items():
-            columns = [places[name] for name in table.names]
-            values[columns, stops[row] - lengths[row] : stops[row]] = table.values.T
-            summary[row, columns] = _summary(table)
-        epochs = np.concatenate([table.epochs for table in members.values()])
-        rows[stage] = Rows(lengths, epochs, dict(zip(places, values, strict=True)))
+        values = np.full((len(metrics[stage]), stops[-1]), np.nan)
+        summary = np.full((len(experiments), len(metrics[stage]), 3), np.nan)
+        for place, table in found.items():
+            columns = [metrics[stage].index(name) for name in table.names]
+            values[columns, stops[place] - lengths[place] : stops[place]] = table.values.T
+            summary[place, columns] = _summary(table)
+        epochs = np.concatenate([table.epochs for table in found.values()])
+        rows[stage] = Rows(lengths, epochs, dict(zip(metrics[stage], values, strict=True)))
         summaries.append(summary)
-    return Block(entries, metrics, np.concatenate(summaries, axis=1), rows)
+    return Block([entry for entry, _ in experiments], metrics, np.concatenate(summaries, axis=1), rows)
 
 
 def _summary(table: StageTable) -> Floats:
@@ -156,18 +148,17 @@ def _summary(table: StageTable) -> Floats:
     return np.stack([values[final, np.arange(values.shape[1])], lowest * some, highest * some], axis=1)
 
 
-def select(block: Block, places: Sequence[int]) -> Block:
+def select(block: Block, places: Sequence[int] | NDArray[np.int64]) -> Block:
     """Block of some of the experiments of another one, in memory.
 
     Raises:
         StaleCacheError: if the file is no longer as it was.
     """
-    chosen = list(places)
     rows = {}
     for stage, (lengths, epochs, values) in block.read().items():
-        index = ranges((np.cumsum(lengths) - lengths)[chosen], lengths[chosen])
-        rows[stage] = Rows(lengths[chosen], epochs[index], {name: column[index] for name, column in values.items()})
-    return Block([block.entries[place] for place in chosen], block.metrics, block.summary[chosen], rows)
+        index = ranges((np.cumsum(lengths) - lengths)[places], lengths[places])
+        rows[stage] = Rows(lengths[places], epochs[index], {name: column[index] for name, column in values.items()})
+    return Block([block.entries[place] for place in places], block.metrics, block.summary[places], rows)
 
 
 def join(first: Block, second: Block) -> Block:
@@ -177,17 +168,13 @@ def join(first: Block, second: Block) -> Block:
     for stage in dict.fromkeys([*first.metrics, *second.metrics]):
         metrics[stage] = list(dict.fromkeys(name for block in blocks for name in block.metrics.get(stage, ())))
         parts = [block.rows.get(stage) or Rows(np.zeros(len(block.entries), int), _NO_EPOCHS, {}) for block in blocks]
-        values = {
-            name: np.concatenate([part.values.get(name, np.full(len(part.epochs), np.nan)) for part in parts])
-            for name in metrics[stage]
-        }
+        columns = [[part.values.get(n, np.full(len(part.epochs), np.nan)) for part in parts] for n in metrics[stage]]
         lengths, epochs = (np.concatenate([part[index] for part in parts]) for index in (0, 1))
-        rows[stage] = Rows(lengths, epochs, values)
+        rows[stage] = Rows(lengths, epochs, dict(zip(metrics[stage], map(np.concatenate, columns), strict=True)))
     both = Block(first.entries + second.entries, metrics, rows=rows)
-    places = {column: place for place, column in enumerate(both.columns)}
-    summary = np.full((len(both.entries), len(places), 3), np.nan)
+    summary = np.full((len(both.entries), len(both.columns), 3), np.nan)
     for block, part in zip(blocks, np.split(summary, [len(first.entries)]), strict=True):
-        part[:, [places[column] for column in block.columns]] = block.summary
+        part[:, [both.columns.index(column) for column in block.columns]] = block.summary
     return replace(both, summary=summary)
 
 

@@ -29,7 +29,7 @@ from audiotok.results.folders import (
     require_signatures,
     samples_frame,
 )
-from audiotok.results.metrics import metric_direction, metric_rank, name_rank
+from audiotok.results.metrics import metric_direction, metric_rank
 from audiotok.results.read import History, encodable, hashable, natural, read_history, stage_rank
 
 BEST_BY = "valid.msspec"
@@ -51,9 +51,9 @@ class Experiment:
     Attributes:
         sig: Dora's signature.
         folder: its folder; it may not exist yet.
-        overrides: its overrides, parsed, by dotted key.
+        overrides: parsed, by dotted key.
         configured: values of its configuration for parameters that other experiments override and it does not.
-        state: NOT_STARTED, or the verdict of `audiotok.status`: PENDING, RUNNING, STALE, COMPLETED, ...
+        state: name of a `status.State`.
         reason: why it is in that state; may be empty.
         status: content of `status.json`, empty when there is none.
         profile_gpus: GPUs requested for its job, None if unknown.
@@ -308,7 +308,12 @@ def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by
     # Parameters in the order they appear; the seed last, since repeats belong together.
     keys = dict.fromkeys(key for record in records for key in record.overrides)
     order = sorted(keys, key=lambda key: key.rpartition(".")[2] == "seed")
-    values = {record.sig: [_value(record, key) for key in order] for record in records}
+    values = {
+        record.sig: [
+            hashable(record.overrides[k]) if k in record.overrides else record.configured.get(k) for k in order
+        ]
+        for record in records
+    }
     records = sorted(records, key=lambda record: ([natural(value) for value in values[record.sig]], record.sig))
     last = _last_values(records)
     metrics = sorted(last, key=metric_rank)
@@ -350,10 +355,6 @@ def _newest(records: Sequence[Experiment]) -> list[Experiment]:
             copies[0].problems.append(f"also in {others}, which is older and not shown")
             logger.warning("%s: %s", copies[0].folder, copies[0].problems[-1])
     return [copies[0] for copies in groups.values()]
-
-
-def _value(record: Experiment, key: str) -> Any:
-    return hashable(record.overrides[key]) if key in record.overrides else record.configured.get(key)
 
 
 def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metrics: set[str] | None) -> pd.DataFrame:
@@ -445,7 +446,7 @@ def _metric_names(groups: Sequence[_Group], stages: Sequence[str]) -> list[str]:
     for block, _, places in groups:
         measured = [name for name, there in zip(block.columns, _measured(block.summary[places]), strict=True) if there]
         found |= dict.fromkeys(metric for stage in stages for own, metric in measured if own == stage)
-    return sorted(found, key=name_rank)
+    return sorted(found, key=lambda name: metric_rank(f".{name}"))
 
 
 def _categories(codes: NDArray[Any], names: Sequence[str]) -> "pd.Series[Any]":

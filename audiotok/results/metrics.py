@@ -17,17 +17,11 @@ Direction = Literal["higher", "lower", "neutral"]
 
 
 class Metric(NamedTuple):
-    """One metric.
+    """One metric."""
 
-    Attributes:
-        direction: which way is better; neutral ones cannot choose a best epoch.
-        unit: unit of the number, empty when it has none.
-        description: a few words for a report.
-    """
-
-    direction: Direction
-    unit: str
-    description: str
+    direction: Direction  # neutral ones cannot choose a best epoch
+    unit: str  # empty if it has none
+    description: str  # a few words for a report
 
 
 METRICS: dict[str, Metric] = {
@@ -63,25 +57,14 @@ METRICS: dict[str, Metric] = {
 }
 
 HEADLINE = (
-    "train.mmd",
-    "valid.msspec",
-    "valid.sisnr",
-    "valid.mmd",
-    "evaluate.sisnr",
-    "evaluate.mel",
-    "evaluate.mi_groups",
-    "evaluate.mmd",
-    "evaluate.mmd_p",
-    "evaluate.usage",
-)
+    "train.mmd", "valid.msspec", "valid.sisnr", "valid.mmd", "evaluate.sisnr", "evaluate.mel", "evaluate.mi_groups",
+    "evaluate.mmd", "evaluate.mmd_p", "evaluate.usage",
+)  # fmt: skip
 """The columns that a table shows by default: how good the codec is, and how independent its codebooks."""
 
 
 def metric_direction(column: str) -> Literal["higher", "lower"]:
-    """Which way a `stage.metric` column is better.
-
-    Args:
-        column: name such as `valid.msspec` (the part after the first dot is the metric).
+    """Which way a `stage.metric` column, such as `valid.msspec`, is better.
 
     Raises:
         ResultsError: if the metric is unknown, or has no better direction.
@@ -95,15 +78,10 @@ def metric_direction(column: str) -> Literal["higher", "lower"]:
     return metric.direction
 
 
-def name_rank(name: str) -> int:
-    """Metrics in the order of METRICS, unknown ones last."""
-    return _ORDER.get(name, len(_ORDER))
-
-
 def metric_rank(column: str) -> tuple[int, int]:
     """Order of `stage.metric` columns: stages as they run, metrics as in METRICS, unknown ones as they appeared."""
     stage, _, name = column.partition(".")
-    return stage_rank(stage), name_rank(name)
+    return stage_rank(stage), _ORDER.get(name, len(_ORDER))
 
 
 _ORDER = {name: rank for rank, name in enumerate(METRICS)}
@@ -127,14 +105,7 @@ class _Runs(Protocol):
 
 
 def require_metric(experiments: _Runs, name: str) -> str:
-    """Check that some run has a metric.
-
-    Args:
-        experiments: the runs.
-        name: `stage.metric`, such as `evaluate.sisnr`.
-
-    Returns:
-        The name.
+    """Check that some run has a metric, such as `evaluate.sisnr`, and return its name.
 
     Raises:
         ResultsError: if no run has it; the message holds the nearest ones.
@@ -173,21 +144,15 @@ def metric_values(experiments: _Runs, name: str, *, best_by: str | None = None) 
         return experiments.runs.set_index("sig")[name].astype(np.float64)
     sign = _sign(best_by)
     require_metric(experiments, best_by)
-    epochs = (
-        _finite_values(experiments, name).to_frame().join(_finite_values(experiments, best_by).rename("score") * -sign)
-    )
+    scores = _finite_values(experiments, best_by).rename("score") * -sign
+    epochs = _finite_values(experiments, name).to_frame().join(scores)
     epochs = epochs.dropna().sort_values("score", kind="stable").groupby(level="sig", observed=True).head(1)
     best: pd.Series = epochs[name].groupby(level="sig", observed=True).first()
     return best.reindex(experiments.runs["sig"]).astype(np.float64)
 
 
 def pareto_front(runs: pd.DataFrame, x: str, y: str) -> pd.Series:
-    """Rows that no other row beats by being at least as good in both metrics and better in one.
-
-    Args:
-        runs: rows with the columns `x` and `y`.
-        x: `stage.metric`.
-        y: `stage.metric`.
+    """Rows that no other row beats by being at least as good in both metrics (`stage.metric`) and better in one.
 
     Returns:
         Boolean Series with the index of `runs`; False where a value is missing. Equal points are on it together.

@@ -1,7 +1,7 @@
 """Figures of a grid: learning curves, heatmap, trade-off with its Pareto front, codebooks of one run.
 
-Each function returns a matplotlib `Figure`, which shows itself in a notebook, and raises `ResultsError` if the grid lacks
-a metric (`stage.metric`), a parameter or a run, or has more than MAX_GROUPS groups. Readable in print and by colour-blind
+Each function returns a matplotlib `Figure`, which shows itself in a notebook, and raises `ResultsError` for a metric, a
+parameter or a run that the grid has not, and for more than MAX_GROUPS groups. Readable in print and by colour-blind
 readers: the colours of Okabe and Ito (2008) always come with another line style, marker or hatch; maps are cividis.
 """
 
@@ -108,7 +108,7 @@ def tradeoff(experiments: Experiments, x: str, y: str, by: Sequence[str] = (), *
 
 
 def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -> Figure:
-    """A metric measured by pairs of codebooks, such as `mi`, `nmi`, `mi_groups`, from the last evaluation of one run."""
+    """A metric of pairs of codebooks, such as `mi`, `nmi`, `mi_groups`, from the last evaluation of one run."""
     run = _run(experiments, sig)
     prefix = f"evaluate.{metric}_q"
     pairs = {name: run[name] for name in run.index if name.startswith(prefix) and pd.notna(run[name])}

@@ -38,24 +38,28 @@ _MAX_REFERENCES = 10
 
 
 def read_json_file(path: Path, kind: type, problems: list[str]) -> Any:
-    """Read a JSON file that should hold a list or an object.
+    """Read a JSON file that should hold a list or a dict; None if it is missing, or damaged: a line in `problems`."""
+    return _read_json(path, kind, problems)[0]
 
-    Args:
-        path: the file.
-        kind: `list` or `dict`.
-        problems: gets a line if the file is damaged.
 
-    Returns:
-        Its content; None if the file is missing or damaged.
-    """
-    raw = _read_bytes(path, problems)
-    return None if raw is None else _parse_json_file(raw, path.name, kind, problems)
+def _read_json(path: Path, kind: type, problems: list[str]) -> tuple[Any, bytes]:
+    """Content of a JSON file and its text, see `read_json_file`."""
+    raw = b""
+    try:
+        raw = path.read_bytes()
+        content = parse_json(raw)
+        if isinstance(content, kind):
+            return content, raw
+        problems.append(f"{path.name} holds a {type(content).__name__}, not a {kind.__name__}")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.name} cannot be read ({type(error).__name__}: {error})")
+    return None, raw
 
 
 def parse_json(raw: bytes) -> Any:
-    """Parse JSON, three times faster than the standard library where it is strict JSON.
-
-    NaN, Infinity and lone surrogates, which Python writes and strict JSON has not, are left to the standard library.
+    """Parse JSON, three times faster than the standard library, to which NaN, Infinity and lone surrogates are left.
 
     Raises:
         ValueError: if it is not JSON.
@@ -75,28 +79,6 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _read_bytes(path: Path, problems: list[str]) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        problems.append(f"{path.name} cannot be read ({type(error).__name__}: {error})")
-        return None
-
-
-def _parse_json_file(raw: bytes, name: str, kind: type, problems: list[str]) -> Any:
-    try:
-        content = parse_json(raw)
-    except (ValueError, RecursionError) as error:
-        problems.append(f"{name} cannot be read ({type(error).__name__}: {error})")
-        return None
-    if not isinstance(content, kind):
-        problems.append(f"{name} holds a {type(content).__name__}, not a {kind.__name__}")
-        return None
-    return content
-
-
 class _HydraLoader(_BaseLoader):  # type: ignore[misc]
     """Safe YAML loader whose plain scalars follow Hydra's grammar: `1e-5` is a number, `yes` and `010` are strings."""
 
@@ -108,14 +90,7 @@ for _tag, _pattern in (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float"
 
 
 def parse_value(text: str) -> Any:
-    """Parse the right-hand side of an override.
-
-    Args:
-        text: what follows `=`, e.g. `3`, `1e-4`, `null`, `"a b"`, `[0.1, 1]`, `{a: 1}`.
-
-    Returns:
-        None, a bool, a number, a string, a list or a dict; the text itself where it cannot be parsed.
-    """
+    """Parse the right-hand side of an override, such as `3`, `"a b"`, `[0.1, 1]`; the text itself if it cannot be."""
     text = text.strip()
     if not text.startswith(("[", "{", '"', "'")):
         return _parse_scalar(text)
@@ -130,13 +105,10 @@ def parse_value(text: str) -> Any:
 
 
 def parse_overrides(argv: Iterable[str]) -> dict[str, Any]:
-    """Parse Hydra overrides; the last one of a key wins, as in Hydra.
-
-    Args:
-        argv: overrides such as `seed=3`, `+new=1`, `++force=2`; `~key` removes a key and gives None.
+    """Parse Hydra overrides; the last one of a key wins, as in Hydra, and `~key` gives None.
 
     Returns:
-        Values by key, in the order of the first appearance of each key.
+        Values by key without `+`, in the order of the first appearance of each key.
     """
     values: dict[str, Any] = {}
     for override in argv:
@@ -169,11 +141,7 @@ def _parse_scalar(text: str) -> bool | int | float | str | None:
 
 
 class SavedConfig:
-    """Configuration of an experiment as submitted (`frozen.json`): composed values and chosen groups, read on demand.
-
-    Args:
-        folder: folder of the experiment; the file may be missing.
-    """
+    """Configuration of an experiment as submitted (`frozen.json`, which may be missing), read on first use."""
 
     def __init__(self, folder: Path) -> None:
         self.problems: list[str] = []
@@ -185,7 +153,8 @@ class SavedConfig:
         A value that is one plain `${other.key}` is followed; other interpolations stay as text.
         """
         value = _lookup(self._config, key)
-        if _may_be_group(key, value) and key in self._choices:  # `solver` is a group and a key of the configuration
+        # A group has no dots. Where there is a key of its name too, such as `solver`, it is a section or a name.
+        if "." not in key and key in self._choices and (value is None or isinstance(value, str | dict)):
             return self._choices[key]
         for _ in range(_MAX_REFERENCES):
             match = _REFERENCE.match(value) if isinstance(value, str) else None
@@ -213,11 +182,6 @@ class SavedConfig:
     def _choices(self) -> Mapping[str, Any]:
         choices = self._frozen.get("choices")
         return choices if isinstance(choices, dict) else {}
-
-
-def _may_be_group(key: str, value: Any) -> bool:
-    """Groups have no dots, and where the configuration has a key of that name, it is a section or a name."""
-    return "." not in key and (value is None or isinstance(value, str | dict))
 
 
 def _lookup(config: Any, key: str) -> Any:
@@ -253,21 +217,13 @@ def natural(value: Any) -> tuple[int, Any]:
 
 
 class StageTable(NamedTuple):
-    """What one stage of one experiment measured.
-
-    Attributes:
-        stage: its name.
-        names: metrics, in the order they appeared.
-        epochs: numbers (from 1) of the epochs that measured anything [N].
-        values: [N, metrics]; NaN where not measured.
-        present: [N, metrics]; False where not measured, True for a NaN that was.
-    """
+    """What one stage of one experiment measured."""
 
     stage: str
-    names: tuple[str, ...]
-    epochs: NDArray[np.int32]
-    values: NDArray[np.float64]
-    present: NDArray[np.bool_]
+    names: tuple[str, ...]  # metrics, in the order they appeared
+    epochs: NDArray[np.int32]  # numbers (from 1) of the epochs that measured anything [N]
+    values: NDArray[np.float64]  # [N, metrics]; NaN where not measured
+    present: NDArray[np.bool_]  # [N, metrics]; False where not measured, True for a NaN that was
 
 
 def read_history(path: Path, problems: list[str]) -> History:
@@ -285,9 +241,8 @@ def read_tables(path: Path, problems: list[str]) -> tuple[int, list[StageTable]]
     Returns:
         Number of epochs in the file, and a table for each stage that measured anything, in the order they run.
     """
-    raw = _read_bytes(path, problems)
-    epochs = None if raw is None else _parse_json_file(raw, path.name, list, problems)
-    if raw is None or not epochs:
+    epochs, raw = _read_json(path, list, problems)
+    if not epochs:
         return 0, []
     history = epochs if _is_clean(epochs) else _clean(epochs, path.name, problems)
     stages = sorted(dict.fromkeys(chain.from_iterable(history)), key=stage_rank)

@@ -75,7 +75,8 @@ def format_table(
     cells = [format_column(items) for items in values]
     numeric = [all(map(is_numeric, items)) for items in values]
     best = [
-        best_rows(items, _direction(header)) if bold else set() for header, items in zip(headers, values, strict=True)
+        best_rows(items, _direction(header) if bold else "neutral")
+        for header, items in zip(headers, values, strict=True)
     ]
     write = {"table": _terminal, "markdown": _markdown, "latex": _latex}[fmt]
     return write(headers, cells, numeric, best)
@@ -130,7 +131,7 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
     Args:
         summary: what `summarize` returned.
         by: the columns it was grouped by.
-        pivot: one of `by` whose values become columns, such as a table of MMD weight × kernel widths.
+        pivot: one of `by`, whose values become columns.
 
     Returns:
         One row per group (without `pivot`), one column of `Estimate` per metric (and value of `pivot`).
@@ -180,9 +181,7 @@ def _expand_estimates(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _csv_value(value: Any) -> Any:
     """Lists as JSON; what is missing stays empty; numbers are left to repr, which loses nothing."""
-    if isinstance(value, tuple):
-        return json.dumps(value)
-    return value
+    return json.dumps(value) if isinstance(value, tuple) else value
 
 
 def _terminal(headers: list[str], cells: list[list[str]], numeric: list[bool], best: list[set[int]]) -> str:
@@ -227,17 +226,11 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 
 class Estimate(NamedTuple):
-    """A mean over runs; shown as `mean ± std`.
+    """A mean over runs; shown as `mean ± std`."""
 
-    Attributes:
-        mean: NaN if no run has the value.
-        std: NaN for fewer than two runs.
-        n: runs.
-    """
-
-    mean: float
-    std: float
-    n: int
+    mean: float  # NaN if no run has the value
+    std: float  # NaN for fewer than two runs
+    n: int  # runs
 
 
 def format_column(items: Sequence[Any]) -> list[str]:
