@@ -52,7 +52,7 @@ _FILES = {  # parts of an entry, and the files that each is read from
     "state": (STATUS_FILE, JOB_FILE, TASK_FILE),
     "config": (FROZEN_FILE,),
 }
-_DRIVER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from audiotok.results import cache; cache.serve()"
+_DRIVER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from audiotok.results import cache; cache._serve()"
 
 Mark = list[int] | None
 """Size in bytes and time of change in ns of a file, None where there is none; a list, as JSON gives it back."""
@@ -113,7 +113,7 @@ class Block:
         return _read_rows(self.path, self, found, metrics) if found else {}
 
 
-def make_block(experiments: Sequence[tuple[Entry, list[StageTable]]]) -> Block:
+def _make_block(experiments: Sequence[tuple[Entry, list[StageTable]]]) -> Block:
     """Block of experiments, in memory, from the entry and the tables of each."""
     tables: dict[str, dict[int, StageTable]] = {}
     for place, (_, own) in enumerate(experiments):
@@ -148,7 +148,7 @@ def _summary(table: StageTable) -> Floats:
     return np.stack([values[final, np.arange(values.shape[1])], lowest * some, highest * some], axis=1)
 
 
-def select(block: Block, places: Sequence[int] | NDArray[np.int64]) -> Block:
+def _select(block: Block, places: Sequence[int] | NDArray[np.int64]) -> Block:
     """Block of some of the experiments of another one, in memory.
 
     Raises:
@@ -161,7 +161,7 @@ def select(block: Block, places: Sequence[int] | NDArray[np.int64]) -> Block:
     return Block([block.entries[place] for place in places], block.metrics, block.summary[places], rows)
 
 
-def join(first: Block, second: Block) -> Block:
+def _join(first: Block, second: Block) -> Block:
     """One block of two, both in memory."""
     blocks = (first, second)
     metrics, rows = {}, {}
@@ -184,6 +184,10 @@ def ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.int64]:
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64)
 
 
+def _crc(array: NDArray[Any]) -> int:
+    return zlib.crc32(array.data)
+
+
 @lru_cache(maxsize=2**8)
 def _layout(text: bytes) -> tuple[dict[str, list[str]], list[pa.Field]]:
     """Metrics of each stage, and fields of a file: entries, summary, and a list of rows per stage; from its head."""
@@ -197,7 +201,7 @@ def _layout(text: bytes) -> tuple[dict[str, list[str]], list[pa.Field]]:
     return metrics, fields
 
 
-def write_block(path: Path, block: Block) -> Block | None:
+def _write_block(path: Path, block: Block) -> Block | None:
     """Write a block, which is in memory, to the cache.
 
     Returns:
@@ -209,14 +213,14 @@ def write_block(path: Path, block: Block) -> Block | None:
     width = len(block.columns) * 3
     offsets = np.arange(len(entries) + 1, dtype=np.int32) * np.int32(width)
     columns = [pa.array(entries, pa.string()), pa.ListArray.from_arrays(offsets, block.summary.ravel())]
-    checksums = [[zlib.crc32(",".join(entries).encode())], [zlib.crc32(offsets), zlib.crc32(block.summary)]]
+    checksums = [[zlib.crc32(",".join(entries).encode())], [_crc(offsets), _crc(block.summary)]]
     for kind, (stage, names) in zip(fields[2:], block.metrics.items(), strict=True):
         lengths, epochs, values = block.rows[stage]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        arrays = [epochs, *(values[name] for name in names)]
+        arrays: list[NDArray[Any]] = [epochs, *(values[name] for name in names)]
         rows = pa.StructArray.from_arrays(list(map(pa.array, arrays)), fields=list(kind.type.value_type))
         columns.append(pa.ListArray.from_arrays(offsets, rows))
-        checksums.append([zlib.crc32(array) for array in (offsets, *arrays)])
+        checksums.append([_crc(array) for array in [offsets, *arrays]])
     head = layout + b"\n" + json.dumps(checksums).encode()
     schema = pa.schema(fields, {b"audiotok": head, b"crc32": str(zlib.crc32(head)).encode()})
     sink = pa.BufferOutputStream()
@@ -232,7 +236,7 @@ def write_block(path: Path, block: Block) -> Block | None:
     return replace(block, rows={}, path=path, head=head)
 
 
-def read_block(path: Path) -> Block | None:
+def _read_block(path: Path) -> Block | None:
     """Read a file of the cache except its rows; None if there is none or it is not fit for use."""
     try:
         batch, head, metrics, checksums = _read_columns(path, [0, 1])
@@ -399,7 +403,7 @@ class Shard:
     def __init__(self, root: str, name: str, folders: Sequence[str], *, cached: bool = True) -> None:
         self.root, self.name, self.folders = root, name, folders
         self._path = Path(root, CACHE_FOLDER, name) if cached else None
-        self._block = (read_block(self._path) if self._path is not None else None) or Block()
+        self._block = (_read_block(self._path) if self._path is not None else None) or Block()
         self._places = {entry["key"]: place for place, entry in enumerate(self._block.entries)}
         self._marks = {  # taken before any file is read: a file that changes meanwhile is read again the next time
             folder: {name: [_mark(f"{folder}/{file}") for file in files] for name, files in _FILES.items()}
@@ -436,7 +440,7 @@ class Shard:
                 (kept if _may_keep(entry["history"]) else passing).append((entry, tables))
         old = replace(self._block, entries=entries)
         block = self._write(self._path, old, kept) if gained and self._path is not None else None
-        blocks = [old, make_block(kept + passing)] if block is None else [block, make_block(passing)]
+        blocks = [old, _make_block(kept + passing)] if block is None else [block, _make_block(passing)]
         places = {entry["key"]: (each, place) for each in blocks for place, entry in enumerate(each.entries)}
         return {folder: places[self._key(folder)] for folder in self.folders}
 
@@ -462,12 +466,12 @@ class Shard:
     def _update(self, folder: str, keys: Sequence[str]) -> tuple[Entry, list[StageTable] | None]:
         """Entry of an experiment, and its tables unless those in the cache hold."""
         marks = self._marks[folder]
-        wanted = [key for key in keys if key not in self.overrides[folder]]
+        missing = [key for key in keys if key not in self.overrides[folder]]
         entry = {
             "key": self._key(folder),
             "argv": self._argv[folder],
             "state": self._fresh(folder, "state") or _read_state(folder, marks["state"]),
-            "config": _read_config(folder, marks["config"], wanted, self._known(folder).get("config")),
+            "config": _read_config(folder, marks["config"], missing, self._known(folder).get("config")),
             "history": self._fresh(folder, "history"),
         }
         if entry["history"] is not None:
@@ -483,11 +487,11 @@ class Shard:
         """
         replaced = {entry["key"] for entry, _ in new}
         exists = [entry["key"] not in replaced and Path(self.root, entry["key"]).exists() for entry in old.entries]
-        block = join(select(old, np.flatnonzero(exists)), make_block(new))
+        block = _join(_select(old, np.flatnonzero(exists)), _make_block(new))
         stored = [
             {name: part for name, part in entry.items() if name == "key" or _may_keep(part)} for entry in block.entries
         ]
-        written = write_block(path, replace(block, entries=stored))
+        written = _write_block(path, replace(block, entries=stored))
         return None if written is None else replace(written, entries=block.entries)
 
 
@@ -532,7 +536,7 @@ def _fill_cache(shares: Sequence[Sequence[Shard]], keys: Sequence[str]) -> None:
             child.wait()
 
 
-def serve() -> None:
+def _serve() -> None:
     """Bring the shards up to date that stdin names: what a child process runs."""
     keys, shards = json.load(sys.stdin)
     for root, name, folders in shards:

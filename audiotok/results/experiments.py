@@ -270,7 +270,7 @@ def load_grid(name: str, root: Roots = None, *, best_by: str = BEST_BY) -> Exper
     Args:
         name: name of the grid as given to `dora grid`, e.g. `compression.encodec_mmd_32khz`.
         root: results folder, or several; default $AUDIOTOK_OUTPUT_DIR, else ./outputs. Of an experiment that is in
-            several, the one with the latest sign of life counts, and its `problems` say so.
+            several, the one with the latest sign of life counts, and its `problems` name the others.
         best_by: `stage.metric` that chooses `best_epoch`; its direction is the one declared in METRICS.
 
     Raises:
@@ -293,7 +293,7 @@ def _load(name: str, roots: Sequence[Path], sigs: Sequence[str], best_by: str, g
     highest = metric_direction(best_by) == "higher"  # first: an error before a thousand files are read
     folders = {root: experiment_folders(root, sigs, grid) for root in roots}
     found = {sig for each in folders.values() for sig in each}
-    folders[roots[0]] |= {sig: roots[0] / "xps" / sig for sig in sigs if sig not in found}  # rows that say so
+    folders[roots[0]] |= {sig: roots[0] / "xps" / sig for sig in sigs if sig not in found}  # rows for what is missing
     enabled = gc.isenabled()
     gc.disable()  # the collector would go over a million new objects again and again, and find nothing to free
     try:
@@ -344,7 +344,7 @@ def _facts(records: Sequence[Experiment], best: Any) -> dict[str, Any]:
 
 
 def _newest(records: Sequence[Experiment]) -> list[Experiment]:
-    """One record of each signature: the one with the latest sign of life, which says where the others are."""
+    """One record of each signature: the one with the latest sign of life, whose problems name the others."""
     groups: dict[str, list[Experiment]] = {}
     for record in records:
         groups.setdefault(record.sig, []).append(record)
@@ -365,20 +365,20 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
     """
     rows = [record.block.entries[record.place]["history"]["rows"] for record in records]
     there = dict.fromkeys(stage for lengths in rows for stage in lengths)
-    wanted = sorted((stage for stage in there if stages is None or stage in stages), key=stage_rank)
-    lengths = np.array([[each.get(stage, 0) for stage in wanted] for each in rows], np.int64)
-    lengths = lengths.reshape(len(records), len(wanted))
+    chosen = sorted((stage for stage in there if stages is None or stage in stages), key=stage_rank)
+    lengths = np.array([[each.get(stage, 0) for stage in chosen] for each in rows], np.int64)
+    lengths = lengths.reshape(len(records), len(chosen))
     starts = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)
     groups = _by_block(records)
-    names = [name for name in _metric_names(groups, wanted) if metrics is None or name in metrics]
+    names = [name for name in _metric_names(groups, chosen) if metrics is None or name in metrics]
     epochs = np.empty(lengths.sum(), np.int32)
     values = np.empty((len(names), len(epochs)))
 
     def fill(block: Block, members: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        for stage, (sizes, block_epochs, block_values) in block.read(wanted, names).items():
-            if stage not in wanted:
+        for stage, (sizes, block_epochs, block_values) in block.read(chosen, names).items():
+            if stage not in chosen:
                 continue
-            target = ranges(starts[members, wanted.index(stage)], sizes[places])
+            target = ranges(starts[members, chosen.index(stage)], sizes[places])
             source: Any = slice(None)
             if len(places) < len(sizes):
                 source = ranges((np.cumsum(sizes) - sizes)[places], sizes[places])
@@ -391,11 +391,11 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
         list(pool.map(lambda row: row.fill(math.nan), values))
         list(pool.map(lambda group: fill(*group), groups))
     sigs = np.repeat(np.arange(len(records), dtype=np.int32), lengths.sum(axis=1))
-    codes = np.repeat(np.tile(np.arange(len(wanted), dtype=np.int8), len(records)), lengths.ravel())
+    codes = np.repeat(np.tile(np.arange(len(chosen), dtype=np.int8), len(records)), lengths.ravel())
     columns = [_distinct(name, {*_KEYS, *names}, "metric.") if name in _KEYS else name for name in names]
     frame = pd.DataFrame(values.T, columns=columns, copy=False)
     frame.insert(0, "sig", _categories(sigs, [record.sig for record in records]))
-    frame.insert(1, "stage", _categories(codes, wanted))
+    frame.insert(1, "stage", _categories(codes, chosen))
     frame.insert(2, "epoch", epochs)
     return frame
 
@@ -437,7 +437,7 @@ def _by_block(records: Sequence[Experiment]) -> list[_Group]:
 
 def _measured(summary: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which metrics any of some experiments has measured, by their part of `Block.summary`."""
-    return ~np.isnan(summary[:, :, 1]).all(axis=0)
+    return np.asarray(~np.isnan(summary[:, :, 1]).all(axis=0))
 
 
 def _metric_names(groups: Sequence[_Group], stages: Sequence[str]) -> list[str]:

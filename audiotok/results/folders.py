@@ -98,14 +98,14 @@ def require_signatures(roots: Roots, sigs: Iterable[str]) -> list[str]:
     Raises:
         ResultsError: naming the first one that does not, and the nearest that do.
     """
-    wanted = list(dict.fromkeys(sigs))
+    required = list(dict.fromkeys(sigs))
     known = list_signatures(roots)
     there = set(known)
-    lost = next((sig for sig in wanted if sig not in there), None)
+    lost = next((sig for sig in required if sig not in there), None)
     if lost is not None:
         where = " or ".join(str(base / "xps") for base in output_roots(roots))
         raise ResultsError(f"no experiment {lost!r} in {where}; {_nearest(lost, known)}")
-    return wanted
+    return required
 
 
 def _folder_names(folder: Path) -> list[str]:

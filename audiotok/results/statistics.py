@@ -55,7 +55,7 @@ def summarize(
     for group, members in _groups(runs, by):
         for metric in metrics:
             values = _finite(members[metric])
-            low, high = confidence_interval(values, confidence, interval)
+            low, high = _confidence_interval(values, confidence, interval)
             mean = float(values.mean()) if len(values) else np.nan
             std = float(values.std(ddof=1)) if len(values) > 1 else np.nan
             rows.append((*group, metric, len(values), mean, std, low, high))
@@ -115,11 +115,11 @@ def compare(
             rows.append((*group, metric, *row))
     columns = ["n", "baseline", "mean", "difference", "low", "high", "effect", "p"]
     table = pd.DataFrame(rows, columns=[*by, "metric", *columns])
-    table["p_holm"] = holm(table["p"].to_numpy(float))
+    table["p_holm"] = _holm(table["p"].to_numpy(float))
     return table
 
 
-def confidence_interval(values: Floats, confidence: float, interval: Interval) -> tuple[float, float]:
+def _confidence_interval(values: Floats, confidence: float, interval: Interval) -> tuple[float, float]:
     """Interval of the mean; NaN for fewer than two values."""
     if len(values) < 2:
         return np.nan, np.nan
@@ -135,7 +135,7 @@ def confidence_interval(values: Floats, confidence: float, interval: Interval) -
     return float(low), float(high)
 
 
-def holm(p_values: Floats) -> Floats:
+def _holm(p_values: Floats) -> Floats:
     """P-values corrected so that the chance of any false finding among them stays bounded; NaN stays NaN."""
     corrected = np.full(len(p_values), np.nan)
     tested = np.flatnonzero(np.isfinite(p_values))
@@ -151,7 +151,7 @@ def _compare_pairs(both: Floats, confidence: float, interval: Interval, test: Te
     if n == 0:
         return (0, *[np.nan] * 7)
     differences = both[:, 1] - both[:, 0]
-    low, high = confidence_interval(differences, confidence, interval)
+    low, high = _confidence_interval(differences, confidence, interval)
     spread = differences.std(ddof=1) if n > 1 else np.nan
     effect = differences.mean() / spread if spread > 0 else np.nan
     p = np.nan if n < 2 else _p_value(differences, test)

@@ -54,7 +54,7 @@ def format_table(
     Args:
         runs: `Experiments.runs`, a summary, or any DataFrame.
         fmt: `table` (aligned, rounded), `markdown` (rounded), `latex` (booktabs, rounded) or `csv` (full precision).
-        columns: names or patterns such as `valid.*`, in the order wanted; default all.
+        columns: names or patterns such as `valid.*`, in this order; default all.
         bold: mark the best value of every metric that has a better direction; for `table`, with terminal escapes.
 
     Returns:
@@ -67,7 +67,7 @@ def format_table(
         raise ResultsError(f"no table format {fmt!r}; choose one of: {', '.join(get_args(TableFormat))}.")
     if fmt == "parquet":
         raise ResultsError("parquet is not text; give a file with output (--output FILE).")
-    frame = runs if columns is None else runs[select_columns(runs.columns, columns)]
+    frame = runs if columns is None else runs[_select_columns(runs.columns, columns)]
     if fmt == "csv":
         return _expand_estimates(frame).map(_csv_value).to_csv(index=False, lineterminator="\n")
     headers = [clean_text(str(name)) for name in frame.columns]
@@ -92,7 +92,7 @@ def write_table(
     """
     try:
         if fmt == "parquet":
-            frame = runs if columns is None else runs[select_columns(runs.columns, columns)]
+            frame = runs if columns is None else runs[_select_columns(runs.columns, columns)]
             _expand_estimates(frame).map(_csv_value).convert_dtypes().to_parquet(path, index=False)
         else:
             path.write_text(format_table(runs, fmt, columns, bold=bold and fmt != "table"), encoding="utf-8")
@@ -100,7 +100,7 @@ def write_table(
         raise ResultsError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
-def select_columns(available: Iterable[str], wanted: Iterable[str]) -> list[str]:
+def _select_columns(available: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """Expand names and shell patterns to columns, without repeats.
 
     Raises:
@@ -108,7 +108,7 @@ def select_columns(available: Iterable[str], wanted: Iterable[str]) -> list[str]
     """
     names = [str(name) for name in available]
     selected: dict[str, None] = {}
-    for pattern in wanted:
+    for pattern in patterns:
         found = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
         if not found:
             near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3) or names

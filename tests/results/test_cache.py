@@ -3,8 +3,8 @@
 import json
 import math
 import os
-import shutil
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audiotok.results import Experiments, cache, load_all, load_grid, load_sigs, read_experiment
-from audiotok.results.cache import CACHE_FOLDER, read_block, select, write_block
+from audiotok.results.cache import CACHE_FOLDER, _read_block, _select, _write_block
 from audiotok.results.read import History, read_tables
 
 GRID = "compression.encodec_mmd_demo"
@@ -260,7 +260,7 @@ def test_some_of_a_shard_after_the_other(grid: Path) -> None:
 
 
 def read_keys(root: Path) -> list[str]:
-    blocks = [read_block(path) for path in _files(root)]
+    blocks = [_read_block(path) for path in _files(root)]
     return [entry["key"] for block in blocks if block is not None for entry in block.entries]
 
 
@@ -277,8 +277,8 @@ def test_numbers_are_found_though_the_cache_was_rewritten_meanwhile(grid: Path) 
     load_all(grid)
     experiments = load_all(grid)
     for path in _files(grid):
-        block = read_block(path)
-        assert block is not None and write_block(path, select(block, [0])) is not None
+        block = _read_block(path)
+        assert block is not None and _write_block(path, _select(block, [0])) is not None
     assert _numbers(experiments.history) == _plain(grid)
     again = load_all(grid)
     shutil.rmtree(grid / ".cache")
