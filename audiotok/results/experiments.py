@@ -46,37 +46,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment, as read from its files.
+    """One experiment, as read from its files."""
 
-    Attributes:
-        sig: Dora's signature.
-        folder: its folder; it may not exist yet.
-        overrides: parsed, by dotted key.
-        configured: values of its configuration for parameters that other experiments override and it does not.
-        state: name of a `status.State`.
-        reason: why it is in that state; may be empty.
-        status: content of `status.json`, empty when there is none.
-        profile_gpus: GPUs requested for its job, None if unknown.
-        epochs: epochs in the history.
-        last_epoch: number of the last one that measured anything, 0 without one.
-        measured_s: seconds of all stages of all epochs, None if none was measured.
-        problems: what could not be read, one line each.
-        block: what holds its numbers, at `place`.
-    """
-
-    sig: str
-    folder: Path
-    overrides: dict[str, Any] = field(default_factory=dict)
+    sig: str  # Dora's signature
+    folder: Path  # its folder; it may not exist yet
+    overrides: dict[str, Any] = field(default_factory=dict)  # parsed, by dotted key
+    # Values of its configuration for parameters that other experiments override and it does not.
     configured: dict[str, Any] = field(default_factory=dict)
-    state: str = "NOT_STARTED"
-    reason: str = ""
-    status: dict[str, Any] = field(default_factory=dict)
-    profile_gpus: Any = None
-    epochs: int = 0
-    last_epoch: int = 0
-    measured_s: float | None = None
-    problems: list[str] = field(default_factory=list)
-    block: Block = field(default_factory=Block, repr=False, compare=False)
+    state: str = "NOT_STARTED"  # name of a `status.State`
+    reason: str = ""  # why it is in that state; may be empty
+    status: dict[str, Any] = field(default_factory=dict)  # content of `status.json`, empty when there is none
+    profile_gpus: Any = None  # GPUs requested for its job, None if unknown
+    epochs: int = 0  # epochs in the history
+    last_epoch: int = 0  # number of the last one that measured anything, 0 without one
+    measured_s: float | None = None  # seconds of all stages of all epochs, None if none was measured
+    problems: list[str] = field(default_factory=list)  # what could not be read, one line each
+    block: Block = field(default_factory=Block, repr=False, compare=False)  # what holds its numbers, at `place`
     place: int = field(default=0, repr=False, compare=False)
 
     @cached_property
@@ -202,23 +187,14 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Experiments:
-    """Experiments as tables; `history` and `samples` are read on first use.
+    """Experiments as tables; `history` and `samples` are read on first use."""
 
-    Attributes:
-        name: name of the grid, or `signatures`, or `all`.
-        roots: results folders.
-        runs: one row per experiment, sorted by its parameters; columns in docs/results.md.
-        parameters: columns of `runs` that are parameters.
-        metrics: columns of `runs` that are metrics, `stage.metric` each.
-        records: what the rows were made of, in the same order.
-    """
-
-    name: str
-    roots: tuple[Path, ...]
-    runs: pd.DataFrame
-    parameters: tuple[str, ...]
-    metrics: tuple[str, ...]
-    records: tuple[Experiment, ...]
+    name: str  # name of the grid, or `signatures`, or `all`
+    roots: tuple[Path, ...]  # results folders
+    runs: pd.DataFrame  # one row per experiment, sorted by its parameters; columns in docs/results.md
+    parameters: tuple[str, ...]  # columns of `runs` that are parameters
+    metrics: tuple[str, ...]  # columns of `runs` that are metrics, `stage.metric` each
+    records: tuple[Experiment, ...]  # what the rows were made of, in the same order
 
     @cached_property
     def history(self) -> pd.DataFrame:
