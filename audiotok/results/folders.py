@@ -71,8 +71,8 @@ def grid_signatures(roots: Roots, name: str) -> list[str]:
 def experiment_folders(root: Path, sigs: Sequence[str], grid: str | None = None) -> dict[str, Path]:
     """Folders of those signatures that a results folder has.
 
-    `xps/<sig>` of the same root comes first, so that a folder copied from another machine, where the absolute
-    links of the grid lead nowhere (or to another copy), is read as it is. The grid's own entry comes second.
+    `xps/<sig>` of the same root comes first, so that a copy is read as it is, even if links of its grid are absolute and
+    lead to the original. The grid's own entry comes second.
 
     Raises:
         ResultsError: if one is not a signature.
