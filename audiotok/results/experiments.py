@@ -31,12 +31,9 @@ from audiotok.results.folders import (
 )
 from audiotok.results.metrics import metric_direction, metric_rank
 from audiotok.results.read import History, encodable, hashable, natural, read_history, stage_rank
+from audiotok.text import number_in
 
 BEST_BY = "valid.msspec"
-_FACTS = (
-    "sig", "state", "reason", "epochs", "last_epoch", "best_epoch", "duration", "gpu_hours", "host", "commit",
-    "problems",
-)  # fmt: skip
 _KEYS = ("sig", "stage", "epoch")
 _MAX_LOGGED = 10
 _THREADS = 2
@@ -72,37 +69,38 @@ class Experiment:
     @property
     def host(self) -> str:
         """Machine of the last job; may be empty."""
-        return _text(self.status.get("host"))
+        return encodable(str(self.status.get("host") or ""))
 
     @property
     def commit(self) -> str:
         """Commit of the code that ran; may be empty."""
-        return _text(self.status.get("commit"))
+        return encodable(str(self.status.get("commit") or ""))
 
     @property
     def duration_s(self) -> float:
         """Seconds of work: all stages of all epochs, else of its last job; NaN if unknown."""
         if self.measured_s is not None:
             return self.measured_s
-        start, end = _number(self.status.get("started")), _number(self.status.get("ended"))
-        return (_number(self.status.get("updated")) if math.isnan(end) else end) - start
+        start, updated, end = (number_in(self.status, name) for name in ("started", "updated", "ended"))
+        end = updated if end is None else end
+        return math.nan if start is None or end is None else end - start
 
     @property
     def gpu_hours(self) -> float:
         """GPUs × hours of work; 0 on the CPU and before it starts, NaN if unknown."""
-        gpus = _number(self.status.get("gpus", self.profile_gpus))
+        gpus = number_in({"gpus": self.profile_gpus, **self.status}, "gpus")
         if gpus == 0 or not (self.status or self.epochs):
             return 0.0
-        return gpus * self.duration_s / 3600
+        return math.nan if gpus is None else gpus * self.duration_s / 3600
 
     @property
     def touched_s(self) -> float:
         """Unix seconds of its last sign of life: by its status, else by the times of its files."""
-        times = [_number(self.status.get(name)) for name in ("started", "updated", "ended")]
+        times = [number_in(self.status, name) for name in ("started", "updated", "ended")]
         entry = self.block.entries[self.place]
         marks = [mark for name in ("history", "argv", "state") for mark in entry[name]["marks"]]
         files = [mark[1] / 1e9 for mark in marks if mark is not None]
-        return max(filter(math.isfinite, times), default=max(files, default=0.0))
+        return max((time for time in times if time is not None), default=max(files, default=0.0))
 
 
 def read_experiment(folder: str | Path) -> Experiment:
@@ -172,17 +170,6 @@ def _log_problems(records: Sequence[Experiment]) -> None:
         logger.warning("%s: %s", record.folder, encodable("; ".join(record.problems)))
     if len(damaged) > _MAX_LOGGED:
         logger.warning("and %d more experiments with files that cannot be read", len(damaged) - _MAX_LOGGED)
-
-
-def _text(value: Any) -> str:
-    return encodable(str(value or ""))
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:  # JSON allows integers of any size
-        return math.nan
 
 
 @dataclass(frozen=True)
@@ -294,13 +281,13 @@ def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by
     last = _last_values(records)
     metrics = sorted(last, key=metric_rank)
     columns: dict[str, Any] = {"sig": [record.sig for record in records]}
-    taken = {*_FACTS, *metrics}
+    facts = _facts(records, _best_epochs(records, best_by, highest=highest))
+    taken = {*facts, *metrics, "problems"}
     for index, key in enumerate(order):
         column = _distinct(key, taken | columns.keys(), "param.")
         columns[column] = [values[record.sig][index] for record in records]
     parameters = tuple(columns)[1:]
-    columns |= _facts(records, _best_epochs(records, best_by, highest=highest))
-    columns |= {metric: last[metric] for metric in metrics}
+    columns |= facts | {metric: last[metric] for metric in metrics}
     columns["problems"] = ["; ".join(record.problems) for record in records]
     return Experiments(name, tuple(roots), pd.DataFrame(columns), parameters, tuple(metrics), tuple(records))
 

@@ -1,8 +1,7 @@
 """Statistics of runs: groups over seeds, and conditions against a baseline.
 
 The computations are SciPy's: bootstrap (Efron and Tibshirani, 1993, chapter 13), paired t-test, sign-flip permutation
-test. Holm's correction (Holm, 1979) is for all comparisons of one table. A handful of seeds decides little: `n` stands
-in every row.
+test. Holm's correction (Holm, 1979) is for all comparisons of one table. With few seeds, look at `n` first.
 """
 
 import warnings
@@ -36,7 +35,7 @@ def summarize(
 
     Args:
         runs: one row per run.
-        by: columns that make a group; what else differs within it (the seed) is averaged over.
+        by: columns that make a group, over which the rest (the seed) is averaged.
         metrics: columns to summarise; missing values are left out.
         confidence: of the interval, between 0 and 1.
         interval: `bootstrap` (percentiles of resampled means; too narrow below about 8 runs) or `t` (Student's, which
