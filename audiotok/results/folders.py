@@ -71,8 +71,8 @@ def grid_signatures(roots: Roots, name: str) -> list[str]:
 def experiment_folders(root: Path, sigs: Sequence[str], grid: str | None = None) -> dict[str, Path]:
     """Folders of those signatures that a results folder has.
 
-    `xps/<sig>` of the same root comes first, so that a copy is read as it is, even if links of its grid are absolute and
-    lead to the original; the grid's own entry second.
+    `xps/<sig>` of the same root comes first, so that a copy is read as it is, even if links of its grid are absolute
+    and lead to the original; the grid's own entry second.
 
     Raises:
         ResultsError: if one is not a signature.
