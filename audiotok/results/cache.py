@@ -45,6 +45,7 @@ MIN_BYTES_FOR_PROCESSES = 2**26  # of JSON; with less, starting processes takes 
 _MAX_PROCESSES = 4
 _REST_S = 30.0  # a file that changed less than that ago may be changing still, and is not worth keeping
 _ABANDONED_S = 3600.0
+_SMALL_BYTES = 2**19
 _NO_EPOCHS = np.empty(0, np.int32)
 _FILES = {  # parts of an entry, and the files that each is read from
     "history": ("history.json",),
@@ -290,13 +291,14 @@ def _read_columns(
     Args:
         path: the file.
         places: of the columns.
-        whole: read the file at once, which is faster for most of it.
+        whole: read the file at once, which is faster for most of it, and for a small file.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is not one of ours, of this version, or damaged (`pa.ArrowInvalid`).
     """
     options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
+    whole = whole or path.stat().st_size < _SMALL_BYTES
     with pa.BufferReader(path.read_bytes()) if whole else pa.OSFile(str(path)) as file:
         batch = pa.ipc.open_file(file, options=options).get_batch(0)
     metadata = batch.schema.metadata or {}
@@ -327,6 +329,11 @@ def _mark(path: str) -> Mark:
     return [found.st_size, found.st_mtime_ns]
 
 
+def _marks(folder: str, name: str) -> list[Mark]:
+    """Marks of the files of a part; taken before they are read: what changes meanwhile is read again the next time."""
+    return [_mark(f"{folder}/{file}") for file in _FILES[name]]
+
+
 def _is_at_rest(mark: Mark) -> bool:
     return mark is None or mark[1] < (time.time() - _REST_S) * 1e9
 
@@ -336,8 +343,8 @@ def _may_keep(part: Part) -> bool:
     return bool(part.get("settled", True)) and all(map(_is_at_rest, part["marks"]))
 
 
-def _read_history(folder: str, marks: list[Mark]) -> tuple[Part, list[StageTable]]:
-    part: Part = {"marks": marks, "problems": []}
+def _read_history(folder: str) -> tuple[Part, list[StageTable]]:
+    part: Part = {"marks": _marks(folder, "history"), "problems": []}
     part["epochs"], tables = read_tables(Path(folder, *_FILES["history"]), part["problems"])
     part["last_epoch"] = max((int(table.epochs[-1]) for table in tables), default=0)
     part["rows"] = {table.stage: len(table.epochs) for table in tables}
@@ -348,9 +355,9 @@ def _read_history(folder: str, marks: list[Mark]) -> tuple[Part, list[StageTable
     return part, tables
 
 
-def _read_argv(folder: str, marks: list[Mark]) -> Part:
+def _read_argv(folder: str) -> Part:
     """The overrides as text; they are parsed each time, which is faster than to keep them parsed."""
-    part: Part = {"marks": marks, "problems": []}
+    part: Part = {"marks": _marks(folder, "argv"), "problems": []}
     (name,) = _FILES["argv"]
     argv = read_json_file(Path(folder, name), list, part["problems"])
     if argv is None and not part["problems"]:
@@ -359,7 +366,8 @@ def _read_argv(folder: str, marks: list[Mark]) -> Part:
     return part
 
 
-def _read_state(folder: str, marks: list[Mark]) -> Part:
+def _read_state(folder: str) -> Part:
+    marks = _marks(folder, "state")
     part: Part = {"marks": marks, "problems": []}
     contents = {}
     for name, mark in zip(_FILES["state"], marks, strict=True):
@@ -375,16 +383,12 @@ def _read_state(folder: str, marks: list[Mark]) -> Part:
     return part
 
 
-def _read_config(folder: str, marks: list[Mark], keys: Iterable[str], known: Part | None) -> Part:
+def _read_config(folder: str, keys: Iterable[str]) -> Part:
     """Some values of the configuration, each as JSON text, which keeps any number as it is."""
-    fresh = known is not None and known["marks"] == marks
-    values = known["values"] if known is not None and fresh else {}
-    missing = [key for key in keys if key not in values]
-    if known is not None and fresh and not missing:
-        return known
+    part: Part = {"marks": _marks(folder, "config")}
     saved = SavedConfig(Path(folder))
-    values = {key: json.dumps(hashable(saved.get(key))) for key in [*values, *missing]}
-    return {"marks": marks, "values": values, "problems": saved.problems}
+    part["values"] = {key: json.dumps(hashable(saved.get(key))) for key in keys}
+    return part | {"problems": saved.problems}
 
 
 class Shard:
@@ -405,13 +409,7 @@ class Shard:
         self._path = Path(root, CACHE_FOLDER, name) if cached else None
         self._block = (_read_block(self._path) if self._path is not None else None) or Block()
         self._places = {entry["key"]: place for place, entry in enumerate(self._block.entries)}
-        self._marks = {  # taken before any file is read: a file that changes meanwhile is read again the next time
-            folder: {name: [_mark(f"{folder}/{file}") for file in files] for name, files in _FILES.items()}
-            for folder in folders
-        }
-        self._argv = {
-            folder: self._fresh(folder, "argv") or _read_argv(folder, self._marks[folder]["argv"]) for folder in folders
-        }
+        self._argv = {folder: self._fresh(folder, "argv") or _read_argv(folder) for folder in folders}
         self.overrides = {folder: parse_overrides(part["argv"]) for folder, part in self._argv.items()}
 
     def load(self, keys: Sequence[str]) -> dict[str, tuple[Block, int]]:
@@ -448,7 +446,8 @@ class Shard:
         """Bytes of the histories that have to be parsed, if the cache can then keep them."""
         if self._path is None or not os.access(next(filter(Path.is_dir, self._path.parents)), os.W_OK):
             return 0
-        marks = [self._marks[folder]["history"][0] for folder in self.folders if not self._fresh(folder, "history")]
+        stale = [folder for folder in self.folders if not self._fresh(folder, "history")]
+        marks = [_marks(folder, "history")[0] for folder in stale]
         return sum(mark[0] for mark in marks if mark is not None and _is_at_rest(mark))
 
     def _key(self, folder: str) -> str:
@@ -461,22 +460,23 @@ class Shard:
     def _fresh(self, folder: str, name: str) -> Part | None:
         """Part of an entry, if its files are as they were when it was read."""
         part: Part | None = self._known(folder).get(name)
-        return part if part is not None and part["marks"] == self._marks[folder][name] else None
+        return part if part is not None and part["marks"] == _marks(folder, name) else None
 
     def _update(self, folder: str, keys: Sequence[str]) -> tuple[Entry, list[StageTable] | None]:
         """Entry of an experiment, and its tables unless those in the cache hold."""
-        marks = self._marks[folder]
-        missing = [key for key in keys if key not in self.overrides[folder]]
+        config = self._fresh(folder, "config")
+        kept = {} if config is None else config["values"]
+        missing = [key for key in keys if key not in self.overrides[folder] and key not in kept]
         entry = {
             "key": self._key(folder),
             "argv": self._argv[folder],
-            "state": self._fresh(folder, "state") or _read_state(folder, marks["state"]),
-            "config": _read_config(folder, marks["config"], missing, self._known(folder).get("config")),
+            "state": self._fresh(folder, "state") or _read_state(folder),
+            "config": _read_config(folder, [*kept, *missing]) if config is None or missing else config,
             "history": self._fresh(folder, "history"),
         }
         if entry["history"] is not None:
             return entry, None
-        entry["history"], tables = _read_history(folder, marks["history"])
+        entry["history"], tables = _read_history(folder)
         return entry, tables
 
     def _write(self, path: Path, old: Block, new: list[tuple[Entry, list[StageTable]]]) -> Block | None:
