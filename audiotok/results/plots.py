@@ -76,8 +76,10 @@ def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, b
         means[where], spreads[where] = record["mean"], record["std"]
     figure, axes = _new_figure(f"{metric} of {experiments.name}", columns, rows)
     _draw_matrix(figure, axes, means, metric_label(metric), spreads=spreads)
-    axes.set_xticks(range(len(ticks[1])), [_short_text(value) for value in ticks[1]], rotation=30, ha="right")
-    axes.set_yticks(range(len(ticks[0])), [_short_text(value) for value in ticks[0]])
+    axes.set_xticks(
+        range(len(ticks[1])), [_plain_text(format_value(value)) for value in ticks[1]], rotation=30, ha="right"
+    )
+    axes.set_yticks(range(len(ticks[0])), [_plain_text(format_value(value)) for value in ticks[0]])
     return figure
 
 
@@ -164,7 +166,9 @@ def _run(experiments: Experiments, sig: str) -> "pd.Series[Any]":
 
 def _name(by: Sequence[str], group: Any, runs: int) -> str:
     values = group if isinstance(group, tuple) and len(by) == len(group) else (group,)
-    text = ", ".join(f"{name.rpartition('.')[2]}={_short_text(value)}" for name, value in zip(by, values, strict=True))
+    text = ", ".join(
+        f"{name.rpartition('.')[2]}={_plain_text(format_value(value))}" for name, value in zip(by, values, strict=True)
+    )
     return _plain_text(text if runs == 1 else f"{text} ({runs} runs)")
 
 
@@ -236,11 +240,6 @@ def _check_count(groups: Sequence[Any]) -> Sequence[Any]:
     if len(groups) > MAX_GROUPS:
         raise ResultsError(f"{len(groups)} groups do not fit one figure, {MAX_GROUPS} do; group by fewer parameters.")
     return groups
-
-
-def _short_text(value: Any) -> str:
-    """A parameter in a few characters."""
-    return _plain_text(format_value(value))
 
 
 def _plain_text(text: str) -> str:

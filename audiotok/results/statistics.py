@@ -35,11 +35,11 @@ def summarize(
 
     Args:
         runs: one row per run.
-        by: columns that make a group, over which the rest (the seed) is averaged.
+        by: columns that make a group; over the others (the seed) it is averaged.
         metrics: columns to summarise; missing values are left out.
         confidence: of the interval, between 0 and 1.
-        interval: `bootstrap` (percentiles of resampled means; too narrow below about 8 runs) or `t` (Student's, which
-            supposes normal values and is right for few).
+        interval: `bootstrap` (percentiles of resampled means; too narrow below about 8 runs) or `t` (Student's, for
+            normal values).
 
     Returns:
         One row per group and metric: the columns of `by`, `metric`, `n`, `mean`, `std` (n - 1), `low`, `high`. A number

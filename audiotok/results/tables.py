@@ -188,7 +188,8 @@ def _terminal(headers: list[str], cells: list[list[str]], numeric: list[bool], b
     columns = [[header, *column] for header, column in zip(headers, cells, strict=True)]
     for index, column in enumerate(columns):
         width = max(map(_text_width, column))
-        padded = [_pad(text, width, numeric[index]) for text in column]
+        spaces = [" " * (width - _text_width(text)) for text in column]
+        padded = [s + text if numeric[index] else text + s for s, text in zip(spaces, column, strict=True)]
         marked = [f"{_BOLD}{text}{_PLAIN}" if row - 1 in best[index] else text for row, text in enumerate(padded)]
         columns[index] = [marked[0], "-" * width, *marked[1:]]
     return "".join("  ".join(row).rstrip() + "\n" for row in zip(*columns, strict=True))
@@ -218,11 +219,6 @@ def _latex(headers: list[str], cells: list[list[str]], numeric: list[bool], best
 
 def _escape_latex(text: str) -> str:
     return "".join(_LATEX.get(char, char) for char in text)
-
-
-def _pad(text: str, width: int, right: bool) -> str:
-    space = " " * (width - _text_width(text))
-    return space + text if right else text + space
 
 
 class Estimate(NamedTuple):
