@@ -45,7 +45,7 @@ MIN_BYTES_FOR_PROCESSES = 2**26  # of JSON; with less, starting processes takes 
 _MAX_PROCESSES = 4
 _REST_S = 30.0  # a file that changed less than that ago may be changing still, and is not worth keeping
 _ABANDONED_S = 3600.0
-_SMALL_BYTES = 2**19
+_SMALL_BYTES = 2**18
 _NO_EPOCHS = np.empty(0, np.int32)
 _FILES = {  # parts of an entry, and the files that each is read from
     "history": ("history.json",),
@@ -517,13 +517,14 @@ def _fill_cache(shares: Sequence[Sequence[Shard]], keys: Sequence[str]) -> None:
     path = json.dumps([entry or os.getcwd() for entry in sys.path])  # noqa: PTH109
     children: list[subprocess.Popen[str]] = []
     try:
-        for share in shares:
+        for _ in shares:
             # In a session of its own, so that Ctrl-C reaches this process only, which then kills it.
             child = subprocess.Popen(
                 [sys.executable, "-c", _DRIVER, path], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
             )  # fmt: skip
             children.append(child)
+        for child, share in zip(children, shares, strict=True):  # all have started: a pipe holds less than a share
             assert child.stdin is not None
             with suppress(BrokenPipeError), child.stdin as stdin:
                 json.dump([keys, [(shard.root, shard.name, shard.folders) for shard in share]], stdin)
