@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from audiotok.results.experiments import CACHE_FOLDER
+from audiotok.results.cache import CACHE_FOLDER
 from benchmarks.machine import where, write_page
 
 MODULE = "benchmarks.results"

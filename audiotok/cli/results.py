@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiotok.errors import ResultsError
+from audiotok.status import State
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from audiotok.results import Experiments
+    from audiotok.results import Experiment, Experiments
 
 logger = logging.getLogger(__name__)
 
 EXIT_INCOMPLETE = 1
 WATCH_S = 10.0
 HOME_AND_CLEAR = "\x1b[H\x1b[J"
-# States after which an experiment says nothing new unless somebody submits it again.
-LIVE = frozenset({"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "UNKNOWN", "NOT_STARTED"})
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -37,7 +36,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="names or patterns, such as 'sig,seed,valid.*' (default: the headline ones; csv, parquet: all)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of stdout")
-    parser.add_argument("--samples", action="store_true", help="then say where the reconstructed samples lie")
+    parser.add_argument("--samples", action="store_true", help="then list where the reconstructed samples lie")
     parser.add_argument("--check", action="store_true", help="exit with 1 unless every experiment has completed")
     parser.add_argument(
         "--watch",
@@ -73,11 +72,11 @@ def _results(args: argparse.Namespace) -> int:
         print("".join(f"{name}\n" for name in results.list_grids(args.root)), end="")
         return 0
     if args.by is None:
-        wanting = [f"--{name}" for name in ("metric", "pivot", "baseline") if getattr(args, name) is not None]
-        if wanting:
-            raise ResultsError(f"{', '.join(wanting)} needs --by, such as --by losses.mmd.")
+        given = [f"--{name}" for name in ("metric", "pivot", "baseline") if getattr(args, name) is not None]
+        if given:
+            raise ResultsError(f"{', '.join(given)} needs --by, such as --by losses.mmd.")
     experiments = results.load_grid(args.grid, args.root)
-    while args.watch is not None and any(record.state in LIVE for record in experiments.records):
+    while args.watch is not None and any(map(_may_change, experiments.records)):
         _show(args, experiments, clear=sys.stdout.isatty())
         time.sleep(max(args.watch, 0.1))
         experiments = results.load_grid(args.grid, args.root)
@@ -94,8 +93,13 @@ def _results(args: argparse.Namespace) -> int:
     return 0
 
 
+def _may_change(record: "Experiment") -> bool:
+    state = State.of(record.state)
+    return state.live or state is State.NOT_STARTED
+
+
 def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) -> None:
-    """Print or write the table that was asked for."""
+    """Print or write the requested table."""
     from audiotok.results.tables import EXACT, format_table, headline_columns, write_table
 
     if args.by is not None:
@@ -117,8 +121,7 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
 
 def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":
     """Rows of conditions rather than of runs."""
-    from audiotok.results.metrics import HEADLINE
-    from audiotok.results.selection import metric_values
+    from audiotok.results.metrics import HEADLINE, metric_values
     from audiotok.results.statistics import compare, summarize
     from audiotok.results.tables import summary_table
 
@@ -147,15 +150,15 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
 
 def _condition(text: str, experiments: "Experiments") -> tuple[str, Any]:
     """NAME=VALUE with the value that the runs have, whatever its type."""
-    from audiotok.results.cells import format_value
+    from audiotok.results.tables import format_value
 
-    name, separator, wanted = text.partition("=")
+    name, separator, given = text.partition("=")
     if not separator or name not in experiments.parameters:
         known = ", ".join(experiments.parameters)
         raise ResultsError(f"--baseline {text}: NAME=VALUE expected; parameters are: {known}.")
     values = list(dict.fromkeys(experiments.runs[name]))
     for value in values:
-        if wanted in (str(value), format_value(value)) or _number(wanted) == value:
+        if given in (str(value), format_value(value)) or _number(given) == value:
             return name, value
     raise ResultsError(f"--baseline {text}: no run has it; {name} is one of: {', '.join(map(format_value, values))}.")
 

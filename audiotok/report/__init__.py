@@ -1,6 +1,5 @@
 """A grid as a folder of pages: table, plots, statistics, and players to listen and to vote; opens without a network."""
 
-from audiotok.report.options import ReportOptions
-from audiotok.report.page import write_report
+from audiotok.report.page import ReportOptions, write_report
 
 __all__ = ["ReportOptions", "write_report"]

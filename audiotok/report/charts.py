@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from audiotok.results.cells import clean_text
-from audiotok.results.drawing import metric_label
-from audiotok.results.frame import Experiments
+from audiotok.results.experiments import Experiments
+from audiotok.results.plots import metric_label
+from audiotok.results.tables import clean_text
 
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
@@ -21,24 +21,15 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
-class Chart:
-    """One chart; coordinates in a box of WIDTH × HEIGHT.
+class _Chart:
+    """One chart; coordinates in a box of WIDTH × HEIGHT."""
 
-    Attributes:
-        title: metric with unit and direction.
-        line: points of this run.
-        dots: the same points, where there are too few for a line to be seen.
-        band: outline of the range of all runs.
-        x_ticks: place and text.
-        y_ticks: place and text.
-    """
-
-    title: str
-    line: str
-    dots: list[tuple[float, float]]
-    band: str
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
+    title: str  # metric with unit and direction
+    line: str  # points of this run
+    dots: list[tuple[float, float]]  # the same points, where there are too few for a line to be seen
+    band: str  # outline of the range of all runs
+    x_ticks: list[tuple[float, str]]  # place and text
+    y_ticks: list[tuple[float, str]]  # place and text
 
 
 class RunCharts:
@@ -58,13 +49,13 @@ class RunCharts:
                 str(sig): group[["epoch", metric]].to_numpy(np.float64) for sig, group in rows.groupby("sig")
             }
 
-    def of(self, sig: str) -> list[Chart]:
+    def of(self, sig: str) -> list[_Chart]:
         """Charts of one run: those of the metrics that it has measured."""
         found = [(name, curves[sig]) for name, curves in self._curves.items() if sig in curves]
         return [_chart(name, points, self._ranges[name]) for name, points in found]
 
 
-def _chart(name: str, points: Floats, spread: Floats) -> Chart:
+def _chart(name: str, points: Floats, spread: Floats) -> _Chart:
     epochs, lows, highs = spread[:, 0], spread[:, 1], spread[:, 2]
     x_range, y_range = _padded(epochs.min(), epochs.max(), 0.0), _padded(lows.min(), highs.max(), 0.04)
 
@@ -76,7 +67,7 @@ def _chart(name: str, points: Floats, spread: Floats) -> Chart:
 
     around = np.concatenate([np.stack([x(epochs), y(highs)], 1), np.stack([x(epochs), y(lows)], 1)[::-1]])
     mine = np.stack([x(points[:, 0]), y(points[:, 1])], 1)
-    return Chart(
+    return _Chart(
         clean_text(metric_label(name)),
         _points(mine),
         [(round(float(a), 1), round(float(b), 1)) for a, b in mine] if len(mine) <= 30 else [],

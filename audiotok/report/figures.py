@@ -13,24 +13,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from audiotok.errors import ResultsError
-from audiotok.results.cells import clean_text
-from audiotok.results.drawing import MAX_GROUPS
-from audiotok.results.frame import Experiments
+from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import METRICS
-from audiotok.results.plots import codebook_usage, heatmap, information_matrix, learning_curves, tradeoff
+from audiotok.results.plots import MAX_GROUPS, codebook_usage, heatmap, information_matrix, learning_curves, tradeoff
+from audiotok.results.tables import clean_text
 
-DEPENDENCE = ("evaluate.mi_groups", "evaluate.mi", "evaluate.mmd", "valid.mmd", "train.mmd")
-QUALITY = ("evaluate.visqol", "evaluate.sisnr", "evaluate.mel", "valid.sisnr", "valid.msspec", "train.msspec")
-SCALES = (1.0, 1.5, 3.0)
+_DEPENDENCE = ("evaluate.mi_groups", "evaluate.mi", "evaluate.mmd", "valid.mmd", "train.mmd")
+_QUALITY = ("evaluate.visqol", "evaluate.sisnr", "evaluate.mel", "valid.sisnr", "valid.msspec", "train.msspec")
+_SCALES = (1.0, 1.5, 3.0)
 """Small, so that the words can be read on a phone; larger ones for labels that would leave no room to draw in."""
-SIZE_INCHES = (5.0, 3.4)
-LEGEND_INCHES = 0.19  # a row
-PX_PER_INCH = 96
-WIDE_LABEL = 30
-MAX_CURVES = 6
-MAX_HEATMAPS = 4
+_SIZE_INCHES = (5.0, 3.4)
+_LEGEND_INCHES = 0.19  # a row
+_PX_PER_INCH = 96
+_WIDE_LABEL = 30
+_MAX_CURVES = 6
+_MAX_HEATMAPS = 4
 
-_INK, _PAPER = "#1c1e22", "#fefefe"  # written nowhere else, so that they can be told in the file
+_INK, _PAPER = "#1c1e22", "#fefefe"  # found nowhere else in the file, so that they can be replaced
 _SETTINGS: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), _PAPER),
@@ -43,26 +42,17 @@ _DARK = {_INK: "#d9dce1", _PAPER: "#1b1e23", "stroke: #000000": "stroke: #d9dce1
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot, or why there is none.
+    """A plot, or why there is none."""
 
-    Attributes:
-        title: what it shows.
-        light: file for a light page, relative to the report.
-        dark: file for a dark page.
-        width: px of a page.
-        height: px of a page.
-        note: why it could not be drawn; empty if it was.
-    """
-
-    title: str
-    light: str = ""
-    dark: str = ""
-    width: int = 0
-    height: int = 0
-    note: str = ""
+    title: str  # what it shows
+    light: str = ""  # file for a light page, relative to the report
+    dark: str = ""  # file for a dark page
+    width: int = 0  # px of a page
+    height: int = 0  # px of a page
+    note: str = ""  # why it could not be drawn; empty if it was
 
 
-def draw(folder: Path, name: str, title: str, make: Callable[[], Figure]) -> Plot:
+def _draw(folder: Path, name: str, title: str, make: Callable[[], Figure]) -> Plot:
     """Draw one plot into `folder`/plots; data that do not allow it make a note."""
     try:
         with rc_context(_SETTINGS):
@@ -76,7 +66,7 @@ def draw(folder: Path, name: str, title: str, make: Callable[[], Figure]) -> Plo
     for light, dark in _DARK.items():
         text = text.replace(light, dark)
     (folder / files[1]).write_text(text, encoding="utf-8")
-    width, height = (round(inches * PX_PER_INCH) for inches in figure.get_size_inches())
+    width, height = (round(inches * _PX_PER_INCH) for inches in figure.get_size_inches())
     return Plot(clean_text(title), files[0], files[1], width, height)
 
 
@@ -88,30 +78,30 @@ def grid_plots(
     pair = [next((name for name in _first(metrics, names) if name in experiments.metrics), "") for names in _AXES]
     if all(pair):
         x, y = pair
-        plots.append(draw(folder, "tradeoff", f"{y} against {x}", partial(tradeoff, experiments, x, y, by)))
+        plots.append(_draw(folder, "tradeoff", f"{y} against {x}", partial(tradeoff, experiments, x, y, by)))
     if len(by) >= 2:
         evaluated = [name for name in metrics if name.startswith("evaluate.") and _directed(name)]
-        for index, name in enumerate((evaluated or list(metrics))[:MAX_HEATMAPS]):
+        for index, name in enumerate((evaluated or list(metrics))[:_MAX_HEATMAPS]):
             title = f"{name} over {by[0]} and {by[1]}, mean ± standard deviation"
-            plots.append(draw(folder, f"heatmap{index}", title, partial(heatmap, experiments, name, by[0], by[1])))
-    for index, name in enumerate(curve_metrics(experiments, metrics)[:MAX_CURVES]):
+            plots.append(_draw(folder, f"heatmap{index}", title, partial(heatmap, experiments, name, by[0], by[1])))
+    for index, name in enumerate(curve_metrics(experiments, metrics)[:_MAX_CURVES]):
         make = partial(learning_curves, experiments, name, by, seeds=seeds)
         plots.append(
-            draw(
+            _draw(
                 folder, f"curve{index}", f"{name} over epochs" + (f", mean and range over {seeds}" if by else ""), make
             )
         )
     if "evaluate.usage_q0" in experiments.metrics:
         used = experiments.runs[experiments.runs["evaluate.usage_q0"].notna()]["sig"].tolist()
         title = "codebook usage" + (f", the first {MAX_GROUPS} runs" if len(used) > MAX_GROUPS else "")
-        plots.append(draw(folder, "usage", title, partial(codebook_usage, experiments, used[:MAX_GROUPS])))
+        plots.append(_draw(folder, "usage", title, partial(codebook_usage, experiments, used[:MAX_GROUPS])))
     return plots
 
 
 def matrix_plot(experiments: Experiments, folder: Path, sig: str) -> Plot:
     """Mutual information between each two codebooks of a run."""
     title = f"Mutual information between the codebooks of {sig}"
-    return draw(folder, f"matrix-{sig}", title, partial(information_matrix, experiments, sig))
+    return _draw(folder, f"matrix-{sig}", title, partial(information_matrix, experiments, sig))
 
 
 def curve_metrics(experiments: Experiments, metrics: Sequence[str]) -> list[str]:
@@ -126,12 +116,12 @@ def curve_metrics(experiments: Experiments, metrics: Sequence[str]) -> list[str]
     return found
 
 
-_AXES = (DEPENDENCE, QUALITY)
+_AXES = (_DEPENDENCE, _QUALITY)
 
 
 def _for_page(figure: Figure) -> Figure:
     """Leave the title to the page, and put the legend below, where it hides nothing and leaves the panel its width."""
-    width, height = SIZE_INCHES
+    width, height = _SIZE_INCHES
     handles: list[Any] = []
     labels: list[str] = []
     for axes in figure.axes:
@@ -143,9 +133,9 @@ def _for_page(figure: Figure) -> Figure:
             legend.remove()
             handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = 1 if max(map(len, labels)) > WIDE_LABEL else 2
+        columns = 1 if max(map(len, labels)) > _WIDE_LABEL else 2
         figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize="small", ncols=columns)
-        height += LEGEND_INCHES * -(-len(labels) // columns)
+        height += _LEGEND_INCHES * -(-len(labels) // columns)
     figure.set_size_inches(width, height)
     return figure
 
@@ -153,13 +143,13 @@ def _for_page(figure: Figure) -> Figure:
 def _svg(figure: Figure) -> str:
     """Text of a figure in the first size that has room for its labels."""
     size = figure.get_size_inches()
-    for scale in SCALES:
+    for scale in _SCALES:
         buffer = io.StringIO()
         figure.set_size_inches(*(size * scale))
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             figure.savefig(buffer, format="svg", metadata={"Date": None})
-        if not any("collapsed" in str(warning.message) for warning in said):
+        if not any("collapsed" in str(warning.message) for warning in caught):
             break
     return buffer.getvalue()
 

@@ -59,7 +59,7 @@ def _publish(stage: Path, output: Path) -> None:
             f"{output / (foreign + links)[0]} is not the report's own; move it, or give another --output."
         )
     output.mkdir(exist_ok=True)
-    _mark(output, {*new, *old})  # first, so that a report that is cut off can still be told and replaced
+    _mark(output, {*new, *old})  # first, so that a report that is cut off can still be recognised and replaced
     for name in sorted(new, key=lambda name: (name == INDEX, name)):
         (output / name).parent.mkdir(exist_ok=True)
         (stage / name).replace(output / name)

@@ -1,7 +1,8 @@
 """Clips to listen to: of each, its reference and what each run makes of it, as 16-bit FLAC with a spectrogram.
 
 A recording's level is never changed. Files are named by their content, so no name of a clip becomes a path, and a
-reference that several runs share is there once.
+reference that several runs share is there once. Spectrograms are power in dB over time and log frequency, all of a clip
+on one scale.
 """
 
 import hashlib
@@ -13,27 +14,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import soundfile
+from matplotlib.image import imsave
+from scipy import signal
 
-from audiotok.report.spectrogram import Floats, power_spectrogram, save_spectrogram
-from audiotok.results.cells import clean_text
 from audiotok.results.read import natural
+from audiotok.results.tables import clean_text
 
 REFERENCE = "reference"
+LOWEST_HZ = 40.0
+RANGE_DB = 80.0
+ROWS = 112
+COLUMNS = 480
+WINDOW_S = 0.05
+_COLOURS = "magma"
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
-class Take:
-    """One recording of a clip.
+class _Take:
+    """One recording of a clip."""
 
-    Attributes:
-        run: signature, or `reference`.
-        epoch: epoch of the reconstruction, None for a reference.
-        source: the file.
-    """
-
-    run: str
-    epoch: int | None
-    source: Path
+    run: str  # signature, or `reference`
+    epoch: int | None  # epoch of the reconstruction, None for a reference
+    source: Path  # the file
 
 
 @dataclass(frozen=True)
@@ -41,24 +45,18 @@ class Clip:
     """One piece of music: the reference first, where there is one, then the runs in their order."""
 
     name: str
-    takes: tuple[Take, ...]
+    takes: tuple[_Take, ...]
 
 
 @dataclass
 class Listening:
-    """What the page is given.
+    """What the page is given."""
 
-    Attributes:
-        clips: {name, seconds, highest_hz, takes: [{run, epoch, audio, image}]} each, as JSON can hold it.
-        problems: recordings that could not be read, or are not as they were.
-        left_out: recordings that are not in the report because of its limits.
-        size: bytes of audio and spectrograms.
-    """
-
+    # {name, seconds, highest_hz, takes: [{run, epoch, audio, image}]} each, as JSON can hold it
     clips: list[dict[str, Any]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    left_out: int = 0
-    size: int = 0
+    problems: list[str] = field(default_factory=list)  # recordings that could not be read, or are not as they were
+    left_out: int = 0  # recordings that are not in the report because of its limits
+    size: int = 0  # bytes of audio and spectrograms
 
 
 def choose_clips(samples: pd.DataFrame, per_run: int) -> tuple[list[Clip], int]:
@@ -76,7 +74,7 @@ def choose_clips(samples: pd.DataFrame, per_run: int) -> tuple[list[Clip], int]:
     estimates = estimates[estimates["epoch"] == last]
     references = samples[samples["kind"] == REFERENCE].set_index(["sig", "clip"])["path"].to_dict()
     spread = estimates["clip"].value_counts().to_dict()
-    groups: dict[tuple[str, str], list[Take]] = {}
+    groups: dict[tuple[str, str], list[_Take]] = {}
     left_out = 0
     for sig, rows in estimates.groupby("sig", observed=True):
         records = sorted(rows.to_dict("records"), key=lambda row: (-spread[row["clip"]], natural(row["clip"])))
@@ -85,8 +83,8 @@ def choose_clips(samples: pd.DataFrame, per_run: int) -> tuple[list[Clip], int]:
             reference = references.get((sig, row["clip"]))
             takes = groups.setdefault((row["clip"], _fingerprint(reference)), [])
             if reference is not None and not takes:
-                takes.append(Take(REFERENCE, None, reference))
-            takes.append(Take(str(sig), int(row["epoch"]), row["path"]))
+                takes.append(_Take(REFERENCE, None, reference))
+            takes.append(_Take(str(sig), int(row["epoch"]), row["path"]))
     order = sorted(groups, key=lambda key: (-len(groups[key]), natural(key[0]), key[1]))
     return [Clip(key[0], tuple(groups[key])) for key in order], left_out
 
@@ -131,7 +129,7 @@ class _Recording:
         return mono
 
 
-def _readable(clip: Clip, problems: list[str]) -> Iterator[tuple[Take, _Recording]]:
+def _readable(clip: Clip, problems: list[str]) -> Iterator[tuple[_Take, _Recording]]:
     for take in clip.takes:
         try:
             exact = soundfile.info(take.source).subtype == "PCM_16"
@@ -148,7 +146,7 @@ def _readable(clip: Clip, problems: list[str]) -> Iterator[tuple[Take, _Recordin
         yield take, _Recording(wav, sample_rate)
 
 
-def _write_clip(name: str, recordings: Mapping[Take, _Recording], folder: Path) -> dict[str, Any]:
+def _write_clip(name: str, recordings: Mapping[_Take, _Recording], folder: Path) -> dict[str, Any]:
     seconds = max(recording.seconds for recording in recordings.values())
     highest_hz = next(iter(recordings.values())).sample_rate / 2
     powers = {
@@ -165,7 +163,7 @@ def _write_clip(name: str, recordings: Mapping[Take, _Recording], folder: Path) 
         scale = hashlib.sha256(repr((content, seconds, highest_hz, loudest)).encode()).hexdigest()[:20]
         image = f"audio/{scale}.png"
         if not (folder / image).exists():
-            save_spectrogram(folder / image, powers[take], loudest)
+            _save_spectrogram(folder / image, powers[take], loudest)
         takes.append({"run": take.run, "epoch": take.epoch, "audio": audio, "image": image})
     return {"name": clean_text(name), "seconds": seconds, "highest_hz": highest_hz, "takes": takes}
 
@@ -176,3 +174,42 @@ def _fingerprint(path: Path | None) -> str:
         return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return ""
+
+
+def power_spectrogram(wav: Floats, sample_rate: int, *, seconds: float, highest_hz: float) -> Floats:
+    """Power on a grid of log frequency and time.
+
+    Args:
+        wav: mono signal [T].
+        sample_rate: Hz.
+        seconds: time that the columns span; what the signal lacks is silence.
+        highest_hz: upper end of the frequencies, from LOWEST_HZ.
+
+    Returns:
+        Power [ROWS, COLUMNS], the lowest frequency first.
+    """
+    size = 2 ** max(5, round(np.log2(WINDOW_S * sample_rate)))
+    length = max(size, round(seconds * sample_rate))
+    padded = np.zeros(length)
+    padded[: min(length, len(wav))] = wav[:length]
+    hop = max(1, length // COLUMNS)
+    transform = signal.ShortTimeFFT(signal.windows.hann(size, sym=False), hop, sample_rate, scale_to="magnitude")
+    power = np.abs(transform.stft(padded, p0=0, p1=max(1, length // hop))) ** 2
+    frames = np.linspace(0, power.shape[1] - 1, COLUMNS).astype(int)
+    smoothed: Floats = _filters(transform.f, highest_hz) @ power[:, frames]
+    return smoothed
+
+
+def _save_spectrogram(path: Path, power: Floats, loudest: float) -> None:
+    """Write a spectrogram as PNG, its colours from RANGE_DB below `loudest` (power) up to it."""
+    decibels = 10 * np.log10(np.maximum(power, 1e-20) / max(loudest, 1e-20))
+    imsave(path, decibels, vmin=-RANGE_DB, vmax=0.0, cmap=_COLOURS, origin="lower")
+
+
+def _filters(frequencies: Floats, highest_hz: float) -> Floats:
+    """Triangles over log-spaced centres, each at least one bin wide to either side: [ROWS, bins]."""
+    centres = np.geomspace(LOWEST_HZ, max(highest_hz, 2 * LOWEST_HZ), ROWS)
+    widths = np.maximum(centres * (centres[1] / centres[0] - 1), frequencies[1] - frequencies[0])
+    weights = np.maximum(0.0, 1.0 - np.abs(frequencies - centres[:, None]) / widths[:, None])
+    filters: Floats = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
+    return filters

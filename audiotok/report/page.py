@@ -3,27 +3,84 @@
 import base64
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from audiotok import __version__
+from audiotok.errors import ResultsError
 from audiotok.report.charts import HEIGHT, WIDTH, RunCharts
-from audiotok.report.comparisons import compare_conditions, condition_columns
 from audiotok.report.figures import curve_metrics, grid_plots, matrix_plot
 from audiotok.report.folder import INDEX, staged
-from audiotok.report.listening import REFERENCE, Listening, choose_clips, write_clips
-from audiotok.report.options import ReportOptions
+from audiotok.report.listening import LOWEST_HZ, RANGE_DB, REFERENCE, Listening, choose_clips, write_clips
 from audiotok.report.runs import Run, run_pages
-from audiotok.report.spectrogram import LOWEST_HZ, RANGE_DB
-from audiotok.report.table import metric_of, run_columns
-from audiotok.results.cells import clean_text
-from audiotok.results.frame import Experiments
+from audiotok.report.table import compare_conditions, condition_columns, metric_of, run_columns
+from audiotok.results.experiments import Experiments
+from audiotok.results.metrics import HEADLINE, require_metric
+from audiotok.results.tables import clean_text
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPT = ("page.js", "table.js", "deck.js", "player.js", "blind_test.js", "keys.js")  # in this order
 MAX_MATRICES = 200  # pages that have the plot of their codebooks: a quarter of a second each
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Choices of the reader."""
+
+    by: Sequence[str] | None = None  # parameters of a condition; None: those that differ, without `seeds`
+    metrics: Sequence[str] | None = None  # `stage.metric` names to judge by; None: the headline ones
+    seeds: str = "seed"  # parameter that is averaged over, and that pairs the runs of two conditions
+    baseline: Mapping[str, Any] | None = None  # values of some of `by`; the condition that the others are compared with
+    clips: int = 8  # clips to listen to per run
+    audio_mb: float = 200.0  # megabytes of audio and spectrograms in all
+
+    def __post_init__(self) -> None:
+        if self.clips < 0 or not self.audio_mb >= 0:
+            raise ResultsError(f"clips={self.clips}, audio_mb={self.audio_mb}; neither may be negative.")
+
+    def conditions(self, experiments: Experiments) -> list[str]:
+        """Parameters that make a condition.
+
+        Raises:
+            ResultsError: if the grid does not have one of them.
+        """
+        if self.by is None:
+            several = len(experiments.runs) > 1
+            return [name for name in experiments.swept if name != self.seeds] if several else []
+        missing = [name for name in self.by if name not in experiments.parameters]
+        if missing:
+            known = ", ".join(experiments.parameters) or "none"
+            raise ResultsError(f"no parameter {', '.join(missing)} in {experiments.name}; there are: {known}.")
+        return list(dict.fromkeys(self.by))
+
+    def check_baseline(self, experiments: Experiments, by: Sequence[str]) -> None:
+        """Check that there is something to compare, and by what to pair it.
+
+        Raises:
+            ResultsError: if the baseline names no condition, or the runs have no seeds to pair them by.
+        """
+        unknown = [name for name in self.baseline or () if name not in by]
+        if unknown:
+            raise ResultsError(f"baseline {', '.join(unknown)} is not among the conditions: {', '.join(by) or 'none'}.")
+        if self.baseline and self.seeds not in experiments.parameters:
+            raise ResultsError(
+                f"no parameter {self.seeds!r} in {experiments.name} to pair the runs of two conditions by; "
+                "name it with seeds (--seeds), or leave the baseline out."
+            )
+
+    def judged(self, experiments: Experiments) -> list[str]:
+        """Metrics to show.
+
+        Raises:
+            ResultsError: if no run has one of them.
+        """
+        if self.metrics is None:
+            return [name for name in HEADLINE if name in experiments.metrics]
+        return [require_metric(experiments, name) for name in dict.fromkeys(self.metrics)]
 
 
 def write_report(experiments: Experiments, output: Path, options: ReportOptions | None = None) -> Listening:
@@ -78,7 +135,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
 
 def _statistics(experiments: Experiments, by: list[str], metrics: list[str], options: ReportOptions) -> dict[str, Any]:
     directed = [name for name in metrics if metric_of(experiments, name).direction != "neutral"]
-    metrics = metrics if options.metrics else directed  # the mean of a p-value says nothing, unless it is asked for
+    metrics = metrics if options.metrics else directed  # the mean of a p-value means little, unless it is requested
     measured = bool(metrics) and not experiments.runs.empty
     compared = []
     if options.baseline:

@@ -1,4 +1,4 @@
-"""Everything about one run that its page says: its parameters beside those of the others, how it went, its log."""
+"""Content of the page of one run: its parameters beside those of the others, how it went, its log."""
 
 import time
 from collections import Counter
@@ -7,67 +7,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiotok.report.table import duration_text
-from audiotok.results.cells import clean_text, format_value
-from audiotok.results.experiments import Experiment
-from audiotok.results.frame import Experiments
+from audiotok.report.table import clock_text
+from audiotok.results.experiments import Experiment, Experiments
+from audiotok.results.tables import clean_text, format_value
 from audiotok.status import JOB_FILE, read_json
 
-LOG_LINES = 30
-LOG_BYTES = 2**14
-MAX_NEIGHBOURS = 12
+_LOG_LINES = 30
+_LOG_BYTES = 2**14
+_MAX_NEIGHBOURS = 12
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A parameter of one run.
+class _Parameter:
+    """A parameter of one run."""
 
-    Attributes:
-        name: dotted key.
-        value: of this run.
-        source: `override` of this run, or `configuration`: others override it, this run has the default.
-        others: values of the other runs and how many have each; empty if all have the same.
-    """
-
-    name: str
-    value: str
-    source: str
-    others: list[tuple[str, int]]
+    name: str  # dotted key
+    value: str  # of this run
+    source: str  # `override` of this run, or `configuration`: others override it, this run has the default
+    others: list[tuple[str, int]]  # values of the other runs and how many have each; empty if all have the same
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run.
+    """One run."""
 
-    Attributes:
-        sig: signature.
-        label: the swept parameters, in a few words.
-        state: as in `Experiments.runs`.
-        reason: why; may be empty.
-        problems: what could not be read.
-        facts: names and values, such as host and duration.
-        own: parameters in which the runs of the grid differ.
-        common: parameters that all runs of the grid have alike.
-        neighbours: runs that differ in one parameter only: signature, parameter, its value there.
-        log: path of the log, empty if there is none.
-        tail: its last lines, of runs that have not completed.
-    """
-
-    sig: str
-    label: str
-    state: str
-    reason: str
-    problems: list[str]
-    facts: list[tuple[str, str]]
-    own: list[Parameter]
-    common: list[Parameter]
-    neighbours: list[tuple[str, str, str]]
-    log: str
-    tail: str
+    sig: str  # signature
+    label: str  # the swept parameters, in a few words
+    state: str  # as in `Experiments.runs`
+    reason: str  # why; may be empty
+    problems: list[str]  # what could not be read
+    facts: list[tuple[str, str]]  # names and values, such as host and duration
+    own: list[_Parameter]  # parameters in which the runs of the grid differ
+    common: list[_Parameter]  # parameters that all runs of the grid have alike
+    neighbours: list[tuple[str, str, str]]  # that differ in one parameter only: signature, parameter, value
+    log: str  # path of the log, empty if there is none
+    tail: str  # its last lines, of runs that have not completed
 
 
 def run_pages(experiments: Experiments) -> Iterator[Run]:
-    """Collect what there is to say about each run, in the order of `runs`."""
+    """Content of the page of each run, in the order of `runs`."""
     swept = experiments.swept if len(experiments.runs) > 1 else []
     values = {name: experiments.runs[name].tolist() for name in experiments.parameters}
     texts = {name: [format_value(value) for value in column] for name, column in values.items()}
@@ -75,12 +53,12 @@ def run_pages(experiments: Experiments) -> Iterator[Run]:
     counts = {name: Counter(column) for name, column in texts.items()}
     groups = _groups(exact)
     for place, record in enumerate(experiments.records):
-        own: list[Parameter] = []
-        common: list[Parameter] = []
+        own: list[_Parameter] = []
+        common: list[_Parameter] = []
         for name, column in texts.items():
             others = counts[name] - Counter([column[place]]) if name in exact else Counter()
             source = "override" if name in record.overrides else "configuration"
-            parameter = Parameter(clean_text(name), column[place], source, list(others.items()))
+            parameter = _Parameter(clean_text(name), column[place], source, list(others.items()))
             (own if name in exact else common).append(parameter)
         neighbours = [
             (experiments.records[other].sig, clean_text(name), texts[name][other])
@@ -88,31 +66,31 @@ def run_pages(experiments: Experiments) -> Iterator[Run]:
             for other in groups[name][_without(exact, name, place)]
             if other != place
         ]
-        log = log_file(record)
+        log = _log_file(record)
         yield Run(
             sig=record.sig,
-            label=run_label({name: texts[name][place] for name in swept}),
+            label=_run_label({name: texts[name][place] for name in swept}),
             state=clean_text(record.state),
             reason=clean_text(record.reason),
             problems=[clean_text(line) for line in record.problems],
             facts=_facts(record),
             own=own,
             common=common,
-            neighbours=neighbours[:MAX_NEIGHBOURS],
+            neighbours=neighbours[:_MAX_NEIGHBOURS],
             log="" if log is None else clean_text(str(log)),
-            tail="" if log is None or record.state == "COMPLETED" else log_tail(log),
+            tail="" if log is None or record.state == "COMPLETED" else _log_tail(log),
         )
 
 
-def run_label(values: Mapping[str, str]) -> str:
+def _run_label(values: Mapping[str, str]) -> str:
     """Swept parameters in a few words: the last part of each name, and the value."""
     return ", ".join(f"{clean_text(name.rpartition('.')[2])}={value}" for name, value in values.items())
 
 
-def log_file(record: Experiment) -> Path | None:
+def _log_file(record: Experiment) -> Path | None:
     """The log of a run: the one its job names, the latest of submitit, or the trainer's; always inside its folder."""
-    told = (read_json(record.folder / JOB_FILE) or {}).get("log")
-    names = [Path(told).name] if isinstance(told, str) and told else []
+    path = (read_json(record.folder / JOB_FILE) or {}).get("log")
+    names = [Path(path).name] if isinstance(path, str) and path else []
     submitit = sorted(record.folder.glob("submitit/*_log.out"), key=lambda path: path.stat().st_mtime, reverse=True)
     candidates = [*(record.folder / "submitit" / name for name in names), *submitit]
     candidates += [record.folder / name for name in ("train.log", "solver.log.0")]
@@ -120,16 +98,16 @@ def log_file(record: Experiment) -> Path | None:
     return next((path for path in candidates if path.is_file() and path.resolve().is_relative_to(inside)), None)
 
 
-def log_tail(path: Path) -> str:
+def _log_tail(path: Path) -> str:
     """Last lines of a log, without escape sequences; what cannot be read is empty."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LOG_BYTES))
+            file.seek(max(0, path.stat().st_size - _LOG_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
     return "\n".join(
-        " " * (len(line) - len(line.lstrip(" "))) + clean_text(line).strip() for line in lines[-LOG_LINES:]
+        " " * (len(line) - len(line.lstrip(" "))) + clean_text(line).strip() for line in lines[-_LOG_LINES:]
     )
 
 
@@ -137,7 +115,7 @@ def _facts(record: Experiment) -> list[tuple[str, str]]:
     status = record.status
     facts = {
         "epochs": f"{record.epochs} of {status['epochs']}" if "epochs" in status else str(record.epochs),
-        "duration": duration_text(record.duration_s),
+        "duration": clock_text(record.duration_s),
         "GPU hours": format_value(record.gpu_hours),
         "host": record.host,
         "commit": record.commit,

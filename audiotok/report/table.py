@@ -1,34 +1,39 @@
-"""Runs as a table for the page: each cell with its text and what it is sorted by, the best of each metric marked."""
+"""Tables of the page: runs, conditions over seeds, conditions against a baseline; with the best of each metric."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from audiotok.results.cells import clean_text, format_column, is_numeric, number_of
-from audiotok.results.frame import Experiments
+from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import METRICS, Metric
-from audiotok.results.tables import headline_columns
+from audiotok.results.statistics import compare, summarize
+from audiotok.results.tables import (
+    Estimate,
+    best_rows,
+    clean_text,
+    format_column,
+    format_value,
+    headline_columns,
+    is_numeric,
+    number_of,
+    summary_table,
+)
 
-NO_METRIC = Metric("neutral", "", "")
-ARROWS = {"higher": "↑", "lower": "↓", "neutral": ""}
+_NO_METRIC = Metric("neutral", "", "")
+_SIGNIFICANT = 0.05
+_ARROWS = {"higher": "↑", "lower": "↓", "neutral": ""}
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell.
+class _Cell:
+    """One cell."""
 
-    Attributes:
-        text: what is shown.
-        key: number that it is sorted by, as text; empty if missing; None in a column of texts.
-        best: whether no other cell of the column is better.
-    """
-
-    text: str
-    key: str | None = None
-    best: bool = False
+    text: str  # what is shown
+    key: str | None = None  # number that it is sorted by, as text; empty if missing; None in a column of texts
+    best: bool = False  # whether no other cell of the column is better
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Column:
     name: str
     metric: Metric
     numeric: bool
-    cells: list[Cell]
+    cells: list[_Cell]
     values: list[str] | None = None
     """What the reader may filter by, in order; None where that makes no sense."""
 
@@ -50,28 +55,28 @@ class Column:
     @property
     def arrow(self) -> str:
         """Which way is better, as an arrow; empty if neither is."""
-        return ARROWS[self.metric.direction]
+        return _ARROWS[self.metric.direction]
 
 
 def metric_of(experiments: Experiments, name: str) -> Metric:
     """What is known of a column; nothing of one that is not measured: `losses.mmd` is a parameter."""
-    return METRICS.get(name.partition(".")[2], NO_METRIC) if name in experiments.metrics else NO_METRIC
+    return METRICS.get(name.partition(".")[2], _NO_METRIC) if name in experiments.metrics else _NO_METRIC
 
 
 def run_columns(experiments: Experiments, metrics: Sequence[str]) -> list[Column]:
     """Columns of the table: signature, swept parameters, state, effort, then the metrics, and what went wrong."""
     runs = experiments.runs
     headline = headline_columns(experiments)
-    said = [name for name in ("reason", "problems") if name in headline]
-    names = [name for name in headline if name not in experiments.metrics and name not in said]
+    notes = [name for name in ("reason", "problems") if name in headline]
+    names = [name for name in headline if name not in experiments.metrics and name not in notes]
     filtered = {*experiments.swept, "state"}
     return [
         _column(name, runs[name].tolist(), metric_of(experiments, name), filtered=name in filtered)
-        for name in [*names, *metrics, *said]
+        for name in [*names, *metrics, *notes]
     ]
 
 
-def duration_text(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
     """Hours, minutes and seconds, as a clock has them."""
     if not math.isfinite(seconds):
         return "-"
@@ -82,19 +87,82 @@ def duration_text(seconds: float) -> str:
 
 def _column(name: str, items: list[Any], metric: Metric, *, filtered: bool) -> Column:
     numeric = all(map(is_numeric, items))
-    texts = [duration_text(value) for value in items] if name == "duration" else format_column(items)
-    numbers = np.array([number_of(value) for value in items], np.float64)
-    keys = ["" if math.isnan(value) else repr(float(value)) for value in numbers]
-    best = best_rows(numbers, metric)
-    cells = [Cell(text, keys[row] if numeric else None, row in best) for row, text in enumerate(texts)]
+    texts = [clock_text(value) for value in items] if name == "duration" else format_column(items)
+    keys = ["" if math.isnan(value) else repr(value) for value in map(number_of, items)]
+    best = best_rows(items, metric.direction)
+    cells = [_Cell(text, keys[row] if numeric else None, row in best) for row, text in enumerate(texts)]
     values = list(dict.fromkeys(texts)) if filtered else None
     return Column(clean_text(name), metric, numeric, cells, values)
 
 
-def best_rows(numbers: np.ndarray[Any, np.dtype[np.float64]], metric: Metric) -> set[int]:
-    """Rows with the best finite value, if the metric has a better direction and there is a choice."""
-    finite = np.where(np.isfinite(numbers), numbers, np.nan)
-    if metric.direction == "neutral" or np.isfinite(finite).sum() < 2:
-        return set()
-    best = np.nanmax(finite) if metric.direction == "higher" else np.nanmin(finite)
-    return set(np.flatnonzero(finite == best).tolist())
+@dataclass(frozen=True)
+class _Comparison:
+    """A metric of one condition against the baseline."""
+
+    condition: list[str]  # values of the parameters
+    metric: str  # `stage.metric`
+    known: Metric  # its direction and unit
+    cells: list[str]  # pairs, baseline, mean, difference, interval, effect, p, corrected p
+    verdict: str  # better, worse, or empty if neither
+    significant: bool  # whether the corrected p-value is below 0.05
+
+
+def condition_columns(experiments: Experiments, by: Sequence[str], metrics: Sequence[str]) -> list[Column]:
+    """One row per condition: its parameters, its runs, and `mean ± std` of each metric, the best marked."""
+    summary = summarize(experiments.runs, by, metrics, interval="t")
+    table = summary_table(summary, by)
+    columns = [_plain(name, table[name].tolist()) for name in by]
+    most = summary["n"].to_numpy().reshape(-1, len(metrics)).max(axis=1).tolist()
+    columns.append(_plain("runs", most))
+    for name in metrics:
+        estimates = table[name].tolist()
+        metric = metric_of(experiments, name)
+        best = best_rows(estimates, metric.direction)
+        shown = zip(format_column(estimates), estimates, most, strict=True)
+        texts = [_with_count(text, value, runs) for text, value, runs in shown]
+        cells = [_Cell(text, "", row in best) for row, text in enumerate(texts)]
+        columns.append(Column(clean_text(name), metric, True, cells))
+    return columns
+
+
+def compare_conditions(
+    experiments: Experiments, by: Sequence[str], metrics: Sequence[str], baseline: Mapping[str, Any], seeds: str
+) -> list[_Comparison]:
+    """Each condition against the baseline, paired by seed; see `statistics.compare`."""
+    table = compare(experiments.runs, by, metrics, baseline, pair=seeds)
+    return [_comparison(experiments, by, row) for row in table.to_dict("records")]
+
+
+def _comparison(experiments: Experiments, by: Sequence[str], row: Mapping[Any, Any]) -> _Comparison:
+    known = metric_of(experiments, row["metric"])
+    sign = {"higher": 1, "lower": -1, "neutral": 0}[known.direction]
+    gain = sign * row["difference"]
+    low, high = (format_value(row[name]) for name in ("low", "high"))
+    names = ("n", "baseline", "mean", "difference", "interval", "effect", "p", "p_holm")
+    values = {**row, "interval": f"{low} to {high}" if pd.notna(row["low"]) else "-"}
+    return _Comparison(
+        condition=[format_value(row[name]) for name in by],
+        metric=clean_text(row["metric"]),
+        known=known,
+        cells=[_text(name, values[name]) for name in names],
+        verdict="better" if gain > 0 else "worse" if gain < 0 else "",
+        significant=bool(row["p_holm"] < _SIGNIFICANT),
+    )
+
+
+def _text(name: str, value: Any) -> str:
+    """A cell of a comparison; p-values and effects with few digits."""
+    if name == "interval" or not isinstance(value, float) or pd.isna(value):
+        return value if name == "interval" else format_value(value)
+    if name in ("p", "p_holm"):
+        return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+    return f"{value:.2f}" if name == "effect" else format_value(value)
+
+
+def _plain(name: str, items: list[Any]) -> Column:
+    return Column(clean_text(name), _NO_METRIC, False, [_Cell(text) for text in format_column(items)])
+
+
+def _with_count(text: str, value: Any, runs: int) -> str:
+    """The number of runs that have a value, where some have not."""
+    return f"{text} (n = {value.n})" if isinstance(value, Estimate) and 0 < value.n < runs else text

@@ -1,167 +1,150 @@
-"""Experiments as records: what the files of each one say, from the cache where it still holds.
+"""Experiments as records and as tables: `runs`, one row each; `history`, one per stage and epoch; `samples`.
 
 A damaged file is a line in `Experiment.problems`, and a line of the log, not an error: the others still count.
 """
 
+import contextlib
+import gc
 import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from audiotok.results.block import Block
-from audiotok.results.cache import VERSION
-from audiotok.results.entries import Entry
-from audiotok.results.files import encodable
-from audiotok.results.history import History, read_history
-from audiotok.results.read import hashable
-from audiotok.results.shards import OpenShard, Shard, load_shard
-from audiotok.results.workers import load_shards
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-CACHE_FOLDER = Path(".cache", "audiotok", f"results-{VERSION}")
-POOL_BYTES = 2**26  # of JSON: with less, starting processes takes longer than parsing
+from audiotok.results.cache import Block, Shard, StaleCacheError, load_shards, ranges
+from audiotok.results.folders import (
+    Roots,
+    experiment_folders,
+    grid_signatures,
+    list_signatures,
+    output_roots,
+    require_signatures,
+    samples_frame,
+)
+from audiotok.results.metrics import metric_direction, metric_rank
+from audiotok.results.read import History, encodable, hashable, natural, read_history, stage_rank
+from audiotok.text import number_in
+
+BEST_BY = "valid.msspec"
+_KEYS = ("sig", "stage", "epoch")
 _MAX_LOGGED = 10
+_THREADS = 2
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment, as its files tell it.
+    """One experiment, as read from its files."""
 
-    Attributes:
-        sig: Dora's signature.
-        folder: its folder; it may not exist yet.
-        overrides: parameters given to it, parsed, by dotted key.
-        configured: values of its configuration for parameters that other experiments override and it does not.
-        state: NOT_STARTED, or the verdict of `audiotok.status`: PENDING, RUNNING, STALE, COMPLETED, ...
-        reason: why it is in that state; may be empty.
-        status: content of `status.json`, empty when there is none.
-        profile_gpus: GPUs that its job asked for, None if unknown.
-        epochs: epochs in the history.
-        last_epoch: number of the last one that measured anything, 0 without one.
-        measured_s: seconds of all stages of all epochs, None if none was measured.
-        problems: what could not be read, one line each.
-        block: where its numbers are, at `place`.
-    """
-
-    sig: str
-    folder: Path
-    overrides: dict[str, Any] = field(default_factory=dict)
+    sig: str  # Dora's signature
+    folder: Path  # its folder; it may not exist yet
+    overrides: dict[str, Any] = field(default_factory=dict)  # parsed, by dotted key
+    # Values of its configuration for parameters that other experiments override and it does not.
     configured: dict[str, Any] = field(default_factory=dict)
-    state: str = "NOT_STARTED"
-    reason: str = ""
-    status: dict[str, Any] = field(default_factory=dict)
-    profile_gpus: Any = None
-    epochs: int = 0
-    last_epoch: int = 0
-    measured_s: float | None = None
-    problems: list[str] = field(default_factory=list)
-    block: Block = field(default_factory=lambda: Block([]), repr=False, compare=False)
+    state: str = "NOT_STARTED"  # name of a `status.State`
+    reason: str = ""  # why it is in that state; may be empty
+    status: dict[str, Any] = field(default_factory=dict)  # content of `status.json`, empty when there is none
+    profile_gpus: Any = None  # GPUs requested for its job, None if unknown
+    epochs: int = 0  # epochs in the history
+    last_epoch: int = 0  # number of the last one that measured anything, 0 without one
+    measured_s: float | None = None  # seconds of all stages of all epochs, None if none was measured
+    problems: list[str] = field(default_factory=list)  # what could not be read, one line each
+    block: Block = field(default_factory=Block, repr=False, compare=False)  # what holds its numbers, at `place`
     place: int = field(default=0, repr=False, compare=False)
 
     @cached_property
     def history(self) -> History:
-        """One {stage: {metric: number}} per epoch, epoch 1 first; read from the file when first asked for."""
+        """One {stage: {metric: number}} per epoch, epoch 1 first; read from the file on first use."""
         return read_history(self.folder / "history.json", [])
 
     @property
     def host(self) -> str:
         """Machine of the last job; may be empty."""
-        return _text(self.status.get("host"))
+        return encodable(str(self.status.get("host") or ""))
 
     @property
     def commit(self) -> str:
         """Commit of the code that ran; may be empty."""
-        return _text(self.status.get("commit"))
+        return encodable(str(self.status.get("commit") or ""))
 
     @property
     def duration_s(self) -> float:
         """Seconds of work: all stages of all epochs, else of its last job; NaN if unknown."""
         if self.measured_s is not None:
             return self.measured_s
-        start, end = _number(self.status.get("started")), _number(self.status.get("ended"))
-        return (_number(self.status.get("updated")) if math.isnan(end) else end) - start
+        start, updated, end = (number_in(self.status, name) for name in ("started", "updated", "ended"))
+        end = updated if end is None else end
+        return math.nan if start is None or end is None else end - start
 
     @property
     def gpu_hours(self) -> float:
         """GPUs × hours of work; 0 on the CPU and before it starts, NaN if unknown."""
-        gpus = _number(self.status.get("gpus", self.profile_gpus))
+        gpus = number_in({"gpus": self.profile_gpus, **self.status}, "gpus")
         if gpus == 0 or not (self.status or self.epochs):
             return 0.0
-        return gpus * self.duration_s / 3600
+        return math.nan if gpus is None else gpus * self.duration_s / 3600
 
     @property
     def touched_s(self) -> float:
-        """Unix seconds of its last sign of life, by its own word, else by the times of its files."""
-        told = [_number(self.status.get(name)) for name in ("started", "updated", "ended")]
+        """Unix seconds of its last sign of life: by its status, else by the times of its files."""
+        times = [number_in(self.status, name) for name in ("started", "updated", "ended")]
         entry = self.block.entries[self.place]
-        marks = [found for name in ("history", "argv", "state") for found in entry[name]["marks"]]
-        files = [found[1] / 1e9 for found in marks if found is not None]
-        return max((time for time in told if math.isfinite(time)), default=max(files, default=0.0))
+        marks = [mark for name in ("history", "argv", "state") for mark in entry[name]["marks"]]
+        files = [mark[1] / 1e9 for mark in marks if mark is not None]
+        return max((time for time in times if time is not None), default=max(files, default=0.0))
 
 
 def read_experiment(folder: str | Path) -> Experiment:
     """Read one experiment, without the cache; damaged or missing files become problems, never errors."""
     path = Path(folder)
-    (block,) = [block for block in load_shard(Shard(None, "", (str(path.absolute()),)), []) if block.entries]
-    return _record(path, block, 0)
+    key = str(path.absolute())
+    shard = Shard("", "", [key], cached=False)
+    return _record(path, shard.overrides[key], *shard.load([])[key])
 
 
-def load_records(folders: Mapping[Path, Sequence[Path]]) -> list[Experiment]:
-    """Read experiments.
-
-    Args:
-        folders: folders of experiments by results folder, whose cache is used.
-
-    Returns:
-        Records in the same order.
-    """
-    opened = [shard.open() for root, paths in folders.items() for shard in _shards(root, paths)]
-    keys = tuple(dict.fromkeys(key for shard in opened for key in _overridden(shard)))
-    stale = [shard.stale_bytes() for shard in opened]
-    if sum(stale) >= POOL_BYTES:
-        cold = [shard.shard for shard, size in zip(opened, stale, strict=True) if size]
-        blocks = [block for found in load_shards(cold, keys) for block in found]
-        opened = [shard for shard, size in zip(opened, stale, strict=True) if not size]
-    else:
-        blocks = []
-    blocks += [block for shard in opened for block in load_shard(shard.shard, keys, shard)]
-    places: dict[str, tuple[Block, int]] = {}
-    for block in blocks:
-        places |= {entry["folder"]: (block, place) for place, entry in enumerate(block.entries) if "folder" in entry}
-    paths = [path for group in folders.values() for path in group]
-    records = [_record(path, *places[str(path.absolute())]) for path in paths]
-    _report(records)
+def _load_records(folders: Mapping[Path, Sequence[Path]], *, cached: bool = True) -> list[Experiment]:
+    """Read experiments, given by results folder, in that order."""
+    for use_cache in (cached, cached, False):  # another process may rewrite the cache meanwhile
+        shards = [shard for root, paths in folders.items() for shard in _shards(root, paths, cached=use_cache)]
+        keys = list(dict.fromkeys(key for shard in shards for values in shard.overrides.values() for key in values))
+        with contextlib.suppress(StaleCacheError):
+            places = load_shards(shards, keys)
+            break
+    overrides = {folder: values for shard in shards for folder, values in shard.overrides.items()}
+    paths = [(path, str(path.absolute())) for group in folders.values() for path in group]
+    records = [_record(path, overrides[key], *places[key]) for path, key in paths]
+    _log_problems(records)
     return records
 
 
-def _shards(root: Path, folders: Iterable[Path]) -> list[Shard]:
+def _shards(root: Path, folders: Iterable[Path], *, cached: bool) -> list[Shard]:
+    """Groups by the first two digits: a change rewrites little, and a cold start has pieces to share out."""
     groups: dict[str, list[str]] = {}
     for folder in folders:
         groups.setdefault(folder.name[:2], []).append(str(folder.absolute()))
-    base = str(root.absolute())
-    return [Shard(Path(base, CACHE_FOLDER, name), base, tuple(group)) for name, group in groups.items()]
+    return [Shard(str(root.absolute()), name, group, cached=cached) for name, group in groups.items()]
 
 
-def _overridden(shard: OpenShard) -> dict[str, None]:
-    return dict.fromkeys(key for folder in shard.shard.folders for key in shard.overrides(folder))
-
-
-def _record(folder: Path, block: Block, place: int) -> Experiment:
-    entry: Entry = block.entries[place]
-    argv, state, history, config = entry["argv"], entry["state"], entry["history"], entry.get("config", {})
-    problems = [line for part in (history, state, argv, config) for line in part.get("problems", ())]
+def _record(folder: Path, overrides: dict[str, Any], block: Block, place: int) -> Experiment:
+    entry = block.entries[place]
+    argv, state, history, config = (entry[name] for name in ("argv", "state", "history", "config"))
+    problems = [line for part in (history, state, argv, config) for line in part["problems"]]
     if problems and not folder.is_dir():
         problems = ["no folder for this signature"]
     return Experiment(
         sig=folder.name,
         folder=folder,
-        overrides=entry["overrides"],
-        configured={key: _configured(text) for key, text in config.get("values", {}).items()},
+        overrides=overrides,
+        configured={key: _configured(text) for key, text in config["values"].items()},
         state=state["state"],
         reason=state["reason"],
         status=state["status"],
@@ -180,8 +163,8 @@ def _configured(text: str) -> Any:
     return hashable(json.loads(text))
 
 
-def _report(records: Sequence[Experiment]) -> None:
-    """Log what is damaged; a thousand lines of it would help nobody."""
+def _log_problems(records: Sequence[Experiment]) -> None:
+    """Log the first damaged experiments."""
     damaged = [record for record in records if record.problems]
     for record in damaged[:_MAX_LOGGED]:
         logger.warning("%s: %s", record.folder, encodable("; ".join(record.problems)))
@@ -189,12 +172,252 @@ def _report(records: Sequence[Experiment]) -> None:
         logger.warning("and %d more experiments with files that cannot be read", len(damaged) - _MAX_LOGGED)
 
 
-def _text(value: Any) -> str:
-    return encodable(str(value or ""))
+@dataclass(frozen=True)
+class Experiments:
+    """Experiments as tables; `history` and `samples` are read on first use."""
+
+    name: str  # name of the grid, or `signatures`, or `all`
+    roots: tuple[Path, ...]  # results folders
+    runs: pd.DataFrame  # one row per experiment, sorted by its parameters; columns in docs/results.md
+    parameters: tuple[str, ...]  # columns of `runs` that are parameters
+    metrics: tuple[str, ...]  # columns of `runs` that are metrics, `stage.metric` each
+    records: tuple[Experiment, ...]  # what the rows were made of, in the same order
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per experiment, stage and epoch; there may be epochs that are newer than `runs`.
+
+        Columns: sig (category, in the order of `runs`), stage (category, in the order they run), epoch (int32, from 1);
+        rows are sorted by these three. Then one float64 column per metric: NaN where not measured.
+        """
+        return self.read_history()
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """One row per audio file: sig, epoch, kind (reference or estimate), clip, path; see `folders.samples_frame`."""
+        return samples_frame({record.sig: record.folder for record in self.records})
+
+    def read_history(self, stages: Iterable[str] | None = None, metrics: Iterable[str] | None = None) -> pd.DataFrame:
+        """Part of `history`: some stages, some metrics (without their stage); far cheaper with ten thousand runs."""
+        stages, metrics = (None if names is None else set(names) for names in (stages, metrics))
+        records: Sequence[Experiment] = self.records
+        for cached in (True, False):
+            try:
+                return _history_frame(records, stages, metrics)
+            except StaleCacheError:  # rewritten by another process: the same numbers are there, or later ones
+                records = self._read_again(cached=cached)
+        return _history_frame(records, stages, metrics)
+
+    def _read_again(self, *, cached: bool) -> list[Experiment]:
+        """The same records, as their files are now."""
+        folders = [record.folder for record in self.records]
+        groups = {root: [folder for folder in folders if root in folder.parents] for root in self.roots}
+        found = {record.folder: record for record in _load_records(groups, cached=cached)}
+        return [found[folder] for folder in folders]
+
+    @property
+    def swept(self) -> list[str]:
+        """Parameters that differ between the experiments; all of them when there is one experiment."""
+        if len(self.runs) == 1:
+            return list(self.parameters)
+        return [name for name in self.parameters if self.runs[name].map(repr).nunique() > 1]
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {state}" for state, count in self.runs["state"].value_counts().items())
+        return f"{self.name}: {len(self.runs)} experiments ({counts or 'none'})"
 
 
-def _number(value: Any) -> float:
+def load_grid(name: str, root: Roots = None, *, best_by: str = BEST_BY) -> Experiments:
+    """Load a grid.
+
+    Args:
+        name: name of the grid as given to `dora grid`, e.g. `compression.encodec_mmd_32khz`.
+        root: results folder, or several; default $AUDIOTOK_OUTPUT_DIR, else ./outputs. Of an experiment that is in
+            several, the one with the latest sign of life counts, and its `problems` name the others.
+        best_by: `stage.metric` that chooses `best_epoch`; its direction is the one declared in METRICS.
+
+    Raises:
+        ResultsError: if the folder or the grid does not exist, or `best_by` has no better direction.
+    """
+    return _load(name, output_roots(root), grid_signatures(root, name), best_by, grid=name)
+
+
+def load_sigs(sigs: Iterable[str], root: Roots = None, *, best_by: str = BEST_BY) -> Experiments:
+    """Load experiments by signature, from any grid; see `load_grid`."""
+    return _load("signatures", output_roots(root), require_signatures(root, sigs), best_by)
+
+
+def load_all(root: Roots = None, *, best_by: str = BEST_BY) -> Experiments:
+    """Load every experiment of a results folder, or of several; see `load_grid`."""
+    return _load("all", output_roots(root), list_signatures(root), best_by)
+
+
+def _load(name: str, roots: Sequence[Path], sigs: Sequence[str], best_by: str, grid: str | None = None) -> Experiments:
+    highest = metric_direction(best_by) == "higher"  # first: an error before a thousand files are read
+    folders = {root: experiment_folders(root, sigs, grid) for root in roots}
+    found = {sig for each in folders.values() for sig in each}
+    folders[roots[0]] |= {sig: roots[0] / "xps" / sig for sig in sigs if sig not in found}  # rows for what is missing
+    enabled = gc.isenabled()
+    gc.disable()  # the collector would go over a million new objects again and again, and find nothing to free
     try:
-        return float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:  # JSON allows integers of any size
-        return math.nan
+        records = _newest(_load_records({root: list(each.values()) for root, each in folders.items()}))
+        return _tables(name, roots, records, best_by, highest=highest)
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by: str, *, highest: bool) -> Experiments:
+    # Parameters in the order they appear; the seed last, since repeats belong together.
+    keys = dict.fromkeys(key for record in records for key in record.overrides)
+    order = sorted(keys, key=lambda key: key.rpartition(".")[2] == "seed")
+    values = {
+        record.sig: [
+            hashable(record.overrides[k]) if k in record.overrides else record.configured.get(k) for k in order
+        ]
+        for record in records
+    }
+    records = sorted(records, key=lambda record: ([natural(value) for value in values[record.sig]], record.sig))
+    last = _last_values(records)
+    metrics = sorted(last, key=metric_rank)
+    columns: dict[str, Any] = {"sig": [record.sig for record in records]}
+    facts = _facts(records, _best_epochs(records, best_by, highest=highest))
+    taken = {*facts, *metrics, "problems"}
+    for index, key in enumerate(order):
+        column = _distinct(key, taken | columns.keys(), "param.")
+        columns[column] = [values[record.sig][index] for record in records]
+    parameters = tuple(columns)[1:]
+    columns |= facts | {metric: last[metric] for metric in metrics}
+    columns["problems"] = ["; ".join(record.problems) for record in records]
+    return Experiments(name, tuple(roots), pd.DataFrame(columns), parameters, tuple(metrics), tuple(records))
+
+
+def _facts(records: Sequence[Experiment], best: Any) -> dict[str, Any]:
+    return {
+        "state": [record.state for record in records],
+        "reason": [record.reason for record in records],
+        "epochs": np.array([record.epochs for record in records], np.int64),
+        "last_epoch": np.array([record.last_epoch for record in records], np.int64),
+        "best_epoch": pd.arrays.IntegerArray(best.astype(np.int64), best == 0),
+        "duration": np.array([record.duration_s for record in records], np.float64),
+        "gpu_hours": np.array([record.gpu_hours for record in records], np.float64),
+        "host": [record.host for record in records],
+        "commit": [record.commit for record in records],
+    }
+
+
+def _newest(records: Sequence[Experiment]) -> list[Experiment]:
+    """One record of each signature: the one with the latest sign of life, whose problems name the others."""
+    groups: dict[str, list[Experiment]] = {}
+    for record in records:
+        groups.setdefault(record.sig, []).append(record)
+    for copies in groups.values():
+        if len(copies) > 1:
+            copies.sort(key=lambda record: record.touched_s, reverse=True)
+            others = ", ".join(str(copy.folder) for copy in copies[1:])
+            copies[0].problems.append(f"also in {others}, which is older and not shown")
+            logger.warning("%s: %s", copies[0].folder, copies[0].problems[-1])
+    return [copies[0] for copies in groups.values()]
+
+
+def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metrics: set[str] | None) -> pd.DataFrame:
+    """Table of some stages and metrics, see `Experiments.history`.
+
+    Raises:
+        StaleCacheError: if the cache was rewritten since the records were read.
+    """
+    rows = [record.block.entries[record.place]["history"]["rows"] for record in records]
+    there = dict.fromkeys(stage for lengths in rows for stage in lengths)
+    chosen = sorted((stage for stage in there if stages is None or stage in stages), key=stage_rank)
+    lengths = np.array([[each.get(stage, 0) for stage in chosen] for each in rows], np.int64)
+    lengths = lengths.reshape(len(records), len(chosen))
+    starts = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)
+    groups = _by_block(records)
+    names = [name for name in _metric_names(groups, chosen) if metrics is None or name in metrics]
+    epochs = np.empty(lengths.sum(), np.int32)
+    values = np.empty((len(names), len(epochs)))
+
+    def fill(block: Block, members: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        for stage, (sizes, block_epochs, block_values) in block.read(chosen, names).items():
+            if stage not in chosen:
+                continue
+            target = ranges(starts[members, chosen.index(stage)], sizes[places])
+            source: Any = slice(None)
+            if len(places) < len(sizes):
+                source = ranges((np.cumsum(sizes) - sizes)[places], sizes[places])
+            epochs[target] = block_epochs[source]
+            for name, row in zip(names, values, strict=True):
+                if name in block_values:
+                    row[target] = block_values[name][source]
+
+    with ThreadPoolExecutor(_THREADS) as pool:  # most of the time goes to the kernel and to checksums, without the GIL
+        list(pool.map(lambda row: row.fill(math.nan), values))
+        list(pool.map(lambda group: fill(*group), groups))
+    sigs = np.repeat(np.arange(len(records), dtype=np.int32), lengths.sum(axis=1))
+    codes = np.repeat(np.tile(np.arange(len(chosen), dtype=np.int8), len(records)), lengths.ravel())
+    columns = [_distinct(name, {*_KEYS, *names}, "metric.") if name in _KEYS else name for name in names]
+    frame = pd.DataFrame(values.T, columns=columns, copy=False)
+    frame.insert(0, "sig", _categories(sigs, [record.sig for record in records]))
+    frame.insert(1, "stage", _categories(codes, chosen))
+    frame.insert(2, "epoch", epochs)
+    return frame
+
+
+def _last_values(records: Sequence[Experiment]) -> dict[str, NDArray[np.float64]]:
+    """Last value of every `stage.metric` of each record, even where its last epochs did not measure it."""
+    found: dict[str, NDArray[np.float64]] = {}
+    for block, members, places in _by_block(records):
+        summary = block.summary[places]
+        for column in np.flatnonzero(_measured(summary)):
+            name = ".".join(block.columns[column])
+            if name not in found:
+                found[name] = np.full(len(records), math.nan)
+            found[name][members] = summary[:, column, 0]
+    return found
+
+
+def _best_epochs(records: Sequence[Experiment], column: str, *, highest: bool) -> NDArray[np.int64]:
+    """Epoch (from 1) of the best finite value of a `stage.metric`, the first one among equals; 0 without one."""
+    found = np.zeros(len(records))
+    for block, members, places in _by_block(records):
+        columns = [".".join(name) for name in block.columns]
+        if column in columns:
+            found[members] = block.summary[places, columns.index(column), 2 if highest else 1]
+    return np.nan_to_num(found).astype(np.int64)
+
+
+_Group = tuple[Block, NDArray[np.int64], NDArray[np.int64]]
+
+
+def _by_block(records: Sequence[Experiment]) -> list[_Group]:
+    """Blocks; which of the records are in each; and their places in it, which go up."""
+    groups: dict[int, tuple[Block, list[tuple[int, int]]]] = {}
+    for member, record in enumerate(records):
+        groups.setdefault(id(record.block), (record.block, []))[1].append((record.place, member))
+    pairs = [(block, np.array(sorted(items), np.int64).T) for block, items in groups.values()]
+    return [(block, members, places) for block, (places, members) in pairs]
+
+
+def _measured(summary: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which metrics any of some experiments has measured, by their part of `Block.summary`."""
+    return np.asarray(~np.isnan(summary[:, :, 1]).all(axis=0))
+
+
+def _metric_names(groups: Sequence[_Group], stages: Sequence[str]) -> list[str]:
+    """Metrics that any of the records measured in any of the stages, in the order of METRICS."""
+    found: dict[str, None] = {}
+    for block, _, places in groups:
+        measured = [name for name, there in zip(block.columns, _measured(block.summary[places]), strict=True) if there]
+        found |= dict.fromkeys(metric for stage in stages for own, metric in measured if own == stage)
+    return sorted(found, key=lambda name: metric_rank(f".{name}"))
+
+
+def _categories(codes: NDArray[Any], names: Sequence[str]) -> "pd.Series[Any]":
+    return pd.Series(pd.Categorical.from_codes(codes, pd.Index(list(names), dtype="str")), copy=False)
+
+
+def _distinct(name: str, taken: set[str], prefix: str) -> str:
+    """Name with as many prefixes as it takes to differ from those taken."""
+    while name in taken:
+        name = prefix + name
+    return name

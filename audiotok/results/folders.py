@@ -1,23 +1,26 @@
-"""Where experiments lie: folders as Dora lays them out, found without Dora, Hydra or torch.
+"""Folders of experiments as Dora lays them out, and the audio in them, found without Dora, Hydra or torch.
 
-Layout: `ROOT/grids/<grid>/<sig>` are links to `ROOT/xps/<sig>`, which holds `.argv.json` (overrides),
-`history.json` (metrics), `frozen.json` or `.hydra/config.yaml`, `status.json`, `job.json` and `task.json`. The pickles
-beside them are never opened.
+Layout: `ROOT/grids/<grid>/<sig>` are symlinks to `ROOT/xps/<sig>`, which holds `.argv.json` (overrides),
+`history.json` (metrics), `frozen.json` (configuration), `status.json`, `job.json`, `task.json`, and
+`samples/reference/*` and `samples/epoch_0025/*` of the generate stage. Pickles are never opened.
 """
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from audiotok.cluster import output_dir
 from audiotok.errors import ResultsError
+from audiotok.results.read import encodable
+from audiotok.text import nearest_first
 
-ROOT_VARIABLE = "AUDIOTOK_OUTPUT_DIR"
 _SIGNATURE = re.compile(r"[0-9a-f]{4,64}\Z")
+_EPOCH = re.compile(r"epoch_([0-9]{1,9})\Z")
+_AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
 _MAX_LISTED = 20
-
 
 Root = str | Path | None
 Roots = Root | Sequence[str | Path]
@@ -32,7 +35,7 @@ def output_root(root: Root = None) -> Path:
     """
     path = Path(root or output_dir(os.environ)).expanduser()
     if not path.is_dir():
-        raise ResultsError(f"no results folder {path}; give one with root (--root) or {ROOT_VARIABLE}.")
+        raise ResultsError(f"no results folder {path}; give one with root (--root) or AUDIOTOK_OUTPUT_DIR.")
     return path
 
 
@@ -47,7 +50,7 @@ def output_roots(roots: Roots = None) -> list[Path]:
 
 def list_grids(root: Root = None) -> list[str]:
     """Names of the grids under a results folder, sorted."""
-    return folder_names(output_root(root) / "grids")
+    return _folder_names(output_root(root) / "grids")
 
 
 def grid_signatures(roots: Roots, name: str) -> list[str]:
@@ -56,11 +59,11 @@ def grid_signatures(roots: Roots, name: str) -> list[str]:
     Raises:
         ResultsError: if no results folder has such a grid; the message lists those that exist, the nearest first.
     """
-    grids = {base / "grids": folder_names(base / "grids") for base in output_roots(roots)}
+    grids = {base / "grids": _folder_names(base / "grids") for base in output_roots(roots)}
     found = [folder / name for folder, names in grids.items() if name in names]  # so ../x does not leave the folder
     if not found:
         every = sorted({other for names in grids.values() for other in names})
-        raise ResultsError(f"no grid {name!r} in {' or '.join(map(str, grids))}; {nearest(name, every)}")
+        raise ResultsError(f"no grid {name!r} in {' or '.join(map(str, grids))}; {_nearest(name, every)}")
     entries = {entry.name for folder in found for entry in os.scandir(folder)}
     return sorted(entry for entry in entries if _SIGNATURE.match(entry))
 
@@ -68,8 +71,8 @@ def grid_signatures(roots: Roots, name: str) -> list[str]:
 def experiment_folders(root: Path, sigs: Sequence[str], grid: str | None = None) -> dict[str, Path]:
     """Folders of those signatures that a results folder has.
 
-    `xps/<sig>` of the same root comes first, so that a folder copied from another machine, where the absolute
-    links of the grid lead nowhere (or to another copy), is read as it is. The grid's own entry comes second.
+    `xps/<sig>` of the same root comes first, so that a copy is read as it is, even if links of its grid are absolute
+    and lead to the original; the grid's own entry second.
 
     Raises:
         ResultsError: if one is not a signature.
@@ -77,15 +80,15 @@ def experiment_folders(root: Path, sigs: Sequence[str], grid: str | None = None)
     bad = next((sig for sig in sigs if not _SIGNATURE.match(sig)), None)
     if bad is not None:
         raise ResultsError(f"{bad!r} is not a signature: 4 to 64 characters among 0-9 and a-f are expected.")
-    here = set(folder_names(root / "xps"))
-    linked = set(folder_names(root / "grids" / grid)) if grid is not None and not here.issuperset(sigs) else set()
+    here = set(_folder_names(root / "xps"))
+    linked = set(_folder_names(root / "grids" / grid)) if grid is not None and not here.issuperset(sigs) else set()
     own, links = root / "xps", root / "grids" / (grid or "")
     return {sig: (own if sig in here else links) / sig for sig in sigs if sig in here or sig in linked}
 
 
 def list_signatures(roots: Roots = None) -> list[str]:
     """Signatures of all experiments under some results folders, sorted."""
-    names = {name for base in output_roots(roots) for name in folder_names(base / "xps")}
+    names = {name for base in output_roots(roots) for name in _folder_names(base / "xps")}
     return sorted(name for name in names if _SIGNATURE.match(name))
 
 
@@ -95,17 +98,17 @@ def require_signatures(roots: Roots, sigs: Iterable[str]) -> list[str]:
     Raises:
         ResultsError: naming the first one that does not, and the nearest that do.
     """
-    wanted = list(dict.fromkeys(sigs))
+    required = list(dict.fromkeys(sigs))
     known = list_signatures(roots)
     there = set(known)
-    lost = next((sig for sig in wanted if sig not in there), None)
+    lost = next((sig for sig in required if sig not in there), None)
     if lost is not None:
         where = " or ".join(str(base / "xps") for base in output_roots(roots))
-        raise ResultsError(f"no experiment {lost!r} in {where}; {nearest(lost, known)}")
-    return wanted
+        raise ResultsError(f"no experiment {lost!r} in {where}; {_nearest(lost, known)}")
+    return required
 
 
-def folder_names(folder: Path) -> list[str]:
+def _folder_names(folder: Path) -> list[str]:
     """Names of the folders, and links to folders, in a folder; sorted, none if it does not exist."""
     try:
         with os.scandir(folder) as found:
@@ -114,11 +117,57 @@ def folder_names(folder: Path) -> list[str]:
         return []
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Say what there is, what is like `name` first."""
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """The names there are, for an error message, those like `name` first."""
     if not known:
         return "there is none yet."
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
-    listed = [*near, *(other for other in known if other not in near)]
+    listed = nearest_first(name, known)
     more = f", ... ({len(listed) - _MAX_LISTED} more)" if len(listed) > _MAX_LISTED else ""
     return f"there are: {', '.join(listed[:_MAX_LISTED])}{more}."
+
+
+def samples_frame(folders: Mapping[str, Path]) -> pd.DataFrame:
+    """Audio files of experiments, given as folders by signature; files that a job is still writing are included.
+
+    Returns:
+        One row per file: sig (category, in the order given), epoch (Int32; missing for references), kind (category:
+        reference, estimate), clip (name without suffix, the same for a reconstruction and its reference), path
+        (`Path`); sorted by these, epochs going up.
+    """
+    rows = [(sig, *row) for sig, folder in folders.items() for row in sorted(_sample_files(folder), key=_sample_order)]
+    sigs, epochs, kinds, clips, paths = zip(*rows, strict=True) if rows else ((), (), (), (), ())
+    return pd.DataFrame(
+        {
+            "sig": pd.Categorical(sigs, pd.Index(list(folders), dtype="str")),
+            "epoch": pd.array(epochs, "Int32"),
+            "kind": pd.Categorical(kinds, ["reference", "estimate"]),
+            "clip": pd.array(clips, "str"),
+            "path": pd.Series(paths, dtype=object),
+        }
+    )
+
+
+def _sample_order(row: tuple[int | None, str, str, Path]) -> tuple[int, str]:
+    return row[0] or 0, row[2]
+
+
+def _sample_files(folder: Path) -> Iterator[tuple[int | None, str, str, Path]]:
+    """Epoch, kind, clip and path of each audio file."""
+    for parent, _ in _scan(folder / "samples", files=False):
+        match = _EPOCH.match(parent.name)
+        if match is None and parent.name != "reference":
+            continue
+        epoch, kind = (None, "reference") if match is None else (int(match[1]), "estimate")
+        for path, suffix in _scan(parent, files=True):
+            if suffix in _AUDIO_SUFFIXES and not path.name.startswith("."):
+                yield epoch, kind, encodable(path.stem), path
+
+
+def _scan(folder: Path, *, files: bool) -> list[tuple[Path, str]]:
+    """Files, or folders, of a folder, with their suffix; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            names = [entry.name for entry in found if (entry.is_file() if files else entry.is_dir())]
+    except OSError:
+        return []
+    return [(folder / name, Path(name).suffix.lower()) for name in names]

@@ -1,27 +1,27 @@
-"""What each metric is: which way is better, in what unit. The one place where a direction is declared.
+"""Metrics: their directions and units, declared here only; and which number of which epoch stands for a run.
 
 Names are those the solver writes into `history.json`, whatever the stage (`train`, `valid`, `evaluate`, ...).
 """
 
-from typing import Literal, NamedTuple
+import difflib
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
 
 from audiotok.errors import ResultsError
+from audiotok.results.read import stage_rank
 
 Direction = Literal["higher", "lower", "neutral"]
 
 
 class Metric(NamedTuple):
-    """One metric.
+    """One metric."""
 
-    Attributes:
-        direction: which way is better; neutral ones cannot choose a best epoch.
-        unit: unit of the number, empty when it has none.
-        description: a few words for a report.
-    """
-
-    direction: Direction
-    unit: str
-    description: str
+    direction: Direction  # neutral ones cannot choose a best epoch
+    unit: str  # empty if it has none
+    description: str  # a few words for a report
 
 
 METRICS: dict[str, Metric] = {
@@ -34,7 +34,7 @@ METRICS: dict[str, Metric] = {
     "l2": Metric("lower", "", "mean squared error of the waveform"),
     "mmd": Metric("lower", "", "squared MMD between the joint law of the codebooks and the product of their laws"),
     "mi": Metric("lower", "bit", "mutual information between codebooks, mean over pairs, minus that of shuffled ones"),
-    "nmi": Metric("lower", "", "mutual information between codebooks, 0 by chance, 1 if they tell each other"),
+    "nmi": Metric("lower", "", "mutual information between codebooks, 0 by chance, 1 if each determines the other"),
     "mi_groups": Metric("lower", "bit", "mutual information between groups of like codes, a lower bound"),
     "mi_delay": Metric("lower", "bit", "mutual information between codebooks in delayed alignment"),
     "mi_groups_delay": Metric("lower", "bit", "mutual information between groups of codes in delayed alignment"),
@@ -57,25 +57,14 @@ METRICS: dict[str, Metric] = {
 }
 
 HEADLINE = (
-    "train.mmd",
-    "valid.msspec",
-    "valid.sisnr",
-    "valid.mmd",
-    "evaluate.sisnr",
-    "evaluate.mel",
-    "evaluate.mi_groups",
-    "evaluate.mmd",
-    "evaluate.mmd_p",
-    "evaluate.usage",
-)
-"""The columns that a table shows unless asked for others: how good the codec is, and how independent its codebooks."""
+    "train.mmd", "valid.msspec", "valid.sisnr", "valid.mmd", "evaluate.sisnr", "evaluate.mel", "evaluate.mi_groups",
+    "evaluate.mmd", "evaluate.mmd_p", "evaluate.usage",
+)  # fmt: skip
+"""The columns that a table shows by default: how good the codec is, and how independent its codebooks."""
 
 
 def metric_direction(column: str) -> Literal["higher", "lower"]:
-    """Say which way a `stage.metric` column is better.
-
-    Args:
-        column: name such as `valid.msspec` (the part after the first dot is the metric).
+    """Which way a `stage.metric` column, such as `valid.msspec`, is better.
 
     Raises:
         ResultsError: if the metric is unknown, or has no better direction.
@@ -87,3 +76,105 @@ def metric_direction(column: str) -> Literal["higher", "lower"]:
         found = "has no better direction" if metric else "is not a known stage.metric"
         raise ResultsError(f"cannot choose a best epoch by {column!r}: it {found}; metrics that have one: {allowed}.")
     return metric.direction
+
+
+def metric_rank(column: str) -> tuple[int, int]:
+    """Order of `stage.metric` columns: stages as they run, metrics as in METRICS, unknown ones as they appeared."""
+    stage, _, name = column.partition(".")
+    return stage_rank(stage), _ORDER.get(name, len(_ORDER))
+
+
+_ORDER = {name: rank for rank, name in enumerate(METRICS)}
+
+
+class _Runs(Protocol):
+    """What is needed of `Experiments`, whose module imports this one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def runs(self) -> pd.DataFrame: ...
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+
+    def read_history(
+        self, stages: Iterable[str] | None = None, metrics: Iterable[str] | None = None
+    ) -> pd.DataFrame: ...
+
+
+def require_metric(experiments: _Runs, name: str) -> str:
+    """Check that some run has a metric, such as `evaluate.sisnr`, and return its name.
+
+    Raises:
+        ResultsError: if no run has it; the message holds the nearest ones.
+    """
+    known = experiments.metrics
+    if name in known:
+        return name
+    if not known:
+        raise ResultsError(f"no metric {name!r} in {experiments.name}: nothing has been measured yet.")
+    suffix = name.rpartition(".")[2]
+    same = [other for other in known if other.partition(".")[2] == suffix]
+    near = dict.fromkeys([*same, *difflib.get_close_matches(name, known, n=5, cutoff=0.3)])
+    raise ResultsError(
+        f"no run of {experiments.name} has the metric {name!r}; the nearest: {', '.join(near or known)} "
+        f"({len(known)} in all)."
+    )
+
+
+def metric_values(experiments: _Runs, name: str, *, best_by: str | None = None) -> pd.Series:
+    """One value of a metric for each run.
+
+    Args:
+        experiments: the runs.
+        name: `stage.metric`.
+        best_by: `stage.metric` whose best epoch counts, the first among equals and among the epochs that have
+            measured both; None: the last epoch that has measured `name`.
+
+    Returns:
+        float64 Series over signatures, in the order of `runs`; NaN where nothing was measured, or not a number.
+
+    Raises:
+        ResultsError: if no run has a metric of that name, or `best_by` has no better direction.
+    """
+    require_metric(experiments, name)
+    if best_by is None:
+        return experiments.runs.set_index("sig")[name].astype(np.float64)
+    sign = _sign(best_by)
+    require_metric(experiments, best_by)
+    scores = _finite_values(experiments, best_by).rename("score") * -sign
+    epochs = _finite_values(experiments, name).to_frame().join(scores)
+    epochs = epochs.dropna().sort_values("score", kind="stable").groupby(level="sig", observed=True).head(1)
+    best: pd.Series = epochs[name].groupby(level="sig", observed=True).first()
+    return best.reindex(experiments.runs["sig"]).astype(np.float64)
+
+
+def pareto_front(runs: pd.DataFrame, x: str, y: str) -> pd.Series:
+    """Rows that no other row beats by being at least as good in both metrics (`stage.metric`) and better in one.
+
+    Returns:
+        Boolean Series with the index of `runs`; False where a value is missing. Equal points are on it together.
+
+    Raises:
+        ResultsError: if a metric has no better direction.
+    """
+    scores = runs[[x, y]].to_numpy(np.float64) * [_sign(x), _sign(y)]  # higher is better in both
+    front = np.isfinite(scores).all(axis=1)
+    for row in np.flatnonzero(front):
+        beaten_by = (scores >= scores[row]).all(axis=1) & (scores > scores[row]).any(axis=1)
+        front[row] = not beaten_by.any()
+    return pd.Series(front, index=runs.index)
+
+
+def _finite_values(experiments: _Runs, name: str) -> pd.Series:
+    """Finite values of a metric, indexed by sig and epoch, in the order of epochs."""
+    stage, _, metric = name.partition(".")
+    rows: pd.Series = experiments.read_history([stage], [metric]).set_index(["sig", "epoch"])[metric]
+    measured: pd.Series = rows[np.isfinite(rows)].rename(name).sort_index(level="epoch", kind="stable")
+    return measured
+
+
+def _sign(name: str) -> float:
+    return 1.0 if metric_direction(name) == "higher" else -1.0

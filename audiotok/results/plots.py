@@ -1,31 +1,33 @@
 """Figures of a grid: learning curves, heatmap, trade-off with its Pareto front, codebooks of one run.
 
-Each function gives a matplotlib `Figure`, which shows itself in a notebook; `save_figure` writes it as PNG and SVG.
+Each function returns a matplotlib `Figure`, which shows itself in a notebook, and raises `ResultsError` for a metric, a
+parameter or a run that the grid has not, and for more than MAX_GROUPS groups. Readable in print and by colour-blind
+readers: the colours of Okabe and Ito (2008) always come with another line style, marker or hatch; maps are cividis.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from audiotok.errors import ResultsError
-from audiotok.results.drawing import (
-    MARKERS,
-    add_legend,
-    draw_matrix,
-    few,
-    metric_label,
-    new_figure,
-    plain_text,
-    short_text,
-    styles,
-)
-from audiotok.results.frame import Experiments
-from audiotok.results.selection import metric_values, pareto_front
+from audiotok.results.experiments import Experiments
+from audiotok.results.metrics import METRICS, metric_values, pareto_front, require_metric
 from audiotok.results.statistics import summarize
+from audiotok.results.tables import clean_text, format_value
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+_MARKERS = "osD^vPX*"
+MAX_GROUPS = 12
+_DPI = 160
+_BETTER = {"higher": "↑ higher is better", "lower": "↓ lower is better", "neutral": ""}
 
 
 def learning_curves(experiments: Experiments, metric: str, by: Sequence[str], *, seeds: str = "seed") -> Figure:
@@ -36,17 +38,14 @@ def learning_curves(experiments: Experiments, metric: str, by: Sequence[str], *,
         metric: `stage.metric`.
         by: parameters that make a group; empty for one line a run.
         seeds: parameter that is averaged over; named in the title.
-
-    Raises:
-        ResultsError: if no run has the metric, a parameter does not exist, or there are more than 12 groups.
     """
-    metric_values(experiments, metric)  # refuses an unknown one
+    require_metric(experiments, metric)
     stage, _, column = metric.partition(".")
     curves = experiments.read_history([stage], [column])[["sig", "epoch", column]].dropna().astype({"sig": str})
     curves = curves.merge(experiments.runs[["sig", *_known(experiments, by)]].astype({"sig": str}), on="sig")
-    figure, axes = new_figure(f"{metric} of {experiments.name}", "epoch", metric_label(metric))
+    figure, axes = _new_figure(f"{metric} of {experiments.name}", "epoch", metric_label(metric))
     groups = list(curves.groupby(list(by or ["sig"]), sort=False, dropna=False))
-    for (group, rows), style in zip(few(groups), styles(), strict=False):
+    for (group, rows), style in zip(_check_count(groups), _styles(), strict=False):
         spread = rows.groupby("epoch")[column].agg(["mean", "min", "max"])
         runs = rows["sig"].nunique()
         axes.plot(spread.index, spread["mean"], label=_name(by or ["sig"], group, runs), **style)
@@ -54,12 +53,12 @@ def learning_curves(experiments: Experiments, metric: str, by: Sequence[str], *,
             axes.fill_between(spread.index, spread["min"], spread["max"], color=style["color"], alpha=0.18, linewidth=0)
     if by:
         axes.set_title(f"{metric} of {experiments.name}\nmean and range over {seeds}")
-    add_legend(axes)
+    _add_legend(axes)
     return figure
 
 
 def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, best_by: str | None = None) -> Figure:
-    """Mean of a metric over runs, for each pair of two parameters, with its standard deviation below.
+    """Mean and standard deviation of a metric over runs, for each pair of values of two parameters.
 
     Args:
         experiments: the runs.
@@ -67,9 +66,6 @@ def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, b
         rows: parameter down the side.
         columns: parameter along the bottom.
         best_by: as in `metric_values`.
-
-    Raises:
-        ResultsError: if no run has the metric or a parameter does not exist.
     """
     runs = experiments.runs.assign(**{metric: metric_values(experiments, metric, best_by=best_by).to_numpy()})
     summary = summarize(runs, _known(experiments, [rows, columns]), [metric])
@@ -78,51 +74,43 @@ def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, b
     for record in summary.to_dict("records"):
         where = ticks[0].index(record[rows]), ticks[1].index(record[columns])
         means[where], spreads[where] = record["mean"], record["std"]
-    figure, axes = new_figure(f"{metric} of {experiments.name}", columns, rows)
-    draw_matrix(figure, axes, means, metric_label(metric), spreads=spreads)
-    axes.set_xticks(range(len(ticks[1])), [short_text(value) for value in ticks[1]], rotation=30, ha="right")
-    axes.set_yticks(range(len(ticks[0])), [short_text(value) for value in ticks[0]])
+    figure, axes = _new_figure(f"{metric} of {experiments.name}", columns, rows)
+    _draw_matrix(figure, axes, means, metric_label(metric), spreads=spreads)
+    axes.set_xticks(
+        range(len(ticks[1])), [_plain_text(format_value(value)) for value in ticks[1]], rotation=30, ha="right"
+    )
+    axes.set_yticks(range(len(ticks[0])), [_plain_text(format_value(value)) for value in ticks[0]])
     return figure
 
 
 def tradeoff(experiments: Experiments, x: str, y: str, by: Sequence[str] = (), *, best_by: str | None = None) -> Figure:
-    """One point a run, such as dependence against quality; a line joins those that no other run beats in both.
+    """One point a run, such as dependence against quality, and the Pareto front.
 
     Args:
         experiments: the runs.
-        x: `stage.metric`.
-        y: `stage.metric`.
+        x: `stage.metric` with a better direction.
+        y: likewise.
         by: parameters that give a point its colour and marker.
         best_by: as in `metric_values`.
-
-    Raises:
-        ResultsError: if no run has a metric, it has no better direction, or a parameter does not exist.
     """
     points = experiments.runs[["sig", *_known(experiments, by)]].copy()
     points[x], points[y] = (metric_values(experiments, name, best_by=best_by).to_numpy() for name in (x, y))
     points = points.replace([np.inf, -np.inf], np.nan).dropna(subset=[x, y])
-    figure, axes = new_figure(f"{y} against {x}\n{experiments.name}", metric_label(x), metric_label(y))
+    figure, axes = _new_figure(f"{y} against {x}\n{experiments.name}", metric_label(x), metric_label(y))
     front = points[pareto_front(points, x, y)].sort_values([x, y])
     axes.plot(front[x], front[y], color="#666666", linewidth=1.2, zorder=1, label="Pareto front")
     groups = list(points.groupby(list(by), sort=False, dropna=False)) if by else [("all runs", points)]
-    for (group, members), style, marker in zip(few(groups), styles(), itertools.cycle(MARKERS), strict=False):
+    for (group, members), style, marker in zip(
+        _check_count(groups), _styles(), itertools.cycle(_MARKERS), strict=False
+    ):
         label = _name(by, group, len(members)) if by else f"runs ({len(members)})"
         axes.scatter(members[x], members[y], label=label, color=style["color"], marker=marker, edgecolors="white", s=55)
-    add_legend(axes)
+    _add_legend(axes)
     return figure
 
 
 def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -> Figure:
-    """Mutual information between each two codebooks of one run, from its last evaluation.
-
-    Args:
-        experiments: the runs.
-        sig: one of them.
-        metric: measured by pairs, such as `mi`, `nmi`, `mi_groups`.
-
-    Raises:
-        ResultsError: if there is no such run, or it has not measured this by pairs.
-    """
+    """A metric of pairs of codebooks, such as `mi`, `nmi`, `mi_groups`, from the last evaluation of one run."""
     run = _run(experiments, sig)
     prefix = f"evaluate.{metric}_q"
     pairs = {name: run[name] for name in run.index if name.startswith(prefix) and pd.notna(run[name])}
@@ -133,39 +121,31 @@ def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -
     matrix = np.full((size, size), np.nan)
     for (i, j), value in cells.items():
         matrix[i, j] = matrix[j, i] = value
-    figure, axes = new_figure(f"{metric} between the codebooks of {sig}", "codebook", "codebook")
-    draw_matrix(figure, axes, matrix, metric_label(f"evaluate.{metric}"))
+    figure, axes = _new_figure(f"{metric} between the codebooks of {sig}", "codebook", "codebook")
+    _draw_matrix(figure, axes, matrix, metric_label(f"evaluate.{metric}"))
     axes.set_xticks(range(size))
     axes.set_yticks(range(size))
     return figure
 
 
 def codebook_usage(experiments: Experiments, sigs: Sequence[str] | None = None) -> Figure:
-    """Share of the codes in use in each codebook, from the last evaluation.
-
-    Args:
-        experiments: the runs.
-        sigs: runs to show; default all, of which there may be 12.
-
-    Raises:
-        ResultsError: if there is no such run, there are too many, or none has been evaluated.
-    """
+    """Share of the codes in use in each codebook, from the last evaluation of some runs, by default all."""
     runs = [_run(experiments, sig) for sig in (experiments.runs["sig"] if sigs is None else sigs)]
     prefix = "evaluate.usage_q"
     found = [name for name in experiments.metrics if name.startswith(prefix)]
     names = sorted(found, key=lambda name: int(name.removeprefix(prefix)))
     if not names:
         raise ResultsError(f"no run of {experiments.name} has {prefix}0; evaluate them first (evaluate.every).")
-    figure, axes = new_figure(f"codebook usage of {experiments.name}", "codebook", metric_label("evaluate.usage"))
+    figure, axes = _new_figure(f"codebook usage of {experiments.name}", "codebook", metric_label("evaluate.usage"))
     width = 0.8 / max(1, len(runs))
-    for index, (run, style) in enumerate(zip(few(runs), styles(), strict=False)):
+    for index, (run, style) in enumerate(zip(_check_count(runs), _styles(), strict=False)):
         places = np.arange(len(names)) + (index - (len(runs) - 1) / 2) * width
         hatch = ("", "//", "\\\\", "..", "xx")[index % 5]
         values = run[names].astype(float)
         axes.bar(places, values, width, label=run["sig"], color=style["color"], hatch=hatch, edgecolor="white")
     axes.set_xticks(range(len(names)), [name.removeprefix(prefix) for name in names])
     axes.set_ylim(0, 1.02)
-    add_legend(axes)
+    _add_legend(axes)
     return figure
 
 
@@ -186,5 +166,82 @@ def _run(experiments: Experiments, sig: str) -> "pd.Series[Any]":
 
 def _name(by: Sequence[str], group: Any, runs: int) -> str:
     values = group if isinstance(group, tuple) and len(by) == len(group) else (group,)
-    text = ", ".join(f"{name.rpartition('.')[2]}={short_text(value)}" for name, value in zip(by, values, strict=True))
-    return plain_text(text if runs == 1 else f"{text} ({runs} runs)")
+    text = ", ".join(
+        f"{name.rpartition('.')[2]}={_plain_text(format_value(value))}" for name, value in zip(by, values, strict=True)
+    )
+    return _plain_text(text if runs == 1 else f"{text} ({runs} runs)")
+
+
+def metric_label(name: str) -> str:
+    """Axis label of a `stage.metric`: its name, unit and direction."""
+    metric = METRICS.get(name.rpartition(".")[2])
+    parts = [name if metric is None or not metric.unit else f"{name}, {metric.unit}"]
+    if metric is not None and _BETTER[metric.direction]:
+        parts.append(f"({_BETTER[metric.direction]})")
+    return " ".join(parts)
+
+
+def save_figure(figure: Figure, path: str | Path) -> list[Path]:
+    """Write a figure as `path`.png and `path`.svg, the same bytes for the same data, and return both."""
+    files = [Path(path).with_name(f"{Path(path).name}.{kind}") for kind in ("png", "svg")]
+    try:
+        for file in files:
+            metadata: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {"Software": None}
+            figure.savefig(file, dpi=_DPI, metadata=metadata)
+    except OSError as error:
+        raise ResultsError(f"cannot write {files[0].parent}: {error.strerror or error}.") from error
+    return files
+
+
+def _new_figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """Figure of one panel, its title and the labels of its axes."""
+    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(_plain_text(title))
+    axes.set_xlabel(_plain_text(x))
+    axes.set_ylabel(_plain_text(y))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _draw_matrix(figure: Figure, axes: Axes, values: Any, label: str, spreads: Any = None) -> None:
+    """Draw a matrix with its numbers; text is black on light and white on dark cells."""
+    shown = axes.imshow(values, cmap="cividis", aspect="auto")
+    figure.colorbar(shown, ax=axes, label=_plain_text(label))
+    colours = np.asarray(colormaps["cividis"](np.asarray(shown.norm(np.nan_to_num(values)))))
+    shades = colours[..., :3] @ np.array([0.299, 0.587, 0.114])
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            spread = spreads[i, j] if spreads is not None else np.nan
+            text = f"{value:.3g}" if not np.isfinite(spread) else f"{value:.3g}\n± {spread:.2g}"
+            axes.text(j, i, text, ha="center", va="center", color="black" if shades[i, j] > 0.5 else "white")
+    axes.spines[:].set_visible(False)
+
+
+def _styles() -> Iterator[dict[str, Any]]:
+    """Endless line styles; no two within a legend differ by colour alone."""
+    pairs = zip(itertools.cycle(_COLOURS), itertools.cycle(_LINES), itertools.cycle(_MARKERS), strict=False)
+    return ({"color": c, "linestyle": line, "marker": m, "markersize": 3.5, "linewidth": 1.6} for c, line, m in pairs)
+
+
+def _add_legend(axes: Axes) -> None:
+    """Legend, or a word in the empty panel where nothing was drawn."""
+    handles, _ = axes.get_legend_handles_labels()
+    if len(handles) > 4:
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    elif handles:
+        axes.legend(frameon=False, fontsize="small")
+    else:
+        axes.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", transform=axes.transAxes)
+
+
+def _check_count(groups: Sequence[Any]) -> Sequence[Any]:
+    """The groups, if one figure can show so many."""
+    if len(groups) > MAX_GROUPS:
+        raise ResultsError(f"{len(groups)} groups do not fit one figure, {MAX_GROUPS} do; group by fewer parameters.")
+    return groups
+
+
+def _plain_text(text: str) -> str:
+    """Text from files, with line breaks kept and without matplotlib's `$` mathematics."""
+    return "\n".join(clean_text(line) for line in text.split("\n")).replace("$", r"\$")

@@ -1,21 +1,28 @@
-"""Parameters of an experiment: Hydra overrides parsed to values, and values of the saved configuration.
+"""Files of an experiment to Python values: JSON that may be damaged, Hydra overrides, `frozen.json`, `history.json`.
 
-An override is read by Hydra's rules, not YAML 1.1's: `1e-5` is a number, `yes` and `010` are strings.
-The configuration is `frozen.json`, which is written at submission; before there was one, it is what Hydra leaves in
-`.hydra/` at the start of a run.
+Nothing here raises for a damaged file: what cannot be read is left out, and a line about it goes to `problems`.
 """
 
 import copy
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import orjson
 import yaml
+from numpy.typing import NDArray
 
-from audiotok.results.files import encodable, read_json_file
+FROZEN_FILE = "frozen.json"
+STAGES = ("train", "valid", "evaluate")
+
+History = list[dict[str, dict[str, float]]]
+"""One {stage: {metric: number}} per epoch, epoch 1 first. A metric may be in some epochs only: evaluation is rare."""
 
 _BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster
 _NULL = re.compile(r"null\Z", re.IGNORECASE)
@@ -30,8 +37,50 @@ _REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}\Z")
 _MAX_REFERENCES = 10
 
 
+def read_json_file(path: Path, kind: type, problems: list[str]) -> Any:
+    """Read a JSON file that should hold a list or a dict; None if it is missing, or damaged: a line in `problems`."""
+    return _read_json(path, kind, problems)[0]
+
+
+def _read_json(path: Path, kind: type, problems: list[str]) -> tuple[Any, bytes]:
+    """Content of a JSON file and its text, see `read_json_file`."""
+    raw = b""
+    try:
+        raw = path.read_bytes()
+        content = parse_json(raw)
+        if isinstance(content, kind):
+            return content, raw
+        problems.append(f"{path.name} holds a {type(content).__name__}, not a {kind.__name__}")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.name} cannot be read ({type(error).__name__}: {error})")
+    return None, raw
+
+
+def parse_json(raw: bytes) -> Any:
+    """Parse JSON, three times faster than the standard library, to which NaN, Infinity and lone surrogates are left.
+
+    Raises:
+        ValueError: if it is not JSON.
+        RecursionError: if it is too deep.
+    """
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        content = json.loads(raw)
+    if b"\\ud" in raw.lower():
+        content = json.loads(encodable(json.dumps(content, ensure_ascii=False)))
+    return content
+
+
+def encodable(text: str) -> str:
+    """Text without the lone surrogates that JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 class _HydraLoader(_BaseLoader):  # type: ignore[misc]
-    """Safe YAML loader whose plain scalars follow Hydra's grammar."""
+    """Safe YAML loader whose plain scalars follow Hydra's grammar: `1e-5` is a number, `yes` and `010` are strings."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  filled below, by PyYAML's own means
 
@@ -41,14 +90,7 @@ for _tag, _pattern in (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float"
 
 
 def parse_value(text: str) -> Any:
-    """Parse the right-hand side of an override.
-
-    Args:
-        text: what follows `=`, e.g. `3`, `1e-4`, `null`, `"a b"`, `[0.1, 1]`, `{a: 1}`.
-
-    Returns:
-        None, a bool, a number, a string, a list or a dict; the text itself where it cannot be parsed.
-    """
+    """Parse the right-hand side of an override, such as `3`, `"a b"`, `[0.1, 1]`; the text itself if it cannot be."""
     text = text.strip()
     if not text.startswith(("[", "{", '"', "'")):
         return _parse_scalar(text)
@@ -63,13 +105,10 @@ def parse_value(text: str) -> Any:
 
 
 def parse_overrides(argv: Iterable[str]) -> dict[str, Any]:
-    """Parse Hydra overrides; the last one of a key wins, as in Hydra.
-
-    Args:
-        argv: overrides such as `seed=3`, `+new=1`, `++force=2`; `~key` removes a key and gives None.
+    """Parse Hydra overrides; the last one of a key wins, as in Hydra, and `~key` gives None.
 
     Returns:
-        Values by key, in the order of the first appearance of each key.
+        Values by key without `+`, in the order of the first appearance of each key.
     """
     values: dict[str, Any] = {}
     for override in argv:
@@ -78,14 +117,31 @@ def parse_overrides(argv: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+@lru_cache(maxsize=2**14)
+def _parse_override(override: str) -> tuple[str, Any]:
+    """Key and value; experiments of a grid share most of their overrides."""
+    key, separator, text = override.partition("=")
+    removed = key.startswith("~")
+    return key.strip().lstrip("+~"), None if removed or not separator else parse_value(text)
+
+
+def _parse_scalar(text: str) -> bool | int | float | str | None:
+    if _NULL.match(text):
+        return None
+    if _BOOL.match(text):
+        return text.lower() == "true"
+    try:
+        if _INT.match(text):
+            return int(text)
+        if _FLOAT.match(text):
+            return float(text)
+    except ValueError:  # a stray underscore, or more digits than Python converts
+        pass
+    return text
+
+
 class SavedConfig:
-    """Configuration of one experiment: the composed values and the chosen groups, read when first asked for.
-
-    Args:
-        folder: folder of the experiment; it may hold neither file, before the first run.
-    """
-
-    FILES = ("frozen.json", ".hydra/config.yaml", ".hydra/hydra.yaml")
+    """Configuration of an experiment as submitted (`frozen.json`, which may be missing), read on first use."""
 
     def __init__(self, folder: Path) -> None:
         self.problems: list[str] = []
@@ -97,7 +153,8 @@ class SavedConfig:
         A value that is one plain `${other.key}` is followed; other interpolations stay as text.
         """
         value = _lookup(self._config, key)
-        if _may_be_group(key, value) and key in self._choices:  # `solver` is a group and a key of the configuration
+        # A group has no dots. Where there is a key of its name too, such as `solver`, it is a section or a name.
+        if "." not in key and key in self._choices and (value is None or isinstance(value, str | dict)):
             return self._choices[key]
         for _ in range(_MAX_REFERENCES):
             match = _REFERENCE.match(value) if isinstance(value, str) else None
@@ -108,38 +165,31 @@ class SavedConfig:
 
     @cached_property
     def _frozen(self) -> dict[str, Any]:
-        return read_json_file(self._folder / self.FILES[0], dict, self.problems) or {}
+        return read_json_file(self._folder / FROZEN_FILE, dict, self.problems) or {}
 
     @cached_property
     def _config(self) -> Any:
-        frozen, text = self._frozen.get("cfg"), self._frozen.get("cfg_yaml")
-        if isinstance(frozen, dict):
-            return frozen
-        return self._parse_yaml(text, self.FILES[0]) if isinstance(text, str) else self._read_yaml(self.FILES[1])
+        text = self._frozen.get("cfg_yaml")  # instead of `cfg`, where JSON cannot hold it
+        if not isinstance(text, str):
+            return self._frozen.get("cfg")
+        try:
+            return yaml.load(text, Loader=_HydraLoader)
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            self.problems.append(f"{FROZEN_FILE} cannot be read ({type(error).__name__})")
+            return None
 
     @cached_property
     def _choices(self) -> Mapping[str, Any]:
         choices = self._frozen.get("choices")
-        if not isinstance(choices, dict):
-            choices = _lookup(self._read_yaml(self.FILES[2]), "hydra.runtime.choices")
         return choices if isinstance(choices, dict) else {}
 
-    def _read_yaml(self, name: str) -> Any:
-        try:
-            return self._parse_yaml((self._folder / name).read_text(encoding="utf-8"), name)
-        except FileNotFoundError:
+
+def _lookup(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(config, dict):
             return None
-        except (OSError, ValueError) as error:
-            return self._unreadable(name, error)
-
-    def _parse_yaml(self, text: str, name: str) -> Any:
-        try:
-            return yaml.load(text, Loader=_HydraLoader)
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-            return self._unreadable(name, error)
-
-    def _unreadable(self, name: str, error: Exception) -> None:
-        self.problems.append(f"{Path(name).name} cannot be read ({type(error).__name__})")
+        config = config.get(part)
+    return config
 
 
 def hashable(value: Any) -> Any:
@@ -166,37 +216,117 @@ def natural(value: Any) -> tuple[int, Any]:
     return 2, [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)]
 
 
-@lru_cache(maxsize=2**14)
-def _parse_override(override: str) -> tuple[str, Any]:
-    """Key and value; experiments of a grid share most of their overrides."""
-    key, separator, text = override.partition("=")
-    removed = key.startswith("~")
-    return key.strip().lstrip("+~"), None if removed or not separator else parse_value(text)
+class StageTable(NamedTuple):
+    """What one stage of one experiment measured."""
+
+    stage: str
+    names: tuple[str, ...]  # metrics, in the order they appeared
+    epochs: NDArray[np.int32]  # numbers (from 1) of the epochs that measured anything [N]
+    values: NDArray[np.float64]  # [N, metrics]; NaN where not measured
+    present: NDArray[np.bool_]  # [N, metrics]; False where not measured, True for a NaN that was
 
 
-def _may_be_group(key: str, value: Any) -> bool:
-    """Groups have no dots, and where the configuration has a key of that name, it is a section or a name."""
-    return "." not in key and (value is None or isinstance(value, str | dict))
+def read_history(path: Path, problems: list[str]) -> History:
+    """Read `history.json`; without the file, no epoch is done yet.
+
+    An epoch or a metric that is not what it should be is left out, with one line for each kind of damage; a null
+    counts as NaN.
+    """
+    return _clean(read_json_file(path, list, problems) or [], path.name, problems)
 
 
-def _parse_scalar(text: str) -> bool | int | float | str | None:
-    if _NULL.match(text):
+def read_tables(path: Path, problems: list[str]) -> tuple[int, list[StageTable]]:
+    """Read `history.json` by columns; see `read_history`.
+
+    Returns:
+        Number of epochs in the file, and a table for each stage that measured anything, in the order they run.
+    """
+    epochs, raw = _read_json(path, list, problems)
+    if not epochs:
+        return 0, []
+    history = epochs if _is_clean(epochs) else _clean(epochs, path.name, problems)
+    stages = sorted(dict.fromkeys(chain.from_iterable(history)), key=stage_rank)
+    tables = [table for stage in stages if (table := _stage_table(history, stage)) is not None]
+    # Colons of the text against keys of the result: cheaper than to look for repeated keys in every file.
+    if raw.count(b":") != sum(map(len, chain(history, *map(dict.values, history)))):
+        problems += [f"{path.name}: {name} stands twice in an epoch; the last one counts" for name in _repeated(raw)]
+    return len(history), tables
+
+
+def stage_rank(stage: str) -> int:
+    """Stages in the order they run; unknown ones last."""
+    return STAGES.index(stage) if stage in STAGES else len(STAGES)
+
+
+def _is_clean(epochs: list[Any]) -> bool:
+    """True if all is as the trainer writes it: objects of objects of floats."""
+    if set(map(type, epochs)) != {dict}:
+        return False
+    stages = list(chain.from_iterable(map(dict.values, epochs)))
+    if not set(map(type, stages)) <= {dict}:
+        return False
+    return set(map(type, chain.from_iterable(map(dict.values, stages)))) <= {float}
+
+
+def _clean(epochs: list[Any], file: str, problems: list[str]) -> History:
+    found: dict[str, None] = {}
+    history: History = []
+    for epoch in epochs:
+        stages: dict[str, dict[str, float]] = {}
+        if not isinstance(epoch, dict):
+            found["an epoch that is not an object"] = None
+            epoch = {}
+        for stage, metrics in epoch.items():
+            if not isinstance(metrics, dict):
+                found[f"stage {stage} is not an object"] = None
+            else:
+                stages[stage] = _numbers(stage, metrics, found)
+        history.append(stages)
+    problems += [f"{file}: {problem}" for problem in found]
+    return history
+
+
+def _numbers(stage: str, metrics: dict[str, object], found: dict[str, None]) -> dict[str, float]:
+    numbers = {}
+    for name, value in metrics.items():
+        try:
+            if value is not None and not isinstance(value, int | float):
+                raise TypeError
+            numbers[name] = math.nan if value is None else float(value)
+        except (TypeError, OverflowError):
+            found[f"{stage}.{name} is not a number"] = None
+    return numbers
+
+
+def _stage_table(history: History, stage: str) -> StageTable | None:
+    """Columns of a stage, in one pass where all its epochs have the same metrics, as they mostly do."""
+    epochs = [number for number, stages in enumerate(history, 1) if stages.get(stage)]
+    if not epochs:
         return None
-    if _BOOL.match(text):
-        return text.lower() == "true"
-    try:
-        if _INT.match(text):
-            return int(text)
-        if _FLOAT.match(text):
-            return float(text)
-    except ValueError:  # a stray underscore, or more digits than Python converts
-        pass
-    return text
+    rows: Sequence[dict[str, float]] = [history[number - 1][stage] for number in epochs]
+    orders = dict.fromkeys(map(tuple, rows))
+    names = tuple(dict.fromkeys(chain.from_iterable(orders)))
+    shape = (len(rows), len(names))
+    if len(orders) == 1:
+        flat = chain.from_iterable(map(dict.values, rows))
+        values = np.fromiter(flat, np.float64, count=shape[0] * shape[1]).reshape(shape)
+        present = np.ones(shape, np.bool_)
+    else:
+        values = np.array([[row.get(name, math.nan) for name in names] for row in rows], np.float64)
+        present = np.array([[name in row for name in names] for row in rows], np.bool_)
+    return StageTable(stage, names, np.array(epochs, np.int32), values, present)
 
 
-def _lookup(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(config, dict):
-            return None
-        config = config.get(part)
-    return config
+def _repeated(raw: bytes) -> list[str]:
+    """Keys that stand twice in one object; JSON allows it, and parsers silently keep the last one."""
+    found: dict[str, None] = {}
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [name for name, _ in pairs]
+            found.update(dict.fromkeys(name for name in content if names.count(name) > 1))
+        return content
+
+    json.loads(raw, object_pairs_hook=collect)
+    return [encodable(name) for name in found]

@@ -1,8 +1,7 @@
 """Statistics of runs: groups over seeds, and conditions against a baseline.
 
 The computations are SciPy's: bootstrap (Efron and Tibshirani, 1993, chapter 13), paired t-test, sign-flip permutation
-test. Holm's correction (Holm, 1979) is for all comparisons of one table. A handful of seeds decides little: `n` stands
-in every row.
+test. Holm's correction (Holm, 1979) is for all comparisons of one table. With few seeds, look at `n` first.
 """
 
 import warnings
@@ -36,11 +35,11 @@ def summarize(
 
     Args:
         runs: one row per run.
-        by: columns that make a group; what else differs within it (the seed) is averaged over.
+        by: columns that make a group; over the others (the seed) it is averaged.
         metrics: columns to summarise; missing values are left out.
         confidence: of the interval, between 0 and 1.
-        interval: `bootstrap` (percentiles of resampled means; too narrow below about 8 runs) or `t` (Student's, which
-            supposes normal values and is right for few).
+        interval: `bootstrap` (percentiles of resampled means; too narrow below about 8 runs) or `t` (Student's, for
+            normal values).
 
     Returns:
         One row per group and metric: the columns of `by`, `metric`, `n`, `mean`, `std` (n - 1), `low`, `high`. A number
@@ -55,7 +54,7 @@ def summarize(
     for group, members in _groups(runs, by):
         for metric in metrics:
             values = _finite(members[metric])
-            low, high = confidence_interval(values, confidence, interval)
+            low, high = _confidence_interval(values, confidence, interval)
             mean = float(values.mean()) if len(values) else np.nan
             std = float(values.std(ddof=1)) if len(values) > 1 else np.nan
             rows.append((*group, metric, len(values), mean, std, low, high))
@@ -115,11 +114,11 @@ def compare(
             rows.append((*group, metric, *row))
     columns = ["n", "baseline", "mean", "difference", "low", "high", "effect", "p"]
     table = pd.DataFrame(rows, columns=[*by, "metric", *columns])
-    table["p_holm"] = holm(table["p"].to_numpy(float))
+    table["p_holm"] = _holm(table["p"].to_numpy(float))
     return table
 
 
-def confidence_interval(values: Floats, confidence: float, interval: Interval) -> tuple[float, float]:
+def _confidence_interval(values: Floats, confidence: float, interval: Interval) -> tuple[float, float]:
     """Interval of the mean; NaN for fewer than two values."""
     if len(values) < 2:
         return np.nan, np.nan
@@ -135,7 +134,7 @@ def confidence_interval(values: Floats, confidence: float, interval: Interval) -
     return float(low), float(high)
 
 
-def holm(p_values: Floats) -> Floats:
+def _holm(p_values: Floats) -> Floats:
     """P-values corrected so that the chance of any false finding among them stays bounded; NaN stays NaN."""
     corrected = np.full(len(p_values), np.nan)
     tested = np.flatnonzero(np.isfinite(p_values))
@@ -151,7 +150,7 @@ def _compare_pairs(both: Floats, confidence: float, interval: Interval, test: Te
     if n == 0:
         return (0, *[np.nan] * 7)
     differences = both[:, 1] - both[:, 0]
-    low, high = confidence_interval(differences, confidence, interval)
+    low, high = _confidence_interval(differences, confidence, interval)
     spread = differences.std(ddof=1) if n > 1 else np.nan
     effect = differences.mean() / spread if spread > 0 else np.nan
     p = np.nan if n < 2 else _p_value(differences, test)

@@ -7,24 +7,29 @@ full precision.
 
 import difflib
 import json
+import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 
 from audiotok.errors import ResultsError
-from audiotok.results.cells import Estimate, clean_text, format_column, is_numeric, number_of, text_width
-from audiotok.results.frame import Experiments
+from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import HEADLINE, METRICS, Direction
 
 TableFormat = Literal["table", "csv", "markdown", "latex", "parquet"]
 EXACT: tuple[str, ...] = ("csv", "parquet")
 """Formats for programs: every column, every digit."""
 
+MISSING = "-"
+_MAX_TEXT = 60
+_SHORT_NUMBER = 7  # characters: a number as short as that was typed by a person, and is shown as it is
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 _MEASURED = ("train", "valid", "evaluate", "generate")
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _MARKDOWN = re.compile(r"[\\|<`*]")
@@ -49,7 +54,7 @@ def format_table(
     Args:
         runs: `Experiments.runs`, a summary, or any DataFrame.
         fmt: `table` (aligned, rounded), `markdown` (rounded), `latex` (booktabs, rounded) or `csv` (full precision).
-        columns: names or patterns such as `valid.*`, in the order wanted; default all.
+        columns: names or patterns such as `valid.*`, in this order; default all.
         bold: mark the best value of every metric that has a better direction; for `table`, with terminal escapes.
 
     Returns:
@@ -62,14 +67,17 @@ def format_table(
         raise ResultsError(f"no table format {fmt!r}; choose one of: {', '.join(get_args(TableFormat))}.")
     if fmt == "parquet":
         raise ResultsError("parquet is not text; give a file with output (--output FILE).")
-    frame = runs if columns is None else runs[select_columns(runs.columns, columns)]
+    frame = runs if columns is None else runs[_select_columns(runs.columns, columns)]
     if fmt == "csv":
         return _expand_estimates(frame).map(_csv_value).to_csv(index=False, lineterminator="\n")
     headers = [clean_text(str(name)) for name in frame.columns]
     values = [frame.iloc[:, index].tolist() for index in range(len(headers))]
     cells = [format_column(items) for items in values]
     numeric = [all(map(is_numeric, items)) for items in values]
-    best = [_best_rows(header, items) if bold else set() for header, items in zip(headers, values, strict=True)]
+    best = [
+        best_rows(items, _direction(header) if bold else "neutral")
+        for header, items in zip(headers, values, strict=True)
+    ]
     write = {"table": _terminal, "markdown": _markdown, "latex": _latex}[fmt]
     return write(headers, cells, numeric, best)
 
@@ -84,7 +92,7 @@ def write_table(
     """
     try:
         if fmt == "parquet":
-            frame = runs if columns is None else runs[select_columns(runs.columns, columns)]
+            frame = runs if columns is None else runs[_select_columns(runs.columns, columns)]
             _expand_estimates(frame).map(_csv_value).convert_dtypes().to_parquet(path, index=False)
         else:
             path.write_text(format_table(runs, fmt, columns, bold=bold and fmt != "table"), encoding="utf-8")
@@ -92,7 +100,7 @@ def write_table(
         raise ResultsError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
-def select_columns(available: Iterable[str], wanted: Iterable[str]) -> list[str]:
+def _select_columns(available: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """Expand names and shell patterns to columns, without repeats.
 
     Raises:
@@ -100,7 +108,7 @@ def select_columns(available: Iterable[str], wanted: Iterable[str]) -> list[str]
     """
     names = [str(name) for name in available]
     selected: dict[str, None] = {}
-    for pattern in wanted:
+    for pattern in patterns:
         found = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
         if not found:
             near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3) or names
@@ -110,11 +118,11 @@ def select_columns(available: Iterable[str], wanted: Iterable[str]) -> list[str]
 
 
 def headline_columns(experiments: Experiments) -> list[str]:
-    """Columns worth reading first: what was swept, how it went, and the metrics that judge it."""
+    """Columns worth reading first: what was swept, how it went, and the headline metrics."""
     runs = experiments.runs
-    said = [name for name in ("reason", "problems") if (runs[name] != "").any()]
-    judged = [column for column in HEADLINE if column in runs.columns]
-    return ["sig", *experiments.swept, "state", "epochs", "duration", *judged, *said]
+    notes = [name for name in ("reason", "problems") if (runs[name] != "").any()]
+    measured = [column for column in HEADLINE if column in runs.columns]
+    return ["sig", *experiments.swept, "state", "epochs", "duration", *measured, *notes]
 
 
 def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = None) -> pd.DataFrame:
@@ -123,7 +131,7 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
     Args:
         summary: what `summarize` returned.
         by: the columns it was grouped by.
-        pivot: one of `by` whose values become columns, such as a table of MMD weight × kernel widths.
+        pivot: one of `by`, whose values become columns.
 
     Returns:
         One row per group (without `pivot`), one column of `Estimate` per metric (and value of `pivot`).
@@ -143,14 +151,14 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
     return pd.DataFrame(list(table.values()))
 
 
-def _best_rows(header: str, items: Sequence[Any]) -> set[int]:
-    """Rows that hold the best value of a column, if it is a metric with a better direction."""
-    direction = _direction(header)
+def best_rows(items: Sequence[Any], direction: Direction) -> set[int]:
+    """Rows with the best finite value, if the metric has a better direction and there is a choice."""
     numbers = np.array([number_of(value) for value in items], np.float64)
-    if direction not in ("higher", "lower") or np.isfinite(numbers).sum() < 2:
-        return set()
     finite = np.where(np.isfinite(numbers), numbers, np.nan)
-    return set(np.flatnonzero(finite == (np.nanmax(finite) if direction == "higher" else np.nanmin(finite))).tolist())
+    if direction == "neutral" or np.isfinite(finite).sum() < 2:
+        return set()
+    best = np.nanmax(finite) if direction == "higher" else np.nanmin(finite)
+    return set(np.flatnonzero(finite == best).tolist())
 
 
 def _direction(header: str) -> Direction:
@@ -173,16 +181,15 @@ def _expand_estimates(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _csv_value(value: Any) -> Any:
     """Lists as JSON; what is missing stays empty; numbers are left to repr, which loses nothing."""
-    if isinstance(value, tuple):
-        return json.dumps(value)
-    return value
+    return json.dumps(value) if isinstance(value, tuple) else value
 
 
 def _terminal(headers: list[str], cells: list[list[str]], numeric: list[bool], best: list[set[int]]) -> str:
     columns = [[header, *column] for header, column in zip(headers, cells, strict=True)]
     for index, column in enumerate(columns):
-        width = max(map(text_width, column))
-        padded = [_pad(text, width, numeric[index]) for text in column]
+        width = max(map(_text_width, column))
+        spaces = [" " * (width - _text_width(text)) for text in column]
+        padded = [s + text if numeric[index] else text + s for s, text in zip(spaces, column, strict=True)]
         marked = [f"{_BOLD}{text}{_PLAIN}" if row - 1 in best[index] else text for row, text in enumerate(padded)]
         columns[index] = [marked[0], "-" * width, *marked[1:]]
     return "".join("  ".join(row).rstrip() + "\n" for row in zip(*columns, strict=True))
@@ -214,6 +221,91 @@ def _escape_latex(text: str) -> str:
     return "".join(_LATEX.get(char, char) for char in text)
 
 
-def _pad(text: str, width: int, right: bool) -> str:
-    space = " " * (width - text_width(text))
-    return space + text if right else text + space
+class Estimate(NamedTuple):
+    """A mean over runs; shown as `mean ± std`."""
+
+    mean: float  # NaN if no run has the value
+    std: float  # NaN for fewer than two runs
+    n: int  # runs
+
+
+def format_column(items: Sequence[Any]) -> list[str]:
+    """Text of every value of a column, numbers with as many decimals as the column needs."""
+    estimates = [value for value in items if isinstance(value, Estimate)]
+    if estimates:
+        decimals = _estimate_decimals(estimates)
+        return [_format_estimate(value, decimals) if isinstance(value, Estimate) else MISSING for value in items]
+    digits = _decimals([value for value in items if isinstance(value, float) and math.isfinite(value)])
+    return [format_value(value, digits) for value in items]
+
+
+def format_value(value: Any, decimals: int | None = None) -> str:
+    """Text of one value: no more digits than a reader uses, lists in brackets, long texts cut."""
+    if _is_missing(value):
+        return MISSING
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join("null" if item is None else format_value(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        if decimals is not None and math.isfinite(value):
+            return f"{value:.{decimals}f}"
+        short = f"{value:g}"
+        if len(short) <= _SHORT_NUMBER and float(short) == value:
+            return short
+        return f"{value:.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+    text = clean_text(str(value))
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+def clean_text(text: str) -> str:
+    """Drop escape sequences, control and direction characters; line breaks and tabs become spaces."""
+    text = re.sub(r"\s+", " ", _ESCAPES.sub("", text))
+    return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+
+
+def _is_missing(value: object) -> bool:
+    """Whether there is nothing to show."""
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def is_numeric(value: object) -> bool:
+    """Whether a cell is aligned to the right."""
+    return _is_missing(value) or (isinstance(value, int | float | Estimate) and not isinstance(value, bool))
+
+
+def number_of(value: object) -> float:
+    """What a cell is ranked by; NaN if it is no number."""
+    if isinstance(value, Estimate):
+        return value.mean
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _text_width(text: str) -> int:
+    """Columns that a text takes in a terminal: wide characters take two, combining ones none."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
+
+
+def _decimals(floats: Sequence[float]) -> int | None:
+    """Digits after the point for a whole column; None where each number is better written on its own."""
+    sizes = [abs(value) for value in floats if value]
+    if not sizes or all(len(f"{value:g}") <= _SHORT_NUMBER and float(f"{value:g}") == value for value in floats):
+        return None
+    decimals = min(max(3 - math.floor(math.log10(max(sizes))), 0), 6)
+    return decimals if min(sizes) >= 10.0 ** (1 - decimals) else None
+
+
+def _estimate_decimals(estimates: Sequence[Estimate]) -> int:
+    """Two digits of the typical spread, or four of the largest mean where there is no spread."""
+    spreads = sorted(value.std for value in estimates if math.isfinite(value.std) and value.std > 0)
+    means = [abs(value.mean) for value in estimates if math.isfinite(value.mean) and value.mean]
+    size, digits = (spreads[len(spreads) // 2], 1) if spreads else (max(means, default=1.0), 3)
+    return min(max(digits - math.floor(math.log10(size)), 0), 8)
+
+
+def _format_estimate(value: Estimate, decimals: int) -> str:
+    if not math.isfinite(value.mean):
+        return MISSING
+    mean = f"{value.mean:.{decimals}f}"
+    return mean if not math.isfinite(value.std) else f"{mean} ± {value.std:.{decimals}f}"

@@ -13,11 +13,11 @@ import pytest
 from audiotok import cli
 from audiotok.errors import ResultsError
 from audiotok.report import ReportOptions, write_report
-from audiotok.report.comparisons import compare_conditions, condition_columns
-from audiotok.report.runs import log_file, run_pages
-from audiotok.report.table import best_rows, duration_text
+from audiotok.report.runs import _log_file, run_pages
+from audiotok.report.table import clock_text, compare_conditions, condition_columns
 from audiotok.results import METRICS, load_grid
 from audiotok.results.statistics import compare
+from audiotok.results.tables import best_rows
 from tests.report.conftest import add_run
 
 
@@ -88,22 +88,22 @@ def test_a_log_outside_the_folder_is_never_shown(tmp_path: Path) -> None:
     (folder / "job.json").write_text('{"log": "../../../secret"}')
     (folder / "submitit" / "1_0_log.out").symlink_to(tmp_path / "secret")
     (record,) = load_grid("g", tmp_path).records
-    assert log_file(record) is None
+    assert _log_file(record) is None
     (folder / "train.log").write_text("here")
-    assert log_file(record) == folder / "train.log"
+    assert _log_file(record) == folder / "train.log"
 
 
 def test_the_best_rows_follow_the_direction() -> None:
-    numbers = np.array([1.0, np.nan, 3.0, 3.0, np.inf])
-    assert best_rows(numbers, METRICS["sisnr"]) == {2, 3}
-    assert best_rows(numbers, METRICS["mel"]) == {0}
-    assert best_rows(numbers, METRICS["duration"]) == set()
-    assert best_rows(np.array([1.0, np.nan]), METRICS["mel"]) == set()
+    numbers = [1.0, np.nan, 3.0, 3.0, np.inf]
+    assert best_rows(numbers, METRICS["sisnr"].direction) == {2, 3}
+    assert best_rows(numbers, METRICS["mel"].direction) == {0}
+    assert best_rows(numbers, METRICS["duration"].direction) == set()
+    assert best_rows([1.0, np.nan], METRICS["mel"].direction) == set()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (90061, "25:01:01"), (np.nan, "-")])
 def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
+    assert clock_text(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,15 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from audiotok.report.listening import Listening, choose_clips, write_clips
-from audiotok.report.spectrogram import COLUMNS, LOWEST_HZ, ROWS, power_spectrogram
+from audiotok.report.listening import (
+    COLUMNS,
+    LOWEST_HZ,
+    ROWS,
+    Listening,
+    choose_clips,
+    power_spectrogram,
+    write_clips,
+)
 from audiotok.results import load_grid
 from tests.report.conftest import CLIPS, RATE, SECONDS, add_run, melody
 

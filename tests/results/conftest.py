@@ -45,13 +45,8 @@ def make_experiment(root: Path) -> MakeExperiment:
             if content is not None:
                 text = content if isinstance(content, str) else json.dumps(content)
                 (folder / name).write_text(text)
-        (folder / ".hydra").mkdir()
         if config is not None:
-            (folder / ".hydra" / "config.yaml").write_text(config)
-        if choices is not None:
-            lines = [f"      {group}: {choice}\n" for group, choice in choices.items()]
-            text = "hydra:\n  runtime:\n    choices:\n" + "".join(lines)
-            (folder / ".hydra" / "hydra.yaml").write_text(text)
+            (folder / "frozen.json").write_text(json.dumps({"cfg_yaml": config, "choices": dict(choices or {})}))
         (folder / "job.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")  # must never be opened
         (root / "grids" / GRID / sig).symlink_to(link or folder)
         return folder

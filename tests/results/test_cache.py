@@ -3,27 +3,27 @@
 import json
 import math
 import os
+import random
 import shutil
 import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audiotok.results import Experiments, load_all, load_grid, load_sigs, workers
-from audiotok.results import experiments as records
-from audiotok.results.block import take
-from audiotok.results.cache import read_block, write_block
-from audiotok.results.experiments import CACHE_FOLDER, read_experiment
-from audiotok.results.history import History, read_tables
+from audiotok.results import Experiments, cache, load_all, load_grid, load_sigs, read_experiment
+from audiotok.results.cache import CACHE_FOLDER, _read_block, _select, _write_block
+from audiotok.results.read import History, read_tables
 
 GRID = "compression.encodec_mmd_demo"
 Make = Callable[..., Path]
@@ -59,7 +59,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         parsed.append(path.parent.name)
         return read_tables(path, problems)
 
-    monkeypatch.setattr("audiotok.results.entries.read_tables", reading)
+    monkeypatch.setattr("audiotok.results.cache.read_tables", reading)
     yield parsed
 
 
@@ -157,17 +157,48 @@ def test_states_are_judged_anew_until_they_are_settled(
         assert load_all(grid).runs[["state", "reason"]].values.tolist()[0] == ["FAILED", "no memory"]
 
 
+def _flip(raw: bytes, place: int) -> bytes:
+    return raw[:place] + bytes([raw[place] ^ 0x11]) + raw[place + 1 :]
+
+
+def _some_values(raw: bytes) -> bytes:
+    """Bytes of a metric's values."""
+    column = pa.ipc.open_file(pa.py_buffer(raw)).read_all().column("train").combine_chunks()
+    values: bytes = column.values.field("mmd").to_numpy().tobytes()
+    return values
+
+
+def _another_version(raw: bytes) -> bytes:
+    """The same table, whole and with right checksums, under another version."""
+    table = pa.ipc.open_file(pa.py_buffer(raw)).read_all()
+    head = table.schema.metadata[b"audiotok"]
+    assert head.startswith(b"[%d," % cache.VERSION)
+    head = head.replace(b"[%d," % cache.VERSION, b"[99,", 1)
+    return _arrow_file(table.replace_schema_metadata({b"audiotok": head, b"crc32": str(zlib.crc32(head)).encode()}))
+
+
+def _arrow_file(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda raw: b"",
     "foreign": lambda raw: b"PAR1" + bytes(len(raw)),
+    "foreign Arrow": lambda raw: _arrow_file(pa.table({"entry": ["{}"], "summary": [[1.0]]})),
+    "no rows": lambda raw: _arrow_file(pa.table({"entry": pa.array([], pa.string())})),
     "cut": lambda raw: raw[:-1],
     "cut early": lambda raw: raw[:50],
     "longer": lambda raw: raw + b"x",
-    "another version": lambda raw: raw[:8] + struct.pack("<I", 99) + raw[12:],
-    "entries": lambda raw: raw[:60] + b"#" + raw[61:],
-    "values": lambda raw: raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:],
+    "another version": _another_version,
+    "entries": lambda raw: _flip(raw, raw.rindex(b'{"key": ') + 20),
+    "values": lambda raw: _flip(raw, raw.rindex(_some_values(raw))),
     "zeros at the end": lambda raw: raw[:-64] + bytes(64),
-    "huge sizes": lambda raw: raw[:16] + struct.pack("<QQ", 2**62, 2**62) + raw[32:],
+    "zeros in the middle": lambda raw: raw[: len(raw) // 2] + bytes(256) + raw[len(raw) // 2 + 256 :],
+    "huge sizes": lambda raw: raw[:-10] + struct.pack("<i", 2**31 - 1) + raw[-6:],  # of the footer
 }
 
 
@@ -180,6 +211,16 @@ def test_a_damaged_cache_is_ignored_and_written_anew(grid: Path, damage: str, un
     unread.clear()
     assert _numbers(load_all(grid).history) == _plain(grid)
     assert unread == []
+
+
+def test_no_changed_byte_changes_a_number(grid: Path) -> None:
+    expected = load_all(grid)
+    expected.history.count()
+    path = _files(grid)[0]
+    raw = path.read_bytes()
+    for place in random.Random(0).sample(range(len(raw)), 40):
+        path.write_bytes(_flip(raw, place))
+        _same(load_all(grid), expected)
 
 
 def test_without_a_place_for_the_cache(grid: Path) -> None:
@@ -219,7 +260,7 @@ def test_some_of_a_shard_after_the_other(grid: Path) -> None:
 
 
 def read_keys(root: Path) -> list[str]:
-    blocks = [read_block(path) for path in _files(root)]
+    blocks = [_read_block(path) for path in _files(root)]
     return [entry["key"] for block in blocks if block is not None for entry in block.entries]
 
 
@@ -236,25 +277,27 @@ def test_numbers_are_found_though_the_cache_was_rewritten_meanwhile(grid: Path) 
     load_all(grid)
     experiments = load_all(grid)
     for path in _files(grid):
-        block = read_block(path)
-        assert block is not None and write_block(path, take(block, [0])) is not None
+        block = _read_block(path)
+        assert block is not None and _write_block(path, _select(block, [0])) is not None
     assert _numbers(experiments.history) == _plain(grid)
     again = load_all(grid)
     shutil.rmtree(grid / ".cache")
     assert _numbers(again.history) == _plain(grid)
 
 
-def test_processes_give_the_same(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_give_the_same(grid: Path, monkeypatch: pytest.MonkeyPatch, unread: list[str]) -> None:
     expected = load_all(grid)
     expected.history.count()
     shutil.rmtree(grid / ".cache")
-    monkeypatch.setattr(records, "POOL_BYTES", 0)
+    monkeypatch.setattr(cache, "MIN_BYTES_FOR_PROCESSES", 0)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    unread.clear()
     _same(load_all(grid), expected)
-    assert len(_files(grid)) == 3
+    assert len(_files(grid)) == 3 and unread == []  # the processes have parsed all
     shutil.rmtree(grid / ".cache")
-    monkeypatch.setattr(workers, "_SERVE", "raise SystemExit(1)")  # both die at once
+    monkeypatch.setattr(cache, "_DRIVER", "raise SystemExit(1)")  # both die at once
     _same(load_all(grid), expected)
+    assert len(unread) == 6
 
 
 WRITER = """

@@ -10,9 +10,11 @@ from audiotok.results import load_grid
 TRAIN = """
 import sys
 from dora import get_xp, hydra_main
+from audiotok.experiments.frozen import freeze
 
 @hydra_main(config_path="conf", config_name="config", version_base="1.1")
 def main(cfg):
+    freeze(get_xp())
     link = get_xp().link
     for epoch in range(1, cfg.epochs + 1):
         link.push_metrics({"train": {"l1": cfg.lr / epoch}, "valid": {"msspec": float(cfg.rvq.n_q)}})

@@ -16,8 +16,15 @@ from matplotlib.patches import Rectangle
 
 from audiotok.errors import ResultsError
 from audiotok.results import Experiments, load_grid
-from audiotok.results.drawing import metric_label, save_figure
-from audiotok.results.plots import codebook_usage, heatmap, information_matrix, learning_curves, tradeoff
+from audiotok.results.plots import (
+    codebook_usage,
+    heatmap,
+    information_matrix,
+    learning_curves,
+    metric_label,
+    save_figure,
+    tradeoff,
+)
 
 GRID = "compression.encodec_mmd_demo"
 

@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from audiotok.errors import ResultsError
-from audiotok.results.statistics import compare, confidence_interval, holm, summarize
+from audiotok.results.statistics import _confidence_interval, _holm, compare, summarize
 
 
 def grid(
@@ -55,8 +55,8 @@ def test_groups_keep_the_order_of_the_runs() -> None:
 
 def test_bootstrap_is_repeatable_and_near_the_plain_loop() -> None:
     values = np.random.default_rng(0).normal(size=30)
-    low, high = confidence_interval(values, 0.9, "bootstrap")
-    assert (low, high) == confidence_interval(values, 0.9, "bootstrap")
+    low, high = _confidence_interval(values, 0.9, "bootstrap")
+    assert (low, high) == _confidence_interval(values, 0.9, "bootstrap")
     rng = np.random.default_rng(1)
     means = sorted(sum(values[i] for i in rng.integers(0, 30, 30)) / 30 for _ in range(4000))
     assert (low, high) == pytest.approx((means[200], means[3800]), abs=0.03)
@@ -67,7 +67,7 @@ def test_bootstrap_covers_the_mean() -> None:
     rng = np.random.default_rng(2)
     hits = 0
     for _ in range(60):
-        low, high = confidence_interval(rng.normal(1.0, size=40), 0.9, "bootstrap")
+        low, high = _confidence_interval(rng.normal(1.0, size=40), 0.9, "bootstrap")
         hits += low <= 1.0 <= high
     assert 45 <= hits <= 60
 
@@ -83,7 +83,7 @@ def test_few_values_claim_nothing() -> None:
 
 def test_constant_values_have_an_interval_of_no_width() -> None:
     for interval in ("bootstrap", "t"):
-        assert confidence_interval(np.full(4, 2.5), 0.95, interval) == (2.5, 2.5)
+        assert _confidence_interval(np.full(4, 2.5), 0.95, interval) == (2.5, 2.5)
 
 
 def test_comparison_beside_scipy_and_statsmodels() -> None:
@@ -145,11 +145,11 @@ def test_one_seed_gives_a_difference_and_no_verdict() -> None:
 @settings(max_examples=20)  # statsmodels takes its time
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_statsmodels_holm(p_values: list[float]) -> None:
-    assert holm(np.array(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1])
+    assert _holm(np.array(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
 def test_holm_leaves_what_was_not_tested() -> None:
-    corrected = holm(np.array([0.01, math.nan, 0.04]))
+    corrected = _holm(np.array([0.01, math.nan, 0.04]))
     assert corrected[[0, 2]] == pytest.approx([0.02, 0.04]) and math.isnan(corrected[1])
 
 

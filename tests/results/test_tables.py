@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from audiotok.errors import ResultsError
 from audiotok.results import format_table, headline_columns, load_grid
-from audiotok.results.cells import clean_text
-from audiotok.results.tables import select_columns
+from audiotok.results.tables import _select_columns, clean_text
 
 GRID = "compression.encodec_mmd_demo"
 
@@ -126,7 +125,7 @@ def test_columns_can_be_chosen(runs: pd.DataFrame) -> None:
     header = format_table(runs, "csv", ["seed", "*.s*", "seed"]).splitlines()[0]
     assert header == "seed,mmd.sigmas,valid.sisnr"
     with pytest.raises(ResultsError, match=r"no column 'valid.sisn'.*valid.sisnr"):
-        select_columns(runs.columns, ["valid.sisn"])
+        _select_columns(runs.columns, ["valid.sisn"])
     with pytest.raises(ResultsError, match="choose one of: table, csv, markdown, latex, parquet"):
         format_table(runs, "html")
 

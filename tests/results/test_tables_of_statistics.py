@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audiotok.errors import ResultsError
-from audiotok.results.cells import Estimate
 from audiotok.results.statistics import summarize
-from audiotok.results.tables import format_table, summary_table, write_table
+from audiotok.results.tables import Estimate, format_table, summary_table, write_table
 
 
 @pytest.fixture

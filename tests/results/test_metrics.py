@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from audiotok.errors import ResultsError
 from audiotok.results import Experiments, load_grid
-from audiotok.results.selection import metric_values, pareto_front
+from audiotok.results.metrics import metric_values, pareto_front
 
 GRID = "compression.encodec_mmd_demo"
 NAN = math.nan
@@ -76,3 +76,10 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> N
             m <= mi and s >= sisnr and (m < mi or s > sisnr) for m, s in itertools.chain(points[:i], points[i + 1 :])
         )
         assert found.iloc[i] == (known and not beaten)
+
+
+def test_the_earlier_modules_have_the_same_functions() -> None:
+    from audiotok.results import drawing, metrics, plots, selection
+
+    assert (selection.metric_values, selection.pareto_front) == (metrics.metric_values, metrics.pareto_front)
+    assert (drawing.save_figure, drawing.metric_label) == (plots.save_figure, plots.metric_label)
