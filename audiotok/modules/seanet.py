@@ -116,8 +116,8 @@ class SEANetOptions:
     disable_norm_outer_blocks: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("channels", "dimension", "n_filters", "dilation_base", "compress")
-        positive += ("kernel_size", "last_kernel_size", "residual_kernel_size")
+        positive = ["compress", "channels", "dimension", "n_filters", "dilation_base"]
+        positive += ["kernel_size", "last_kernel_size", "residual_kernel_size"]
         least = {"n_residual_layers": 0, "lstm": 0, "disable_norm_outer_blocks": 0, **dict.fromkeys(positive, 1)}
         for name, smallest in least.items():
             value = getattr(self, name)
