@@ -352,7 +352,7 @@ class _ShardSampler(Sampler[tuple[int, int]]):
         order = self.dataset.order(epoch)
         first = self.rank + self.start * self.batch_size * self.world_size
         for position in range(first, self.total, self.world_size):
-            yield epoch, order[position % len(order)]
+            yield epoch, order[position % len(order)]  # modulo: beyond the end, the first ones again
 
 
 def _shield_worker(worker_id: int) -> None:
@@ -366,6 +366,7 @@ def _shield_worker(worker_id: int) -> None:
         signal.signal(signum, signal.SIG_IGN)
     if sys.platform != "linux":  # elsewhere sigwaitinfo does not give the sender
         return
+    # Blocked and taken by a thread: a handler does not learn who sent the signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 

@@ -35,21 +35,13 @@ class _SplitReport(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PrepareReport:
-    """What was written and what was left out.
-
-    Args:
-        splits: per split name.
-        sample_rates: number of tracks per rate in Hz.
-        channels: number of tracks per channel count.
-        unreadable: files left out, with the reason.
-        too_short: files left out for being shorter than `min_duration_s`.
-    """
+    """What was written and what was left out."""
 
     splits: dict[str, _SplitReport]
-    sample_rates: dict[int, int]
-    channels: dict[int, int]
-    unreadable: dict[Path, str]
-    too_short: list[Path]
+    sample_rates: dict[int, int]  # number of tracks per rate in Hz
+    channels: dict[int, int]  # number of tracks per channel count
+    unreadable: dict[Path, str]  # files left out, with the reason
+    too_short: list[Path]  # left out too
 
     @property
     def max_sample_rate(self) -> int:

@@ -75,10 +75,7 @@ def kernel_sums(
     across: float,
     row_block: int | None = None,
 ) -> torch.Tensor:
-    """Return within * (Sxx + Syy) + across * Sxy in float64, where Sxx and Syy leave out the pairs i = j.
-
-    Widths and tiles as in `squared_mmd`; x [N, F], y [N, F] -> scalar.
-    """
+    """Scalar within * (Sxx + Syy) + across * Sxy in float64, without pairs i = j in Sxx and Syy; see `squared_mmd`."""
     assert x.shape == y.shape and x.dim() == 2
     if x.dtype != torch.float64:
         x, y = x.float(), y.float()
@@ -271,10 +268,8 @@ def _frequencies(dimension: int, sigmas: Sequence[float], per_width: int, seed: 
 
 
 def _wave_sums(x: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """Sums of cos(w x_i) and sin(w x_i) over the samples, [N, F] and [F, M] -> [2, M] in float64.
-
-    Taken over blocks of rows, each of which the backward pass computes anew, so that no N x M tensor is kept.
-    """
+    """Sums of cos(w x_i) and sin(w x_i) over the samples, [N, F] and [F, M] -> [2, M] in float64."""
+    # By blocks of rows, each of which the backward pass computes anew, so that no N x M tensor is kept.
     blocks = [_recomputed(_block_sums, rows, frequencies) for rows in x.split(RFF_ROWS)]
     return torch.stack(blocks).sum(0)
 

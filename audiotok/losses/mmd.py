@@ -96,7 +96,7 @@ class MMDLoss(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Return the squared MMD of the streams [B, K, D, T].
+        """Return the squared MMD.
 
         Args:
             streams: what each codebook sees, [B, K, D, T], floating point.

@@ -122,19 +122,12 @@ def dependence_metrics(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number of bits, corrected in two ways.
+    """A number of bits, corrected in two ways."""
 
-    Attributes:
-        plugin: of the observed frequencies.
-        miller_madow: with Miller's correction of every entropy.
-        corrected: plug-in value minus its mean over shuffles.
-        error: standard error of `corrected` for independent codebooks, from the spread over shuffles.
-    """
-
-    plugin: float
-    miller_madow: float
-    corrected: float
-    error: float
+    plugin: float  # of the observed frequencies
+    miller_madow: float  # with Miller's correction of every entropy
+    corrected: float  # plug-in value minus its mean over shuffles
+    error: float  # standard error of `corrected` for independent codebooks, from the spread over shuffles
 
 
 @dataclass(frozen=True)

@@ -31,17 +31,11 @@ _SILENCE = 1e-8  # added to the volume, so that silence can be renormalised
 
 
 class CompressionModel(nn.Module, ABC):
-    """What a codec offers to a solver, to the metrics and to a language model over its tokens.
+    """What a codec offers to a solver, to the metrics and to a language model over its tokens."""
 
-    Attributes:
-        channels: of the audio.
-        sample_rate: of the audio, in Hz.
-        frame_rate: of the codes, in Hz.
-    """
-
-    channels: int
-    sample_rate: int
-    frame_rate: float
+    channels: int  # of the audio
+    sample_rate: int  # of the audio, in Hz
+    frame_rate: float  # of the codes, in Hz
 
     @abstractmethod
     def forward(self, wav: Tensor) -> QuantizedResult:
@@ -207,7 +201,7 @@ def get_compression_model(cfg: DictConfig) -> CompressionModel:
     _choose("compression_model", cfg.get("compression_model"), ("encodec",))
     encodec = _section(cfg, "encodec", (*_ENCODEC_KEYS, *_OUTDATED_KEYS))
     _choose("encodec.autoencoder", encodec.get("autoencoder"), ("seanet",))
-    encoder, decoder = _seanet(cfg)
+    encoder, decoder = _seanet(cfg)  # before the quantiser: the order decides which random numbers each gets
     quantizer = _quantizer(encodec.get("quantizer"), cfg, encoder.dimension)
     sample_rate, channels = (_positive(f"encodec.{key}", encodec.get(key)) for key in ("sample_rate", "channels"))
     if not channels == encoder.channels == decoder.channels:
@@ -216,8 +210,7 @@ def get_compression_model(cfg: DictConfig) -> CompressionModel:
             f"{decoder.channels} in the decoder; make them equal."
         )
     flags = {key: bool(encodec[key]) for key in ("causal", "renormalize") if key in encodec}
-    frame_rate = sample_rate / encoder.hop_length
-    return EncodecModel(encoder, decoder, quantizer, frame_rate, sample_rate, channels, **flags)
+    return EncodecModel(encoder, decoder, quantizer, sample_rate / encoder.hop_length, sample_rate, channels, **flags)
 
 
 def _seanet(cfg: DictConfig) -> tuple[SEANetEncoder, SEANetDecoder]:
@@ -239,21 +232,19 @@ def _seanet(cfg: DictConfig) -> tuple[SEANetEncoder, SEANetDecoder]:
 def _quantizer(name: object, cfg: DictConfig, dimension: int) -> BaseQuantizer:
     _choose("encodec.quantizer", name, ("rvq", "no_quant"))
     if name == "no_quant":
-        _section(cfg, "no_quant", (), required=False)
+        if cfg.get("no_quant") is not None:
+            _section(cfg, "no_quant", ())
         return DummyQuantizer()
     keys = tuple(key for key in inspect.signature(ResidualVectorQuantizer).parameters if key != "dimension")
     return ResidualVectorQuantizer(dimension=dimension, **_section(cfg, "rvq", keys))
 
 
-def _section(cfg: DictConfig, name: str, allowed: tuple[str, ...], required: bool = True) -> dict[str, Any]:
+def _section(cfg: DictConfig, name: str, allowed: tuple[str, ...]) -> dict[str, Any]:
     """A copy of one section of cfg, resolved, after a check of its keys."""
     section = cfg.get(name)
-    if section is None and not required:
-        return {}
     if not isinstance(section, DictConfig):
-        raise ConfigError(
-            f"{name}={section!r} in the configuration; give a section with keys among: {', '.join(allowed)}."
-        )
+        keys = ", ".join(allowed)
+        raise ConfigError(f"{name}={section!r} in the configuration; give a section with keys among: {keys}.")
     try:
         values = OmegaConf.to_container(section, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

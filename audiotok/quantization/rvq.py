@@ -142,6 +142,7 @@ class EuclideanCodebook(nn.Module):
         num_dead = int(dead.sum())  # from shared buffers: all ranks agree
         if num_dead == 0:
             return
+        # Drawn from each rank's own samples, then replaced by rank 0's: `broadcast` needs a tensor of the same shape.
         fresh = take_from_source_(draw(samples, num_dead).contiguous())
         self.embed[dead] = fresh
         self.embed_avg[dead] = fresh * average
@@ -274,7 +275,7 @@ class ResidualVectorQuantizer(BaseQuantizer):
         Args:
             latent: [B, D, T].
             kind: one of `STREAM_KINDS`.
-            n_q: stages, from 1 to total_codebooks; those in use by default.
+            n_q: stages K, from 1 to total_codebooks; those in use by default.
 
         Returns:
             streams [B, K, D, T].
@@ -296,7 +297,7 @@ class ResidualVectorQuantizer(BaseQuantizer):
                     f"codebook {index} is not set yet: k-means does it in the first training step "
                     "that uses it. Take the streams after that, or use kmeans_init=false."
                 )
-            quantized = codebook.decode(codebook.encode(residual))
+            quantized = codebook.decode(codebook.encode(residual))  # not forward, which would update in training mode
             after = residual - quantized
             through = residual + (quantized - residual).detach()
             streams.append({"input": residual, "residual": after, "code": through}[kind])

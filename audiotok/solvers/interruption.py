@@ -14,12 +14,8 @@ from typing import Any, Self
 from audiotok.errors import ConfigError
 from audiotok.solvers.averages import MetricAverages
 
-PROGRESS = "progress"
-"""Entry of a checkpoint that was written within an epoch, or by several ranks."""
-
-SAVE = 1
-"""Request for a checkpoint without a stop; smaller than any signal, as ranks agree on the largest request."""
-
+PROGRESS = "progress"  # entry of a checkpoint that was written within an epoch, or by several ranks
+SAVE = 1  # request for a checkpoint without a stop; of all requests the ranks agree on the largest, so a signal wins
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -93,19 +89,12 @@ class SaveClock:
 
 @dataclass
 class Progress:
-    """Position within an epoch.
+    """Position within an epoch."""
 
-    Attributes:
-        updates: done in the train stage.
-        stages: metrics of the stages done.
-        elapsed_s: that the train stage took before the last stop.
-        own: this rank's state to restore, None at the start; no random states if there were more or fewer ranks.
-    """
-
-    updates: int = 0
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    elapsed_s: float = 0.0
-    own: dict[str, Any] | None = None
+    updates: int = 0  # done in the train stage
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)  # metrics of the stages done
+    elapsed_s: float = 0.0  # that the train stage took before the last stop
+    own: dict[str, Any] | None = None  # this rank's state to restore; no random states if the number of ranks changed
 
     @property
     def begun(self) -> bool:

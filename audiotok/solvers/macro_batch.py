@@ -93,15 +93,10 @@ class MacroBatch:
         return len(self.pending) >= self.num_batches
 
     def value(self, model: EncodecModel, weight: float, n_q: int | None = None) -> torch.Tensor:
-        """MMD of the pending batches, which are then dropped; adds `weight` times its gradient to the encoder's.
+        """Unweighted MMD of the pending batches, which are then dropped: a scalar without graph, equal on all ranks.
 
-        Args:
-            model: the codec; its quantiser's buffers are read, never written.
-            weight: of the loss; 0 measures only.
-            n_q: codebooks to compare, 2 or more; None for those in use.
-
-        Returns:
-            The unweighted MMD, a scalar without graph, the same on every rank.
+        Adds `weight` times its gradient to the encoder's, 0 measures only; compares n_q codebooks, 2 or more, or those
+        in use. The quantiser's buffers are read, never written.
         """
         device = next(model.parameters()).device
         wavs, self.pending = [own_clips(wav) for wav in self.pending], []
