@@ -41,7 +41,7 @@ class PrepareReport:
     sample_rates: dict[int, int]  # number of tracks per rate in Hz
     channels: dict[int, int]  # number of tracks per channel count
     unreadable: dict[Path, str]  # files left out, with the reason
-    too_short: list[Path]  # left out too
+    too_short: list[Path]  # files left out for being shorter than `min_duration_s`
 
     @property
     def max_sample_rate(self) -> int:

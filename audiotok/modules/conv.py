@@ -54,24 +54,28 @@ class NormConv1d(_NormConv):
     """`nn.Conv1d` followed by its normalisation."""
 
     kind = nn.Conv1d
+    conv: nn.Conv1d
 
 
 class NormConv2d(_NormConv):
     """`nn.Conv2d` followed by its normalisation."""
 
     kind = nn.Conv2d
+    conv: nn.Conv2d
 
 
 class NormConvTranspose1d(_NormConv):
     """`nn.ConvTranspose1d` followed by its normalisation."""
 
     kind, key = nn.ConvTranspose1d, "convtr"
+    convtr: nn.ConvTranspose1d
 
 
 class NormConvTranspose2d(_NormConv):
     """`nn.ConvTranspose2d` followed by its normalisation."""
 
     kind, key = nn.ConvTranspose2d, "convtr"
+    convtr: nn.ConvTranspose2d
 
 
 class StreamableConv1d(nn.Module):

@@ -128,7 +128,7 @@ class CompressionSolver(StandardSolver):
         n_q = result.codes.shape[1]  # with quantiser dropout, a draw that is the same on all ranks
         if self.macro_batch is not None and self.macro_batch.add(batch) and n_q > 1:
             metrics["mmd"] = self.macro_batch.value(self.model, self.mmd_weight(self.epoch), n_q)
-        # Once, after all backward passes: whether the MMD added to the gradients is the same on every rank.
+        # Once, after all backward passes; which parameters have a gradient by then is the same on every rank.
         flashy.distrib.sync_gradients(self.model.parameters())
         limit = self.cfg.optim.max_norm or float("inf")
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
