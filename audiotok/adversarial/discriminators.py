@@ -23,17 +23,13 @@ _SLOPE = MappingProxyType({"negative_slope": 0.3})
 
 
 class MultiDiscriminator(nn.Module):
-    """Sub-discriminators that each judge a view of the same signal.
-
-    Args:
-        discriminators: each maps a view of the signal to (logit, feature maps).
-        in_channels: channels of the signal.
-        min_length: samples the signal must hold.
+    """Sub-discriminators that each judge a view of the same signal of at least `min_length` samples.
 
     Shape:
         wav [B, in_channels, T] -> (logits, feature maps): of each sub-discriminator a tensor, and a list of tensors.
 
     Raises:
+        ConfigError: without sub-discriminators.
         DataError: if the signal has another number of channels or is too short.
     """
 
@@ -75,20 +71,15 @@ class DiscriminatorSTFT(nn.Module):
 
     Args:
         filters: channels of the first convolution, which has no normalisation.
-        in_channels: channels of the signal.
-        out_channels: channels of the logits.
-        n_fft: FFT size in samples.
-        hop_length: in samples.
-        win_length: Hann window in samples.
-        max_filters: bound on the channels.
-        filters_scale: growth of the channels per dilated convolution.
+        in_channels, out_channels: of the signal and of the logits.
+        n_fft, hop_length, win_length: FFT size, hop and Hann window in samples.
+        max_filters, filters_scale: bound on the channels, and their growth per dilated convolution.
         kernel_size: (time, frequency) of the first and the dilated convolutions.
         dilations: one dilated convolution each, along time.
         stride: (time, frequency) of the dilated convolutions.
         normalized: divide the STFT by the norm of its window.
         norm: normalisation of the convolutions, see `audiotok.modules.conv`.
-        activation: name in torch.nn.
-        activation_params: its arguments.
+        activation, activation_params: name in torch.nn, and its arguments.
 
     Shape:
         wav [B, C, T] with T >= n_fft -> (logit [B, out_channels, frames, bins'], feature maps of the same layout).
@@ -118,6 +109,7 @@ class DiscriminatorSTFT(nn.Module):
             n_fft, win_length, hop_length, normalized=normalized, center=False, power=None
         )
         kernel, square = (kernel_size[0], kernel_size[1]), (kernel_size[0], kernel_size[0])
+        # EnCodec leaves the first convolution without normalisation; its weights would not fit otherwise.
         self.convs = nn.ModuleList([NormConv2d(2 * in_channels, filters, kernel, padding=_same(kernel), norm="none")])
         channels = filters
         for depth, dilation in enumerate(dilations):
@@ -132,26 +124,18 @@ class DiscriminatorSTFT(nn.Module):
     def forward(self, wav: torch.Tensor) -> tuple[torch.Tensor, FeatureMaps]:
         """Return the logit and the activations before it."""
         spectrum = self.spec_transform(wav)
-        x = torch.cat([spectrum.real, spectrum.imag], dim=1).transpose(2, 3)
-        maps: FeatureMaps = []
-        for conv in self.convs:
-            x = self.activation(conv(x))
-            maps.append(x)
-        return self.conv_post(x), maps
+        x = torch.cat([spectrum.real, spectrum.imag], dim=1).transpose(2, 3)  # time before frequency, as in EnCodec
+        x, maps = _activations(x, self.convs, self.activation)
+        return self.conv_post(x), maps  # the logit is no feature map here, unlike in the other two: as in AudioCraft
 
 
 class MultiScaleSTFTDiscriminator(MultiDiscriminator):
-    """One `DiscriminatorSTFT` per FFT size.
+    """One `DiscriminatorSTFT`, whose arguments it takes, per FFT size.
 
     Args:
-        filters: see `DiscriminatorSTFT`.
-        in_channels: channels of the signal.
-        out_channels: channels of the logits.
+        filters, in_channels, out_channels, kwargs: see `DiscriminatorSTFT`.
         sep_channels: judge every channel as a signal of its own, as if it were one more item of the batch.
-        n_ffts: FFT sizes in samples.
-        hop_lengths: one per FFT size, in samples.
-        win_lengths: one per FFT size, in samples.
-        kwargs: further arguments of `DiscriminatorSTFT`.
+        n_ffts, hop_lengths, win_lengths: one of each per sub-discriminator, in samples.
 
     Shape:
         wav [B, in_channels, T] with T >= max(n_ffts) -> (logits, feature maps), see `MultiDiscriminator`.
@@ -189,17 +173,11 @@ class PeriodDiscriminator(nn.Module):
 
     Args:
         period: samples per row.
-        in_channels: channels of the signal.
-        out_channels: channels of the logits.
+        in_channels, out_channels, norm, activation, activation_params: see `DiscriminatorSTFT`.
         n_layers: convolutions before the last; all but the last of them are strided.
         kernel_sizes: taps of these and of the last convolution.
         stride: of the strided convolutions.
-        filters: channels grow as filters * filters_scale^(depth + 1).
-        filters_scale: growth of the channels.
-        max_filters: bound on the channels.
-        norm: normalisation of the convolutions, see `audiotok.modules.conv`.
-        activation: name in torch.nn.
-        activation_params: its arguments.
+        filters, filters_scale, max_filters: channels are filters * filters_scale^(depth + 1), at most max_filters.
 
     Shape:
         wav [B, C, T] with T >= period -> (logit [B, out_channels, rows', period], feature maps, the logit last).
@@ -239,23 +217,13 @@ class PeriodDiscriminator(nn.Module):
         """Return the logit, and the activations with the logit as their last."""
         missing = -wav.shape[-1] % self.period
         x = F.pad(wav, (0, missing), mode="reflect") if missing else wav
-        x = x.reshape(*x.shape[:2], -1, self.period)
-        maps: FeatureMaps = []
-        for conv in self.convs:
-            x = self.activation(conv(x))
-            maps.append(x)
+        x, maps = _activations(x.reshape(*x.shape[:2], -1, self.period), self.convs, self.activation)
         logit = self.conv_post(x)
         return logit, [*maps, logit]
 
 
 class MultiPeriodDiscriminator(MultiDiscriminator):
-    """One `PeriodDiscriminator` per period.
-
-    Args:
-        in_channels: channels of the signal.
-        out_channels: channels of the logits.
-        periods: in samples.
-        kwargs: further arguments of `PeriodDiscriminator`.
+    """One `PeriodDiscriminator`, whose arguments it takes, per period (in samples).
 
     Shape:
         wav [B, in_channels, T] with T >= max(periods) -> (logits, feature maps), see `MultiDiscriminator`.
@@ -272,21 +240,15 @@ class ScaleDiscriminator(nn.Module):
     """Discriminator on a waveform.
 
     Args:
-        in_channels: channels of the signal.
-        out_channels: channels of the logits.
+        in_channels, out_channels, norm, activation, activation_params: see `DiscriminatorSTFT`.
         kernel_sizes: two odd numbers: their product is the first kernel, each of them one of the last two.
-        filters: channels of the first convolution.
-        max_filters: bound on the channels.
+        filters, max_filters: channels of the first convolution, and a bound on those of all.
         downsample_scales: one inner convolution each: growth of its channels and default stride.
         inner_kernel_sizes: taps of the inner convolutions; 10 * scale + 1 when None.
         groups: groups of the inner convolutions; a quarter of their input channels when None.
         strides: of the inner convolutions; the scales when None.
         paddings: of the inner convolutions; half the default kernel when None.
-        norm: normalisation of the convolutions, see `audiotok.modules.conv`.
-        activation: name in torch.nn.
-        activation_params: its arguments.
-        pad: padding module of torch.nn before the first convolution.
-        pad_params: its further arguments.
+        pad, pad_params: padding module of torch.nn before the first convolution, and its further arguments.
 
     Shape:
         wav [B, C, T] -> (logit [B, out_channels, T'], feature maps, the logit last).
@@ -341,26 +303,20 @@ class ScaleDiscriminator(nn.Module):
 
     def forward(self, wav: torch.Tensor) -> tuple[torch.Tensor, FeatureMaps]:
         """Return the logit, and the activations with the logit as their last."""
-        maps: FeatureMaps = []
-        x = wav
-        for conv in self.convs:
-            x = self.activation(conv(x))
-            maps.append(x)
+        x, maps = _activations(wav, self.convs, self.activation)
         logit = self.conv_post(x)
         return logit, [*maps, logit]
 
 
 class MultiScaleDiscriminator(MultiDiscriminator):
-    """One `ScaleDiscriminator` per scale; scale i sees the signal averaged and decimated i times.
+    """One `ScaleDiscriminator`, whose arguments it takes, per scale; scale i sees the signal decimated i times.
 
     In AudioCraft every scale sees the signal at its full rate, because the result of the downsampling is dropped.
 
     Args:
-        in_channels: channels of the signal.
-        out_channels: channels of the logits.
+        in_channels, out_channels, kernel_sizes, kwargs: see `ScaleDiscriminator`.
         downsample_factor: decimation from one scale to the next, averaged over twice as many samples.
         scale_norms: normalisation of each scale; their number is the number of scales.
-        kwargs: further arguments of `ScaleDiscriminator`.
 
     Shape:
         wav [B, in_channels, T] -> (logits, feature maps), see `MultiDiscriminator`.
@@ -384,10 +340,19 @@ class MultiScaleDiscriminator(MultiDiscriminator):
         self.downsample = nn.AvgPool1d(2 * downsample_factor, downsample_factor, padding=downsample_factor)
 
     def _views(self, wav: torch.Tensor) -> Iterator[torch.Tensor]:
-        for index in range(self.num_discriminators):
-            if index:
-                wav = self.downsample(wav)
+        yield wav
+        for _ in self.discriminators[1:]:
+            wav = self.downsample(wav)
             yield wav
+
+
+def _activations(x: torch.Tensor, convs: nn.ModuleList, activation: nn.Module) -> tuple[torch.Tensor, FeatureMaps]:
+    """Run x through the convolutions, each with its activation; returns the last result and all of them."""
+    maps: FeatureMaps = []
+    for conv in convs:
+        x = activation(conv(x))
+        maps.append(x)
+    return x, maps
 
 
 def _same(kernel: tuple[int, int], dilation: int = 1) -> tuple[int, int]:

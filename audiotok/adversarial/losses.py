@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from audiotok.adversarial.discriminators import DiscriminatorOutput, FeatureMaps
+from audiotok.adversarial.discriminators import FeatureMaps
 from audiotok.errors import CheckpointError, ConfigError
 from audiotok.losses.waveform import check_pair
 
@@ -26,14 +26,11 @@ ADVERSARIAL_LOSSES = tuple(_CRITERIA)
 
 
 class FeatureMatchingLoss(nn.Module):
-    """Distance between the feature maps of one discriminator on fake and on real signals; lower is better.
+    """Distance between two lists of feature maps of one discriminator, on fake and on real signals; lower is better.
 
     Args:
-        loss: distance between two maps; mean absolute difference when None.
+        loss: distance between two maps of the same shape; mean absolute difference when None.
         normalize: average over the maps rather than sum.
-
-    Shape:
-        two lists of as many maps, equal in shape -> scalar.
     """
 
     def __init__(self, loss: nn.Module | None = None, normalize: bool = True) -> None:
@@ -58,8 +55,7 @@ class AdversarialLoss(nn.Module):
         adversary: maps [B, C, T] to (logits, feature maps), see `DiscriminatorOutput`; broadcast from rank 0 here.
         optimizer: over the adversary's parameters.
         loss: criterion of the generator, on the logits of fake signals.
-        loss_real: criterion of the adversary, on the logits of real signals.
-        loss_fake: criterion of the adversary, on the logits of fake signals.
+        loss_real, loss_fake: criteria of the adversary, on the logits of real and of fake signals.
         loss_feat: feature matching, on the maps of one sub-discriminator; None leaves it out (0).
         normalize: average over the sub-discriminators rather than sum.
     """
@@ -85,20 +81,18 @@ class AdversarialLoss(nn.Module):
         self.normalize = normalize
 
     def train_adv(self, *, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Update the adversary once on fake and real signals [B, C, T]; gradients are averaged over ranks.
+        """Update the adversary once on fake and real signals [B, C, T], with gradients averaged over ranks.
 
-        Returns:
-            The adversary's loss before the update, detached.
-
-        Raises:
-            DataError: if the shapes differ.
+        Returns its loss before the update, detached; DataError if the shapes differ.
         """
         check_pair(fake, real)
-        logits_fake, _ = self._judge(fake.detach())
-        logits_real, _ = self._judge(real.detach())
+        # Detached: this step must leave no gradient in the codec, and frees its own graph.
+        logits_fake, _ = self.adversary(fake.detach())
+        logits_real, _ = self.adversary(real.detach())
         pairs = zip(logits_fake, logits_real, strict=True)
         loss = self._reduce([self.loss_fake(f) + self.loss_real(r) for f, r in pairs])
         self.optimizer.zero_grad()
+        # A collective: each rank must train this adversary at the same steps, see `CompressionSolver.rng`.
         with flashy.distrib.eager_sync_model(self.adversary):
             loss.backward()
         self.optimizer.step()
@@ -107,20 +101,17 @@ class AdversarialLoss(nn.Module):
     def forward(self, *, fake: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (adversarial loss, feature matching loss) of the generator for signals [B, C, T].
 
-        Gradient flows to `fake` only: the adversary's parameters are frozen while the graph is made, and the
-        real signals are judged without one.
-
-        Raises:
-            DataError: if the shapes differ.
+        Gradient flows to `fake` only; DataError if the shapes differ.
         """
         check_pair(fake, real)
+        # The parameters are frozen while the graph is made, else its backward would add to the adversary's gradients.
         with flashy.utils.readonly(self.adversary):
-            logits, maps_fake = self._judge(fake)
+            logits, maps_fake = self.adversary(fake)
             adv = self._reduce([self.loss(logit) for logit in logits])
             if self.loss_feat is None:
                 return adv, torch.zeros_like(adv)
             with torch.no_grad():
-                _, maps_real = self._judge(real)
+                _, maps_real = self.adversary(real)
             pairs = zip(maps_fake, maps_real, strict=True)
             return adv, self._reduce([self.loss_feat(fake=f, real=r) for f, r in pairs])
 
@@ -129,20 +120,11 @@ class AdversarialLoss(nn.Module):
         return {"optimizer": self.optimizer.state_dict()}
 
     def set_extra_state(self, state: Any) -> None:
-        """Restore the optimizer from `load_state_dict`.
-
-        Raises:
-            CheckpointError: if the state holds no optimizer, or one over other parameters.
-        """
+        """Restore the optimizer; CheckpointError if the state holds none, or one over other parameters."""
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"adversary state does not fit its optimizer: {error}.") from error
-
-    def _judge(self, wav: torch.Tensor) -> DiscriminatorOutput:
-        logits, maps = self.adversary(wav)
-        assert isinstance(logits, list) and isinstance(maps, list) and len(logits) == len(maps) > 0
-        return logits, maps
 
     def _reduce(self, losses: list[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack(losses)
@@ -150,17 +132,17 @@ class AdversarialLoss(nn.Module):
 
 
 def get_adv_criterion(name: str) -> Criterion:
-    """Return the generator's criterion on fake logits, a mean of mse (x-1)^2, hinge -x, hinge2 max(0,1-x)."""
+    """Generator's criterion on fake logits, a mean: mse (x-1)^2, hinge -x, hinge2 max(0, 1-x); ConfigError else."""
     return _criteria(name)[0]
 
 
 def get_fake_criterion(name: str) -> Criterion:
-    """Return the adversary's criterion on fake logits, a mean of mse x^2, hinge, hinge2 max(0, 1+x)."""
+    """Adversary's criterion on fake logits, a mean: mse x^2, hinge and hinge2 max(0, 1+x); ConfigError else."""
     return _criteria(name)[1]
 
 
 def get_real_criterion(name: str) -> Criterion:
-    """Return the adversary's criterion on real logits, a mean of mse (x-1)^2, hinge, hinge2 max(0, 1-x)."""
+    """Adversary's criterion on real logits, a mean: mse (x-1)^2, hinge and hinge2 max(0, 1-x); ConfigError else."""
     return _criteria(name)[2]
 
 

@@ -33,9 +33,9 @@ ENCODINGS = {
     ".opus": ("OGG", "OPUS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
-FILTER_ZEROS = 24  # zero crossings on each side of the resampling filter: a transition band below 5 % of the band
-FILTER_ROLLOFF = 0.945  # cut-off of the resampling filter as a share of the lower Nyquist frequency
-SHORT_READ_S = 0.1  # a file may end this much before its header's end: mp3 and ogg ones are sometimes a packet off
+_FILTER_ZEROS = 24  # zero crossings on each side of the resampling filter: a transition band below 5 % of the band
+_FILTER_ROLLOFF = 0.945  # cut-off of the resampling filter as a share of the lower Nyquist frequency
+_SHORT_READ_S = 0.1  # a file may end this much before its header's end: mp3 and ogg ones are sometimes a packet off
 WRITE_BLOCK = 1 << 16  # frames: libsndfile overflows its stack on a very long one-shot vorbis write
 
 ClipStrategy = Literal["clip", "rescale", "none"]
@@ -52,11 +52,7 @@ class AudioInfo:
 
 
 def audio_info(path: str | Path) -> AudioInfo:
-    """Read the header of an audio file, without decoding it.
-
-    Raises:
-        DataError: if the file is missing, is not audio, or holds no samples.
-    """
+    """Header of an audio file, without decoding it; DataError if it is missing, is not audio, or holds no samples."""
     with _open_audio(path) as handle:
         frames, rate = int(handle.frames), int(handle.samplerate)
         return AudioInfo(frames / rate, rate, int(handle.channels), frames)
@@ -95,13 +91,10 @@ def read_segment(
 ) -> tuple[torch.Tensor, float]:
     """Read a segment so that it equals the same stretch of the whole file, resampled.
 
-    A segment resampled alone has a click's worth of error at both ends, where the filter sees zeros instead of the
-    neighbouring audio. So a few more frames are read on each side and cut off again, and the start is moved back to the
-    grid on which source and target frames coincide (every 3 frames from 48 to 32 kHz, 10 ms from 44.1).
-
     Args:
         path: audio file.
-        start_s: where to start, in seconds; moved back to the grid.
+        start_s: where to start, in seconds; moved back to the grid on which source and target frames coincide (every 3
+            frames from 48 to 32 kHz, 10 ms from 44.1).
         n_frames: length at `sample_rate`; None reads to the end.
         sample_rate: of the result, in Hz.
         channels: of the result.
@@ -116,6 +109,7 @@ def read_segment(
         rate = int(handle.samplerate)
         step, step_out = Fraction(rate, sample_rate).as_integer_ratio()
         first = int(start_s * rate) // step
+        # At the ends of what it gets, the filter sees zeros instead of audio: read more, and cut it off.
         margin = math.ceil(_resample_reach(rate, sample_rate) / step)
         lead = min(first, margin)
         blocks = None if n_frames is None else (lead + math.ceil(n_frames / step_out) + margin) * step
@@ -185,7 +179,7 @@ def convert_audio(wav: torch.Tensor, from_rate: int, to_rate: int, to_channels: 
             f"cannot turn {found} channels into {to_channels}: only mono from stereo, stereo from mono, or "
             "no change. Mix the files down to one or two channels beforehand."
         )
-    if to_channels < found:
+    if to_channels < found:  # mix before resampling, copy after it: half the work
         wav = wav.mean(dim=-2, keepdim=True)
     if from_rate != to_rate:
         wav = _resampler(from_rate, to_rate, wav.dtype, str(wav.device))(wav)
@@ -196,7 +190,7 @@ def _resample_reach(from_rate: int, to_rate: int) -> int:
     """How many source frames on each side of a point the resampling filter looks at."""
     if from_rate == to_rate:
         return 0
-    return math.ceil(FILTER_ZEROS * from_rate / (min(from_rate, to_rate) * FILTER_ROLLOFF))
+    return math.ceil(_FILTER_ZEROS * from_rate / (min(from_rate, to_rate) * _FILTER_ROLLOFF))
 
 
 @contextmanager
@@ -227,8 +221,8 @@ def _read_frames(handle: Any, start: int, frames: int | None = None) -> torch.Te
         )
     count = left if frames is None else min(frames, left)
     handle.seek(start)
-    samples = handle.read(count, dtype="float32", always_2d=True)
-    if count - len(samples) > SHORT_READ_S * handle.samplerate or (count and not len(samples)):
+    samples = handle.read(count, dtype="float32", always_2d=True)  # shorter, without an error, if the file is cut off
+    if count - len(samples) > _SHORT_READ_S * handle.samplerate or (count and not len(samples)):
         raise DataError(f"{handle.name}: cut off or damaged: {len(samples)} of {count} frames after frame {start}.")
     wav = torch.from_numpy(samples).T.contiguous()
     if not bool(torch.isfinite(wav).all()):
@@ -239,10 +233,8 @@ def _read_frames(handle: Any, start: int, frames: int | None = None) -> torch.Te
 @lru_cache(maxsize=32)
 def _resampler(from_rate: int, to_rate: int, dtype: torch.dtype, device: str) -> Any:
     """The resampling kernel for a pair of rates, computed once (it takes longer than using it)."""
-    resampler = torchaudio.transforms.Resample(
-        from_rate, to_rate, lowpass_filter_width=FILTER_ZEROS, rolloff=FILTER_ROLLOFF, dtype=dtype
-    )
-    return resampler.to(device)
+    options: dict[str, Any] = {"lowpass_filter_width": _FILTER_ZEROS, "rolloff": _FILTER_ROLLOFF, "dtype": dtype}
+    return torchaudio.transforms.Resample(from_rate, to_rate, **options).to(device)
 
 
 def _fit_full_scale(path: Path, wav: torch.Tensor, strategy: str) -> torch.Tensor:

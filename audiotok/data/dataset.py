@@ -29,9 +29,9 @@ from audiotok.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-MAX_DRAWS = 10_000  # for one segment: enough unless the readable files are next to never drawn
+_MAX_DRAWS = 10_000  # for one segment: enough unless the readable files are next to never drawn
 JUDGED_AFTER = 50  # distinct files to try (fewer if the split is smaller) before a share of bad ones means anything
-NAMED = 5  # bad files in the final error; the log names all
+_NAMED = 5  # bad files in the final error; the log names all
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "segment_s": (lambda x: x is None or x > 0, "above 0, or null for whole tracks"),
     "sample_rate": (lambda x: x > 0, "above 0, in Hz"),
@@ -45,21 +45,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
-    """Where a segment came from.
-
-    Args:
-        path: the audio file.
-        start_s: where in the file it starts, in seconds.
-        n_frames: how many frames of it are audio; the rest is padding.
-        total_frames: its length, padding included.
-        sample_rate: of the segment, in Hz.
-    """
+    """Where a segment came from: its file, and in it the start in seconds."""
 
     path: Path
     start_s: float
-    n_frames: int
-    total_frames: int
-    sample_rate: int
+    n_frames: int  # of audio, the rest is padding
+    total_frames: int  # padding included
+    sample_rate: int  # of the segment, in Hz
 
 
 Item: TypeAlias = torch.Tensor | tuple[torch.Tensor, SegmentInfo]
@@ -78,17 +70,15 @@ class AudioDataset(Dataset[Item]):
         segment_s: seconds per segment; None for whole tracks.
         sample_rate: in Hz; tracks at other rates are resampled.
         channels: 1 or 2 (or that of every track); stereo is averaged to mono, mono copied to stereo.
-        num_samples: segments per epoch, over all processes together. None: as many as the tracks hold
-            (segments), or every track; for whole tracks a number keeps only the first ones.
+        num_samples: segments per epoch, over all processes together; of whole tracks the first ones. None: as many
+            as the tracks hold, or every track.
         shuffle: draw anew each epoch (whole tracks: another order each epoch); otherwise all epochs are the same.
         seed: 0 or more.
         pad: zeros up to `segment_s` where the track ends before; otherwise such segments are shorter.
-        sample_on_duration: draw longer tracks more often.
-        sample_on_weight: draw tracks in proportion to their weight in the manifest.
+        sample_on_duration, sample_on_weight: draw tracks in proportion to duration, and to weight in the manifest.
         min_segment_ratio: in (0, 1]; tracks shorter than this share of a segment are left out.
         max_bad_fraction: share of unreadable files to bear (see `_ReadLedger`).
-        max_sample_rate: highest rate that the data supports, in Hz; None: not checked.
-        max_channels: most channels that the data supports; None: not checked.
+        max_sample_rate, max_channels: highest rate (Hz) and most channels that the data supports; None: not checked.
         return_info: return (wav, SegmentInfo) instead of wav.
 
     Raises:
@@ -120,14 +110,9 @@ class AudioDataset(Dataset[Item]):
         _check_ranges({**sizes, "seed": seed, **shares})
         _check_supported("sample_rate", sample_rate, max_sample_rate)
         _check_supported("channels", channels, max_channels)
-        self.segment_s = segment_s
-        self.sample_rate = sample_rate
-        self.channels = channels
-        self.shuffle = shuffle
-        self.seed = seed
-        self.pad = pad
-        self.return_info = return_info
-        self.epoch = 0
+        self.segment_s, self.sample_rate, self.channels = segment_s, sample_rate, channels
+        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+        self.pad, self.return_info = pad, return_info
         self._min_duration_s = (segment_s or 0.0) * min_segment_ratio
         self.metas = _usable(metas, segment_s, self._min_duration_s, channels)
         if segment_s is None:
@@ -140,8 +125,7 @@ class AudioDataset(Dataset[Item]):
                 for meta in self.metas
             ]
             self.metas, self._cumulative = _drawable(self.metas, weights)
-            hold = sum(meta.duration for meta in self.metas) / segment_s
-            self.num_samples = num_samples or max(1, int(hold))
+            self.num_samples = num_samples or max(1, int(sum(meta.duration for meta in self.metas) / segment_s))
         self._target = None if segment_s is None else round(segment_s * sample_rate)
         self.ledger = _ReadLedger(len({meta.path for meta in self.metas}), max_bad_fraction)
         lowest = min(meta.sample_rate for meta in self.metas)
@@ -163,13 +147,12 @@ class AudioDataset(Dataset[Item]):
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
         """The segment of an index, or of an (epoch, index) pair as the loader sends it to its workers.
 
-        Raises:
-            DataError: if too many files cannot be read.
+        DataError if too many files cannot be read.
         """
         epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
         if not 0 <= index < self.num_samples:
             raise IndexError(f"index {index} of a dataset of {self.num_samples} segments")
-        for meta, start_s in islice(self._draws(epoch, index), MAX_DRAWS):
+        for meta, start_s in islice(self._draws(epoch, index), _MAX_DRAWS):
             # A bad file is drawn and passed over all the same: the draws must not depend on which worker knows it.
             if meta.path in self.ledger.bad:
                 continue
@@ -181,7 +164,7 @@ class AudioDataset(Dataset[Item]):
             self.ledger.note_good(meta.path)
             return item
         raise DataError(
-            f"epoch {epoch}, index {index}: {MAX_DRAWS} draws met only unreadable files: "
+            f"epoch {epoch}, index {index}: {_MAX_DRAWS} draws met only unreadable files: "
             f"{', '.join(str(path) for path in self.ledger.bad)}. Repair them or leave them out."
         )
 
@@ -197,15 +180,18 @@ class AudioDataset(Dataset[Item]):
             while True:
                 yield self.metas[index % len(self.metas)], 0.0
                 index += 1
+        # Of its own for each index: a draw depends neither on the worker nor on the draws before.
         rng = np.random.default_rng((self.seed, epoch if self.shuffle else 0, index))
         while True:
             mark = rng.random() * self._cumulative[-1]
+            # min: mark may round up to the last sum.
             meta = self.metas[min(int(np.searchsorted(self._cumulative, mark, side="right")), len(self.metas) - 1)]
             yield meta, rng.random() * (meta.duration - self._min_duration_s)
 
     def _read(self, meta: AudioMeta, start_s: float) -> Item:
-        form: dict[str, Any] = {"sample_rate": self.sample_rate, "channels": self.channels}
-        wav, start_s = read_segment(meta.path, start_s=start_s, n_frames=self._target, **form)
+        wav, start_s = read_segment(
+            meta.path, start_s=start_s, n_frames=self._target, sample_rate=self.sample_rate, channels=self.channels
+        )
         n_frames = wav.shape[-1]
         if self.pad and self._target is not None:
             wav = F.pad(wav, (0, self._target - n_frames))
@@ -223,8 +209,7 @@ class AudioLoader:
 
     def __init__(self, dataset: AudioDataset, sampler: "_ShardSampler", build: Callable[[], DataLoader[Item]]) -> None:
         self.dataset = dataset
-        self._sampler = sampler
-        self._build = build
+        self._sampler, self._build = sampler, build
         self._loader = build()
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -285,25 +270,14 @@ def get_loader(
             f"num_samples={len(dataset)} does not fill one batch of {batch_size} in each of {world_size} "
             "processes, and drop_last leaves out the rest: raise num_samples or lower batch_size."
         )
-    build = partial(
-        DataLoader,
-        dataset,
-        batch_size=batch_size,
-        sampler=cast("Sampler[int]", sampler),
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=_shield_worker,
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-    )
+    options: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "pin_memory": pin_memory}
+    options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    build = partial(DataLoader, dataset, worker_init_fn=_shield_worker, collate_fn=_collate, **options)
     return AudioLoader(dataset, sampler, build)
 
 
 def _collate(items: Sequence[Item]) -> Batch:
-    """Stack segments into a batch [B, C, T], with zeros after those shorter than the longest.
-
-    Where the dataset returns them, the list of B SegmentInfo comes with it.
-    """
+    """Batch [B, C, T] of segments, zeros after the shorter ones, with the B SegmentInfo if the dataset returns them."""
     wavs = [item if isinstance(item, torch.Tensor) else item[0] for item in items]
     longest = max(wav.shape[-1] for wav in wavs)
     batch = torch.stack([F.pad(wav, (0, longest - wav.shape[-1])) for wav in wavs])
@@ -328,7 +302,6 @@ class _ReadLedger:
     bad: dict[Path, str] = field(default_factory=dict)
 
     def note_good(self, path: Path) -> None:
-        """Count a file that was read."""
         if path not in self.good:
             self.good.add(path)
             self._check()
@@ -348,10 +321,10 @@ class _ReadLedger:
         strict = self.max_bad_fraction == 0 and self.bad
         if strict or too_many or len(self.bad) == self.n_files:
             named = list(self.bad.values())
-            more = f" … and {len(named) - NAMED} more" if len(named) > NAMED else ""
+            more = f" … and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
             raise DataError(
                 f"{len(named)} of {tried} audio files tried (of {self.n_files}) cannot be used, more than "
-                f"max_bad_fraction={self.max_bad_fraction} allows: {' | '.join(named[:NAMED])}{more}. Repair "
+                f"max_bad_fraction={self.max_bad_fraction} allows: {' | '.join(named[:_NAMED])}{more}. Repair "
                 "them, or leave them out and run `audiotok data prepare` again."
             )
 
@@ -364,10 +337,8 @@ class _ShardSampler(Sampler[tuple[int, int]]):
     """
 
     def __init__(self, dataset: AudioDataset, *, batch_size: int, world_size: int, rank: int, drop_last: bool) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.world_size = world_size
-        self.rank = rank
+        self.dataset, self.batch_size = dataset, batch_size
+        self.world_size, self.rank = world_size, rank
         self.start = 0  # batches to pass over
         unit = world_size * batch_size if drop_last else world_size
         whole = len(dataset) // unit if drop_last else math.ceil(len(dataset) / unit)
@@ -381,7 +352,7 @@ class _ShardSampler(Sampler[tuple[int, int]]):
         order = self.dataset.order(epoch)
         first = self.rank + self.start * self.batch_size * self.world_size
         for position in range(first, self.total, self.world_size):
-            yield epoch, order[position % len(order)]
+            yield epoch, order[position % len(order)]  # modulo: beyond the end, the first ones again
 
 
 def _shield_worker(worker_id: int) -> None:
@@ -390,10 +361,12 @@ def _shield_worker(worker_id: int) -> None:
     The trainer still reads until its current step is done; torch would turn the death of a worker into an error in the
     middle of it. SIGTERM ends a worker only if the trainer itself sent it.
     """
+    # SLURM and Ctrl-C signal the whole process group.
     for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     if sys.platform != "linux":  # elsewhere sigwaitinfo does not give the sender
         return
+    # Blocked and taken by a thread: a handler does not learn who sent the signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 

@@ -28,7 +28,6 @@ class AudioMeta:
     """One track of a manifest.
 
     Args:
-        path: the audio file.
         duration: in seconds.
         sample_rate: in Hz.
         channels: None where the manifest has none (AudioCraft's do not).
@@ -161,7 +160,7 @@ def _number(entry: dict[str, Any], key: str, where: str, *, minimum: float) -> f
     value = entry.get(key)
     if value is None:
         return None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)  # to Python, True is a number
     if not number or not math.isfinite(value) or value < minimum:
         raise DataError(f"{where}: {key}={value!r}; expected a number of at least {minimum}. {HINT}")
     return float(value)

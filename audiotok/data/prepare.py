@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
-from audiotok.data.audio import audio_info
+from audiotok.data.audio import ENCODINGS, audio_info
 from audiotok.data.manifest import AudioMeta, write_manifest
 from audiotok.errors import ConfigError, DataError
 
@@ -23,13 +24,10 @@ logger = logging.getLogger(__name__)
 
 # The stages of a solver, and the share of the tracks each gets.
 SPLITS: Mapping[str, float] = MappingProxyType({"train": 0.8, "valid": 0.1, "evaluate": 0.05, "generate": 0.05})
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+EXTENSIONS = tuple(ENCODINGS)
 
 
-@dataclass(frozen=True, slots=True)
-class _SplitReport:
-    """One split: its manifest, number of tracks and hours of audio."""
-
+class _SplitReport(NamedTuple):
     manifest: Path
     tracks: int
     hours: float
@@ -37,21 +35,13 @@ class _SplitReport:
 
 @dataclass(frozen=True, slots=True)
 class PrepareReport:
-    """What was written and what was left out.
-
-    Args:
-        splits: per split name.
-        sample_rates: number of tracks per rate in Hz.
-        channels: number of tracks per channel count.
-        unreadable: files left out, with the reason.
-        too_short: files left out for being shorter than `min_duration_s`.
-    """
+    """What was written and what was left out."""
 
     splits: dict[str, _SplitReport]
-    sample_rates: dict[int, int]
-    channels: dict[int, int]
-    unreadable: dict[Path, str]
-    too_short: list[Path]
+    sample_rates: dict[int, int]  # number of tracks per rate in Hz
+    channels: dict[int, int]  # number of tracks per channel count
+    unreadable: dict[Path, str]  # files left out, with the reason
+    too_short: list[Path]  # files left out for being shorter than `min_duration_s`
 
     @property
     def max_sample_rate(self) -> int:
@@ -65,10 +55,8 @@ class PrepareReport:
 
     def __str__(self) -> str:
         """A table for people."""
-        lines = [
-            f"{name:<10} {split.tracks:>7} tracks {split.hours:>9.3f} h  {split.manifest}"
-            for name, split in self.splits.items()
-        ]
+        row = "{:<10} {:>7} tracks {:>9.3f} h  {}"
+        lines = [row.format(name, one.tracks, one.hours, one.manifest) for name, one in self.splits.items()]
         lines.append("sample rates: " + ", ".join(f"{n} at {rate} Hz" for rate, n in self.sample_rates.items()))
         lines.append("channels: " + ", ".join(f"{n} with {count}" for count, n in self.channels.items()))
         lines += [f"too short, left out: {path}" for path in self.too_short]
@@ -106,6 +94,7 @@ def prepare(
     """
     _check_splits(splits)
     found = _find_audio(folders, extensions)
+    # Threads will do: libsndfile and the file system work without the interpreter's lock.
     with ThreadPoolExecutor(max(1, workers)) as pool:
         outcomes = list(pool.map(_describe, found))
     unreadable = {path: what for path, what in zip(found, outcomes, strict=True) if isinstance(what, str)}

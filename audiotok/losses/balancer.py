@@ -28,7 +28,7 @@ class Balancer:
     sum of the norms, which holds only when gradients are aligned.
 
     Args:
-        weights: weight of each loss, >= 0; a loss of weight 0 is left alone.
+        weights: of each loss, >= 0; a loss of weight 0 is left alone.
         balance_grads: if False, G is the plain weighted sum of the gradients.
         total_norm: norm G is aimed at, > 0.
         ema_decay: decay of the average in (0, 1]; 1 is a plain average over all steps.
@@ -65,14 +65,9 @@ class Balancer:
         self.per_batch_item = per_batch_item
         self.epsilon = epsilon
         self.monitor = monitor
-        self._metrics: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}  # of the last call
         self._totals: dict[str, float] = {}
         self._counts: dict[str, float] = {}
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Shares of the last call, `ratio_NAME`; empty unless `monitor`."""
-        return self._metrics
 
     def backward(self, losses: Mapping[str, torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         """Backpropagate the balanced gradient through the model that made `output`.
@@ -99,23 +94,19 @@ class Balancer:
             if self.balance_grads:
                 scale = self.total_norm * scale / share / (self.epsilon + norms[name])
             total.add_(grad, alpha=scale)
-            effective += scale * active[name].detach()
+            effective += scale * active[name].detach()  # a value to log: the gradient goes through `total` only
         if self.monitor:
             summed = sum(norms.values()) or 1.0
-            self._metrics = {f"ratio_{name}": norm / summed for name, norm in norms.items()}
+            self.metrics = {f"ratio_{name}": norm / summed for name, norm in norms.items()}
         output.backward(total)
         return effective
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """Return the running averages: plain floats, so that a resumed run continues exactly."""
+        """The running averages, as plain floats: a resumed run continues exactly."""
         return {"totals": dict(self._totals), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
-
-        Raises:
-            CheckpointError: if the state is not of that form.
-        """
+        """Restore what `state_dict` returned; CheckpointError if the state is not of that form."""
         if set(state) != {"totals", "counts"} or set(state["totals"]) != set(state["counts"]):
             raise CheckpointError(
                 f"balancer state holds {sorted(state)}; expected totals and counts over the same losses."
@@ -138,7 +129,7 @@ class Balancer:
         return norms.mean()
 
     def _average_norms(self, norms: dict[str, torch.Tensor], batch_size: int) -> dict[str, float]:
-        values = torch.stack(list(norms.values())).tolist()
+        values = torch.stack(list(norms.values())).tolist()  # one wait for the device, not one per loss
         for name, value in zip(norms, values, strict=True):
             self._totals[name] = self._totals.get(name, 0.0) * self.ema_decay + value
             self._counts[name] = self._counts.get(name, 0.0) * self.ema_decay + 1

@@ -19,12 +19,12 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 ESTIMATORS = ("clips", "samples", "unbiased")
-MEDIAN_SAMPLES = 1024
-ROW_BLOCKS = {"cpu": 1536, "cuda": 4096}
+_MEDIAN_SAMPLES = 1024
+_ROW_BLOCKS = {"cpu": 1536, "cuda": 4096}  # sides of a tile
 RFF_ROWS = 1024
 _MINIMAL_SIGMA = 1e-8
 
-Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
+_Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 def squared_mmd(
@@ -44,15 +44,15 @@ def squared_mmd(
     - 'clips': (Sxx - W B) / (B (B-1)) + (Syy - W B) / (B (B-1)) - 2 Sxy / B^2, then clamped at 0.
 
     Args:
-        x: samples of one law.
+        x: samples of one law, [N, F].
         y: as many samples of the other.
         sigmas: kernel widths a.
         estimator: one of ESTIMATORS.
         n_clips: B, needed by 'clips' only.
-        row_block: side of a tile; ROW_BLOCKS of the device when None.
+        row_block: side of a tile; None suits the device.
 
-    Shape:
-        x [N, F], y [N, F] -> scalar, which can be differentiated once. Half precision is computed in float32.
+    Returns:
+        A scalar, which can be differentiated once. Half precision is computed in float32.
     """
     n, w = len(x), len(sigmas)
     if estimator == "unbiased":
@@ -75,14 +75,11 @@ def kernel_sums(
     across: float,
     row_block: int | None = None,
 ) -> torch.Tensor:
-    """Return within * (Sxx + Syy) + across * Sxy in float64, where Sxx and Syy leave out the pairs i = j.
-
-    Widths and tiles as in `squared_mmd`; x [N, F], y [N, F] -> scalar.
-    """
+    """Scalar within * (Sxx + Syy) + across * Sxy in float64, without pairs i = j in Sxx and Syy; see `squared_mmd`."""
     assert x.shape == y.shape and x.dim() == 2
     if x.dtype != torch.float64:
         x, y = x.float(), y.float()
-    row_block = row_block or ROW_BLOCKS.get(x.device.type, ROW_BLOCKS["cpu"])
+    row_block = row_block or _ROW_BLOCKS.get(x.device.type, _ROW_BLOCKS["cpu"])
     differentiate = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     total: torch.Tensor = _KernelSums.apply(  # type: ignore[no-untyped-call]
         x, y, sorted(sigmas, reverse=True), within, across, row_block, differentiate
@@ -109,7 +106,7 @@ def median_sigma(x: torch.Tensor) -> float:
     is then exp(-1/2) at the median distance. An even number of pairs takes the mean of the two middle ones.
     It is a plain number: no gradient flows through it.
     """
-    strided = x.detach()[:: math.ceil(len(x) / MEDIAN_SAMPLES)]
+    strided = x.detach()[:: math.ceil(len(x) / _MEDIAN_SAMPLES)]
     distances, _ = nn.functional.pdist(strided).square().sort()
     middle = (distances[(len(distances) - 1) // 2] + distances[len(distances) // 2]) / 2
     return max(float(middle), _MINIMAL_SIGMA)
@@ -118,7 +115,7 @@ def median_sigma(x: torch.Tensor) -> float:
 def squared_mmd_rff(
     x: torch.Tensor, y: torch.Tensor, sigmas: Sequence[float], num_features: int, seed: int
 ) -> torch.Tensor:
-    """Estimate what `squared_mmd` with 'unbiased' gives; on average over seeds it is exactly that.
+    """Estimate what `squared_mmd` with 'unbiased' gives, a scalar; on average over seeds it is exactly that.
 
     A Gaussian kernel is the mean of a cosine, exp(-|u - v|^2 / (2 a)) = E cos(w (u - v)) with w normal of variance 1/a.
     For each frequency w the sums c(x) = sum_i exp(i w x_i) over the samples are formed, and |c|^2 replaces the sum of
@@ -126,14 +123,11 @@ def squared_mmd_rff(
     grow with N.
 
     Args:
-        x: samples of one law.
+        x: samples of one law, [N, F].
         y: as many samples of the other.
         sigmas: kernel widths a; each gets ceil(num_features / W) frequencies.
         num_features: frequencies in all; the error falls with its square root.
         seed: of the frequencies, which depend on nothing else.
-
-    Shape:
-        x [N, F], y [N, F] -> scalar.
     """
     assert x.shape == y.shape and x.dim() == 2
     n, per_width = len(x), math.ceil(num_features / len(sigmas))
@@ -169,7 +163,7 @@ class _KernelSums(torch.autograd.Function):
         side = max(block.stop - block.start for block in blocks)
         buffers = z.new_empty(2, side * side)
         terms = _terms_for(z, widths, side)
-        total = z.new_zeros((), dtype=torch.float64)
+        total = z.new_zeros((), dtype=torch.float64)  # Sxx, Syy and Sxy nearly cancel: single precision would not do
         grad, shrink = torch.zeros_like(z) if differentiate else None, z.new_zeros(len(z))
         for rows, columns, weight in _tiles(blocks, len(x), within, across):
             shape = rows.stop - rows.start, columns.stop - columns.start
@@ -193,7 +187,7 @@ class _KernelSums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
+        (grad,) = ctx.saved_tensors  # the whole gradient: the forward pass computed it tile by tile
         return *grad.mul(outer).chunk(2), None, None, None, None, None
 
 
@@ -212,7 +206,7 @@ def _tiles(blocks: list[slice], n: int, within: float, across: float) -> Iterato
             yield rows, columns, across if crosses else within if rows == columns else 2 * within
 
 
-def _terms_for(z: torch.Tensor, widths: Sequence[float], side: int) -> Terms:
+def _terms_for(z: torch.Tensor, widths: Sequence[float], side: int) -> _Terms:
     if z.is_cuda and find_spec("triton"):
         from audiotok.losses.triton_kernels import fused_terms  # optional, and slow to import
 
@@ -224,10 +218,6 @@ def _tile_terms(
     squared: torch.Tensor, slope: torch.Tensor, *, widths: Sequence[float], spare: torch.Tensor
 ) -> torch.Tensor | None:
     """Fill slope with the sum over a of (a_0 / a) exp(-squared / (2 a)) and return the sum of the kernel over the tile.
-
-    Two savings cost no digit. A term below a quarter of the last digit of the widest one, at the least distance of the
-    tile and so at any other, would vanish in the sum: it is left out. And what is too small for a normal number counts
-    0 before exp sees it, which takes a hundred times longer over such numbers.
 
     Args:
         squared: squared distances [R, C], inf for a pair that does not count; rounding below 0 is put right.
@@ -252,6 +242,7 @@ def _tile_terms(
     total = _exponentials(squared, widths[0], most, lowest, slope).sum()
     for a in widths[1:]:
         ratio = widths[0] / a
+        # Below a quarter of the widest term's last digit at the least distance, hence at all: lost in the sum.
         if ratio * math.exp(0.5 * least / widths[0] * (1 - ratio)) < limits.eps / 4:
             continue
         term = _exponentials(squared, a, most, lowest, spare[: squared.numel()].view_as(squared))
@@ -265,6 +256,7 @@ def _exponentials(squared: torch.Tensor, a: float, most: float, lowest: float, o
     torch.mul(squared, -0.5 / a, out=out)
     if -0.5 * most / a > lowest:
         return out.exp_()
+    # exp takes a hundred times longer where its result is subnormal: such exponents are clamped, then count 0.
     return torch.threshold_(out.clamp_(min=lowest).exp_(), math.exp(lowest) * (1 + 1e-6), 0.0)
 
 
@@ -276,10 +268,8 @@ def _frequencies(dimension: int, sigmas: Sequence[float], per_width: int, seed: 
 
 
 def _wave_sums(x: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """Sums of cos(w x_i) and sin(w x_i) over the samples, [N, F] and [F, M] -> [2, M] in float64.
-
-    Taken over blocks of rows, each of which the backward pass computes anew, so that no N x M tensor is kept.
-    """
+    """Sums of cos(w x_i) and sin(w x_i) over the samples, [N, F] and [F, M] -> [2, M] in float64."""
+    # By blocks of rows, each of which the backward pass computes anew, so that no N x M tensor is kept.
     blocks = [_recomputed(_block_sums, rows, frequencies) for rows in x.split(RFF_ROWS)]
     return torch.stack(blocks).sum(0)
 
@@ -290,10 +280,7 @@ def _block_sums(rows: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
 
 
 def _recomputed(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> torch.Tensor:
-    """Return function(*arguments), whose graph is not kept: the backward pass computes it anew.
-
-    The function must be deterministic and have one floating point result.
-    """
+    """Result, one tensor, of a deterministic function whose graph is not kept: the backward pass computes it anew."""
     # torch.utils.checkpoint does this and much more, and its first call imports the compiler, which takes seconds.
     result: torch.Tensor = _Recompute.apply(function, *arguments)  # type: ignore[no-untyped-call]
     return result
@@ -311,7 +298,7 @@ class _Recompute(torch.autograd.Function):
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         needed = ctx.needs_input_grad[1:]
         leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, needed, strict=True)]
-        with torch.enable_grad():
+        with torch.enable_grad():  # off within a backward pass
             result = ctx.function(*leaves)
         gradients = iter(torch.autograd.grad(result, [leaf for leaf in leaves if leaf.requires_grad], outer))
         return None, *(next(gradients) if need else None for need in needed)

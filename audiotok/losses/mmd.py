@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 RELEASED_SIGMAS = (0.1, 1.0, 5.0, 10.0, 20.0, 50.0)
 MEDIAN = "median"
 ESTIMATORS = (*PAIR_ESTIMATORS, "disjoint", "rff")
-FEW_SAMPLES = 16  # per codebook; a warning is logged below: more than 1/16 of the pairs would share a codebook
+_FEW_SAMPLES = 16  # per codebook; a warning is logged below: more than 1/16 of the pairs would share a codebook
 _VARIANCE_FLOOR = 1e-8
 
 
@@ -55,8 +55,7 @@ class MMDLoss(nn.Module):
             squared_mmd; 'disjoint' (above); 'rff' (random Fourier features, see squared_mmd_rff).
         delay: shift stream k right by k frames and drop the first K frames, as MusicGen's pattern does.
         row_block: side of a tile of a kernel matrix; changes memory and speed, not the value. None suits the device.
-        num_features: random frequencies of 'rff'.
-        seed: of these frequencies, the same at every call.
+        num_features, seed: random frequencies of 'rff', the same at every call.
 
     Shape:
         streams [B, K, D, T] -> scalar.
@@ -97,7 +96,7 @@ class MMDLoss(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Return the squared MMD of the streams [B, K, D, T].
+        """Return the squared MMD.
 
         Args:
             streams: what each codebook sees, [B, K, D, T], floating point.
@@ -108,6 +107,7 @@ class MMDLoss(nn.Module):
             DataError: for streams or permutations of another shape, kind or range, or too small to compare.
         """
         self._check(streams)
+        # Half precision would lose the differences of nearly equal sums, which is what an MMD is.
         with torch.autocast(device_type=streams.device.type, enabled=False):
             wide = streams if streams.dtype == torch.float64 else streams.float()
             x = standardise(joint_samples(wide, self.delay))
@@ -115,17 +115,13 @@ class MMDLoss(nn.Module):
             if permutations is None:
                 permutations = draw_permutations(k, n, x.device, generator)
             y = marginal_samples(x, permutations)
-            sigmas = (median_sigma(x.flatten(1)),) if isinstance(self.sigmas, str) else self.sigmas
-            return self._estimate(x.flatten(1), y.flatten(1), sigmas, permutations, n_clips=len(streams))
-
-    def _estimate(
-        self, x: torch.Tensor, y: torch.Tensor, sigmas: Sequence[float], permutations: torch.Tensor, n_clips: int
-    ) -> torch.Tensor:
-        if self.estimator == "rff":
-            return squared_mmd_rff(x, y, sigmas, self.num_features, self.seed)
-        if self.estimator == "disjoint":
-            return _disjoint_mmd(x, y, sigmas, permutations, self.row_block)
-        return squared_mmd(x, y, sigmas, self.estimator, n_clips, self.row_block)
+            x, y = x.flatten(1), y.flatten(1)
+            sigmas = (median_sigma(x),) if isinstance(self.sigmas, str) else self.sigmas
+            if self.estimator == "rff":
+                return squared_mmd_rff(x, y, sigmas, self.num_features, self.seed)
+            if self.estimator == "disjoint":
+                return _disjoint_mmd(x, y, sigmas, permutations, self.row_block)
+            return squared_mmd(x, y, sigmas, self.estimator, len(streams), self.row_block)
 
     def _check(self, streams: torch.Tensor) -> None:
         if streams.dim() != 4 or not streams.is_floating_point():
@@ -146,12 +142,12 @@ class MMDLoss(nn.Module):
             raise DataError(f"mmd.estimator='clips' divides by B - 1 with B={b} clip; give 2 clips, or use 'unbiased'.")
         if not torch.isfinite(streams).all():
             raise DataError(f"MMD streams {list(streams.shape)} hold NaN or infinite values.")
-        if b * frames < FEW_SAMPLES * k and not self._warned:
+        if b * frames < _FEW_SAMPLES * k and not self._warned:
             self._warned = True
             logger.warning(
                 "MMD of N=%d samples of K=%d codebooks: a share K/N of the pairs has a codebook in common and the "
                 "noise is of the order 1/N; %d samples or more make sense (raise num_batches_mmd, batches or segments)",
-                b * frames, k, FEW_SAMPLES * k,
+                b * frames, k, _FEW_SAMPLES * k,
             )  # fmt: skip
 
 
@@ -169,9 +165,9 @@ def joint_samples(streams: torch.Tensor, delay: bool) -> torch.Tensor:
 def standardise(x: torch.Tensor) -> torch.Tensor:
     """Centre and scale every dimension over the first axis: unbiased variance, floored by 1e-8.
 
-    The first sample is taken off beforehand, which changes nothing but rounding: a large offset costs no digits of the
-    variance. A dimension that never varies is exactly 0 in every sample and takes no gradient.
+    A dimension that never varies is exactly 0 in every sample and takes no gradient.
     """
+    # Changes nothing but rounding: a large offset costs no digits of the variance.
     x = x - x[:1].detach()
     scale = torch.rsqrt(x.var(dim=0) + _VARIANCE_FLOOR)
     return (x - x.mean(dim=0)) * torch.where((x != 0).any(dim=0), scale, 0.0)
@@ -189,8 +185,7 @@ def draw_permutations(
 def marginal_samples(x: torch.Tensor, permutations: torch.Tensor) -> torch.Tensor:
     """Shuffle each codebook on its own: y[n, k] = x[permutations[k, n], k], [N, K, D].
 
-    Raises:
-        DataError: if permutations is not [K, N] with every row a permutation of 0..N-1.
+    DataError if permutations is not [K, N] with every row a permutation of 0..N-1.
     """
     n, k, _ = x.shape
     if permutations.shape != (k, n) or permutations.is_floating_point() or permutations.dtype == torch.bool:
@@ -208,13 +203,7 @@ def _disjoint_mmd(
     """The 'unbiased' estimate without the pairs (x_i, y_j) that share a sample of a codebook.
 
     Value: (Sxx - W N) / (N (N-1)) + (Syy - W N) / (N (N-1)) - 2 (Sxy - C) / (N^2 - M), where M <= K N pairs share one
-    and C is the sum of their kernels.
-
-    Shape:
-        x [N, K * D], y [N, K * D], permutations [K, N] -> scalar.
-
-    Raises:
-        DataError: if every pair shares one.
+    and C is the sum of their kernels; x [N, K * D], y [N, K * D], permutations [K, N]. DataError if every pair does.
     """
     k, n = permutations.shape
     order = permutations.to(x.device, torch.long)

@@ -19,7 +19,7 @@ from audiotok.losses.waveform import FLOAT32_EPSILON, check_length, check_pair
 
 logger = logging.getLogger(__name__)
 
-WINDOWS = ("bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window")
+_WINDOWS = ("bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window")
 _POWER_FLOOR = 1e-7
 
 
@@ -28,12 +28,10 @@ class MelSpectrogramL1Loss(nn.Module):
 
     Args:
         sample_rate: in Hz.
-        n_fft: FFT size in samples.
-        hop_length: in samples, at most n_fft.
+        n_fft, hop_length: FFT size and hop in samples, hop at most n_fft.
         win_length: Hann window in samples, at most n_fft; None means n_fft.
         n_mels: mel bands.
-        f_min: lowest frequency in Hz.
-        f_max: highest frequency in Hz; None means half the sample rate.
+        f_min, f_max: lowest and highest frequency in Hz; f_max None means half the sample rate.
         log: compare log10(floor_level + mel) rather than mel.
         normalized: divide the STFT by the norm of its window.
         floor_level: keeps the logarithm finite.
@@ -74,18 +72,16 @@ class MelSpectrogramL1Loss(nn.Module):
 
 
 class MultiScaleMelSpectrogramLoss(nn.Module):
-    """Sum over scales of L1 between mel spectrograms and alpha times MSE between their log10.
+    """Sum over scales of L1 between mel spectrograms and alpha times MSE between their log10: 0 if identical.
 
-    0 for identical signals, lower is better.
-    Scale i, for range_start <= i < range_end, has n_fft = win_length = 2^i and hop_length = 2^i / 4.
+    Lower is better. Scale i, for range_start <= i < range_end, has n_fft = win_length = 2^i and hop_length = 2^i / 4.
 
     Args:
         sample_rate: in Hz.
         range_start: power of two of the first scale, at least 2.
         range_end: power of two after the last scale.
         n_mels: mel bands at every scale; small scales leave some of them empty, which is part of the loss.
-        f_min: lowest frequency in Hz.
-        f_max: highest frequency in Hz; None means half the sample rate.
+        f_min, f_max: lowest and highest frequency in Hz; f_max None means half the sample rate.
         normalized: divide each STFT by the norm of its window, and the sum by the sum of (1 + alpha).
         alphas: alpha = sqrt(2^i - 1) if True, else 1.
         floor_level: keeps the logarithm finite.
@@ -142,12 +138,9 @@ class MRSTFTLoss(nn.Module):
     in Frobenius norm over the whole batch, plus factor_mag * mean |log Y - log X|, natural logarithm.
 
     Args:
-        n_ffts: FFT sizes in samples.
-        hop_lengths: one per FFT size, in samples.
-        win_lengths: one per FFT size, in samples, at most the FFT size.
-        window: name of a window function of torch, one of WINDOWS.
-        factor_sc: weight of the spectral convergence.
-        factor_mag: weight of the log magnitude distance.
+        n_ffts, hop_lengths, win_lengths: one of each per resolution, in samples; window and hop at most the FFT size.
+        window: name of a window function of torch, one of _WINDOWS.
+        factor_sc, factor_mag: weights of the spectral convergence and of the log magnitude distance.
         normalized: divide each STFT by the square root of its size.
         epsilon: keeps division and logarithm finite.
 
@@ -174,8 +167,8 @@ class MRSTFTLoss(nn.Module):
         if not len(n_ffts) == len(hop_lengths) == len(win_lengths) > 0:
             counts = f"{len(n_ffts)} n_ffts, {len(hop_lengths)} hop_lengths, {len(win_lengths)} win_lengths"
             raise ConfigError(f"mrstft has {counts}; give as many of each, at least one.")
-        if window not in WINDOWS:
-            raise ConfigError(f"mrstft.window={window!r}; choose one of: {', '.join(WINDOWS)}.")
+        if window not in _WINDOWS:
+            raise ConfigError(f"mrstft.window={window!r}; choose one of: {', '.join(_WINDOWS)}.")
         self.resolutions = list(zip(n_ffts, hop_lengths, win_lengths, strict=True))
         for n_fft, hop_length, win_length in self.resolutions:
             _check_sizes("mrstft", n_fft, hop_length, win_length)
@@ -205,17 +198,15 @@ class MRSTFTLoss(nn.Module):
         spectrum = torch.stft(
             flat, n_fft, hop_length, win_length, window, normalized=self.normalized, return_complex=True
         )
+        # The floor comes before the root, whose gradient at 0 is infinite.
         power = spectrum.real.square() + spectrum.imag.square()
         return power.clamp(min=_POWER_FLOOR).sqrt()
 
 
 class _MelPower(nn.Module):
-    """Mel power spectrogram (HTK scale, unscaled triangles), with the arguments of `MelSpectrogramL1Loss`.
+    """Mel power spectrogram (HTK scale, unscaled triangles): [B, C, T] -> [B, C, n_mels, ceil(T / hop_length)].
 
-    It has one frame per hop, with mirrored ends, then zeros to fill the last window, as in EnCodec.
-
-    Shape:
-        [B, C, T] -> [B, C, n_mels, ceil(T / hop_length)].
+    One frame per hop, with mirrored ends, then zeros to fill the last window, as in EnCodec.
     """
 
     def __init__(
@@ -231,8 +222,7 @@ class _MelPower(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes("mel", n_fft, hop_length, win_length or n_fft)
-        self.n_fft = n_fft
-        self.hop_length = hop_length
+        self.n_fft, self.hop_length = n_fft, hop_length
         with warnings.catch_warnings():
             # A small FFT has fewer bins than mel bands: empty bands are part of the loss, and counted below.
             warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
@@ -243,7 +233,6 @@ class _MelPower(nn.Module):
             logger.debug("%d of %d mel bands are empty with n_fft=%d at %d Hz", empty, n_mels, n_fft, sample_rate)
 
     def forward(self, wav: torch.Tensor) -> torch.Tensor:
-        """Transform [B, C, T] to [B, C, n_mels, ceil(T / hop)]."""
         side = (self.n_fft - self.hop_length) // 2
         check_length(wav, side + 1, f"a mel spectrogram of n_fft={self.n_fft}, hop_length={self.hop_length}")
         wav = F.pad(wav, (side, side), mode="reflect")

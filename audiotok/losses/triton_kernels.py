@@ -11,24 +11,19 @@ import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-BLOCK = 2048
+_BLOCK = 2048
 
 
 def fused_terms(widths: Sequence[float], like: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return a function of a tile's squared distances and slope that does what `kernels._tile_terms` does.
-
-    Args:
-        widths: a_0 >= a_1 >= … .
-        like: a tensor of the tiles' device and precision.
-    """
+    """What `kernels._tile_terms` does with squared distances and slope, for tiles of the kind of `like`."""
     rates = torch.tensor([0.5 / a for a in widths], dtype=like.dtype, device=like.device)
 
     def terms(squared: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
         assert squared.is_contiguous() and slope.is_contiguous()
-        n_programs = triton.cdiv(squared.numel(), BLOCK)
+        n_programs = triton.cdiv(squared.numel(), _BLOCK)
         sums = torch.empty(n_programs, dtype=torch.float64, device=squared.device)
         with torch.cuda.device_of(squared):
-            _terms[(n_programs,)](squared, slope, sums, rates, squared.numel(), BLOCK, len(widths))
+            _terms[(n_programs,)](squared, slope, sums, rates, squared.numel(), _BLOCK, len(widths))
         return sums.sum()
 
     return terms

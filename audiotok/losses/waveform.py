@@ -15,11 +15,7 @@ FLOAT32_EPSILON = torch.finfo(torch.float32).eps
 
 
 class L1Loss(nn.Module):
-    """Mean absolute difference; 0 for identical signals, lower is better.
-
-    Shape:
-        estimate [B, C, T], reference [B, C, T] -> scalar.
-    """
+    """Mean absolute difference of estimate and reference [B, C, T], a scalar; 0 if identical, lower is better."""
 
     def forward(self, *, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Return the loss; DataError if the shapes differ."""
@@ -28,11 +24,7 @@ class L1Loss(nn.Module):
 
 
 class L2Loss(nn.Module):
-    """Mean squared difference; 0 for identical signals, lower is better.
-
-    Shape:
-        estimate [B, C, T], reference [B, C, T] -> scalar.
-    """
+    """Mean squared difference of estimate and reference [B, C, T], a scalar; 0 if identical, lower is better."""
 
     def forward(self, *, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Return the loss; DataError if the shapes differ."""
@@ -80,7 +72,7 @@ class SISNRLoss(nn.Module):
         check_pair(estimate, reference)
         length = reference.shape[-1]
         frame, stride = self.frame or length, self.stride or length
-        floor = self.epsilon * frame
+        floor = self.epsilon * frame  # epsilon is per sample, energies are sums over the segment
         segments = _segments(estimate, frame, stride), _segments(reference, frame, stride)
         signal, noise = projection_energies(*segments, floor)
         return -10 * (torch.log10(floor + signal) - torch.log10(floor + noise)).mean()
@@ -97,11 +89,7 @@ def projection_energies(e: torch.Tensor, s: torch.Tensor, floor: float = 0.0) ->
 
 
 def check_pair(estimate: torch.Tensor, reference: torch.Tensor) -> None:
-    """Refuse a pair that is not twice the same [B, C, T] with at least one sample.
-
-    Raises:
-        DataError: naming both shapes.
-    """
+    """DataError, naming both shapes, unless they are the same [B, C, T] with at least one sample."""
     if estimate.dim() != 3 or estimate.shape != reference.shape or estimate.numel() == 0:
         raise DataError(
             f"estimate is {list(estimate.shape)} and reference {list(reference.shape)}; "
@@ -110,11 +98,7 @@ def check_pair(estimate: torch.Tensor, reference: torch.Tensor) -> None:
 
 
 def check_length(wav: torch.Tensor, minimum: int, purpose: str) -> None:
-    """Refuse a signal [B, C, T] of fewer than `minimum` samples.
-
-    Raises:
-        DataError: naming the length found, the one needed (in samples) and the purpose.
-    """
+    """DataError, naming length, minimum and purpose, for a signal [B, C, T] of fewer than `minimum` samples."""
     if wav.shape[-1] < minimum:
         raise DataError(f"a signal of {wav.shape[-1]} samples is too short; {purpose} needs {minimum} or more.")
 

@@ -14,7 +14,7 @@ import torch
 from audiotok.errors import ConfigError, DataError
 from audiotok.losses.mmd import draw_permutations
 
-SHUFFLES = ("clips", "frames")
+_SHUFFLES = ("clips", "frames")
 FRAMES_PER_BIN = 10  # at ten, a code that is used as often as the others stays unseen once in e^10 = 22000
 Codes = torch.Tensor | npt.NDArray[np.integer]
 Ints = npt.NDArray[np.int64]
@@ -58,9 +58,7 @@ def codebook_metrics(codes: Codes, *, bins: int, frame_rate: float) -> dict[str,
 def check_codes(codes: Codes, bins: int) -> torch.Tensor:
     """Codes [B, K, T] as int64 on the CPU, from a tensor or an array of integers.
 
-    Raises:
-        ConfigError: if bins < 1.
-        DataError: if codes are not integers [B, K, T] in 0..bins-1, or there are none.
+    ConfigError if bins < 1; DataError if codes are not integers [B, K, T] in 0..bins-1, or there are none.
     """
     if bins < 1:
         raise ConfigError(f"bins={bins}; a codebook holds 1 code or more.")
@@ -78,8 +76,8 @@ def check_codes(codes: Codes, bins: int) -> torch.Tensor:
 
 def check_shuffle(shuffle: str, clips: int) -> None:
     """Raise ConfigError for an unknown kind of shuffle, DataError for one clip that should be exchanged."""
-    if shuffle not in SHUFFLES:
-        raise ConfigError(f"shuffle={shuffle!r}; choose one of: {', '.join(SHUFFLES)}.")
+    if shuffle not in _SHUFFLES:
+        raise ConfigError(f"shuffle={shuffle!r}; choose one of: {', '.join(_SHUFFLES)}.")
     if shuffle == "clips" and clips < 2:
         raise DataError(f"shuffle='clips' exchanges clips and there is {clips}; give 20 or more, or use 'frames'.")
 
@@ -108,6 +106,7 @@ def count_cells(cells: Ints, size: int) -> Ints:
 def entropy_bits(counts: Ints) -> float:
     """Plug-in entropy in bits of counts that are all > 0: the entropy of the observed frequencies, biased low."""
     n = counts.sum()
+    # log2 N - sum c log2 c / N needs one division; rounding may leave a little below 0.
     return max(0.0, float(np.log2(n) - (counts * np.log2(counts)).sum() / n))
 
 

@@ -38,8 +38,8 @@ from audiotok.quantization.kmeans import kmeans, nearest
 logger = logging.getLogger(__name__)
 
 CLIPS = 20  # with fewer, many keep their place in a shuffle
-FRAMES_PER_CELL = 5
-GROUPING_ITERATIONS = 20
+_FRAMES_PER_CELL = 5
+_GROUPING_ITERATIONS = 20
 _TINY = 1e-9
 
 
@@ -114,7 +114,7 @@ def dependence_metrics(
                 logger.warning(
                     "mi%s from %d frames: for dependent codebooks it tends to be too low, and mi_mm%s too high; they "
                     "need %d frames, %d for each pair of codes in use. mi_p%s holds with any number.",
-                    *(kind, estimate.frames, kind, estimate.needed, FRAMES_PER_CELL, kind),
+                    *(kind, estimate.frames, kind, estimate.needed, _FRAMES_PER_CELL, kind),
                 )
             metrics.update(_named(estimate, kind + ("_delay" if delayed else ""), pairs))
     return metrics
@@ -122,19 +122,12 @@ def dependence_metrics(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number of bits, corrected in two ways.
+    """A number of bits, corrected in two ways."""
 
-    Attributes:
-        plugin: of the observed frequencies.
-        miller_madow: with Miller's correction of every entropy.
-        corrected: plug-in value minus its mean over shuffles.
-        error: standard error of `corrected` for independent codebooks, from the spread over shuffles.
-    """
-
-    plugin: float
-    miller_madow: float
-    corrected: float
-    error: float
+    plugin: float  # of the observed frequencies
+    miller_madow: float  # with Miller's correction of every entropy
+    corrected: float  # plug-in value minus its mean over shuffles
+    error: float  # standard error of `corrected` for independent codebooks, from the spread over shuffles
 
 
 @dataclass(frozen=True)
@@ -154,7 +147,7 @@ class Dependence:
             at least the sum of the mutual informations along any tree. Its plug-in and Miller values are sums too.
         tc: total correlation, the sum of the entropies minus the joint one; None if bins^K exceeds `frames`.
         frames: frames N that were used.
-        needed: FRAMES_PER_CELL frames for each pair of codes in use, in the two codebooks that use most.
+        needed: _FRAMES_PER_CELL frames for each pair of codes in use, in the two codebooks that use most.
     """
 
     plugin: Floats
@@ -179,8 +172,8 @@ def estimate_dependence(
         codes: integers in 0..bins-1, tensor or array.
         bins: size of a codebook.
         delay: align codebooks as delayed prediction does; see `joint_samples`.
-        num_shuffles: shuffles behind baseline, error and p; 2 or more.
-        shuffle: what they exchange: whole 'clips', or 'frames' where these are independent draws.
+        num_shuffles: see `dependence_metrics`.
+        shuffle: likewise.
         seed: of the shuffles.
 
     Raises:
@@ -196,7 +189,7 @@ def estimate_dependence(
     check_shuffle(shuffle, clips)
     x = _samples_of(found, delay)
     generator = torch.Generator().manual_seed(seed)
-    marginals = [count_cells(row, bins) for row in x]
+    marginals = [count_cells(row, bins) for row in x]  # a shuffle leaves them as they are
     observed = _Counts.of(x, bins, marginals)
     null = []
     for _ in range(num_shuffles):
@@ -237,7 +230,7 @@ def group_codes(codes: Codes, vectors: Sequence[torch.Tensor], groups: int, seed
     maps = []
     for v in vectors:
         points = v.detach().cpu().float()
-        means, _ = kmeans(points, groups, GROUPING_ITERATIONS, generator)
+        means, _ = kmeans(points, groups, _GROUPING_ITERATIONS, generator)
         maps.append(nearest(points, means))
     return torch.stack([table[found[:, q]] for q, table in enumerate(maps)], dim=1)
 
@@ -252,7 +245,6 @@ def _samples_of(codes: torch.Tensor, delay: bool) -> Ints:
 
 def _named(estimate: Dependence, suffix: str, pairs: bool) -> dict[str, float]:
     upper = [(i, j) for i in range(len(estimate.nmi)) for j in range(i + 1, len(estimate.nmi))]
-    matrices = {"mi": estimate.corrected, "mi_mm": estimate.miller_madow, "nmi": estimate.nmi}
     metrics = {
         f"mi{suffix}": estimate.mean.corrected,
         f"mi_err{suffix}": estimate.mean.error,
@@ -262,12 +254,10 @@ def _named(estimate: Dependence, suffix: str, pairs: bool) -> dict[str, float]:
         f"tc_tree{suffix}": estimate.tree.corrected,
         f"tc_tree_err{suffix}": estimate.tree.error,
     }
-    if estimate.tc is not None:
-        metrics[f"tc{suffix}"] = estimate.tc.corrected
-        metrics[f"tc_mm{suffix}"] = estimate.tc.miller_madow
-        metrics[f"tc_err{suffix}"] = estimate.tc.error
+    if (tc := estimate.tc) is not None:
+        metrics |= {f"tc{suffix}": tc.corrected, f"tc_mm{suffix}": tc.miller_madow, f"tc_err{suffix}": tc.error}
     if pairs:
-        for name, matrix in matrices.items():
+        for name, matrix in (("mi", estimate.corrected), ("mi_mm", estimate.miller_madow), ("nmi", estimate.nmi)):
             metrics.update({f"{name}{suffix}_q{i}_q{j}": float(matrix[i, j]) for i, j in upper})
     return metrics
 
@@ -287,7 +277,6 @@ class _Counts:
 
     @classmethod
     def of(cls, x: Ints, bins: int, marginals: list[Ints]) -> "_Counts":
-        """Count pairs, and all codebooks at once if there can be a frame per cell."""
         k, n = x.shape
         entropies = np.array([entropy_bits(counts) for counts in marginals])
         extras = np.array([miller_madow(len(counts), n) for counts in marginals])
@@ -305,13 +294,13 @@ class _Counts:
 
 
 def _corrected(observed: _Counts, null: list[_Counts]) -> Dependence:
-    """Compare the counts with those of the shuffles."""
     plugin = observed.pairs
     draws = np.stack([draw.pairs for draw in null])
     entropies = plugin.diagonal()
     upper = np.triu_indices(len(plugin), 1)
     shuffled = draws.mean(0) * (1 - np.eye(len(plugin)))
     means = draws[:, upper[0], upper[1]].mean(1)
+    # Chance-adjusted: what shuffled codebooks share too is neither evidence nor within reach.
     headroom = np.minimum(entropies[:, None], entropies) - shuffled
     nmi = np.where(headroom > _TINY, (plugin - shuffled) / np.maximum(headroom, _TINY), 0.0)
     np.fill_diagonal(nmi, 1.0)
@@ -329,11 +318,12 @@ def _corrected(observed: _Counts, null: list[_Counts]) -> Dependence:
         tree=_estimate(plugin[tree].sum(), observed.correction[tree].sum(), shuffled[tree].sum() + excess),
         tc=None if observed.tc is None else _estimate(*observed.tc, np.array([d.tc[0] for d in null if d.tc])),
         frames=observed.frames,
-        needed=FRAMES_PER_CELL * int(np.prod(np.sort(observed.used)[-2:])),
+        needed=_FRAMES_PER_CELL * int(np.prod(np.sort(observed.used)[-2:])),
     )
 
 
 def _estimate(plugin: float, correction: float, null: Floats) -> Estimate:
+    # Of a difference: the spread of one draw, and that of the mean over shuffles that is subtracted.
     error = float(null.std(ddof=1) * np.sqrt(1 + 1 / len(null)))
     return Estimate(float(plugin), float(plugin + correction), float(plugin - null.mean()), error)
 

@@ -28,8 +28,7 @@ class MMDTest:
         mmd: statistic minus its mean over permutations; 0 on average if independent, no unit, lower is better.
         error: standard deviation of the statistic over permutations.
         p: p-value; small means dependent, at least 1 / (1 + R).
-        statistic: see `_independence_statistic`.
-        null: the statistic of each permutation, [R].
+        statistic: see `_independence_statistic`; null: that of each permutation, [R].
         sigmas: kernel widths.
         samples: number N of samples compared.
     """
@@ -88,11 +87,13 @@ def mmd_permutation_test(
     source = torch.default_generator if generator is None else generator
     x = standardise(samples)
     orders = [draw_shuffles(k, clips, n // clips, shuffle, source).to(x.device) for _ in range(num_permutations + 1)]
+    # Of a permutation, not of the streams: a width that saw how codebooks go together would bias the test.
     widths = _widths(sigmas, marginal_samples(x, orders.pop()).flatten(1))
     distances = torch.stack([_squared_distances(x[:, i]) for i in range(k)])
     identity = torch.arange(n, device=x.device).expand(k, n)
     observed, *rest = _independence_statistic(distances, widths, [identity, *orders])
     null = torch.tensor(rest, dtype=torch.float64)
+    # Equal statistics may differ in the last digits of their terms: within this they count as ties.
     rounding = 1e-12 * float(_row_means(distances, widths).mean(-1).prod(-1).sum())
     return MMDTest(
         mmd=observed - float(null.mean()),
@@ -115,22 +116,15 @@ def _independence_statistic(
         mean over i != j of prod_q k_q(i, j)  +  prod_q m_q  -  2 mean over i of prod_q r_q(i)
 
     summed over widths a. Over all permutations of frames its mean is exactly 0, for then the first term is prod_q m_q
-    on average, and so is the third. Distances of permuted samples are those of the samples, permuted, so that no
-    permutation needs a matrix product.
-
-    Args:
-        distances: squared distances, [K, N, N], zero on the diagonals.
-        sigmas: widths a.
-        orders: permutations [K, N].
-
-    Returns:
-        One value per permutation.
+    on average, and so is the third. Takes squared distances [K, N, N], zero on the diagonals, widths a and permutations
+    [K, N]; returns one value per permutation.
     """
     k, n, _ = distances.shape
     rows = _row_means(distances, sigmas)
     product = float(rows.mean(-1).prod(-1).sum())
     values = []
     for order in orders:
+        # Permuted distances are the distances of permuted samples: no matrix product per permutation.
         total = sum(distances[q].index_select(0, order[q]).index_select(1, order[q]) for q in range(k))
         assert isinstance(total, torch.Tensor)
         pairs = sum(float((total * (-0.5 / a)).exp_().fill_diagonal_(0).sum()) for a in sigmas)

@@ -16,17 +16,13 @@ from torchaudio.functional import melscale_fbanks
 from audiotok.losses import MelSpectrogramL1Loss, SISNRLoss
 from audiotok.losses.waveform import check_length, check_pair, projection_energies
 
-LIMIT_DB = 100.0
-MEL_BANDS = {2048: 150, 512: 80}  # STFT window in samples: bands
-FLOOR = 1e-5
+_LIMIT_DB = 100.0
+_MEL_BANDS = {2048: 150, 512: 80}  # STFT window in samples: bands
+_FLOOR = 1e-5
 
 
 class SegmentSISNR(SISNRLoss):
-    """SI-SNR in dB over segments, higher is better: minus `SISNRLoss`, whose arguments it takes.
-
-    Shape:
-        estimate [B, C, T], reference [B, C, T] -> scalar.
-    """
+    """SI-SNR in dB over segments, higher is better: minus `SISNRLoss`, whose arguments and shapes it takes."""
 
     def forward(self, *, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Return the mean SI-SNR in dB."""
@@ -54,8 +50,8 @@ def si_snr(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     check_pair(estimate, reference)
     signal, noise = projection_energies(estimate.double(), reference.double())
     ratio = 10 * (torch.log10(signal) - torch.log10(noise))
-    ratio = ratio.masked_fill((signal == 0) & (noise == 0), -LIMIT_DB)
-    return ratio.clamp(-LIMIT_DB, LIMIT_DB).mean(-1)
+    ratio = ratio.masked_fill((signal == 0) & (noise == 0), -_LIMIT_DB)
+    return ratio.clamp(-_LIMIT_DB, _LIMIT_DB).mean(-1)
 
 
 def mel_distance(*, estimate: torch.Tensor, reference: torch.Tensor, sample_rate: int) -> torch.Tensor:
@@ -73,7 +69,7 @@ def mel_distance(*, estimate: torch.Tensor, reference: torch.Tensor, sample_rate
     """
     check_pair(estimate, reference)
     total = torch.zeros(len(reference), device=reference.device, dtype=reference.dtype)
-    for window, bands in MEL_BANDS.items():
+    for window, bands in _MEL_BANDS.items():
         filters = _mel_filters(sample_rate, window, bands).to(reference)
         total += _distance(_magnitude(estimate, window) @ filters, _magnitude(reference, window) @ filters)
     return total
@@ -90,13 +86,13 @@ def stft_distance(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.T
     """
     check_pair(estimate, reference)
     total = torch.zeros(len(reference), device=reference.device, dtype=reference.dtype)
-    for window in MEL_BANDS:
+    for window in _MEL_BANDS:
         total += _distance(_magnitude(estimate, window), _magnitude(reference, window))
     return total
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    logs = a.clamp(min=FLOOR).square().log10() - b.clamp(min=FLOOR).square().log10()
+    logs = a.clamp(min=_FLOOR).square().log10() - b.clamp(min=_FLOOR).square().log10()
     return (a - b).abs().flatten(1).mean(1) + logs.abs().flatten(1).mean(1)
 
 

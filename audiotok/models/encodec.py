@@ -25,23 +25,17 @@ from audiotok.quantization import BaseQuantizer, DummyQuantizer, QuantizedResult
 
 logger = logging.getLogger(__name__)
 
-ENCODEC_KEYS = ("autoencoder", "quantizer", "sample_rate", "channels", "causal", "renormalize")
-OUTDATED_ENCODEC_KEYS = ("renorm",)  # in old exported files, without effect in AudioCraft either
-SILENCE = 1e-8  # added to the volume, so that silence can be renormalised
+_ENCODEC_KEYS = ("autoencoder", "quantizer", "sample_rate", "channels", "causal", "renormalize")
+_OUTDATED_KEYS = ("renorm",)  # in old exported files, without effect in AudioCraft either
+_SILENCE = 1e-8  # added to the volume, so that silence can be renormalised
 
 
 class CompressionModel(nn.Module, ABC):
-    """What a codec offers to a solver, to the metrics and to a language model over its tokens.
+    """What a codec offers to a solver, to the metrics and to a language model over its tokens."""
 
-    Attributes:
-        channels: of the audio.
-        sample_rate: of the audio, in Hz.
-        frame_rate: of the codes, in Hz.
-    """
-
-    channels: int
-    sample_rate: int
-    frame_rate: float
+    channels: int  # of the audio
+    sample_rate: int  # of the audio, in Hz
+    frame_rate: float  # of the codes, in Hz
 
     @abstractmethod
     def forward(self, wav: Tensor) -> QuantizedResult:
@@ -93,8 +87,7 @@ class EncodecModel(CompressionModel):
         encoder: wav [B, C, T] -> latent [B, D, T'].
         decoder: latent [B, D, T'] -> wav [B, C, at least T].
         quantizer: of the latent.
-        frame_rate: of the latent, in Hz.
-        sample_rate: of the audio, in Hz.
+        frame_rate, sample_rate: of the latent and of the audio, in Hz.
         channels: audio channels.
         causal: whether encoder and decoder are causal; serves as information.
         renormalize: whether each clip is brought to unit volume before it is encoded. Not with causal: the
@@ -121,33 +114,28 @@ class EncodecModel(CompressionModel):
                 "encodec.causal=true with encodec.renormalize=true; a causal model cannot know the "
                 "volume of the whole clip, so set one of them to false."
             )
-        self.encoder = encoder
-        self.decoder = decoder
-        self.quantizer = quantizer
-        self.causal = causal
-        self.renormalize = renormalize
-        self.frame_rate = frame_rate
-        self.sample_rate = sample_rate
-        self.channels = channels
+        self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
+        self.causal, self.renormalize = causal, renormalize
+        self.frame_rate, self.sample_rate, self.channels = frame_rate, sample_rate, channels
 
     def forward(self, wav: Tensor) -> QuantizedResult:
-        """Reconstruct wav [B, C, T]: x [B, C, T] with the codes, bandwidth and penalty of the quantiser.
-
-        Raises:
-            DataError: if wav has another number of axes or channels, or holds no sample.
-        """
+        """Reconstruct wav: x [B, C, T] with the quantiser's codes, bandwidth and penalty; errors as `encode_latent`."""
         latent, scale = self.encode_latent(wav)
         result: QuantizedResult = self.quantizer(latent, self.frame_rate)
+        # The decoder gives whole frames: what it adds beyond the end of wav is cut off.
         result.x = self._restore_volume(self.decoder(result.x)[..., : wav.shape[-1]], scale)
         return result
 
     def encode(self, wav: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Codes [B, K, T'] of wav [B, C, T], and its volume [B, 1] or None; DataError as in `forward`."""
+        """Codes [B, K, T'] of wav [B, C, T], and its volume [B, 1] or None; errors as `encode_latent`."""
         latent, scale = self.encode_latent(wav)
         return self.quantizer.encode(latent), scale
 
     def encode_latent(self, wav: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Latent [B, D, T'] before quantisation of wav [B, C, T], and its volume [B, 1] or None."""
+        """Latent [B, D, T'] before quantisation of wav [B, C, T], and its volume [B, 1] or None.
+
+        DataError if wav has another number of axes or channels, or holds no sample.
+        """
         if wav.dim() != 3 or wav.shape[1] != self.channels or wav.shape[2] == 0:
             raise DataError(
                 f"wav is {list(wav.shape)}; this model takes [B, {self.channels}, T] with T >= 1 "
@@ -155,8 +143,9 @@ class EncodecModel(CompressionModel):
             )
         scale = None
         if self.renormalize:
+            # One volume for all channels, that of their mean: the stereo image stays.
             volume = wav.mean(dim=1).pow(2).mean(dim=1, keepdim=True).sqrt()
-            scale = volume + SILENCE
+            scale = volume + _SILENCE
             wav = wav / scale[:, :, None]
         latent: Tensor = self.encoder(wav)
         return latent, scale
@@ -164,9 +153,7 @@ class EncodecModel(CompressionModel):
     def decode(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
         """Audio [B, C, T' * hop] of codes [B, K, T']; scale [B, 1] as `encode` gave it, None for unit volume.
 
-        Raises:
-            ConfigError: if scale is given to a model that does not renormalise.
-            DataError: if the codes do not fit the quantiser.
+        ConfigError if scale is given to a model that does not renormalise; DataError if the codes do not fit.
         """
         if scale is not None and not self.renormalize:
             raise ConfigError("decode got a scale, but this model has renormalize=false; pass scale=None.")
@@ -212,9 +199,9 @@ def get_compression_model(cfg: DictConfig) -> CompressionModel:
         ConfigError: naming key, value and what is allowed, if any of these is missing, unknown or impossible.
     """
     _choose("compression_model", cfg.get("compression_model"), ("encodec",))
-    encodec = _section(cfg, "encodec", (*ENCODEC_KEYS, *OUTDATED_ENCODEC_KEYS))
+    encodec = _section(cfg, "encodec", (*_ENCODEC_KEYS, *_OUTDATED_KEYS))
     _choose("encodec.autoencoder", encodec.get("autoencoder"), ("seanet",))
-    encoder, decoder = _seanet(cfg)
+    encoder, decoder = _seanet(cfg)  # before the quantiser: the order decides which random numbers each gets
     quantizer = _quantizer(encodec.get("quantizer"), cfg, encoder.dimension)
     sample_rate, channels = (_positive(f"encodec.{key}", encodec.get(key)) for key in ("sample_rate", "channels"))
     if not channels == encoder.channels == decoder.channels:
@@ -223,8 +210,7 @@ def get_compression_model(cfg: DictConfig) -> CompressionModel:
             f"{decoder.channels} in the decoder; make them equal."
         )
     flags = {key: bool(encodec[key]) for key in ("causal", "renormalize") if key in encodec}
-    frame_rate = sample_rate / encoder.hop_length
-    return EncodecModel(encoder, decoder, quantizer, frame_rate, sample_rate, channels, **flags)
+    return EncodecModel(encoder, decoder, quantizer, sample_rate / encoder.hop_length, sample_rate, channels, **flags)
 
 
 def _seanet(cfg: DictConfig) -> tuple[SEANetEncoder, SEANetDecoder]:
@@ -246,21 +232,19 @@ def _seanet(cfg: DictConfig) -> tuple[SEANetEncoder, SEANetDecoder]:
 def _quantizer(name: object, cfg: DictConfig, dimension: int) -> BaseQuantizer:
     _choose("encodec.quantizer", name, ("rvq", "no_quant"))
     if name == "no_quant":
-        _section(cfg, "no_quant", (), required=False)
+        if cfg.get("no_quant") is not None:
+            _section(cfg, "no_quant", ())
         return DummyQuantizer()
     keys = tuple(key for key in inspect.signature(ResidualVectorQuantizer).parameters if key != "dimension")
     return ResidualVectorQuantizer(dimension=dimension, **_section(cfg, "rvq", keys))
 
 
-def _section(cfg: DictConfig, name: str, allowed: tuple[str, ...], required: bool = True) -> dict[str, Any]:
+def _section(cfg: DictConfig, name: str, allowed: tuple[str, ...]) -> dict[str, Any]:
     """A copy of one section of cfg, resolved, after a check of its keys."""
     section = cfg.get(name)
-    if section is None and not required:
-        return {}
     if not isinstance(section, DictConfig):
-        raise ConfigError(
-            f"{name}={section!r} in the configuration; give a section with keys among: {', '.join(allowed)}."
-        )
+        keys = ", ".join(allowed)
+        raise ConfigError(f"{name}={section!r} in the configuration; give a section with keys among: {keys}.")
     try:
         values = OmegaConf.to_container(section, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

@@ -20,8 +20,7 @@ def load_pretrained(
     """Build the model that a file describes and fill in its best weights, ready for use (eval mode).
 
     Args:
-        name: an exported file, a training checkpoint, a folder with `checkpoint.th`, //sig/SIG, or //pretrained/ before
-            a path.
+        name: an exported file, a training checkpoint, a folder with `checkpoint.th`, //sig/SIG, or //pretrained/PATH.
         device: where to put the model.
         build: makes a model of the file's configuration. A parameter, so that this module knows no kind of model.
 
@@ -36,6 +35,7 @@ def load_pretrained(
             f"{path} lacks {', '.join(missing)}; give a checkpoint of a compression solver or a file made by "
             "audiotok.utils.export.export_encodec"
         )
+    # An exported file, ours or AudioCraft's, holds the weights alone; a checkpoint the best state of each module.
     weights = state["best_state"] if state.get("exported") else state["best_state"].get("model")
     model = build(_configuration(state["xp.cfg"], weights, path))
     try:

@@ -16,80 +16,66 @@ from torch.nn.utils import spectral_norm, weight_norm
 from audiotok.errors import ConfigError, DataError
 
 NORMS = ("none", "weight_norm", "spectral_norm", "time_group_norm")
-PAD_MODES = ("constant", "reflect", "replicate")
+_PAD_MODES = ("constant", "reflect", "replicate")
 
-Params = Mapping[str, Any] | None
+_Params = Mapping[str, Any] | None
 _Conv = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
 
 
-class NormConv1d(nn.Module):
-    """`nn.Conv1d` followed by its normalisation.
+class _NormConv(nn.Module):
+    """A convolution followed by its normalisation.
 
     Args:
-        args: positional arguments of `nn.Conv1d`.
+        args: positional arguments of the convolution.
         norm: one of `NORMS`.
         causal: whether the layer has to be causal, which time_group_norm cannot be.
         norm_kwargs: arguments of `nn.GroupNorm` for time_group_norm, e.g. `{"eps": 1e-5}`.
-        kwargs: keyword arguments of `nn.Conv1d`.
-
-    Shape:
-        as `nn.Conv1d`, whose padding is 0 unless given.
+        kwargs: keyword arguments of the convolution, whose padding is 0 unless given.
 
     Raises:
         ConfigError: if norm is unknown, or cannot be causal with causal=True.
     """
 
-    def __init__(self, *args: Any, norm: str, causal: bool = False, norm_kwargs: Params = None, **kwargs: Any) -> None:
+    kind: type[_Conv]
+    key = "conv"  # name of the convolution, and so of its weights, in EnCodec files
+
+    def __init__(self, *args: Any, norm: str, causal: bool = False, norm_kwargs: _Params = None, **kwargs: Any) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(*args, **kwargs)
-        self.norm = _normalise(self.conv, norm, causal, norm_kwargs)
+        conv = self.kind(*args, **kwargs)
+        self.add_module(self.key, conv)
+        self.norm = _normalise(conv, norm, causal, norm_kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve, then normalise."""
-        y: Tensor = self.norm(self.conv(x))
+        y: Tensor = self.norm(self.get_submodule(self.key)(x))
         return y
 
 
-class NormConv2d(nn.Module):
-    """`nn.Conv2d` followed by its normalisation; arguments as for `NormConv1d`."""
+class NormConv1d(_NormConv):
+    """`nn.Conv1d` followed by its normalisation."""
 
-    def __init__(self, *args: Any, norm: str, norm_kwargs: Params = None, **kwargs: Any) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(*args, **kwargs)
-        self.norm = _normalise(self.conv, norm, False, norm_kwargs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve, then normalise."""
-        y: Tensor = self.norm(self.conv(x))
-        return y
+    kind = nn.Conv1d
+    conv: nn.Conv1d
 
 
-class NormConvTranspose1d(nn.Module):
-    """`nn.ConvTranspose1d` followed by its normalisation; arguments as for `NormConv1d`."""
+class NormConv2d(_NormConv):
+    """`nn.Conv2d` followed by its normalisation."""
 
-    def __init__(self, *args: Any, norm: str, causal: bool = False, norm_kwargs: Params = None, **kwargs: Any) -> None:
-        super().__init__()
-        self.convtr = nn.ConvTranspose1d(*args, **kwargs)
-        self.norm = _normalise(self.convtr, norm, causal, norm_kwargs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve, then normalise."""
-        y: Tensor = self.norm(self.convtr(x))
-        return y
+    kind = nn.Conv2d
+    conv: nn.Conv2d
 
 
-class NormConvTranspose2d(nn.Module):
-    """`nn.ConvTranspose2d` followed by its normalisation; arguments as for `NormConv1d`."""
+class NormConvTranspose1d(_NormConv):
+    """`nn.ConvTranspose1d` followed by its normalisation."""
 
-    def __init__(self, *args: Any, norm: str, norm_kwargs: Params = None, **kwargs: Any) -> None:
-        super().__init__()
-        self.convtr = nn.ConvTranspose2d(*args, **kwargs)
-        self.norm = _normalise(self.convtr, norm, False, norm_kwargs)
+    kind, key = nn.ConvTranspose1d, "convtr"
+    convtr: nn.ConvTranspose1d
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve, then normalise."""
-        y: Tensor = self.norm(self.convtr(x))
-        return y
+
+class NormConvTranspose2d(_NormConv):
+    """`nn.ConvTranspose2d` followed by its normalisation."""
+
+    kind, key = nn.ConvTranspose2d, "convtr"
+    convtr: nn.ConvTranspose2d
 
 
 class StreamableConv1d(nn.Module):
@@ -99,17 +85,13 @@ class StreamableConv1d(nn.Module):
     Either way the right end is extended so that the last window is full.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
+        in_channels, out_channels, groups, bias: as in `nn.Conv1d`.
         kernel_size: taps; the dilated kernel must span at least one stride.
         stride: hop in samples.
         dilation: distance between taps, in samples.
-        groups: as in `nn.Conv1d`.
-        bias: as in `nn.Conv1d`.
-        norm: one of `NORMS`.
-        pad_mode: one of `PAD_MODES`.
+        norm, norm_kwargs: see `NormConv1d`.
+        pad_mode: constant, reflect or replicate.
         causal: whether frame t may only see samples before (t + 1) * stride.
-        norm_kwargs: see `NormConv1d`.
 
     Shape:
         [B, C, T] -> [B, C', ceil(T / stride)].
@@ -132,14 +114,13 @@ class StreamableConv1d(nn.Module):
         norm: str,
         pad_mode: str,
         causal: bool = False,
-        norm_kwargs: Params = None,
+        norm_kwargs: _Params = None,
     ) -> None:
         super().__init__()
-        if pad_mode not in PAD_MODES:
-            raise ConfigError(f"pad_mode={pad_mode!r}; choose one of: {', '.join(PAD_MODES)}.")
-        shape = (in_channels, out_channels, kernel_size, stride)
-        kwargs = {"dilation": dilation, "groups": groups, "bias": bias}
-        self.conv = NormConv1d(*shape, causal=causal, norm=norm, norm_kwargs=norm_kwargs, **kwargs)
+        if pad_mode not in _PAD_MODES:
+            raise ConfigError(f"pad_mode={pad_mode!r}; choose one of: {', '.join(_PAD_MODES)}.")
+        shape = (in_channels, out_channels, kernel_size, stride, 0, dilation, groups, bias)
+        self.conv = NormConv1d(*shape, causal=causal, norm=norm, norm_kwargs=norm_kwargs)
         self.causal = causal
         self.pad_mode = pad_mode
         self.stride = stride
@@ -150,7 +131,7 @@ class StreamableConv1d(nn.Module):
         length = x.shape[-1]
         if length == 0:
             raise DataError(f"a convolution got {list(x.shape)}: no sample to work on; give at least one.")
-        right = 0 if self.causal else self.padding // 2
+        right = 0 if self.causal else self.padding // 2  # the left gets the odd sample, as in EnCodec
         missing = -length % self.stride
         y: Tensor = self.conv(_pad(x, self.padding - right, right + missing, self.pad_mode))
         return y
@@ -160,14 +141,11 @@ class StreamableConvTranspose1d(nn.Module):
     """Transposed convolution whose output has exactly T * stride samples.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: taps, at least stride.
-        stride: upsampling factor.
-        norm: one of `NORMS`.
+        in_channels, out_channels: as in `nn.ConvTranspose1d`.
+        kernel_size, stride: taps, and upsampling factor, at most as many.
+        norm, norm_kwargs: see `NormConv1d`.
         causal: whether the samples that overhang are cut by `trim_right_ratio` instead of evenly.
         trim_right_ratio: share of the overhang cut on the right, in [0, 1]; below 1 the layer looks ahead.
-        norm_kwargs: see `NormConv1d`.
 
     Shape:
         [B, C, T] -> [B, C', T * stride].
@@ -186,7 +164,7 @@ class StreamableConvTranspose1d(nn.Module):
         norm: str,
         causal: bool = False,
         trim_right_ratio: float = 1.0,
-        norm_kwargs: Params = None,
+        norm_kwargs: _Params = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= trim_right_ratio <= 1.0:
@@ -206,7 +184,7 @@ class StreamableConvTranspose1d(nn.Module):
         return y[..., self.trim_left : y.shape[-1] - self.trim_right]
 
 
-def make_activation(name: str, params: Params = None) -> nn.Module:
+def make_activation(name: str, params: _Params = None) -> nn.Module:
     """A new activation: a class of torch.nn by name, with its arguments; ConfigError if either is wrong."""
     kind = getattr(nn, name, None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
@@ -217,7 +195,7 @@ def make_activation(name: str, params: Params = None) -> nn.Module:
         raise ConfigError(f"activation_params={dict(params or {})} do not fit {name}: {error}.") from error
 
 
-def _normalise(conv: _Conv, norm: str, causal: bool, norm_kwargs: Params) -> nn.Module:
+def _normalise(conv: _Conv, norm: str, causal: bool, norm_kwargs: _Params) -> nn.Module:
     """Reparametrise conv in place where norm is a reparametrisation, and return the layer that has to follow it."""
     if norm not in NORMS:
         raise ConfigError(f"norm={norm!r}; choose one of: {', '.join(NORMS)}.")

@@ -22,14 +22,9 @@ class SEANetResnetBlock(nn.Module):
 
     Args:
         dim: channels of input and output.
-        kernel_sizes: taps of each convolution.
-        dilations: dilation of each convolution, as many as kernel_sizes.
-        activation: see `make_activation`.
-        activation_params: arguments of the activation.
-        norm: see `StreamableConv1d`, like norm_params, causal and pad_mode.
-        norm_params: arguments of the normalisation.
-        causal: whether the convolutions are causal.
-        pad_mode: how they pad.
+        kernel_sizes, dilations: of each convolution.
+        activation, activation_params: see `make_activation`.
+        norm, norm_params, causal, pad_mode: see `StreamableConv1d`.
         compress: the bottleneck has dim // compress channels.
         true_skip: whether the skip is the identity; a convolution of one tap otherwise.
 
@@ -87,18 +82,14 @@ class SEANetOptions:
         n_filters: channels next to the waveform; each ratio doubles them towards the latent.
         n_residual_layers: residual blocks per ratio; the j-th dilates by dilation_base ** j.
         ratios: strides in the order of the decoder; the encoder runs through them backwards.
-        activation: name of a class in torch.nn.
-        activation_params: its arguments.
-        norm: one of `audiotok.modules.NORMS`.
-        norm_params: arguments of the normalisation.
-        kernel_size: taps of a network's first convolution.
-        last_kernel_size: taps of its last one.
+        activation, activation_params: name of a class in torch.nn, and its arguments.
+        norm, norm_params: one of `audiotok.modules.NORMS`, and its arguments.
+        kernel_size, last_kernel_size: taps of a network's first and last convolution.
         residual_kernel_size: taps in the residual blocks.
         dilation_base: see n_residual_layers.
         causal: whether nothing depends on what comes later.
         pad_mode: constant, reflect or replicate.
-        true_skip: see `SEANetResnetBlock`, like compress.
-        compress: divisor of the channels inside the residual blocks.
+        true_skip, compress: see `SEANetResnetBlock`.
         lstm: layers of the LSTM on the latent's side; 0 for none.
         disable_norm_outer_blocks: blocks without norm, counted from the waveform; each ratio is a block, and
             so are the first and the last convolution.
@@ -125,9 +116,9 @@ class SEANetOptions:
     disable_norm_outer_blocks: int = 0
 
     def __post_init__(self) -> None:
-        least = {"n_residual_layers": 0, "lstm": 0, "disable_norm_outer_blocks": 0, "compress": 1}
-        least |= dict.fromkeys(("channels", "dimension", "n_filters", "dilation_base"), 1)
-        least |= dict.fromkeys(("kernel_size", "last_kernel_size", "residual_kernel_size"), 1)
+        positive = ["compress", "channels", "dimension", "n_filters", "dilation_base"]
+        positive += ["kernel_size", "last_kernel_size", "residual_kernel_size"]
+        least = {"n_residual_layers": 0, "lstm": 0, "disable_norm_outer_blocks": 0, **dict.fromkeys(positive, 1)}
         for name, smallest in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < smallest:
@@ -154,8 +145,8 @@ class SEANetOptions:
 
     def conv(self, width_in: int, width_out: int, kernel_size: int, block: int, stride: int = 1) -> nn.Module:
         """A new convolution."""
-        kwargs = self.common(block)
-        return StreamableConv1d(width_in, width_out, kernel_size, stride, pad_mode=self.pad_mode, **kwargs)
+        sizes = (width_in, width_out, kernel_size, stride)
+        return StreamableConv1d(*sizes, pad_mode=self.pad_mode, **self.common(block))
 
     def residual_layers(self, width: int, block: int) -> list[nn.Module]:
         """The residual blocks that go with one ratio."""
@@ -182,8 +173,7 @@ class SEANetDecoderOptions(SEANetOptions):
     """Keywords of `SEANetDecoder`: those of `SEANetOptions`, and three more.
 
     Args:
-        final_activation: activation after everything else, e.g. Tanh; None for none.
-        final_activation_params: its arguments.
+        final_activation, final_activation_params: after everything else, e.g. Tanh; None for none.
         trim_right_ratio: see `StreamableConvTranspose1d`.
     """
 
@@ -193,8 +183,8 @@ class SEANetDecoderOptions(SEANetOptions):
 
     def upsample(self, width: int, ratio: int, block: int) -> nn.Module:
         """A new transposed convolution that halves the channels."""
-        trim, kwargs = self.trim_right_ratio, self.common(block)
-        return StreamableConvTranspose1d(width, width // 2, 2 * ratio, ratio, trim_right_ratio=trim, **kwargs)
+        sizes = (width, width // 2, 2 * ratio, ratio)
+        return StreamableConvTranspose1d(*sizes, trim_right_ratio=self.trim_right_ratio, **self.common(block))
 
 
 class SEANetEncoder(nn.Module):
@@ -209,6 +199,7 @@ class SEANetEncoder(nn.Module):
         opt = _parse(SEANetOptions, options)
         self.channels, self.dimension, self.hop_length = opt.channels, opt.dimension, math.prod(opt.ratios)
         width = opt.n_filters
+        # A layer's place in the Sequential is its key in EnCodec files: activations count, and so must stand here.
         layers = [opt.conv(opt.channels, width, opt.kernel_size, block=0)]
         for block, ratio in enumerate(reversed(opt.ratios), start=1):
             layers += opt.residual_layers(width, block)

@@ -11,21 +11,13 @@ from audiotok.errors import ConfigError
 
 @dataclass
 class QuantizedResult:
-    """Outcome of a quantiser, or of a whole codec.
+    """Outcome of a quantiser, or of a whole codec."""
 
-    Args:
-        x: quantised latent [B, D, T]; the waveform [B, C, T] when a codec returns it.
-        codes: [B, K, T], whole numbers in [0, bins).
-        bandwidth: kb/s that the codes take, a scalar.
-        penalty: scalar to add to the loss, or None.
-        metrics: further scalars to log, by name.
-    """
-
-    x: Tensor
-    codes: Tensor
-    bandwidth: Tensor
-    penalty: Tensor | None = None
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    x: Tensor  # quantised latent [B, D, T]; the waveform [B, C, T] when a codec returns it
+    codes: Tensor  # [B, K, T], whole numbers in [0, bins)
+    bandwidth: Tensor  # kb/s that the codes take, a scalar
+    penalty: Tensor | None = None  # scalar to add to the loss
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # further scalars to log
 
 
 class BaseQuantizer(nn.Module, ABC):

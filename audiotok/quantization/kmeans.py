@@ -21,10 +21,7 @@ def kmeans(
     init: Tensor | None = None,
     start: str = "sample",
 ) -> tuple[Tensor, Tensor]:
-    """Cluster samples by squared Euclidean distance.
-
-    It stops before num_iters rounds if an assignment comes again, as all rounds to come would give the same means.
-    Memory beyond samples and means grows with CHUNK * num_clusters.
+    """Cluster samples by squared Euclidean distance; memory beyond samples and means grows with CHUNK * num_clusters.
 
     Args:
         samples: [N, D], floating point.
@@ -55,8 +52,9 @@ def kmeans(
     for _ in range(num_iters):
         previous, owners = owners, nearest(samples, means)
         if previous is not None and torch.equal(owners, previous):
-            break
+            break  # all rounds to come would give the same means
         counts, sums = tally(samples, owners, num_clusters)
+        # An empty cluster keeps its mean, rather than 0 / 0.
         means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], means)
     return means, counts
 

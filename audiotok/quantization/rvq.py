@@ -7,7 +7,7 @@ codes); Défossez et al., TMLR 2023, section 3.2; van den Oord et al., "Neural D
 
 import math
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from audiotok.quantization.kmeans import STARTS, draw, kmeans, nearest, tally
 STREAM_KINDS = ("input", "residual", "code")
 # A code is never dead while it gets this share of the average use. Otherwise a threshold of 2, at 3200 frames
 # per update and 2048 codes (1.6 uses each), would declare most of the codebook dead at every update.
-FAIR_SHARE = 0.1
+_FAIR_SHARE = 0.1
 
 
 class EuclideanCodebook(nn.Module):
@@ -37,7 +37,7 @@ class EuclideanCodebook(nn.Module):
         kmeans_init: whether the first training batch (rank 0's part of it) sets the vectors.
         kmeans_iters: rounds of k-means for that, at most.
         threshold_ema_dead_code: uses per update (moving average, all ranks) below which a code is replaced by
-            a sample of the batch; 0 for never. Lowered to `FAIR_SHARE` of the average use if that is less.
+            a sample of the batch; 0 for never. Lowered to `_FAIR_SHARE` of the average use if that is less.
         kmeans_start: which samples k-means starts from, "sample" or "plusplus"; see `kmeans`.
         epsilon: smoothing of the use counts.
 
@@ -67,12 +67,9 @@ class EuclideanCodebook(nn.Module):
     ) -> None:
         super().__init__()
         _check_codebook(dim, bins, decay, kmeans_iters, threshold_ema_dead_code, kmeans_start)
-        self.bins = bins
-        self.decay = decay
-        self.kmeans_iters = kmeans_iters
-        self.kmeans_start = kmeans_start
+        self.bins, self.decay, self.epsilon = bins, decay, epsilon
+        self.kmeans_iters, self.kmeans_start = kmeans_iters, kmeans_start
         self.threshold_ema_dead_code = threshold_ema_dead_code
-        self.epsilon = epsilon
         embed = torch.zeros(bins, dim)
         if not kmeans_init:
             nn.init.kaiming_uniform_(embed)
@@ -103,7 +100,7 @@ class EuclideanCodebook(nn.Module):
         if self.training and not self.ready:
             self._start(samples)
         codes = self.encode(x)
-        quantized = self.decode(codes)
+        quantized = self.decode(codes)  # before the update, which would move the vectors under the codes
         if self.training:
             self._update(samples, codes.flatten())
             self._revive(samples)
@@ -125,6 +122,7 @@ class EuclideanCodebook(nn.Module):
     def _update(self, samples: Tensor, codes: Tensor) -> None:
         """Move the averages towards the batch: counts, sums, and vectors as their smoothed ratio."""
         counts, sums = tally(samples, codes, self.bins)
+        # One collective for both. Samples of all ranks, and so the same buffers on all ranks.
         both = sum_over_ranks_(torch.cat([counts[:, None], sums], dim=1))
         self.cluster_size.mul_(self.decay).add_(both[:, 0], alpha=1 - self.decay)
         self.embed_avg.mul_(self.decay).add_(both[:, 1:], alpha=1 - self.decay)
@@ -140,10 +138,11 @@ class EuclideanCodebook(nn.Module):
         if self.threshold_ema_dead_code == 0:
             return
         average = self.cluster_size.mean()
-        dead = self.cluster_size < (FAIR_SHARE * average).clamp(max=self.threshold_ema_dead_code)
+        dead = self.cluster_size < (_FAIR_SHARE * average).clamp(max=self.threshold_ema_dead_code)
         num_dead = int(dead.sum())  # from shared buffers: all ranks agree
         if num_dead == 0:
             return
+        # Drawn from each rank's own samples, then replaced by rank 0's: `broadcast` needs a tensor of the same shape.
         fresh = take_from_source_(draw(samples, num_dead).contiguous())
         self.embed[dead] = fresh
         self.embed_avg[dead] = fresh * average
@@ -158,16 +157,12 @@ class ResidualVectorQuantizer(BaseQuantizer):
         n_q: codebooks.
         q_dropout: whether each training step uses a random number of them, from 1 to those in use.
         bins: vectors per codebook.
-        decay: see `EuclideanCodebook`, like the four that follow.
-        kmeans_init: whether the first training batch sets the vectors.
-        kmeans_iters: rounds of k-means.
-        threshold_ema_dead_code: uses per update below which a code is replaced.
+        decay, kmeans_init, kmeans_iters, threshold_ema_dead_code, kmeans_start: see `EuclideanCodebook`.
         orthogonal_reg_weight: weight in the penalty of the mean squared cosine between different vectors. As
             the vectors learn without gradients, it reports and does not train.
         orthogonal_reg_active_codes_only: whether that concerns only the vectors in use in the batch.
         orthogonal_reg_max_codes: how many of them, at random; None for all.
         commitment_weight: weight in the penalty of the mean squared error of each stage.
-        kmeans_start: which samples of that batch k-means starts from: "sample" (at random) or "plusplus" (k-means++).
 
     Shape:
         latent [B, dimension, T] <-> codes [B, num_codebooks, T].
@@ -208,18 +203,9 @@ class ResidualVectorQuantizer(BaseQuantizer):
         self.commitment_weight = commitment_weight
         self._bins = bins
         self._n_q = n_q
-        self.vq = _Stages(
-            EuclideanCodebook(
-                dimension,
-                bins,
-                decay=decay,
-                kmeans_init=kmeans_init,
-                kmeans_iters=kmeans_iters,
-                threshold_ema_dead_code=threshold_ema_dead_code,
-                kmeans_start=kmeans_start,
-            )
-            for _ in range(n_q)
-        )
+        options: dict[str, Any] = {"decay": decay, "kmeans_init": kmeans_init, "kmeans_iters": kmeans_iters}
+        options |= {"threshold_ema_dead_code": threshold_ema_dead_code, "kmeans_start": kmeans_start}
+        self.vq = _Stages(EuclideanCodebook(dimension, bins, **options) for _ in range(n_q))
 
     def forward(self, latent: Tensor, frame_rate: float) -> QuantizedResult:
         """Quantise latent [B, D, T]; frame_rate in Hz serves to compute the bandwidth.
@@ -230,7 +216,7 @@ class ResidualVectorQuantizer(BaseQuantizer):
         self._check_latent(latent)
         n_q = self._n_q
         if self.training and self.q_dropout:
-            n_q = shared_randint(1, n_q, latent.device)
+            n_q = shared_randint(1, n_q, latent.device)  # the same on all ranks, whose updates are collectives
         residual = latent.transpose(1, 2)
         total = torch.zeros_like(residual)
         codes, penalties = [], []
@@ -238,13 +224,13 @@ class ResidualVectorQuantizer(BaseQuantizer):
             quantized, stage_codes = codebook(residual)
             if self.training:
                 penalties.append(self._penalty(residual, quantized, stage_codes, codebook))
-            residual = residual - quantized
+            residual = residual - quantized  # quantized has no gradient: every stage's commitment pulls the latent
             total = total + quantized
             codes.append(stage_codes)
         x = total.transpose(1, 2)
         penalty = torch.stack(penalties).mean() if penalties else latent.new_zeros(())
         if self.training:
-            x = latent + (x - latent).detach()
+            x = latent + (x - latent).detach()  # straight through: the value is x, the gradient that of latent
         kbps = torch.tensor(n_q * math.log2(self._bins) * frame_rate / 1000).to(latent)
         return QuantizedResult(x, torch.stack(codes, dim=1), kbps, penalty)
 
@@ -263,8 +249,7 @@ class ResidualVectorQuantizer(BaseQuantizer):
     def decode(self, codes: Tensor) -> Tensor:
         """Latent [B, D, T] of codes [B, K, T], where K may be anything up to total_codebooks.
 
-        Raises:
-            DataError: if codes have another shape, are not whole numbers, or lie outside of [0, bins).
+        DataError if codes have another shape, are not whole numbers, or lie outside of [0, bins).
         """
         if codes.dim() != 3 or not 1 <= codes.shape[1] <= self.total_codebooks or codes.is_floating_point():
             raise DataError(
@@ -290,7 +275,7 @@ class ResidualVectorQuantizer(BaseQuantizer):
         Args:
             latent: [B, D, T].
             kind: one of `STREAM_KINDS`.
-            n_q: stages, from 1 to total_codebooks; those in use by default.
+            n_q: stages K, from 1 to total_codebooks; those in use by default.
 
         Returns:
             streams [B, K, D, T].
@@ -312,7 +297,7 @@ class ResidualVectorQuantizer(BaseQuantizer):
                     f"codebook {index} is not set yet: k-means does it in the first training step "
                     "that uses it. Take the streams after that, or use kmeans_init=false."
                 )
-            quantized = codebook.decode(codebook.encode(residual))
+            quantized = codebook.decode(codebook.encode(residual))  # not forward, which would update in training mode
             after = residual - quantized
             through = residual + (quantized - residual).detach()
             streams.append({"input": residual, "residual": after, "code": through}[kind])

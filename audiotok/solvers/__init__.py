@@ -10,11 +10,7 @@ SOLVERS: dict[str, type[StandardSolver]] = {"compression": CompressionSolver}
 
 
 def get_solver(cfg: DictConfig) -> StandardSolver:
-    """Solver named by `cfg.solver`, built inside the current experiment.
-
-    Raises:
-        ConfigError: if there is no such solver.
-    """
+    """Solver named by `cfg.solver`, built inside the current experiment; ConfigError if there is no such solver."""
     if cfg.solver not in SOLVERS:
         raise ConfigError(
             f"solver={cfg.solver!r}; choose a preset such as solver=compression/encodec_mmd_32khz "

@@ -56,14 +56,10 @@ class MetricAverages:
 
 
 class WeightEMA:
-    """Exponential moving average of the floating-point state of a module, buffers included.
+    """Exponential moving average of the floating-point state of a module, buffers included, on the module's device.
 
-    The average is unbiased: after n updates, update i weighs decay^(n-i) over the sum of those weights, so it does not
-    remember the initialisation (Kingma and Ba, 2015, section 3, for the same correction).
-
-    Args:
-        module: whose state to follow; the average lives on the same device.
-        decay: in [0, 1).
+    The average is unbiased: after n updates, update i weighs decay^(n-i), decay in [0, 1), over the sum of those
+    weights, so it does not remember the initialisation (Kingma and Ba, 2015, section 3, for the same correction).
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -75,6 +71,7 @@ class WeightEMA:
     @torch.no_grad()
     def step(self) -> None:
         """Add the current weights to the average."""
+        # The sum of all weights so far, so that 1 / count is the share of the newest: at first all, later 1 - decay.
         self.count = self.count * self.decay + 1.0
         current = self._tensors()
         targets = [self.average[key] for key in current]
@@ -88,7 +85,7 @@ class WeightEMA:
         """Restore a saved average."""
         self.count = float(state["count"])
         for key, value in state["average"].items():
-            self.average[key].copy_(value)
+            self.average[key].copy_(value)  # in place, and so on the module's device
 
     def full_state(self) -> State:
         """State dict of the module with the averages in place of its floating-point entries."""
@@ -119,7 +116,6 @@ class BestState:
 
 
 def _copy_to_cpu(state: State) -> State:
-    """Detached CPU copy of the state dict of a module."""
     return {
         key: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else deepcopy(value)
         for key, value in state.items()  # what is no tensor is the extra state of a module

@@ -29,7 +29,7 @@ from audiotok.losses import (
 )
 from audiotok.metrics import SIGNAL_METRICS
 from audiotok.quantization import STREAM_KINDS
-from audiotok.solvers.macro_batch import MacroBatch, MMDWeight
+from audiotok.solvers.macro_batch import MacroBatch
 from audiotok.solvers.settings import resolve_device, settings
 
 SIGNAL_LOSSES: dict[str, type[nn.Module]] = {
@@ -58,22 +58,19 @@ def get_optimizer(params: Iterable[nn.Parameter], cfg: DictConfig) -> torch.opti
     return kinds[cfg.optimizer](params, lr=cfg.lr, betas=tuple(adam["betas"]), weight_decay=adam["weight_decay"])
 
 
-def get_signal_loss(name: str, cfg: DictConfig) -> nn.Module:
-    """One loss between two signals, with the settings of the section of its name."""
-    if name not in SIGNAL_LOSSES:
-        raise ConfigError(f"losses.{name}; choose among: {', '.join(SIGNAL_LOSSES)}, adv, feat, mmd")
-    return SIGNAL_LOSSES[name](**settings(cfg.get(name)))
-
-
 def get_signal_losses(cfg: DictConfig) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     """Losses to train with (weight above 0) and those only reported."""
-    weights = check_weights(cfg)
-    losses = {name: get_signal_loss(name, cfg) for name in weights if name not in ("adv", "feat", "mmd")}
-    trained = nn.ModuleDict({name: loss for name, loss in losses.items() if weights[name] > 0})
-    return trained, nn.ModuleDict({name: loss for name, loss in losses.items() if name not in trained})
+    trained, reported = nn.ModuleDict(), nn.ModuleDict()
+    for name, weight in _weights(cfg).items():
+        if name in ("adv", "feat", "mmd"):
+            continue
+        if name not in SIGNAL_LOSSES:
+            raise ConfigError(f"losses.{name}; choose among: {', '.join(SIGNAL_LOSSES)}, adv, feat, mmd")
+        (trained if weight > 0 else reported)[name] = SIGNAL_LOSSES[name](**settings(cfg.get(name)))
+    return trained, reported
 
 
-def check_weights(cfg: DictConfig) -> dict[str, float]:
+def _weights(cfg: DictConfig) -> dict[str, float]:
     """The `losses` section, of which no weight may be negative."""
     weights = settings(cfg.losses)
     bad = {name: weight for name, weight in weights.items() if not isinstance(weight, int | float) or weight < 0}
@@ -97,22 +94,18 @@ def get_adversaries(cfg: DictConfig) -> dict[str, AdversarialLoss]:
     losses: dict[str, AdversarialLoss] = {}
     for name in adversarial.adversaries:
         adversary = ADVERSARIES[name](**settings(cfg[name]))
-        losses[name] = AdversarialLoss(
-            adversary,
-            get_optimizer(adversary.parameters(), cfg.optim),
-            loss=get_adv_criterion(adversarial.adv_loss),
-            loss_real=get_real_criterion(adversarial.adv_loss),
-            loss_fake=get_fake_criterion(adversarial.adv_loss),
-            loss_feat=FeatureMatchingLoss(features[adversarial.feat_loss]()),
-            normalize=adversarial.normalize,
-        )
+        optimizer = get_optimizer(adversary.parameters(), cfg.optim)
+        kind = adversarial.adv_loss
+        criteria = get_adv_criterion(kind), get_real_criterion(kind), get_fake_criterion(kind)
+        matching = FeatureMatchingLoss(features[adversarial.feat_loss]())
+        losses[name] = AdversarialLoss(adversary, optimizer, *criteria, matching, adversarial.normalize)
     return losses
 
 
 def get_balancer(cfg: DictConfig) -> Balancer:
     """Balancer over the trained signal losses and each adversary's two losses."""
     weights: dict[str, float] = {}
-    for name, weight in check_weights(cfg).items():
+    for name, weight in _weights(cfg).items():
         if name in ("adv", "feat"):
             weights.update({f"{name}_{adversary}": weight for adversary in cfg.adversarial.adversaries})
         elif name != "mmd" and weight > 0:
@@ -120,28 +113,14 @@ def get_balancer(cfg: DictConfig) -> Balancer:
     return Balancer(weights, **settings(cfg.balancer))
 
 
-def get_mmd(cfg: DictConfig) -> MMDLoss:
-    """The criterion of an `mmd` section."""
-    if cfg.stream not in STREAM_KINDS:
-        raise ConfigError(f"mmd.stream={cfg.stream!r}; choose one of: {', '.join(STREAM_KINDS)}")
-    values = settings(cfg)
-    return MMDLoss(
-        values["sigmas"],
-        values["estimator"],
-        values["delay"],
-        num_features=values["num_features"],
-        seed=values["features_seed"],
-    )
-
-
 def get_macro_batch(cfg: DictConfig) -> MacroBatch:
     """The MMD step of training."""
-    return MacroBatch(get_mmd(cfg.mmd), cfg.mmd.stream, cfg.mmd.num_batches_mmd, cfg.seed)
-
-
-def get_mmd_weight(cfg: DictConfig) -> MMDWeight:
-    """Weight of the MMD as a function of the epoch."""
-    return MMDWeight(cfg.losses.mmd, cfg.mmd.start_epoch, cfg.mmd.ramp_epochs)
+    mmd = settings(cfg.mmd)
+    if mmd["stream"] not in STREAM_KINDS:
+        raise ConfigError(f"mmd.stream={mmd['stream']!r}; choose one of: {', '.join(STREAM_KINDS)}")
+    features = {"num_features": mmd["num_features"], "seed": mmd["features_seed"]}
+    loss = MMDLoss(mmd["sigmas"], mmd["estimator"], mmd["delay"], **features)
+    return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], cfg.seed)
 
 
 def get_evaluation_metrics(cfg: DictConfig) -> dict[str, Callable[..., Tensor]]:
@@ -160,10 +139,10 @@ def get_dataloaders(cfg: DictConfig) -> dict[str, Any]:
             f"{', '.join(missing)} not set; choose data such as dset=audio/demo, or name manifests made by "
             "`audiotok data prepare`"
         )
-    return {split: get_split_loader(cfg, split, {**data, **data[split]}) for split in SPLITS}
+    return {split: _split_loader(cfg, split, {**data, **data[split]}) for split in SPLITS}
 
 
-def get_split_loader(cfg: DictConfig, split: str, data: dict[str, Any]) -> Any:
+def _split_loader(cfg: DictConfig, split: str, data: dict[str, Any]) -> Any:
     """Loader of one split; `data` is the dataset section with the split's own values over it."""
     world_size = flashy.distrib.world_size()
     batch_size = data["batch_size"]

@@ -21,7 +21,7 @@ from audiotok.models.encodec import CompressionModel, EncodecModel, get_compress
 from audiotok.solvers import builders
 from audiotok.solvers.averages import State, to_floats
 from audiotok.solvers.evaluation import CodebookMeasures
-from audiotok.solvers.macro_batch import MacroBatch
+from audiotok.solvers.macro_batch import MacroBatch, MMDWeight
 from audiotok.solvers.solver import Metrics, StandardSolver
 
 _LIBSNDFILE_SYSTEM_ERROR = 2  # SF_ERR_SYSTEM of sndfile.h
@@ -53,7 +53,7 @@ class CompressionSolver(StandardSolver):
         self.balancer = builders.get_balancer(cfg)
         self.register_stateful("adv_losses", "balancer")
         self.macro_batch: MacroBatch | None = None
-        self.mmd_weight = builders.get_mmd_weight(cfg)
+        self.mmd_weight = MMDWeight(cfg.losses.mmd, cfg.mmd.start_epoch, cfg.mmd.ramp_epochs)
         if self.model.num_codebooks > 1:
             self.macro_batch = builders.get_macro_batch(cfg)
             self.register_stateful("macro_batch")
@@ -69,7 +69,7 @@ class CompressionSolver(StandardSolver):
 
     def run_epoch(self) -> None:
         """Run the stages of an epoch; see `StandardSolver`."""
-        # All ranks train the adversaries at the same steps, as their gradients are averaged: hence a generator apart.
+        # A generator apart, equal on all ranks: they train the adversaries at the same steps, a collective.
         self.rng = torch.Generator().manual_seed(self.cfg.seed + self.epoch)
         super().run_epoch()
 
@@ -122,12 +122,13 @@ class CompressionSolver(StandardSolver):
         """Gradients of penalty, balanced losses and, when its batches are there, the MMD; then one optimiser step."""
         metrics: Metrics = {}
         if result.penalty is not None:
-            result.penalty.backward(retain_graph=True)
+            result.penalty.backward(retain_graph=True)  # the balancer walks the encoder's graph again
         metrics["g_loss"] = self.balancer.backward(losses, result.x)
         metrics.update(self.balancer.metrics)
         n_q = result.codes.shape[1]  # with quantiser dropout, a draw that is the same on all ranks
         if self.macro_batch is not None and self.macro_batch.add(batch) and n_q > 1:
             metrics["mmd"] = self.macro_batch.value(self.model, self.mmd_weight(self.epoch), n_q)
+        # Once, after all backward passes; which parameters have a gradient by then is the same on every rank.
         flashy.distrib.sync_gradients(self.model.parameters())
         limit = self.cfg.optim.max_norm or float("inf")
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
@@ -138,6 +139,7 @@ class CompressionSolver(StandardSolver):
     def valid(self) -> Metrics:
         """Valid stage; its MMD is the training criterion on as many batches."""
         if self.macro_batch is not None:
+            # Of its own: the training batches that are pending must still be there in the next epoch.
             self.valid_batches = builders.get_macro_batch(self.cfg)
             self.valid_batches.num_batches = min(self.valid_batches.num_batches, len(self.dataloaders["valid"]))
         return super().valid()
@@ -159,7 +161,7 @@ class CompressionSolver(StandardSolver):
             reference = batch.to(self.device)
             result = self.model(reference)
             metrics = {name: measure(estimate=result.x, reference=reference) for name, measure in measures.items()}
-            averages = average(to_floats(metrics), len(batch))
+            averages = average(to_floats(metrics), len(batch))  # by clips: the last batch may be smaller
             items += len(batch)
             codebooks.add(reference, result.codes)
             self.after_step()
@@ -182,14 +184,9 @@ class CompressionSolver(StandardSolver):
 
     @staticmethod
     def model_from_checkpoint(checkpoint_path: str | Path, device: torch.device | str = "cpu") -> CompressionModel:
-        """Model of a checkpoint, with its best weights, in eval mode.
+        """Model of a checkpoint, with its best weights, in eval mode; see `CompressionModel.get_pretrained`.
 
-        Args:
-            checkpoint_path: //sig/SIG, //pretrained/PATH, a file (of training or exported), or a folder.
-            device: where to put the model.
-
-        Raises:
-            CheckpointError: if it cannot be found or read.
+        CheckpointError if it cannot be found or read.
         """
         return CompressionModel.get_pretrained(checkpoint_path, device)
 

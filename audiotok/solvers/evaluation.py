@@ -17,9 +17,7 @@ from audiotok.solvers.settings import settings
 class CodebookMeasures:
     """Gathers codes and latents over the evaluate stage, then measures them.
 
-    Args:
-        model: the codec, whose quantiser must be residual and ready for anything to be measured.
-        cfg: the whole configuration.
+    Nothing is measured unless the quantiser is residual and ready.
     """
 
     def __init__(self, model: EncodecModel, cfg: DictConfig) -> None:
@@ -37,6 +35,7 @@ class CodebookMeasures:
         chosen = self.cfg.evaluate.metrics
         if chosen.dependence:
             self.codes.append(codes)
+        # Equal on all ranks, which hold as many clips: `metrics` gathers, a collective.
         enough = sum(len(latent) for latent in self.latents) >= self.cfg.metrics.mmd.max_samples
         if chosen.mmd and self.model.num_codebooks > 1 and not enough:
             self.latents.append(self.model.encode_latent(wav)[0])
@@ -44,27 +43,20 @@ class CodebookMeasures:
     def metrics(self) -> dict[str, float]:
         """The metrics; see docs/dependence.md. Every rank must call this, and gets the same."""
         found: dict[str, float] = {}
-        if self.codes:
-            found.update(self._dependence(gather_clips(cat(self.codes)).cpu()))
-        if self.latents:
-            found.update(self._mmd(gather_clips(cat(self.latents))))
+        if self.quantizer is not None and self.codes:
+            codes = gather_clips(cat(self.codes)).cpu()
+            books = self.quantizer.vq.codebooks(codes.shape[1])
+            found |= dependence_metrics(
+                codes,
+                bins=self.model.cardinality,
+                frame_rate=self.model.frame_rate,
+                vectors=[codebook.embed.cpu() for codebook in books],
+                seed=self.cfg.seed,
+                **settings(self.cfg.metrics.dependence),
+            )
+        if self.quantizer is not None and self.latents:
+            options = settings(self.cfg.metrics.mmd)
+            streams = self.quantizer.streams(gather_clips(cat(self.latents)), str(options.pop("stream")))
+            generator = Generator().manual_seed(self.cfg.seed)
+            found |= mmd_permutation_test(streams, generator=generator, **options).metrics()
         return found
-
-    def _dependence(self, codes: Tensor) -> dict[str, float]:
-        assert self.quantizer is not None
-        books = self.quantizer.vq.codebooks(codes.shape[1])
-        return dependence_metrics(
-            codes,
-            bins=self.model.cardinality,
-            frame_rate=self.model.frame_rate,
-            vectors=[codebook.embed.cpu() for codebook in books],
-            seed=self.cfg.seed,
-            **settings(self.cfg.metrics.dependence),
-        )
-
-    def _mmd(self, latent: Tensor) -> dict[str, float]:
-        assert self.quantizer is not None
-        options = settings(self.cfg.metrics.mmd)
-        streams = self.quantizer.streams(latent, str(options.pop("stream")))
-        generator = Generator().manual_seed(self.cfg.seed)
-        return mmd_permutation_test(streams, generator=generator, **options).metrics()

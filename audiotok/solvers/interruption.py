@@ -14,26 +14,16 @@ from typing import Any, Self
 from audiotok.errors import ConfigError
 from audiotok.solvers.averages import MetricAverages
 
-PROGRESS = "progress"
-"""Entry of a checkpoint that was written within an epoch, or by several ranks."""
-
-SAVE = 1
-"""Request for a checkpoint without a stop; smaller than any signal, as ranks agree on the largest request."""
-
+PROGRESS = "progress"  # entry of a checkpoint that was written within an epoch, or by several ranks
+SAVE = 1  # request for a checkpoint without a stop; of all requests the ranks agree on the largest, so a signal wins
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interrupted(SystemExit):
-    """Training stopped on request of a signal; all that it needs to resume is on disk.
-
-    Args:
-        signum: the signal.
-        where: the position, such as `epoch 3, update 17 of 2000`.
-    """
+    """Training stopped by a signal in `where` (`epoch 3, update 17 of 2000`); all it needs to resume is on disk."""
 
     # A SystemExit, as a stop is no error: `except Exception` lets it through, and the process ends with its code
     # and without a traceback.
-
     def __init__(self, signum: int, where: str) -> None:
         # 143 for every signal but Ctrl-C: SIGUSR1, the scheduler's warning of the time limit, is a stop like SIGTERM.
         super().__init__(128 + (signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM))
@@ -42,7 +32,7 @@ class Interrupted(SystemExit):
 
     @property
     def reason(self) -> str:
-        """The reason, for logs and `status.json`."""
+        """For logs and `status.json`."""
         return f"stopped by {signal.Signals(self.signum).name} in {self.where}; the same command resumes from there"
 
 
@@ -76,11 +66,7 @@ class StopSignals:
 
 
 class SaveClock:
-    """Reports once that a checkpoint is due, `minutes` after the last one; never for 0.
-
-    Raises:
-        ConfigError: if that is no number of minutes.
-    """
+    """Reports once that a checkpoint is due, `minutes` (else ConfigError) after the last one; never for 0."""
 
     def __init__(self, minutes: float) -> None:
         if not isinstance(minutes, int | float) or minutes < 0:
@@ -103,20 +89,12 @@ class SaveClock:
 
 @dataclass
 class Progress:
-    """Position within an epoch.
+    """Position within an epoch."""
 
-    Attributes:
-        updates: done in the train stage.
-        stages: metrics of the stages done.
-        elapsed_s: that the train stage took before the last stop.
-        own: state of this rank to restore, without its random states if there were more or fewer ranks; None at the
-            start.
-    """
-
-    updates: int = 0
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    elapsed_s: float = 0.0
-    own: dict[str, Any] | None = None
+    updates: int = 0  # done in the train stage
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)  # metrics of the stages done
+    elapsed_s: float = 0.0  # that the train stage took before the last stop
+    own: dict[str, Any] | None = None  # this rank's state to restore; no random states if the number of ranks changed
 
     @property
     def begun(self) -> bool:

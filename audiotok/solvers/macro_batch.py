@@ -22,16 +22,8 @@ from audiotok.quantization import ResidualVectorQuantizer
 class MMDWeight:
     """Weight of the MMD by epoch: 0 before `start_epoch`, then up in `ramp_epochs` equal steps, then constant.
 
-    The weight of epoch e, counted from 1, is weight * min(1, (e - start_epoch + 1) / ramp_epochs) from start_epoch on:
-    the first epoch of a ramp over 4 has a quarter of it, the fourth has all.
-
-    Args:
-        weight: of the loss after the ramp.
-        start_epoch: first epoch with a weight above 0; from 1.
-        ramp_epochs: how many epochs the ramp takes; 0 or 1 for none.
-
-    Raises:
-        ConfigError: if an epoch is not a whole number or too small.
+    Epochs count from 1; the first epoch of a ramp over 4 has a quarter of the weight, the fourth has all; 0 or 1
+    `ramp_epochs` are no ramp. ConfigError if an epoch is not a whole number or too small.
     """
 
     weight: float
@@ -80,7 +72,7 @@ class MacroBatch:
 
     Args:
         loss: the criterion.
-        stream: which streams of the quantiser it compares: input, residual or code.
+        stream: which streams of the quantiser it compares, one of STREAM_KINDS.
         num_batches: batches gathered for one step, on each rank; 1 for a step on every batch.
         seed: of the permutations; the same on every rank.
     """
@@ -101,17 +93,10 @@ class MacroBatch:
         return len(self.pending) >= self.num_batches
 
     def value(self, model: EncodecModel, weight: float, n_q: int | None = None) -> torch.Tensor:
-        """MMD of the pending batches, which are then dropped; adds `weight` times its gradient to the encoder's.
+        """Unweighted MMD of the pending batches, which are then dropped: a scalar without graph, equal on all ranks.
 
-        A rank gets world_size times what its own clips contribute, so that the average over ranks is the gradient.
-
-        Args:
-            model: the codec; its quantiser's buffers are read, never written.
-            weight: of the loss; 0 measures only.
-            n_q: codebooks to compare, 2 or more; None for those in use.
-
-        Returns:
-            The unweighted MMD, a scalar without graph, the same on every rank.
+        Adds `weight` times its gradient to the encoder's, 0 measures only; compares n_q codebooks, 2 or more, or those
+        in use. The quantiser's buffers are read, never written.
         """
         device = next(model.parameters()).device
         wavs, self.pending = [own_clips(wav) for wav in self.pending], []
@@ -119,10 +104,12 @@ class MacroBatch:
         with torch.set_grad_enabled(keep_graph):
             own = torch.cat([model.encode_latent(wav.to(device))[0] for wav in wavs])
         latent = gather_clips(own).requires_grad_(weight != 0)
+        # The same shuffle on every rank, another at every step, and the same again in a resumed run.
         generator = torch.Generator().manual_seed(self.seed + self.steps)
         value = stream_mmd(self.loss, model, latent, self.stream, generator, n_q)
         self.steps += 1
         if weight != 0:
+            # Times world_size, as the gradients of ranks, each of its own clips only, are averaged later on.
             (gradient,) = torch.autograd.grad(weight * world_size() * value, latent)
             shares = own_clips(gradient).split([len(wav) for wav in wavs])
             for wav, share in zip(wavs, shares, strict=True):

@@ -16,11 +16,7 @@ def settings(cfg: Any) -> dict[str, Any]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Device named in the configuration; `auto` is cuda where there is one.
-
-    Raises:
-        ConfigError: if the device is not there.
-    """
+    """Device named in the configuration; `auto` is cuda where there is one. ConfigError if it is not there."""
     available = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device={name!r}; choose one of: auto, cpu, cuda")

@@ -29,7 +29,7 @@ from audiotok.solvers.schedules import get_lr_scheduler
 from audiotok.solvers.settings import resolve_device
 
 Metrics = dict[str, Any]
-SINGLE_STAGES = ("valid", "evaluate", "generate")  # those that can run alone
+_SINGLE_STAGES = ("valid", "evaluate", "generate")  # those that can run alone
 
 
 class StandardSolver(flashy.BaseSolver, ABC):
@@ -112,8 +112,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
 
     def show(self) -> None:
         """Log the model and its size."""
-        count = sum(p.numel() for p in self.model.parameters())
-        self.logger.info("%s\n%.2f M parameters", self.model, count / 1e6)
+        self.logger.info("%s\n%.2f M parameters", self.model, sum(p.numel() for p in self.model.parameters()) / 1e6)
 
     # --- Run ---
 
@@ -133,13 +132,12 @@ class StandardSolver(flashy.BaseSolver, ABC):
     def run_epoch(self) -> None:
         """Train and validate; evaluate and generate when they are due. Continues where the last stop was.
 
-        Raises:
-            Interrupted: if a signal requested a stop; the checkpoint to resume from is then written.
+        Interrupted if a signal requested a stop; the checkpoint to resume from is then written.
         """
-        own, self.progress.own = self.progress.own, None
+        own, self.progress.own = self.progress.own, None  # to be restored once, not in the next epoch again
         self._pending_metrics = dict(self.progress.stages)
         self.averages = MetricAverages()
-        if not self.progress.begun:
+        if not self.progress.begun:  # else `own` holds the random states to go on from
             seed_everything(self.cfg.seed, self.epoch, flashy.distrib.rank())
         if own is not None:
             self.load_rank_state(own)
@@ -160,12 +158,10 @@ class StandardSolver(flashy.BaseSolver, ABC):
                     self._update_best_state()
             with self.swapped_state(self.best_weights()):
                 for name in ("evaluate", "generate"):
-                    if self._is_stage_due(name) and name not in self._pending_metrics:
+                    every = self.cfg[name].every
+                    due = self.epoch == self.cfg.optim.epochs or (every and self.epoch % every == 0)
+                    if due and name not in self._pending_metrics:
                         self.run_stage(name, getattr(self, name))
-
-    def _is_stage_due(self, name: str) -> bool:
-        every = self.cfg[name].every
-        return bool(self.epoch == self.cfg.optim.epochs or (every and self.epoch % every == 0))
 
     def _update_best_state(self) -> None:
         if self.best_metric is not None:
@@ -176,13 +172,9 @@ class StandardSolver(flashy.BaseSolver, ABC):
         self.best_state.update("model", self.model.state_dict())
 
     def run_one_stage(self, name: str) -> Metrics:
-        """Run valid, evaluate or generate alone, with the best state; nothing is committed.
-
-        Raises:
-            ConfigError: if there is no such stage.
-        """
-        if name not in SINGLE_STAGES:
-            raise ConfigError(f"execute_only={name!r}; choose one of: {', '.join(SINGLE_STAGES)}")
+        """Run valid, evaluate or generate (else ConfigError) alone, with the best state; nothing is committed."""
+        if name not in _SINGLE_STAGES:
+            raise ConfigError(f"execute_only={name!r}; choose one of: {', '.join(_SINGLE_STAGES)}")
         with torch.no_grad(), self.swapped_state(self.best_weights()):
             return self.run_stage(name, getattr(self, name))
 
@@ -192,6 +184,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
         if state is None:
             yield
             return
+        # Copied in and out rather than replaced: the optimiser and the EMA hold on to the parameters themselves.
         own = {key: value.clone() for key, value in self.model.state_dict().items()}
         self.model.load_state_dict(state)
         try:
@@ -224,11 +217,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
         return self._run_split("valid")
 
     def _run_split(self, split: str) -> Metrics:
-        """Go once through a split; returns the averages of its metrics over steps and ranks.
-
-        Raises:
-            DivergedError: at the first metric that is not finite.
-        """
+        """Averages over steps and ranks of the metrics of a split; DivergedError at the first that is not finite."""
         self.model.train(self.is_training)
         loader = self.dataloaders[split]
         start = self.progress.updates if self.is_training else 0
@@ -239,7 +228,11 @@ class StandardSolver(flashy.BaseSolver, ABC):
             metrics = to_floats(self.run_step(batch.to(self.device)))
             self._check_finite(metrics, split, index)
             if self.is_training:
-                self._after_update(index)
+                self.progress.updates = index + 1
+                if self.scheduler is not None:
+                    self.scheduler.step()
+                if self.ema is not None and (index + 1) % self.cfg.optim.ema.updates == 0:
+                    self.ema.step()
             progress.update(**average.add(metrics))
             self.after_step()
         return dict(flashy.distrib.average_metrics(average.means(), len(loader)))
@@ -261,18 +254,10 @@ class StandardSolver(flashy.BaseSolver, ABC):
                 f"that loss, or set optim.max_norm; the checkpoint of epoch {self.epoch - 1} is kept"
             )
 
-    def _after_update(self, index: int) -> None:
-        self.progress.updates = index + 1
-        if self.scheduler is not None:
-            self.scheduler.step()
-        if self.ema is not None and (index + 1) % self.cfg.optim.ema.updates == 0:
-            self.ema.step()
-
     def after_step(self) -> None:
         """To be called after every step of every stage, equally often on all ranks.
 
-        Raises:
-            Interrupted: if a signal requested a stop of any rank.
+        Interrupted if a signal requested a stop of any rank.
         """
         self.on_progress()
         request = self.stop_signal()
@@ -281,9 +266,8 @@ class StandardSolver(flashy.BaseSolver, ABC):
             request = SAVE
         agreed = self.agreement(request)
         if agreed > SAVE:
-            total = self.updates_per_epoch
-            where = f"epoch {self.epoch}, {self.current_stage}, update {self.progress.updates} of {total}"
-            raise Interrupted(agreed, where)
+            update = f"update {self.progress.updates} of {self.updates_per_epoch}"
+            raise Interrupted(agreed, f"epoch {self.epoch}, {self.current_stage}, {update}")
         if agreed == SAVE and self.is_training:  # with several ranks it arrives a step later, maybe in valid
             self.save_progress()
 
@@ -305,12 +289,9 @@ class StandardSolver(flashy.BaseSolver, ABC):
         return {"rng": self.stage_rng or rng_state(), "averages": self.averages.state_dict()}
 
     def save_progress(self) -> None:
-        """Write a checkpoint within an epoch, to resume from this very step; every rank must call this.
+        """Write a checkpoint within an epoch, else NotSavedError; every rank must call this.
 
-        In the other stages than train, a resumed run begins at the start of the stage.
-
-        Raises:
-            NotSavedError: if it cannot be written.
+        A resumed run continues at this very step of train, and at the start of any other stage.
         """
         now = Progress(self.progress.updates, dict(self._pending_metrics), self.progress.elapsed_s)
         if "train" not in now.stages:
@@ -324,14 +305,11 @@ class StandardSolver(flashy.BaseSolver, ABC):
         self.save_clock.restart()
 
     def commit(self, save_checkpoint: bool = True) -> None:
-        """Close the epoch: checkpoint first, then the history, so that a crash between them can be mended.
-
-        Raises:
-            NotSavedError: if the checkpoint cannot be written.
-        """
+        """Close the epoch: checkpoint, else NotSavedError, then the history: `run` mends a crash between them."""
         self.history.append(self._pending_metrics)
         self._start_epoch()
         self.progress = Progress()
+        # A single process needs none between epochs: the next begins with a seed and with empty averages.
         ranks = gather_objects(self.rank_state()) if is_distributed() else None
 
         def save() -> None:
@@ -374,11 +352,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
         Args:
             load_best: put the best state into the model, to use it rather than to train on.
 
-        Returns:
-            Whether anything was loaded.
-
-        Raises:
-            CheckpointError: if the file is damaged, unsafe or does not fit.
+        Returns whether anything was loaded; CheckpointError if the file is damaged, unsafe or does not fit.
         """
         if self.checkpoint_path.exists():
             self._load(checkpoint.load_checkpoint(self.checkpoint_path))
@@ -405,11 +379,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
             seed_everything(self.cfg.seed, self.epoch, flashy.distrib.rank(), self.progress.updates)
 
     def best_weights(self) -> State:
-        """State dict of the best model so far.
-
-        Raises:
-            CheckpointError: before the end of the first epoch.
-        """
+        """State dict of the best model so far; CheckpointError before the end of the first epoch."""
         if "model" not in self.best_state.states:
             raise CheckpointError(
                 f"{self.checkpoint_path} holds no best state: its first epoch is not finished; train on, or load the "
@@ -447,5 +417,5 @@ class StandardSolver(flashy.BaseSolver, ABC):
         except RuntimeError as error:
             raise CheckpointError(f"the weights to continue from do not fit the model: {error}") from error
         self.best_state.update("model", self.model.state_dict())
-        if self.ema is not None:
+        if self.ema is not None:  # begins anew: it holds the weights that were just replaced
             self.ema = WeightEMA(self.model, self.cfg.optim.ema.decay)
