@@ -1,8 +1,7 @@
 """Runs other programs: short commands, and the training processes of a job, on SLURM and on this machine.
 
-The parent of a job starts its children with `start`, waits in `attend` and finds with `outcome` how they ended. A stop,
-whatever its cause, reaches a child as one SIGTERM: the trainer then writes a checkpoint and exits with 143. What a
-child leaves behind is killed with it, and a child dies with its parent (Linux). Standard library only.
+A stop, whatever its cause, reaches a child as one SIGTERM: the trainer then writes a checkpoint and exits with 143.
+What a child leaves behind is killed with it, and a child dies with its parent (Linux). Standard library only.
 """
 
 import contextlib
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from audiotok.status import read_status
+from audiotok.text import number_in
 
 COMMAND_S = 20.0
 TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
@@ -28,17 +28,16 @@ SETTLE_S = 1.0  # a signal for parent and child may end the child before the par
 PEERS_S = 30.0  # when one process of a job has failed, the others get this long to notice
 _FAILURE_CHARS, _REASON_CHARS, _LOG_TAIL_BYTES = 300, 200, 8192
 _PR_SET_PDEATHSIG = 1
+# Reason of a job that was stopped, by the state that it ends in.
 STOPPED = {
     "TIMEOUT": "reached its time limit",
     "PREEMPTED": "stopped from outside: preempted, or the machine went down",
     "CANCELLED": "cancelled while it was running",
     "REQUEUED": "queued again while it was running",
 }
-"""Reason of a job that was stopped, by the state that it ends in."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_ERROR_LINE = re.compile(
-    r"^(?:error: |(?=[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b)|.*\[(?:ERROR|CRITICAL)\] - )(.*)"
-)
+_EXCEPTION = r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b"
+_ERROR_LINE = re.compile(rf"^(?:error: |(?={_EXCEPTION})|.*\[(?:ERROR|CRITICAL)\] - )(.*)")
 _OUT_OF_MEMORY = re.compile(r"^MemoryError\b|DefaultCPUAllocator: can't allocate memory")
 _LOST_WORKER = re.compile(r"killed by signal: Killed|exited unexpectedly")
 
@@ -129,18 +128,11 @@ def start(
             if os.getppid() != parent:  # it died before the call above
                 os._exit(128 + signal.SIGKILL)
 
-    with contextlib.ExitStack() as stack:
-        output = None if log is None else stack.enter_context(log.open("ab"))
+    with contextlib.nullcontext() if log is None else log.open("ab") as output:
         return sp.Popen(
-            command,
-            cwd=cwd,
-            env=dict(environ),
-            stdin=sp.DEVNULL,
-            stdout=output,
-            stderr=None if output is None else sp.STDOUT,
-            start_new_session=True,
-            preexec_fn=prepare,
-        )
+            command, cwd=cwd, env=dict(environ), stdin=sp.DEVNULL, stdout=output, stderr=sp.STDOUT if output else None,
+            start_new_session=True, preexec_fn=prepare,
+        )  # fmt: skip
 
 
 def rank_environment(rank: int, world_size: int, local_rank: int, address: str, port: int) -> dict[str, str]:
@@ -176,10 +168,10 @@ def attend(
     while running := [child for child in children if child.poll() is None]:
         requested = poll()
         if cause is None and (cause := signals.cause or requested) is not None:
-            _send(running, signal.SIGTERM)
+            _signal(running, signal.SIGTERM)
             deadline = time.monotonic() + grace_s(cause)
         elif time.monotonic() > deadline:
-            _send(running, signal.SIGKILL)
+            _signal(running, signal.SIGKILL)
         elif deadline == float("inf") and any(child.returncode for child in children):
             deadline = time.monotonic() + PEERS_S
         signals.sleep(poll_s)
@@ -191,10 +183,9 @@ def attend(
     return cause
 
 
-def _send(children: Sequence["sp.Popen[bytes]"], number: signal.Signals) -> None:
-    """Signal the children; not what they started, as the workers of a data loader are theirs to end."""
+def _signal(children: Sequence["sp.Popen[bytes]"], number: signal.Signals) -> None:
     for child in children:
-        child.send_signal(number)
+        child.send_signal(number)  # not to its group: a trainer ends the workers of its data loader itself
 
 
 class Outcome(NamedTuple):
@@ -211,7 +202,7 @@ def outcome(
     """How a job ended.
 
     Exit code 0 is success even after a stop: it was done before. A job that was stopped has the state of that cause,
-    whatever its exit code. Exit code 2 is a mistake of the user, with its message as the reason.
+    whatever its exit code.
 
     Args:
         code: exit code of the child, minus the signal if one ended it.
@@ -224,9 +215,9 @@ def outcome(
     if code == 0:
         return Outcome("COMPLETED", "", 0)
     status = read_status(folder) or {}
-    updated = status.get("updated")
-    reason = str(status.get("reason") or "") if isinstance(updated, int | float) and updated >= began else ""
-    reason = reason or _last_error(log)
+    if (number_in(status, "updated") or 0.0) < began:
+        status = {}  # of an earlier job
+    reason = str(status.get("reason") or _last_error(log))
     if cause is not None:
         remark = f" (exit code {code}: {reason})" if code not in TERMINATED else ""
         remark = " (killed, as it did not end in time)" if code in KILLED else remark
@@ -238,7 +229,8 @@ def outcome(
     if code in KILLED:
         return Outcome("FAILED", "killed by SIGKILL (out of memory?)", code)
     if code < 0:
-        return Outcome("FAILED", f"killed by {_signal_name(-code)}", code)
+        name = next((number.name for number in signal.Signals if number == -code), f"signal {-code}")
+        return Outcome("FAILED", f"killed by {name}", code)
     return Outcome("FAILED", f"exit code {code}" + (f": {reason}" if reason else ""), code)
 
 
@@ -287,10 +279,3 @@ def _last_error(log: Path | None) -> str:
     lines = [line.strip() for line in _COLOUR.sub("", tail).splitlines() if line.strip()]
     errors = [match[1] for line in lines if (match := _ERROR_LINE.match(line))]
     return next(iter(errors[-1:] or lines[-1:]), "")[:_REASON_CHARS]
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -1,8 +1,7 @@
 """What an engine is: where jobs run. `launchers.slurm` submits with sbatch, `launchers.local` queues on this machine.
 
 The shepherd (`launchers.shepherd`) decides what runs, an engine makes it run and leaves a `job.json` in the folder of
-the experiment. It names the engine, so that any command finds the job, whichever engine it submits with itself. How to
-add an engine: docs/extending.md.
+the experiment. It names the engine, so that any command finds the job. How to add an engine: docs/extending.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,8 +58,8 @@ class Job:
 
 def job_of(folder: Path) -> Job | None:
     """The latest job of an experiment folder, None without one or with a damaged `job.json`."""
-    content = read_json(Path(folder) / JOB_FILE)
-    return None if content is None or "job_id" not in content else Job(Path(folder), content)
+    content = read_json(folder / JOB_FILE)
+    return Job(folder, content) if content and "job_id" in content else None
 
 
 class Level(StrEnum):
@@ -109,12 +108,7 @@ class Engine(Protocol):
 
     @classmethod
     def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
-        """The engine of one Dora folder, `main.dora.dir`; writes nothing yet.
-
-        Args:
-            main: the decorated entry point.
-            lock: submission lock of the folder.
-        """
+        """The engine of one Dora folder, `main.dora.dir`, and its submission lock; writes nothing yet."""
         ...
 
     @classmethod
@@ -124,11 +118,7 @@ class Engine(Protocol):
 
     @classmethod
     def check(cls, profile: Profile | None) -> Iterator[Check]:
-        """Check for `audiotok doctor` whether a job can be submitted; changes nothing.
-
-        Args:
-            profile: what a job requests, None if that is not known.
-        """
+        """Check for `audiotok doctor` whether a job of this profile, if known, can be submitted; changes nothing."""
         ...
 
     @property

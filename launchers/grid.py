@@ -29,7 +29,7 @@ from audiotok.errors import ConfigError, LaunchError
 from audiotok.files import write_symlink
 from audiotok.launchers.decide import Action, Decision
 from audiotok.launchers.lock import SubmitLock
-from audiotok.launchers.plan import Entry, Plan, make_plan, members_of, plan_text, remember
+from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember
 from audiotok.launchers.profile import ProfileLauncher
 from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
 from audiotok.launchers.table import monitor
@@ -215,7 +215,7 @@ class _Grid:
             link.unlink(missing_ok=True)
         if entries := self.entries():
             try:
-                remember(Path(self.main.dora.dir), self.name, members_of(entries), list(self.herd.sheeps))
+                remember(Path(self.main.dora.dir), self.name, entries, self.herd.sheeps)
             except OSError as error:
                 self.log(f"Could not write down what was launched: {error}")
         if self.args.init:
