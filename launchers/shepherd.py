@@ -1,9 +1,8 @@
 """The shepherd of all launches: decides with `launchers.decide` what runs, and has an engine run it.
 
-It replaces `dora.shep.Shepherd`. What it knows of a job is the `job.json` in the folder of the experiment (no pickles);
-each job belongs to the engine that it was submitted with, whichever engine is used now. Submitting takes the submission
-lock of the Dora folder and decides again under it: two users who launch the same grid at once get one job each
-experiment.
+It replaces `dora.shep.Shepherd`. What it knows of a job is the `job.json` in the folder of the experiment (no pickles),
+which also names the engine of the job. Submitting takes the submission lock of the Dora folder and decides again under
+it: two users who launch the same grid at once get one job each experiment.
 """
 
 import json
@@ -35,10 +34,10 @@ from audiotok.launchers.slurm.engine import SlurmEngine
 from audiotok.status import State, Verdict, experiment_state, job_identity, read_json, read_status
 
 LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
-SHOWN = 8  # experiments logged one by one as they are submitted
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngine, LocalEngine)}
 """All engines; by default a machine submits with the first one that it can submit with."""
 
+_SHOWN = 8  # experiments logged one by one as they are submitted
 _DORAS_ENGINE = SlurmEngine.name  # has the jobs that Dora itself submitted, whose job.json names no engine
 _shepherds: "weakref.WeakValueDictionary[str, GridShepherd]" = weakref.WeakValueDictionary()
 
@@ -58,17 +57,12 @@ def detect(environ: Mapping[str, str]) -> str:
     return name
 
 
-class SheepJob:
+class _SheepJob:
     """The latest job of an experiment, with what Dora and its explorers use of a submitit job."""
 
     def __init__(self, job: Job, shepherd: "GridShepherd") -> None:
-        self.record = job
+        self.record, self.job_id = job, job.job_id
         self._shepherd = shepherd
-
-    @property
-    def job_id(self) -> str:
-        """Its id in its engine."""
-        return self.record.job_id
 
     @property
     def state(self) -> State:
@@ -89,12 +83,10 @@ class GridSheep(Sheep):
 
     def __init__(self, xp: XP, shepherd: "GridShepherd") -> None:
         # Dora's own constructor would unpickle job.pkl; here job.json names the job.
-        self.xp = xp
-        self.shepherd = shepherd
+        self.xp, self.shepherd = xp, shepherd
         self.decision: Decision | None = None  # of the last `maybe_submit_lazy`
         self.profile: Profile | None = None  # what its job would request then
-        self._other_jobs = []
-        self._dependent_jobs = []
+        self._other_jobs, self._dependent_jobs = [], []
         shepherd.herd.add(self)
         self.reload()
 
@@ -104,7 +96,7 @@ class GridSheep(Sheep):
     def reload(self) -> None:
         """Read its latest job again."""
         job = job_of(self.xp.folder)
-        self.job: SheepJob | None = None if job is None else SheepJob(job, self.shepherd)  # type: ignore[assignment]
+        self.job: _SheepJob | None = None if job is None else _SheepJob(job, self.shepherd)  # type: ignore[assignment]
 
     def verdict(self) -> Verdict | None:
         """State and reason as of the shepherd's last update; None without a job and without a completed run by hand.
@@ -114,8 +106,8 @@ class GridSheep(Sheep):
         verdict = None if self.job is None else self.shepherd.verdict(self.job.record)
         if verdict is not None and not verdict.state.failed:
             return verdict
-        status = read_status(self.xp.folder)
-        if status is not None and status.get("state") == State.COMPLETED and status.get("job_id") is None:
+        status = read_status(self.xp.folder) or {}
+        if status.get("state") == State.COMPLETED and status.get("job_id") is None:
             by_hand = experiment_state(self.xp.folder)
             if by_hand is not None and by_hand.state is State.COMPLETED:
                 return by_hand
@@ -153,18 +145,14 @@ class GridSheep(Sheep):
 
 @dataclass
 class _Request:
-    """An experiment to submit with the next commit."""
+    """An experiment to decide about, and to submit if need be, with the next commit."""
 
     sheep: GridSheep
     profile: Profile
     rules: SubmitRules
+    decision: Decision
     group: int  # of what may share an array
     job_id: str | None  # its latest job when that was decided: another one means that another command submitted it
-
-    def resources(self) -> str:
-        """Key of what it requests; equal ones may share an array."""
-        assert self.sheep.decision is not None
-        return json.dumps([self.group, self.sheep.decision.mem_factor, asdict(self.profile)], default=str)
 
 
 class GridShepherd(Shepherd):
@@ -183,12 +171,10 @@ class GridShepherd(Shepherd):
         self.lock = SubmitLock(Path(main.dora.dir) / "locks" / "submit", log=lambda text: self.log(text))
         self.engines: dict[str, Engine] = {name: engine.open(main, self.lock) for name, engine in ENGINES.items()}
         self.herd: weakref.WeakSet[GridSheep] = weakref.WeakSet()  # all sheep in use
-        self._in_job_array = False
-        self._groups = 0
-        self._decided: list[GridSheep] = []
+        self._in_job_array, self._groups = False, 0
         self._requests: list[_Request] = []
         self._to_cancel: list[Any] = []
-        self._updated: set[str] = set()
+        self._updated: set[str] = set()  # engines that have been queried
 
     def __reduce__(self) -> Any:
         return _same_shepherd, (self.key, self.main)  # Dora sends it to a pool of processes, and its sheep back
@@ -241,10 +227,8 @@ class GridShepherd(Shepherd):
         assert isinstance(sheep, GridSheep)
         sheep.profile = Profile.of(slurm_config)
         sheep.decision = self._decide(sheep, sheep.profile, rules)
-        self._decided.append(sheep)
-        if sheep.decision.action.submits:
-            group = self._groups if self._in_job_array else 0
-            self._requests.append(_Request(sheep, sheep.profile, rules, group, sheep.current_job_id))
+        group = self._groups if self._in_job_array else 0
+        self._requests.append(_Request(sheep, sheep.profile, rules, sheep.decision, group, sheep.current_job_id))
 
     def cancel_lazy(self, job: Any = None, dependent_jobs: Sequence[Any] = (), sheep: Sheep | None = None) -> None:
         """Cancel a job with the next `commit`."""
@@ -259,15 +243,18 @@ class GridShepherd(Shepherd):
         Raises:
             LaunchError: if something could not be submitted; what was is recorded.
         """
-        cancels = [job.record for job in self._to_cancel if isinstance(job, SheepJob)]
-        requests, decided = self._requests, self._decided
-        self._to_cancel, self._requests, self._decided = [], [], []
-        self._log_blocked(decided)
+        cancels = [job.record for job in self._to_cancel if isinstance(job, _SheepJob)]
+        requests, self._to_cancel, self._requests = self._requests, [], []
+        blocked = [request for request in requests if request.decision.action is Action.BLOCKED]
+        for request in blocked[:_SHOWN]:
+            self.log(f"Not retried: {self.title(request.sheep)}: {request.decision.reason}")
+        if len(blocked) > _SHOWN:
+            self.log(f"Not retried: {len(blocked) - _SHOWN} more; --dry_run shows why")
+        requests = [request for request in requests if request.decision.action.submits]
         if not cancels and not requests:
             return
         with self.lock.hold():
-            if cancels:
-                self._try_to_cancel(cancels)
+            self._try_to_cancel(cancels)
             if requests:
                 self._submit_requests(self.engines[detect(os.environ)], requests)
 
@@ -330,34 +317,40 @@ class GridShepherd(Shepherd):
         if engine.failure:
             raise LaunchError(f"{engine.name.upper()} does not answer ({engine.failure}); nothing was submitted.")
         left = [request for request in requests if self._is_due(request)]
-        replaced = [request.sheep.job.record for request in left if not request.sheep.is_done() and request.sheep.job]
+        replaced = [one.sheep.job.record for one in left if one.sheep.job and not one.sheep.is_done()]
         if replaced:
             self._try_to_cancel(replaced)
             left = [request for request in left if self._has_ended(request.sheep)]
         groups: dict[str, list[_Request]] = {}
-        for request in left:
-            groups.setdefault(request.resources(), []).append(request)
-        todo = list(groups.values())
+        for request in left:  # what requests the same resources may share an array
+            key = [request.group, request.decision.mem_factor, asdict(request.profile)]
+            groups.setdefault(json.dumps(key, default=str), []).append(request)
+        waiting = len(left)
         with _clone_of_code(self.main, [request.sheep for request in left]) as clone:
-            for number, group in enumerate(todo):
+            for group in groups.values():
+                waiting -= len(group)
                 try:
                     self._submit_group(engine, group, clone)
                 except LaunchError as error:
-                    others = sum(map(len, todo[number + 1 :]))
-                    more = f" Nor were {others} that request other resources." if others else ""
+                    more = f" Nor were {waiting} that request other resources." if waiting else ""
                     raise LaunchError(f"{error}{more}") from error
 
     def _submit_group(self, engine: Engine, requests: Sequence[_Request], clone: Path | None) -> None:
         try:
-            tasks = [_task(self.main, request.sheep, clone) for request in requests]
+            tasks = [_task(self.main, request, clone) for request in requests]
         except OSError as error:
             raise LaunchError(
                 f"cannot write the folders of experiments ({error}); none of these {len(requests)} was submitted."
             ) from error
         try:
             engine.submit(tasks, requests[0].profile)
-        finally:
-            self._log_scheduled([request.sheep for request in requests if self._has_new_job(request)])
+        finally:  # an engine that was refused may have submitted some
+            sheeps = [request.sheep for request in requests if self._has_new_job(request)]
+            for sheep in sheeps[:_SHOWN]:
+                self.log(f"Scheduled job {sheep.current_job_id} for sheep {self.title(sheep)}")
+            if len(sheeps) > _SHOWN:
+                more, last = len(sheeps) - _SHOWN, sheeps[-1].current_job_id
+                self.log(f"Scheduled {more} more, the last of them as job {last}")
 
     def _is_due(self, request: _Request) -> bool:
         """Decide again; what another command has submitted meanwhile is left to it."""
@@ -366,21 +359,22 @@ class GridShepherd(Shepherd):
         changed = sheep.current_job_id != request.job_id
         if changed:
             rules = replace(rules, replace=False, replace_done=False, update=False)
-        sheep.decision = self._decide(sheep, request.profile, rules)
-        if changed and sheep.job is not None and not sheep.decision.action.submits:
+        request.decision = sheep.decision = self._decide(sheep, request.profile, rules)
+        if changed and sheep.job is not None and not request.decision.action.submits:
             user = sheep.job.record.content.get("user", "another user")
             self.log(f"{user} has submitted job {sheep.job.job_id} for sheep {self.title(sheep)}")
-        return sheep.decision.action.submits
+        return request.decision.action.submits
 
     def _has_ended(self, sheep: GridSheep) -> bool:
         """True if the job before has ended: two jobs must not write into one folder."""
         sheep.reload()
-        if sheep.job is None or sheep.job.is_done():
+        if sheep.is_done():
             return True
-        self.log(f"Not submitted, as job {sheep.job.job_id} is still running: {self.title(sheep)}")
+        self.log(f"Not submitted, as job {sheep.current_job_id} is still running: {self.title(sheep)}")
         return False
 
     def _has_new_job(self, request: _Request) -> bool:
+        """True if it was submitted; its job is then linked by its id."""
         request.sheep.reload()
         job_id = request.sheep.current_job_id
         if job_id is None or job_id == request.job_id:
@@ -403,20 +397,6 @@ class GridShepherd(Shepherd):
         except LaunchError as error:
             self.log(str(error))
 
-    def _log_scheduled(self, sheeps: Sequence[GridSheep]) -> None:
-        for sheep in sheeps[:SHOWN]:
-            self.log(f"Scheduled job {sheep.current_job_id} for sheep {self.title(sheep)}")
-        if len(sheeps) > SHOWN:
-            self.log(f"Scheduled {len(sheeps) - SHOWN} more, the last of them as job {sheeps[-1].current_job_id}")
-
-    def _log_blocked(self, sheeps: Sequence[GridSheep]) -> None:
-        decided = [(sheep, sheep.decision) for sheep in sheeps]
-        blocked = [(sheep, one.reason) for sheep, one in decided if one is not None and one.action is Action.BLOCKED]
-        for sheep, reason in blocked[:SHOWN]:
-            self.log(f"Not retried: {self.title(sheep)}: {reason}")
-        if len(blocked) > SHOWN:
-            self.log(f"Not retried: {len(blocked) - SHOWN} more; --dry_run shows why")
-
     def _engine_name(self, job: Job) -> str:
         return job.engine if job.engine in self.engines else _DORAS_ENGINE
 
@@ -437,10 +417,7 @@ def _same_shepherd(key: str, main: DecoratedMain) -> GridShepherd:
 
 
 def _xp_of_sig(main: DecoratedMain, sig: str) -> XP:
-    """The experiment of a signature; without its configuration if today's can no longer compose it.
-
-    Those that left a grid are cancelled, which needs no configuration.
-    """
+    """The experiment of a signature; without its configuration if today's can no longer compose it."""
     folder = Path(main.dora.dir) / main.dora.xps / sig
     frozen = read_json(folder / FROZEN_FILE) or {}
     if isinstance(frozen.get("delta"), list) and isinstance(frozen.get("argv"), list):
@@ -450,7 +427,7 @@ def _xp_of_sig(main: DecoratedMain, sig: str) -> XP:
     except Exception:
         if job_of(folder) is None:
             raise
-        return _bare_xp(main, sig, [], [])
+        return _bare_xp(main, sig, [], [])  # one that left its grid: it can still be cancelled
     return xp if xp.sig == sig else _bare_xp(main, sig, xp.argv, xp.delta or [])
 
 
@@ -460,10 +437,9 @@ def _bare_xp(main: DecoratedMain, sig: str, argv: Sequence[str], delta: Sequence
     return xp
 
 
-def _task(main: DecoratedMain, sheep: GridSheep, clone: Path | None) -> Task:
+def _task(main: DecoratedMain, request: _Request, clone: Path | None) -> Task:
     """Make the folder of an experiment; returns what runs in it."""
-    assert sheep.decision is not None
-    xp = sheep.xp
+    xp = request.sheep.xp
     main.init_xp(xp)
     if clone is not None:
         git_save.assign_clone(xp, clone)
@@ -474,7 +450,7 @@ def _task(main: DecoratedMain, sheep: GridSheep, clone: Path | None) -> Task:
         folder=Path(xp.folder).absolute(),
         command=(sys.executable, "-m", "dora", *module, "run", "--", *xp.argv),
         cwd=Path.cwd(),
-        mem_factor=sheep.decision.mem_factor,
+        mem_factor=request.decision.mem_factor,
     )
 
 
