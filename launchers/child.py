@@ -47,10 +47,7 @@ def run_command(
 ) -> tuple[str, str]:
     """Run a command without input; returns its output and, if it failed, why in one line. Never raises.
 
-    Args:
-        command: what to run.
-        seconds: how long it may take.
-        environ: all of its environment; by default ours.
+    `environ` is all of its environment, by default ours.
     """
     try:
         process = sp.run(
@@ -255,16 +252,17 @@ def oom_kills(root: Path = Path("/")) -> int:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return 0
-    mounts, count = root / "sys/fs/cgroup", 0
+    count, mounts = 0, root / "sys/fs/cgroup"
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            name, mount = ("memory.oom_control", mounts / "memory") if controllers else ("memory.events", mounts)
-            for folder in (mount / path.lstrip("/"), mount):  # a container may show its own group as the root
-                with contextlib.suppress(OSError):
-                    words = (folder / name).read_text().split()
-                    count = max(count, int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0)
-                    break
+        if controllers not in ("", "memory"):
+            continue
+        name, mount = ("memory.oom_control", mounts / "memory") if controllers else ("memory.events", mounts)
+        for folder in (mount / path.lstrip("/"), mount):  # a container may show its own group as the root
+            with contextlib.suppress(OSError):
+                found = re.search(r"^oom_kill (\d+)", (folder / name).read_text(), re.MULTILINE)
+                count = max(count, int(found[1]) if found else 0)
+                break
     return count
 
 

@@ -64,10 +64,8 @@ PATCHES = (
 def install(main: DecoratedMain) -> None:
     """Make `dora run`, `grid`, `launch` and `info` use our launchers; may be called more than once.
 
-    Under the `dora` command line mistakes of the user also end in one line and exit code 2.
-
-    Args:
-        main: the decorated entry point; it gets the profile of the cluster in place of Dora's defaults.
+    Under the `dora` command line mistakes of the user also end in one line and exit code 2. The entry point gets the
+    profile of the cluster in place of Dora's defaults.
 
     Raises:
         ConfigError: if AUDIOTOK_LAUNCHER names no engine.

@@ -96,15 +96,10 @@ class Check:
 
 
 class Engine(Protocol):
-    """A launcher. Registered in `launchers.shepherd.ENGINES`.
+    """A launcher. Registered in `launchers.shepherd.ENGINES`."""
 
-    Attributes:
-        name: its name in AUDIOTOK_LAUNCHER and in `job.json`.
-        remote: its jobs run on other machines, which must see the results folder.
-    """
-
-    name: ClassVar[str]
-    remote: ClassVar[bool]
+    name: ClassVar[str]  # in AUDIOTOK_LAUNCHER and in `job.json`
+    remote: ClassVar[bool]  # its jobs run on other machines, which must see the results folder
 
     @classmethod
     def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:

@@ -35,6 +35,7 @@ from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
 from audiotok.launchers.table import monitor
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
+_Log = Callable[[str], None]
 _POOL = 4  # processes that compose experiments, for an entry point that calls itself slow
 _get_dora_explorer = dora.grid._get_explore  # before `launchers.dora_patches` replaces it by ours
 
@@ -81,15 +82,10 @@ def run_grid(
 
 
 def plan_grid(
-    main: DecoratedMain,
-    explorer: Explorer,
-    grid_name: str,
-    rules: SubmitRules | None = None,
-    slurm: SlurmConfig | None = None,
-    args: RunGridArgs | None = None,
+    main: DecoratedMain, explorer: Explorer, grid_name: str, rules: SubmitRules, slurm: SlurmConfig, args: RunGridArgs
 ) -> Plan:
     """What `run_grid` with the same arguments would do; nothing is submitted, cancelled or written."""
-    grid = _Grid(main, explorer, grid_name, slurm, args or RunGridArgs(), no_log)
+    grid = _Grid(main, explorer, grid_name, slurm, args, no_log)
     grid.decide(rules)
     return grid.plan()
 
@@ -116,16 +112,7 @@ def list_grids(folder: Path) -> list[str]:
 
 
 class _Grid:
-    """The experiments of a grid, and what is done about them.
-
-    Args:
-        main: the decorated entry point.
-        explorer: the explorer of the grid.
-        name: name of the grid.
-        slurm: what a job requests; by default as the profile of the cluster.
-        args: arguments of `dora grid`.
-        log: where messages for the user go.
-    """
+    """The experiments of a grid, and what is done about them; messages for the user go to `log`."""
 
     def __init__(
         self,
@@ -134,7 +121,7 @@ class _Grid:
         name: str,
         slurm: SlurmConfig | None,
         args: RunGridArgs,
-        log: Callable[..., None],
+        log: _Log,
     ) -> None:
         assert isinstance(explorer, Explorer)
         self.main, self.explorer, self.name, self.args, self.log = main, explorer, name, args, log
@@ -188,7 +175,6 @@ class _Grid:
                 self.log(f"Canceling job {sheep.current_job_id} for {reason}sheep {self.shepherd.title(sheep)}")
 
     def _entries(self) -> list[Entry]:
-        """What is done about each experiment that was decided about, in the order of the grid."""
         return [self._entry(sheep, sheep.decision) for sheep in self.sheeps if sheep.decision is not None]
 
     def plan(self) -> Plan:
@@ -205,11 +191,11 @@ class _Grid:
         self.shepherd.commit()
         for link in gone:
             link.unlink(missing_ok=True)
-        if entries := self._entries():
-            try:
+        try:
+            if entries := self._entries():
                 remember(Path(self.main.dora.dir), self.name, entries, self.herd.sheeps)
-            except OSError as error:
-                self.log(f"Could not write down what was launched: {error}")
+        except OSError as error:
+            self.log(f"Could not write down what was launched: {error}")
         if self.args.init:
             self.init()
 
@@ -223,14 +209,14 @@ class _Grid:
         indices = [index for index in (self.args.folder, self.args.log, self.args.tail) if index is not None]
         if not self.sheeps:
             self.log("No sheep to handle.")
-        elif indices:
+        elif not indices:
+            self._watch()
+        elif self.args._from_commandline:
             self._show_one(indices[0])
         else:
-            self._watch()
+            raise RuntimeError("The folder, log, and tail flags are only supported from the command line.")
 
     def _show_one(self, index: int) -> None:
-        if not self.args._from_commandline:
-            raise RuntimeError("The folder, log, and tail flags are only supported from the command line.")
         try:
             sheep = self.sheeps[index]
         except IndexError:

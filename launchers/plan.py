@@ -172,26 +172,17 @@ def remember(root: Path, grid: str, entries: Iterable[Entry], sigs: Iterable[str
     whole = set(sigs)
     known = {sig: one for sig, one in _read(root, grid)[1].items() if sig in whole} | _members_of(entries)
     keys = {sig: json.dumps(member.profile, sort_keys=True) for sig, member in known.items()}
-    number = {key: index for index, key in enumerate(dict.fromkeys(keys.values()))}
-    content = {
-        "grid": grid,
-        "time": time.time(),
-        "user": user_and_host(),
-        "profiles": [json.loads(key) for key in number],
-        "experiments": {sig: {"name": one.name, "profile": number[keys[sig]]} for sig, one in known.items()},
-    }
+    number = {key: index for index, key in enumerate(dict.fromkeys(keys.values()))}  # a profile is written once
+    experiments = {sig: {"name": one.name, "profile": number[keys[sig]]} for sig, one in known.items()}
+    content = {"grid": grid, "time": time.time(), "user": user_and_host()}
+    content |= {"profiles": [json.loads(key) for key in number], "experiments": experiments}
     path = _path(root, grid)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
 
 
 def plan_text(plan: Plan, *, shown: int | None = SHOWN) -> str:
-    """A plan as text.
-
-    Args:
-        plan: the plan.
-        shown: how many experiments of each group are listed; None for all.
-    """
+    """A plan as text, with so many experiments of each group listed (None: all)."""
     whole = sum(entry.action is not Action.CANCEL for entry in plan.entries)
     counts = ", ".join(f"{number} {action}" for action, number in plan.counts().items())
     lines = [f"Plan of {plan.grid} on {plan.launcher}: {_count(whole, 'experiment')}" + (f" ({counts})" * bool(counts))]
@@ -278,9 +269,9 @@ def _path(root: Path, grid: str) -> Path:
 
 def _read(root: Path, grid: str) -> tuple[dict[str, Any] | None, dict[str, _Member]]:
     """The record of the last launch, whole and by signature; a damaged file counts as none."""
-    content = read_json(_path(root, grid))
+    content = read_json(_path(root, grid)) or {}
     try:
-        profiles, known = content["profiles"], content["experiments"].items()  # type: ignore[index]
+        profiles, known = content["profiles"], content["experiments"].items()
         return content, {sig: _Member(str(one["name"]), dict(profiles[one["profile"]])) for sig, one in known}
     except (KeyError, TypeError, IndexError, ValueError, AttributeError):
         return None, {}
