@@ -20,10 +20,8 @@ from typing import NamedTuple
 from audiotok.status import read_status
 from audiotok.text import number_in
 
-COMMAND_S = 20.0
 TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-FROZEN_VARIABLE, FROZEN_FILE = "AUDIOTOK_FROZEN", "frozen.json"
 SETTLE_S = 1.0  # a signal for parent and child may end the child before the parent receives it
 PEERS_S = 30.0  # when one process of a job has failed, the others get this long to notice
 _FAILURE_CHARS, _REASON_CHARS, _LOG_TAIL_BYTES = 300, 200, 8192
@@ -43,7 +41,7 @@ _LOST_WORKER = re.compile(r"killed by signal: Killed|exited unexpectedly")
 
 
 def run_command(
-    command: Sequence[str], seconds: float = COMMAND_S, *, environ: Mapping[str, str] | None = None
+    command: Sequence[str], seconds: float = 20.0, *, environ: Mapping[str, str] | None = None
 ) -> tuple[str, str]:
     """Run a command without input; returns its output and, if it failed, why in one line. Never raises.
 
@@ -140,8 +138,8 @@ def rank_environment(rank: int, world_size: int, local_rank: int, address: str, 
 
 def frozen_environment(folder: Path) -> dict[str, str]:
     """The environment variable that names the frozen configuration of an experiment, nothing if it has none."""
-    frozen = folder / FROZEN_FILE
-    return {FROZEN_VARIABLE: str(frozen)} if frozen.is_file() else {}
+    frozen = folder / "frozen.json"
+    return {"AUDIOTOK_FROZEN": str(frozen)} if frozen.is_file() else {}
 
 
 def attend(

@@ -54,29 +54,14 @@ class Entry:
         """What is done about it."""
         return self.decision.action
 
-    @property
-    def gpus(self) -> int:
-        """GPUs that its job requests."""
-        return self.profile.gpus if self.profile else 0
-
-    @property
-    def cpus(self) -> int:
-        """CPU cores that its job requests."""
-        shape = self.profile and self.profile.shape()
-        return shape.tasks * shape.cpus_per_task if shape else 0
-
-    @property
-    def hours(self) -> float:
-        """Time limit of its job."""
-        return self.profile.time / 60 if self.profile else 0.0
-
     def as_json(self) -> dict[str, Any]:
         """As plain containers; without resources if it left the grid."""
         content: dict[str, Any] = {"sig": self.sig, "name": self.name, "action": str(self.action)}
         content |= {"state": str(self.state), "reason": self.decision.reason}
         if self.profile is not None:
+            gpus, cpus = _resources(self.profile)
             memory = (self.profile.total_mem_gb or 0.0) * self.decision.mem_factor
-            content |= {"gpus": self.gpus, "cpus": self.cpus, "mem_gb": memory or None, "time_min": self.profile.time}
+            content |= {"gpus": gpus, "cpus": cpus, "mem_gb": memory or None, "time_min": self.profile.time}
         return content
 
 
@@ -90,7 +75,7 @@ class Request:
     likely_gpu_hours: float | None  # with the median duration of finished experiments; None without any
     likely_cpu_hours: float | None
     disk_bytes: int | None  # growth of their folders to the median size of finished ones
-    free_bytes: int | None
+    free_bytes: int
     finished: int  # finished experiments of this grid, which the likely figures come from
     measured: int  # finished experiments that the size comes from: of this grid, or of all where it has none
 
@@ -206,26 +191,29 @@ def _folder_bytes(folder: Path) -> int:
 
 def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
     submitted = [entry for entry in entries if entry.action.submits]
+    profiles = [entry.profile for entry in submitted if entry.profile]
+    resources = [_resources(profile) for profile in profiles]
 
-    def in_all(hours: Sequence[float]) -> tuple[float, float]:
+    def in_all(hours: Iterable[float]) -> list[float]:
         """GPU-hours and CPU-hours of what is submitted, by the hours of each."""
-        pairs = list(zip(submitted, hours, strict=True))
-        return sum(one.gpus * hour for one, hour in pairs), sum(one.cpus * hour for one, hour in pairs)
+        pairs = list(zip(resources, hours, strict=True))
+        return [sum(one[kind] * hour for one, hour in pairs) for kind in (0, 1)]
 
     linked, xps = root / "grids" / grid, root / "xps"
     left = [xps / path.name for path in linked.iterdir()] if linked.is_dir() else []  # some of them left the grid
     finished = _finished(dict.fromkeys([*(entry.folder for entry in entries), *left]))
     durations = [seconds / 3600 for seconds in finished.values() if seconds is not None]
-    likely: tuple[float | None, float | None] = (None, None)
+    likely: Sequence[float | None] = (None, None)
     if durations:  # a retried experiment resumes from its checkpoint
-        likely = in_all([statistics.median(durations) * (1.0 - _share(entry)) for entry in submitted])
+        shares = [0.0 if one.action is Action.NEW else progress_of(read_status(one.folder)).share for one in submitted]
+        likely = in_all(statistics.median(durations) * (1.0 - share) for share in shares)
     every = sorted(xps.iterdir()) if not finished and xps.is_dir() else []
     sizes = [_folder_bytes(folder) for folder in _sample(list(finished or _finished(_sample(every, 200))), SAMPLE)]
     disk = None
     if sizes:
         disk = sum(max(0, statistics.median_high(sizes) - _folder_bytes(entry.folder)) for entry in submitted)
-    base = next((path for path in (root, *root.parents) if path.is_dir()), None)
-    gpu_hours, cpu_hours = in_all([entry.hours for entry in submitted])
+    base = next(path for path in (root, *root.parents) if path.is_dir())
+    gpu_hours, cpu_hours = in_all(profile.time / 60 for profile in profiles)
     return Request(
         jobs=len(submitted),
         gpu_hours=gpu_hours,
@@ -233,7 +221,7 @@ def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
         likely_gpu_hours=likely[0],
         likely_cpu_hours=likely[1],
         disk_bytes=disk,
-        free_bytes=None if base is None else shutil.disk_usage(base).free,
+        free_bytes=shutil.disk_usage(base).free,
         finished=len(durations),
         measured=len(sizes),
     )
@@ -252,9 +240,10 @@ def _sample(folders: Sequence[Path], most: int) -> Sequence[Path]:
     return folders[:: max(1, len(folders) // most)][:most]
 
 
-def _share(entry: Entry) -> float:
-    """Part of its work that an experiment has done."""
-    return 0.0 if entry.action is Action.NEW else progress_of(read_status(entry.folder)).share
+def _resources(profile: Profile) -> tuple[int, int]:
+    """GPUs and CPU cores that a job requests."""
+    shape = profile.shape()
+    return profile.gpus, shape.tasks * shape.cpus_per_task
 
 
 def _members_of(entries: Iterable[Entry]) -> dict[str, _Member]:
@@ -366,12 +355,11 @@ def _request_lines(request: Request) -> list[str]:
         known = f"{_count(request.finished, 'finished experiment')} of this grid"
         gpu, cpu = _hours(request.likely_gpu_hours), _hours(request.likely_cpu_hours)
         likely = f"; likely {gpu} GPU-hours and {cpu} CPU-hours, going by {known}"
-    free = "" if request.free_bytes is None else f"; {_bytes(request.free_bytes)} free"
+    free = f"; {_bytes(request.free_bytes)} free"
     if request.disk_bytes is None:
         disk = f"disk: unknown until an experiment has finished{free}"
     else:
-        small = request.free_bytes is not None and request.disk_bytes > request.free_bytes
-        measured = _count(request.measured, "finished experiment")
+        measured, small = _count(request.measured, "finished experiment"), request.disk_bytes > request.free_bytes
         disk = f"disk: about {_bytes(request.disk_bytes)}, going by {measured}{free}{' — not enough' if small else ''}"
     return [f"requests: {jobs}, {limits}{likely}", disk]
 

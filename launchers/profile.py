@@ -207,9 +207,8 @@ class Profile(SlurmConfig):
             if key not in _RULES:
                 known = ", ".join(nearest_first(key, _RULES, n=3, cutoff=0.6))
                 raise ConfigError(f"unknown key slurm.{key} in {self.where}; valid keys: {known}.")
-            default = defaults[key]
-            if value is None and isinstance(default, list | dict | str):
-                value = default  # `setup: null` reads as none
+            if value is None and isinstance(defaults[key], list | dict | str):
+                value = defaults[key]  # `setup: null` reads as none
             elif key == "partition" and value == _NO_PARTITION:
                 value = None
             setattr(self, key, value)

@@ -66,15 +66,13 @@ class _SheepJob:
 
     @property
     def state(self) -> State:
-        """Its state as of the shepherd's last update."""
         return self._shepherd.verdict(self.record).state
 
     def is_done(self) -> bool:
-        """True if it neither waits nor runs; also in the job itself, which must not wait for its own end."""
+        # A job that looks at itself must not wait for its own end.
         return not self.state.live or self.job_id == job_identity(os.environ)[1]
 
     def cancel(self, check: bool = True) -> None:
-        """Stop it and wait for its end."""
         self._shepherd.cancel([self.record])
 
 
@@ -156,17 +154,11 @@ class _Request:
 
 
 class GridShepherd(Shepherd):
-    """Looks after the experiments of one Dora folder.
-
-    Args:
-        main: the decorated entry point.
-        log: where messages for the user go.
-    """
+    """Looks after the experiments of one Dora folder; messages for the user go to `log`."""
 
     def __init__(self, main: DecoratedMain, log: Callable[[str], None] = no_log) -> None:
         # Dora's own constructor makes folders for pickles and cancels what it takes for orphans.
-        self.main, self.log = main, log
-        self.key = uuid.uuid4().hex
+        self.main, self.log, self.key = main, log, uuid.uuid4().hex
         _shepherds[self.key] = self
         self.lock = SubmitLock(Path(main.dora.dir) / "locks" / "submit", log=lambda text: self.log(text))
         self.engines: dict[str, Engine] = {name: engine.open(main, self.lock) for name, engine in ENGINES.items()}
@@ -215,8 +207,7 @@ class GridShepherd(Shepherd):
     def job_array(self, slurm_config: SlurmConfig) -> Iterator[None]:
         """What is submitted within this block goes out in arrays of its own."""
         assert not self._in_job_array
-        self._groups += 1
-        self._in_job_array = True
+        self._in_job_array, self._groups = True, self._groups + 1
         try:
             yield
         finally:
@@ -289,9 +280,8 @@ class GridShepherd(Shepherd):
         for sig, job in jobs.items():
             state = None if job is None else self.verdict(job).state
             if state is None or not state.live:
-                raise LaunchError(
-                    f"{sig} has {state or 'no job'}; only a job that runs can be queued again (`dora grid --retry`)."
-                )
+                advice = "only a job that runs can be queued again (`dora grid --retry`)"
+                raise LaunchError(f"{sig} has {state or 'no job'}; {advice}.")
         running = [job for job in jobs.values() if job and self.verdict(job).state is not State.PENDING]
         for name, some in self._by_engine(running).items():
             self.engines[name].requeue(some)
@@ -339,9 +329,8 @@ class GridShepherd(Shepherd):
         try:
             tasks = [_task(self.main, request, clone) for request in requests]
         except OSError as error:
-            raise LaunchError(
-                f"cannot write the folders of experiments ({error}); none of these {len(requests)} was submitted."
-            ) from error
+            none = f"none of these {len(requests)} was submitted"
+            raise LaunchError(f"cannot write the folders of experiments ({error}); {none}.") from error
         try:
             engine.submit(tasks, requests[0].profile)
         finally:  # an engine that was refused may have submitted some

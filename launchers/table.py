@@ -26,7 +26,7 @@ from dora.main import DecoratedMain
 from audiotok.status import STATUS_FILE, State, Verdict, read_json
 from audiotok.text import duration_text, number_in
 
-REASON_WIDTH = 60
+_REASON_WIDTH = 60
 PRESET = "(preset)"  # name of an experiment that is as its preset
 _MARK = 0xE000  # of the private-use area of Unicode; see `_marked`
 _COLOURED = re.compile(r"\033\[([\d;]*)m|([\ue000-\ue07f]+)")
@@ -111,7 +111,7 @@ def _meta(index: int, sheep: Any, name: str, verdict: Verdict | None, progress: 
     """What stands left of the metrics of an experiment."""
     state, reason = verdict or ("N/A", "")
     left_s, reason = progress.left_s if state == State.RUNNING else None, " ".join(reason.split())
-    short = reason if len(reason) <= REASON_WIDTH else reason[: REASON_WIDTH - 1].rstrip() + "…"
+    short = reason if len(reason) <= _REASON_WIDTH else reason[: _REASON_WIDTH - 1].rstrip() + "…"
     return {
         "name": name,
         "index": index,
