@@ -24,10 +24,10 @@ FORCE = f"{RETRY_VARIABLE}=force dora grid GRID --retry"
 _BLOCKING_KINDS = {"config": "bad configuration", "data": "bad data", "diverged": "diverged"}
 
 # Fields of a profile that describe the site, the command or later jobs, not what an existing job requested.
-_NOT_REQUESTED = frozenset(
-    {"array_parallelism", "cluster", "comment", "dataset_paths", "dependents", "max_array_size", "max_mem_gb"}
-    | {"max_num_timeout", "oom_mem_factor", "output_dir"}
-)
+_NOT_REQUESTED = frozenset((
+    "array_parallelism", "cluster", "comment", "dataset_paths", "dependents", "max_array_size", "max_mem_gb",
+    "max_num_timeout", "oom_mem_factor", "output_dir",
+))  # fmt: skip
 
 
 class Action(StrEnum):

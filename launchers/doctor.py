@@ -63,17 +63,16 @@ def examine(overrides: Sequence[str] = (), *, torch: bool = False) -> Iterator[C
     yield check
     config, check = _load_config(overrides)
     yield check
-    profile = None
+    profile, remote = None, engine is not None and engine.remote
     if config is not None:
         profile, check = _check_profile(config)
         yield check
     if engine is not None:
         yield from engine.check(profile)
-        if not engine.remote and profile is not None and profile.gpus and gpus.found.startswith("none"):
-            found = f"the profile requests {profile.gpus} GPUs, here are none: jobs run on the CPU"
-            yield Check.warn("size", found, "use small presets")
+    if engine is not None and not remote and profile and profile.gpus and gpus.found.startswith("none"):
+        found = f"the profile requests {profile.gpus} GPUs, here are none: jobs run on the CPU"
+        yield Check.warn("size", found, "use small presets")
     if config is not None:
-        remote = engine is not None and engine.remote
         yield _bounded("output", lambda: _check_output(Path.cwd() / config.dora.dir, shared=remote))
         yield _bounded("data", lambda: _check_data(config))
 
@@ -243,9 +242,8 @@ def _manifest_problem(path: Path) -> str:
     try:
         with open_gzip(file, "rt") if file.suffix == ".gz" else file.open() as lines:
             first: Any = json.loads(next(lines))["path"]
-        track = file.parent / first
-        if first.startswith("/"):
-            track = map_path(Path(first), dataset_paths(os.environ))
+        absolute = first.startswith("/")
+        track = map_path(Path(first), dataset_paths(os.environ)) if absolute else file.parent / first
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
         return f"{file} cannot be read ({type(error).__name__}: {error})"
     return "" if track.is_file() else f"{file} is here, its first track {track} is not"

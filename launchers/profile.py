@@ -89,10 +89,6 @@ def _fits_options(value: Any) -> bool:
     )  # fmt: skip
 
 
-def _fits_folder(value: Any) -> bool:
-    return _is_line(value) and bool(value) and not value.startswith("~")
-
-
 def _fits_paths(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_line(v) and v.startswith("/") for pair in value.items() for v in pair)
 
@@ -107,7 +103,10 @@ _SBATCH = _Rule(
     "further options of sbatch by their long names, such as {reservation: course}; "
     "those that other keys make are left out",
 )
-_FOLDER = _Rule(_fits_folder, "a folder, such as /scratch/${oc.env:USER}/audiotok (no ~)")
+_FOLDER = _Rule(
+    lambda value: _is_line(value) and value[:1] not in ("", "~"),
+    "a folder, such as /scratch/${oc.env:USER}/audiotok (no ~)",
+)
 _PATHS = _Rule(_fits_paths, "absolute folders, such as {/home/me/music: /scratch/me/music}")
 
 

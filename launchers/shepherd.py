@@ -31,7 +31,7 @@ from audiotok.launchers.local.engine import LocalEngine
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm.engine import SlurmEngine
-from audiotok.status import State, Verdict, experiment_state, job_identity, read_json, read_status
+from audiotok.status import JOB_FILE, State, Verdict, experiment_state, job_identity, read_json, read_status
 
 LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngine, LocalEngine)}
@@ -97,10 +97,7 @@ class GridSheep(Sheep):
         self.job: _SheepJob | None = None if job is None else _SheepJob(job, self.shepherd)  # type: ignore[assignment]
 
     def verdict(self) -> Verdict | None:
-        """State and reason as of the shepherd's last update; None without a job and without a completed run by hand.
-
-        An experiment that was completed by hand after its job had failed is completed.
-        """
+        """State and reason as of the shepherd's last update; None without a job and without a completed run by hand."""
         verdict = None if self.job is None else self.shepherd.verdict(self.job.record)
         if verdict is not None and not verdict.state.failed:
             return verdict
@@ -108,7 +105,7 @@ class GridSheep(Sheep):
         if status.get("state") == State.COMPLETED and status.get("job_id") is None:
             by_hand = experiment_state(self.xp.folder)
             if by_hand is not None and by_hand.state is State.COMPLETED:
-                return by_hand
+                return by_hand  # after its job had failed
         return verdict
 
     def state(self, mode: str = "standard") -> State | None:
@@ -135,10 +132,10 @@ class GridSheep(Sheep):
         return None if self.job is None else self.shepherd.find_moved(self.job.record.log)
 
     def __repr__(self) -> str:
-        verdict = self.verdict()
-        state = None if verdict is None else str(verdict.state) + (f" ({verdict.reason})" if verdict.reason else "")
+        state, reason = self.verdict() or (None, "")
         job_id = "" if self.job is None else f"sid={self.job.job_id}, "
-        return f"Sheep({self.xp.sig}, state={state}, {job_id}argv={self.xp.argv})"
+        reason = f" ({reason})" if reason else ""
+        return f"Sheep({self.xp.sig}, state={state}{reason}, {job_id}argv={self.xp.argv})"
 
 
 @dataclass
@@ -189,10 +186,10 @@ class GridShepherd(Shepherd):
         """Query once each engine that has jobs, and those named; read again which jobs there are."""
         used = {self._engine_name(sheep.job.record) for sheep in self.herd if sheep.job is not None}
         for name, engine in self.engines.items():
-            if name in used or name in names or engine.has_open():
+            if name in (*used, *names) or engine.has_open():
                 self._refresh(name)
         for sheep in list(self.herd):
-            if sheep.job is not None or (sheep.xp.folder / self.main.dora.shep.json_job_file).exists():
+            if sheep.job is not None or (sheep.xp.folder / JOB_FILE).exists():
                 sheep.reload()
 
     def verdict(self, job: Job) -> Verdict:

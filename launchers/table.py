@@ -30,13 +30,8 @@ _REASON_WIDTH = 60
 PRESET = "(preset)"  # name of an experiment that is as its preset
 _MARK = 0xE000  # of the private-use area of Unicode; see `_marked`
 _COLOURED = re.compile(r"\033\[([\d;]*)m|([\ue000-\ue07f]+)")
-_RED, _YELLOW = "31", "33"
-_COLOURS = {
-    State.PENDING: "90",
-    State.RUNNING: "34",
-    State.COMPLETING: "34",
-    State.COMPLETED: "32",
-}  # grey, blue, green
+# Grey, blue and green; other states are yellow while they live and red once they failed.
+_COLOURS = {State.PENDING: "90", State.RUNNING: "34", State.COMPLETING: "34", State.COMPLETED: "32"}
 
 _History = list[dict[str, Any]]
 T = TypeVar("T")
@@ -127,17 +122,16 @@ def _meta(index: int, sheep: Any, name: str, verdict: Verdict | None, progress: 
 def _metrics(args: Any, main: DecoratedMain, explorer: Explorer, herd: Sequence[Any]) -> list[Mapping[str, Any]]:
     """What the explorer makes of each history."""
     live: Callable[[Any, Any], Mapping[str, Any]] | None = getattr(explorer, "process_live", None)
-    trims = getattr(args, "trim", None) is not None or getattr(args, "trim_last", False)
+    trim, trim_last = getattr(args, "trim", None), getattr(args, "trim_last", False)
     own = type(main).get_xp_history is not DecoratedMain.get_xp_history  # histories that only this project can find
-    if live is not None and not trims and not own:
+    if live is not None and trim is None and not trim_last and not own:
         cache = _summaries.setdefault(explorer, _FileCache(lambda path: explorer.process_history(_read_history(path))))
         return [live(sheep, cache.read(sheep.xp.history)) for sheep in herd]
-    histories: list[_History] = [
-        main.get_xp_history(sheep.xp) if own else _histories.read(sheep.xp.history) for sheep in herd
-    ]
-    if getattr(args, "trim", None) is not None:
-        histories = [history[: len(histories[args.trim])] for history in histories]
-    elif getattr(args, "trim_last", False):
+    read: Callable[[Any], _History] = main.get_xp_history if own else lambda xp: _histories.read(xp.history)
+    histories = [read(sheep.xp) for sheep in herd]
+    if trim is not None:
+        histories = [history[: len(histories[trim])] for history in histories]
+    elif trim_last:
         histories = [history[: min(map(len, histories))] for history in histories]
     return [_processed(explorer, sheep, history) for sheep, history in zip(herd, histories, strict=True)]
 
@@ -188,10 +182,10 @@ def _marked(word: str) -> str:
 
 
 def _colour(word: str) -> str:
-    if word not in State.__members__:  # N/A
+    state = State.__members__.get(word)
+    if state is None:  # N/A
         return "0"
-    state = State(word)
-    return _COLOURS.get(state, _YELLOW if state.live else _RED)
+    return _COLOURS.get(state, "33" if state.live else "31")
 
 
 class _FileCache(Generic[T]):
@@ -275,9 +269,8 @@ def _totals_line(states: Sequence[State | None], progress: Sequence[Progress], j
     counts = Counter(str(state or "not submitted") for state in states)
     parts = [", ".join(f"{number} {state}" for state, number in counts.most_common())]
     shares = [1.0 if state == State.COMPLETED else one.share for state, one in zip(states, progress, strict=True)]
-    parts.append(f"{100.0 * statistics.fmean(shares):.0f} % done" if shares else "nothing to do")
-    left = _grid_left_s(states, progress)
-    if left is not None:
+    parts.append(f"{100.0 * statistics.fmean(shares):.0f} % done")
+    if (left := _grid_left_s(states, progress)) is not None:
         parts.append(f"about {duration_text(left)} left")
     roots = list(dict.fromkeys(job.split("_")[0] for job in jobs))
     if roots:
@@ -288,8 +281,7 @@ def _totals_line(states: Sequence[State | None], progress: Sequence[Progress], j
 
 def _epoch_s(status: Mapping[str, Any], epoch: float) -> float | None:
     """Mean duration of an epoch as the trainer recorded it, else from its start and its last heartbeat."""
-    recorded = _number(status, "epoch_s")
-    if recorded is not None:
+    if (recorded := _number(status, "epoch_s")) is not None:
         return recorded
     started, last = _number(status, "started"), _number(status, "ended") or _number(status, "updated")
     if started is None or last is None or epoch < 1.0 or last <= started:
