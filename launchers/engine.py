@@ -104,26 +104,21 @@ class Engine(Protocol):
     @classmethod
     def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
         """The engine of one Dora folder, `main.dora.dir`, and its submission lock; writes nothing yet."""
-        ...
 
     @classmethod
     def detect(cls, environ: Mapping[str, str]) -> str:
         """Why this machine can submit with it, as `sbatch is on PATH`; "" if it cannot."""
-        ...
 
     @classmethod
     def check(cls, profile: Profile | None) -> Iterator[Check]:
         """Check for `audiotok doctor` whether a job of this profile, if known, can be submitted; changes nothing."""
-        ...
 
     @property
     def failure(self) -> str:
         """Why the scheduler did not answer at the last `refresh`, "" if it did; nothing is submitted then."""
-        ...
 
     def has_open(self) -> bool:
         """True if it may have jobs that no `job.json` names yet, so that `refresh` is needed even without jobs."""
-        ...
 
     def submit(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
         """Submit tasks that request the same resources; called under the submission lock.
@@ -134,15 +129,12 @@ class Engine(Protocol):
         Raises:
             LaunchError: if the scheduler refuses; jobs that it accepted before are then recorded.
         """
-        ...
 
     def refresh(self) -> None:
         """Query the states of all jobs at once, and repair what a dead command left behind."""
-        ...
 
     def verdict(self, job: Job) -> Verdict:
         """State of a job as of the last `refresh`, and the reason; never waits."""
-        ...
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Stop pending and running jobs and wait for their end; the reason is kept with each.
@@ -150,7 +142,6 @@ class Engine(Protocol):
         Raises:
             LaunchError: naming those that could not be stopped; all others are.
         """
-        ...
 
     def requeue(self, jobs: Sequence[Job]) -> None:
         """Stop running jobs with a checkpoint and queue them again under the same job id.
@@ -158,4 +149,3 @@ class Engine(Protocol):
         Raises:
             LaunchError: naming those that cannot be requeued.
         """
-        ...

@@ -262,9 +262,8 @@ class _Grid:
         return left
 
     def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:
-        profile = None if decision.action is Action.CANCEL else sheep.profile
-        name, folder = self.main.get_name(sheep.xp), Path(sheep.xp.folder)
-        return Entry(sheep.xp.sig, name, folder, sheep.state() or "", decision, profile)
+        profile, xp = None if decision.action is Action.CANCEL else sheep.profile, sheep.xp
+        return Entry(xp.sig, self.main.get_name(xp), Path(xp.folder), sheep.state() or "", decision, profile)
 
 
 def _links(folder: Path) -> set[str]:

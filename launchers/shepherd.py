@@ -197,7 +197,7 @@ class GridShepherd(Shepherd):
         name = self._engine_name(job)
         if name not in self._updated:
             self._refresh(name)
-            job = job_of(job.folder) or job
+            job = job_of(job.folder) or job  # the query may have recorded more of it
         return self.engines[name].verdict(job)
 
     @contextmanager
@@ -221,8 +221,7 @@ class GridShepherd(Shepherd):
     def cancel_lazy(self, job: Any = None, dependent_jobs: Sequence[Any] = (), sheep: Sheep | None = None) -> None:
         """Cancel a job with the next `commit`."""
         assert (job is None) != (sheep is None)
-        job = job if sheep is None else sheep.job
-        if job is not None:
+        if job := job or (sheep and sheep.job):
             self._to_cancel.append(job)
 
     def commit(self) -> None:
@@ -274,12 +273,14 @@ class GridShepherd(Shepherd):
         """
         jobs = {sig: job_of(self.get_sheep_from_sig(sig).xp.folder) for sig in dict.fromkeys(sigs)}
         self.update()
+        running = []
         for sig, job in jobs.items():
             state = None if job is None else self.verdict(job).state
-            if state is None or not state.live:
+            if job is None or state is None or not state.live:
                 advice = "only a job that runs can be queued again (`dora grid --retry`)"
                 raise LaunchError(f"{sig} has {state or 'no job'}; {advice}.")
-        running = [job for job in jobs.values() if job and self.verdict(job).state is not State.PENDING]
+            if state is not State.PENDING:
+                running.append(job)
         for name, some in self._by_engine(running).items():
             self.engines[name].requeue(some)
         return [job.job_id for job in running]
@@ -290,13 +291,8 @@ class GridShepherd(Shepherd):
 
     def find_moved(self, path: Path) -> Path:
         """Where a file of this Dora folder is now: the folder may have been moved since its path was written down."""
-        if path.exists():
-            return path
-        for place in range(1, len(path.parts) - 1):
-            moved = Path(self.main.dora.dir).joinpath(*path.parts[place:])
-            if moved.parent.exists():
-                return moved
-        return path
+        moved = (Path(self.main.dora.dir).joinpath(*path.parts[place:]) for place in range(1, len(path.parts) - 1))
+        return path if path.exists() else next((one for one in moved if one.parent.exists()), path)
 
     def _submit_requests(self, engine: Engine, requests: Sequence[_Request]) -> None:
         """Decide again, stop jobs to replace, and submit together what requests the same; called under the lock."""
