@@ -24,16 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from packaging.requirements import Requirement
 
-from audiotok.cluster import (
-    DEFAULT_CLUSTER,
-    PROFILES,
-    choose,
-    cluster_name,
-    dataset_paths,
-    list_profiles,
-    map_path,
-    settle,
-)
+from audiotok import cluster
 from audiotok.errors import AudiotokError, ConfigError
 from audiotok.launchers.child import run_command as query
 from audiotok.launchers.engine import Check, Engine
@@ -156,32 +147,31 @@ def _check_launcher() -> tuple[type[Engine] | None, Check]:
 def _load_config(overrides: Sequence[str]) -> tuple[DictConfig | None, Check]:
     """Choose the profile and compose the configuration with it."""
     try:
-        choice = choose(os.environ)
-        settle(os.environ)
+        choice = cluster.choose(os.environ)
+        cluster.settle(os.environ)
         GlobalHydra.instance().clear()
-        with initialize_config_dir(str(PROFILES.parent), version_base="1.3"):
+        with initialize_config_dir(str(cluster.PROFILES.parent), version_base="1.3"):
             config = compose("config", list(overrides))
         OmegaConf.to_container(OmegaConf.select(config, "dora"), resolve=True)
     except (AudiotokError, HydraException, OmegaConfBaseException) as error:
         return None, Check.fail("cluster", " ".join(str(error).split()), "correct the configuration or the command")
     found = f"profile {choice.name} ({choice.how})"
-    if choice.name != DEFAULT_CLUSTER or not any(one.remote and one.detect(os.environ) for one in ENGINES.values()):
+    clusters = [one for one in ENGINES.values() if one.remote and one.detect(os.environ)]
+    if choice.name != cluster.DEFAULT_CLUSTER or not clusters:
         return config, Check.ok("cluster", found)
-    others = [name for name in list_profiles() if name not in (DEFAULT_CLUSTER, "template")]
-    name = cluster_name(os.environ)[0] or "NAME"
+    others = [name for name in cluster.list_profiles() if name not in (cluster.DEFAULT_CLUSTER, "template")]
+    name = cluster.cluster_name(os.environ)[0] or "NAME"
     advice = f"cp config/cluster/template.yaml config/cluster/{name}.yaml and edit that"
     return config, Check.warn("cluster", found, f"{advice}, or export AUDIOTOK_CLUSTER={'|'.join(others)}")
 
 
 def _check_profile(config: DictConfig) -> tuple[Profile | None, Check]:
     """Whether the values of the profile can be used, and what a job of it is."""
-    name = choose(os.environ).name
+    name = cluster.choose(os.environ).name
     try:
-        values = OmegaConf.to_container(config.slurm, resolve=True)
-        assert isinstance(values, dict)
-        profile = Profile.from_mapping({str(key): value for key, value in values.items()}, cluster=name)
-    except (ConfigError, OmegaConfBaseException) as error:
-        return None, Check.fail("profile", " ".join(str(error).split()), f"correct config/cluster/{name}.yaml")
+        profile = Profile.from_section(config.slurm, cluster=name)
+    except ConfigError as error:
+        return None, Check.fail("profile", str(error), f"correct config/cluster/{name}.yaml")
     shape, memory = profile.shape(), profile.node_mem_mb()
     size = f"nodes x processes: {shape.nodes} x {shape.tasks_per_node}"
     each = f"{shape.gpus_per_node} GPUs, {shape.cpus_per_task * shape.tasks_per_node} cores"
@@ -222,10 +212,10 @@ def _check_data(config: DictConfig) -> Check:
         advice = "name the experiment to look at, such as `audiotok doctor solver=compression/demo`"
         return Check.warn("data", "the configuration names no manifests", advice)
     try:
-        paths = dataset_paths(os.environ)
+        paths = cluster.dataset_paths(os.environ)
     except ConfigError as error:
         return Check.fail("data", str(error), "correct dataset_paths in the profile")
-    found = {split: _manifest_problem(map_path(Path(path), paths)) for split, path in named.items()}
+    found = {split: _manifest_problem(cluster.map_path(Path(path), paths)) for split, path in named.items()}
     problems = [f"{split}: {problem}" for split, problem in found.items() if problem]
     if problems:
         write = "write them with `audiotok data prepare` (`audiotok data demo` for the demo)"
@@ -243,7 +233,7 @@ def _manifest_problem(path: Path) -> str:
         with open_gzip(file, "rt") if file.suffix == ".gz" else file.open() as lines:
             first: Any = json.loads(next(lines))["path"]
         absolute = first.startswith("/")
-        track = map_path(Path(first), dataset_paths(os.environ)) if absolute else file.parent / first
+        track = cluster.map_path(Path(first), cluster.dataset_paths(os.environ)) if absolute else file.parent / first
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
         return f"{file} cannot be read ({type(error).__name__}: {error})"
     return "" if track.is_file() else f"{file} is here, its first track {track} is not"

@@ -18,7 +18,7 @@ from pathlib import Path
 from audiotok.errors import LaunchError
 from audiotok.files import is_locked
 
-PATIENCE_S = 600.0
+PATIENCE_S, POLL_S = 600.0, 0.1
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 
 logger = logging.getLogger(__name__)
@@ -32,9 +32,7 @@ class NoLocksError(OSError):
 
 
 @contextlib.contextmanager
-def take(
-    path: Path, *, patience_s: float = PATIENCE_S, poll_s: float = 0.1, on_wait: Callable[[], object] | None = None
-) -> Iterator[bool]:
+def take(path: Path, *, patience_s: float = PATIENCE_S, poll_s: float = POLL_S) -> Iterator[bool]:
     """Hold the exclusive lock on a file for the length of the block.
 
     Two openings of one file exclude each other within a process, too. A holder may remove the file.
@@ -43,7 +41,6 @@ def take(
         path: the file; made with its folder if it is missing, for every user to lock.
         patience_s: how long to wait for another holder.
         poll_s: pause between two attempts.
-        on_wait: called after each attempt that failed and its pause.
 
     Yields:
         True; False if another holder kept it for longer than the patience.
@@ -65,8 +62,6 @@ def take(
         finally:
             os.close(descriptor)
         time.sleep(poll_s)
-        if on_wait is not None:
-            on_wait()
 
 
 def user_name() -> str:
@@ -140,16 +135,14 @@ class SubmitLock:
                 self._depth -= 1
 
     def _enter(self, stack: contextlib.ExitStack, patience_s: float) -> bool:
-        logged = False
-
-        def log_once() -> None:
-            nonlocal logged
-            if not logged and (holder := self._holder()):
-                self.log(f"waiting for {holder}, who is submitting right now")
-                logged = True
-
         try:
-            return stack.enter_context(take(self.path, patience_s=patience_s, on_wait=log_once))
+            held = stack.enter_context(take(self.path, patience_s=0.0))
+            if held or not patience_s:
+                return held
+            time.sleep(POLL_S)  # until its holder has signed it
+            if holder := self._holder():
+                self.log(f"waiting for {holder}, who is submitting right now")
+            return stack.enter_context(take(self.path, patience_s=patience_s))
         except NoLocksError as error:
             warning = "%s stands on a filesystem without locks (%s); do not submit twice at once"
             logger.warning(warning, self.path, error)

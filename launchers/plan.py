@@ -26,16 +26,16 @@ from audiotok.text import number_in
 
 SAMPLE = 20  # folders of finished experiments that are measured, at most
 SHOWN = 5  # experiments of a group that are listed
-_TITLES = {
+_TITLES = {  # in their order; first what the launch changes
     Action.NEW: "new",
-    Action.REUSE: "reused: done already",
     Action.RETRY: "retried",
     Action.REPLACE: "replaced",
-    Action.BLOCKED: "blocked",
     Action.CANCEL: "cancelled: no longer in the grid",
+    Action.BLOCKED: "blocked",
+    Action.KEEP: "left alone: waiting or running",
+    Action.REUSE: "reused: done already",
 }
-_WAITING, _FAILED = "left alone: waiting or running", "left alone: failed; --retry submits them again"
-_ORDER = (Action.NEW, Action.RETRY, Action.REPLACE, Action.CANCEL, Action.BLOCKED, Action.KEEP, Action.REUSE)
+_FAILED = "left alone: failed; --retry submits them again"
 
 
 @dataclass(frozen=True)
@@ -307,11 +307,11 @@ def _bytes(size: float) -> str:
 
 
 def _groups(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """Experiments by what is done about them: first what the launch changes."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda entry: _ORDER.index(entry.action)):  # stable: the order of the grid stays
-        title = _TITLES.get(entry.action) or (_WAITING if State.of(entry.state).live else _FAILED)
-        groups.setdefault(title, []).append(entry)
+    """Experiments by what is done about them, in the order of the grid."""
+    order, groups = list(_TITLES), dict[str, list[Entry]]()
+    for entry in sorted(entries, key=lambda entry: order.index(entry.action)):
+        failed = entry.action is Action.KEEP and not State.of(entry.state).live
+        groups.setdefault(_FAILED if failed else _TITLES[entry.action], []).append(entry)
     return groups
 
 

@@ -182,8 +182,22 @@ class Profile(SlurmConfig):
         """
         profile = cls(cluster=cluster)
         profile.update(values)
-        profile.check()
         return profile
+
+    @classmethod
+    def from_section(cls, section: Any, *, cluster: str = "") -> "Profile":
+        """Profile of the section `slurm` of a configuration.
+
+        Raises:
+            ConfigError: if a key is unknown, or a value cannot be used or resolved.
+        """
+        try:
+            values = OmegaConf.to_container(section, resolve=True)
+        except OmegaConfBaseException as error:
+            where = f"in slurm of profile {cluster or 'config.yaml'}"
+            raise ConfigError(f"{' '.join(str(error).split())} ({where})") from error
+        assert isinstance(values, dict)
+        return cls.from_mapping({str(key): value for key, value in values.items()}, cluster=cluster)
 
     @classmethod
     def of(cls, config: SlurmConfig) -> "Profile":
@@ -196,10 +210,10 @@ class Profile(SlurmConfig):
         return f"config/cluster/{self.cluster}.yaml" if self.cluster else "the profile"
 
     def update(self, values: Mapping[str, Any]) -> None:
-        """Set some keys.
+        """Set some keys, and check the whole.
 
         Raises:
-            ConfigError: if one is unknown.
+            ConfigError: if one is unknown, or a value cannot be used.
         """
         defaults = vars(type(self)())
         for key, value in values.items():
@@ -211,6 +225,7 @@ class Profile(SlurmConfig):
             elif key == "partition" and value == _NO_PARTITION:
                 value = None
             setattr(self, key, value)
+        self.check()
 
     def check(self) -> None:
         """Check every value by itself, then all together.
@@ -306,12 +321,7 @@ def profile_of(main: DecoratedMain) -> Profile:
     cluster = os.environ.get(CLUSTER_VARIABLE) or DEFAULT_CLUSTER
     if not Path(getattr(main, "full_config_path", ""), "cluster", f"{cluster}.yaml").is_file():
         cluster = ""  # a project whose profile stands in its config.yaml
-    try:
-        values = OmegaConf.to_container(section, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{' '.join(str(error).split())} (in slurm of profile {cluster or 'config.yaml'})") from error
-    assert isinstance(values, dict)
-    return Profile.from_mapping({str(key): value for key, value in values.items()}, cluster=cluster)
+    return Profile.from_section(section, cluster=cluster)
 
 
 class ProfileLauncher(dora.explore.Launcher):
@@ -325,7 +335,6 @@ class ProfileLauncher(dora.explore.Launcher):
         """
         profile = Profile.of(self._slurm)
         profile.update(kwargs)
-        profile.check()
         self._slurm = profile
         return self
 
