@@ -1,8 +1,7 @@
 """Runs other programs: short commands, and the training processes of a job, on SLURM and on this machine.
 
-The parent of a job starts its children with `start`, waits in `attend` and finds with `outcome` how they ended. A stop,
-whatever its cause, reaches a child as one SIGTERM: the trainer then writes a checkpoint and exits with 143. What a
-child leaves behind is killed with it, and a child dies with its parent (Linux). Standard library only.
+A stop, whatever its cause, reaches a child as one SIGTERM: the trainer then writes a checkpoint and exits with 143.
+What a child leaves behind is killed with it, and a child dies with its parent (Linux). Standard library only.
 """
 
 import contextlib
@@ -19,39 +18,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 from audiotok.status import read_status
+from audiotok.text import number_in
 
-COMMAND_S = 20.0
 TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-FROZEN_VARIABLE, FROZEN_FILE = "AUDIOTOK_FROZEN", "frozen.json"  # as in audiotok.experiments, which needs OmegaConf
 SETTLE_S = 1.0  # a signal for parent and child may end the child before the parent receives it
 PEERS_S = 30.0  # when one process of a job has failed, the others get this long to notice
 _FAILURE_CHARS, _REASON_CHARS, _LOG_TAIL_BYTES = 300, 200, 8192
 _PR_SET_PDEATHSIG = 1
+# Reason of a job that was stopped, by the state that it ends in.
 STOPPED = {
     "TIMEOUT": "reached its time limit",
     "PREEMPTED": "stopped from outside: preempted, or the machine went down",
     "CANCELLED": "cancelled while it was running",
     "REQUEUED": "queued again while it was running",
 }
-"""Reason of a job that was stopped, by the state that it ends in."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_ERROR_LINE = re.compile(
-    r"^(?:error: |(?=[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b)|.*\[(?:ERROR|CRITICAL)\] - )(.*)"
-)
+_EXCEPTION = r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b"
+_ERROR_LINE = re.compile(rf"^(?:error: |(?={_EXCEPTION})|.*\[(?:ERROR|CRITICAL)\] - )(.*)")
 _OUT_OF_MEMORY = re.compile(r"^MemoryError\b|DefaultCPUAllocator: can't allocate memory")
 _LOST_WORKER = re.compile(r"killed by signal: Killed|exited unexpectedly")
 
 
 def run_command(
-    command: Sequence[str], seconds: float = COMMAND_S, *, environ: Mapping[str, str] | None = None
+    command: Sequence[str], seconds: float = 20.0, *, environ: Mapping[str, str] | None = None
 ) -> tuple[str, str]:
     """Run a command without input; returns its output and, if it failed, why in one line. Never raises.
 
-    Args:
-        command: what to run.
-        seconds: how long it may take.
-        environ: all of its environment; by default ours.
+    `environ` is all of its environment, by default ours.
     """
     try:
         process = sp.run(
@@ -129,18 +123,11 @@ def start(
             if os.getppid() != parent:  # it died before the call above
                 os._exit(128 + signal.SIGKILL)
 
-    with contextlib.ExitStack() as stack:
-        output = None if log is None else stack.enter_context(log.open("ab"))
+    with contextlib.nullcontext() if log is None else log.open("ab") as output:
         return sp.Popen(
-            command,
-            cwd=cwd,
-            env=dict(environ),
-            stdin=sp.DEVNULL,
-            stdout=output,
-            stderr=None if output is None else sp.STDOUT,
-            start_new_session=True,
-            preexec_fn=prepare,
-        )
+            command, cwd=cwd, env=dict(environ), stdin=sp.DEVNULL, stdout=output, stderr=sp.STDOUT if output else None,
+            start_new_session=True, preexec_fn=prepare,
+        )  # fmt: skip
 
 
 def rank_environment(rank: int, world_size: int, local_rank: int, address: str, port: int) -> dict[str, str]:
@@ -151,8 +138,8 @@ def rank_environment(rank: int, world_size: int, local_rank: int, address: str, 
 
 def frozen_environment(folder: Path) -> dict[str, str]:
     """The environment variable that names the frozen configuration of an experiment, nothing if it has none."""
-    frozen = folder / FROZEN_FILE
-    return {FROZEN_VARIABLE: str(frozen)} if frozen.is_file() else {}
+    frozen = folder / "frozen.json"
+    return {"AUDIOTOK_FROZEN": str(frozen)} if frozen.is_file() else {}
 
 
 def attend(
@@ -176,10 +163,10 @@ def attend(
     while running := [child for child in children if child.poll() is None]:
         requested = poll()
         if cause is None and (cause := signals.cause or requested) is not None:
-            _send(running, signal.SIGTERM)
+            _signal(running, signal.SIGTERM)
             deadline = time.monotonic() + grace_s(cause)
         elif time.monotonic() > deadline:
-            _send(running, signal.SIGKILL)
+            _signal(running, signal.SIGKILL)
         elif deadline == float("inf") and any(child.returncode for child in children):
             deadline = time.monotonic() + PEERS_S
         signals.sleep(poll_s)
@@ -191,10 +178,9 @@ def attend(
     return cause
 
 
-def _send(children: Sequence["sp.Popen[bytes]"], number: signal.Signals) -> None:
-    """Signal the children; not what they started, as the workers of a data loader are theirs to end."""
+def _signal(children: Sequence["sp.Popen[bytes]"], number: signal.Signals) -> None:
     for child in children:
-        child.send_signal(number)
+        child.send_signal(number)  # not to its group: a trainer ends the workers of its data loader itself
 
 
 class Outcome(NamedTuple):
@@ -211,7 +197,7 @@ def outcome(
     """How a job ended.
 
     Exit code 0 is success even after a stop: it was done before. A job that was stopped has the state of that cause,
-    whatever its exit code. Exit code 2 is a mistake of the user, with its message as the reason.
+    whatever its exit code.
 
     Args:
         code: exit code of the child, minus the signal if one ended it.
@@ -224,9 +210,9 @@ def outcome(
     if code == 0:
         return Outcome("COMPLETED", "", 0)
     status = read_status(folder) or {}
-    updated = status.get("updated")
-    reason = str(status.get("reason") or "") if isinstance(updated, int | float) and updated >= began else ""
-    reason = reason or _last_error(log)
+    if (number_in(status, "updated") or 0.0) < began:
+        status = {}  # of an earlier job
+    reason = str(status.get("reason") or _last_error(log))
     if cause is not None:
         remark = f" (exit code {code}: {reason})" if code not in TERMINATED else ""
         remark = " (killed, as it did not end in time)" if code in KILLED else remark
@@ -238,7 +224,8 @@ def outcome(
     if code in KILLED:
         return Outcome("FAILED", "killed by SIGKILL (out of memory?)", code)
     if code < 0:
-        return Outcome("FAILED", f"killed by {_signal_name(-code)}", code)
+        name = next((number.name for number in signal.Signals if number == -code), f"signal {-code}")
+        return Outcome("FAILED", f"killed by {name}", code)
     return Outcome("FAILED", f"exit code {code}" + (f": {reason}" if reason else ""), code)
 
 
@@ -263,16 +250,17 @@ def oom_kills(root: Path = Path("/")) -> int:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return 0
-    mounts, count = root / "sys/fs/cgroup", 0
+    count, mounts = 0, root / "sys/fs/cgroup"
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            name, mount = ("memory.oom_control", mounts / "memory") if controllers else ("memory.events", mounts)
-            for folder in (mount / path.lstrip("/"), mount):  # a container may show its own group as the root
-                with contextlib.suppress(OSError):
-                    words = (folder / name).read_text().split()
-                    count = max(count, int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0)
-                    break
+        if controllers not in ("", "memory"):
+            continue
+        name, mount = ("memory.oom_control", mounts / "memory") if controllers else ("memory.events", mounts)
+        for folder in (mount / path.lstrip("/"), mount):  # a container may show its own group as the root
+            with contextlib.suppress(OSError):
+                found = re.search(r"^oom_kill (\d+)", (folder / name).read_text(), re.MULTILINE)
+                count = max(count, int(found[1]) if found else 0)
+                break
     return count
 
 
@@ -287,10 +275,3 @@ def _last_error(log: Path | None) -> str:
     lines = [line.strip() for line in _COLOUR.sub("", tail).splitlines() if line.strip()]
     errors = [match[1] for line in lines if (match := _ERROR_LINE.match(line))]
     return next(iter(errors[-1:] or lines[-1:]), "")[:_REASON_CHARS]
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

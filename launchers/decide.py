@@ -6,7 +6,6 @@ or data would end the same way, and one that ran out of memory needs more. AUDIO
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,17 +16,18 @@ from dora.conf import SubmitRules
 
 from audiotok.launchers.profile import Profile
 from audiotok.status import JOB_FILE, State, Verdict, read_json, read_status
+from audiotok.text import number_in
 
 RETRY_VARIABLE = "AUDIOTOK_RETRY"
 FORCE = f"{RETRY_VARIABLE}=force dora grid GRID --retry"
-BLOCKING_KINDS = {"config": "bad configuration", "data": "bad data", "diverged": "diverged"}
-"""Values of `kind` in a `status.json` of failures that would occur again."""
+# Values of `kind` in a `status.json` of failures that would occur again.
+_BLOCKING_KINDS = {"config": "bad configuration", "data": "bad data", "diverged": "diverged"}
 
 # Fields of a profile that describe the site, the command or later jobs, not what an existing job requested.
-_NOT_REQUESTED = frozenset(
-    {"array_parallelism", "cluster", "comment", "dataset_paths", "dependents", "max_array_size", "max_mem_gb"}
-    | {"max_num_timeout", "oom_mem_factor", "output_dir"}
-)
+_NOT_REQUESTED = frozenset((
+    "array_parallelism", "cluster", "comment", "dataset_paths", "dependents", "max_array_size", "max_mem_gb",
+    "max_num_timeout", "oom_mem_factor", "output_dir",
+))  # fmt: skip
 
 
 class Action(StrEnum):
@@ -57,12 +57,7 @@ class Decision:
 
 
 def decide(
-    verdict: Verdict | None,
-    rules: SubmitRules,
-    previous: Mapping[str, Any],
-    profile: Profile,
-    *,
-    force: bool = False,
+    verdict: Verdict | None, rules: SubmitRules, previous: Mapping[str, Any], profile: Profile, *, force: bool = False
 ) -> Decision:
     """Decide about one experiment; reads and writes nothing.
 
@@ -84,37 +79,22 @@ def decide(
         return Decision(Action.NEW, _with_reason(f"{verdict.state} when run by hand", verdict.reason))
     if not rules.retry:
         return Decision(Action.KEEP, _with_reason(verdict.state, verdict.reason))
-    return _decide_failed(verdict, previous, profile, factor, force=force)
+    if verdict.state is State.OUT_OF_MEMORY:
+        return _out_of_memory(previous, profile, factor, force=force)
+    kind = "diverged" if verdict.state is State.DIVERGED else _blocking_kind(previous)
+    if kind is not None and not force:
+        why = _with_reason(_BLOCKING_KINDS[kind], verdict.reason)
+        return Decision(Action.BLOCKED, f"{why}; it would end so again: correct that, or `{FORCE}`")
+    return Decision(Action.RETRY, _with_reason(verdict.state, verdict.reason), factor)
 
 
 def previous_job(folder: Path) -> dict[str, Any]:
-    """The `job.json` of the latest job of an experiment, with the `kind` of its failure.
-
-    `kind` comes from a `status.json` of this very job: one that died before it wrote any must not inherit the diagnosis
-    of an earlier job.
-    """
-    job = read_json(Path(folder) / JOB_FILE) or {}
-    status = read_status(folder) or {}
+    """The `job.json` of the latest job of an experiment, with the `kind` of its failure."""
+    job, status = read_json(folder / JOB_FILE) or {}, read_status(folder) or {}
+    # A job that died before it wrote a status must not inherit the diagnosis of an earlier one.
     if job.get("job_id") is not None and status.get("job_id") == job["job_id"] and "kind" in status:
         job["kind"] = status["kind"]
     return job
-
-
-def memory_gb(profile: Profile) -> float:
-    """Memory that a whole job requests, in GB; 0 if it leaves that to the cluster."""
-    return float(profile.total_mem_gb or 0.0)
-
-
-def profile_fields(profile: Profile) -> dict[str, Any]:
-    """A profile as plain containers, as JSON returns it."""
-    fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(profile), default=str))
-    return fields
-
-
-def changed_fields(previous: Mapping[str, Any], profile: Profile) -> dict[str, tuple[Any, Any]]:
-    """Fields of a profile that a job was submitted with and that differ now: {name: (then, now)}."""
-    then, now = _profile_then(previous), profile_fields(profile)
-    return {name: (then[name], now[name]) for name in sorted(then.keys() & now.keys()) if then[name] != now[name]}
 
 
 def _decide_live(
@@ -129,34 +109,21 @@ def _decide_live(
         return Decision(Action.KEEP, f"{state} by hand")
     if rules.replace:
         return Decision(Action.REPLACE, state, factor)
-    changed = {name: values for name, values in changed_fields(previous, profile).items() if name not in _NOT_REQUESTED}
-    if rules.update and changed:
-        changes = ", ".join(f"{name} {then} → {now}" for name, (then, now) in changed.items())
+    changed = _changed_fields(previous, profile) if rules.update else {}
+    changes = ", ".join(f"{name} {then} → {now}" for name, (then, now) in changed.items() if name not in _NOT_REQUESTED)
+    if changes:
         return Decision(Action.REPLACE, f"{state}; {changes}", factor)
     return Decision(Action.KEEP, _with_reason(state, verdict.reason))
 
 
-def _decide_failed(
-    verdict: Verdict, previous: Mapping[str, Any], profile: Profile, factor: float, *, force: bool
-) -> Decision:
-    """Decide about a job that ended without its result, with `--retry`."""
-    if verdict.state is State.OUT_OF_MEMORY:
-        return _out_of_memory(previous, profile, factor, force=force)
-    kind = "diverged" if verdict.state is State.DIVERGED else _blocking_kind(previous)
-    if kind is not None and not force:
-        why = _with_reason(BLOCKING_KINDS[kind], verdict.reason)
-        return Decision(Action.BLOCKED, f"{why}; it would end so again: correct that, or `{FORCE}`")
-    return Decision(Action.RETRY, _with_reason(verdict.state, verdict.reason), factor)
-
-
 def _out_of_memory(previous: Mapping[str, Any], profile: Profile, factor: float, *, force: bool) -> Decision:
     """Retry once with more memory, if the profile allows that or has been given more since."""
-    had, now, limit = _memory_then(previous, profile), memory_gb(profile), profile.max_mem_gb
+    had, now, limit = _memory_then(previous, profile), profile.total_mem_gb or 0.0, profile.max_mem_gb
     if now > had:
         return Decision(Action.RETRY, f"ran out of {had:g} GB of memory; the profile gives {now:g} GB now")
     if force:
         return Decision(Action.RETRY, f"ran out of {had:g} GB of memory; forced", factor)
-    grown = 0.0 if limit is None else min(had * profile.oom_mem_factor, float(limit))
+    grown = 0.0 if limit is None else min(had * profile.oom_mem_factor, limit)
     if factor > 1.0:
         why = f"ran out of memory again, with {had:g} GB; request more (mem_gb or mem_per_gpu)"
     elif had <= 0.0:
@@ -173,20 +140,24 @@ def _out_of_memory(previous: Mapping[str, Any], profile: Profile, factor: float,
 def _blocking_kind(previous: Mapping[str, Any]) -> str | None:
     """Why the latest job could only fail, None if nothing is known."""
     verdict = previous.get("verdict")
-    kinds = [previous.get("kind"), verdict.get("kind") if isinstance(verdict, Mapping) else verdict]
-    return next((word for word in (str(kind).lower() for kind in kinds) if word in BLOCKING_KINDS), None)
+    kinds = (previous.get("kind"), verdict.get("kind") if isinstance(verdict, Mapping) else verdict)
+    return next((word for word in (str(kind).lower() for kind in kinds) if word in _BLOCKING_KINDS), None)
 
 
 def _profile_then(previous: Mapping[str, Any]) -> Mapping[str, Any]:
-    for name in ("profile", "slurm_config"):
-        if isinstance(previous.get(name), Mapping):
-            return previous[name]  # type: ignore[no-any-return]
-    return {}
+    """The profile that the latest job was submitted with; Dora calls it `slurm_config`."""
+    found = (previous.get(name) for name in ("profile", "slurm_config"))
+    return next((one for one in found if isinstance(one, Mapping)), {})
+
+
+def _changed_fields(previous: Mapping[str, Any], profile: Profile) -> dict[str, tuple[Any, Any]]:
+    """Fields of a profile that a job was submitted with and that differ now: {name: (then, now)}."""
+    then, now = _profile_then(previous), profile.as_json()
+    return {name: (then[name], now[name]) for name in sorted(then.keys() & now.keys()) if then[name] != now[name]}
 
 
 def _factor_then(previous: Mapping[str, Any]) -> float:
-    factor = previous.get("mem_factor", 1.0)
-    return float(factor) if isinstance(factor, int | float) and factor >= 1.0 else 1.0
+    return max(1.0, number_in(previous, "mem_factor") or 1.0)
 
 
 def _memory_then(previous: Mapping[str, Any], profile: Profile) -> float:
@@ -194,15 +165,16 @@ def _memory_then(previous: Mapping[str, Any], profile: Profile) -> float:
     known = {field.name for field in dataclasses.fields(profile)}
     fields = {name: value for name, value in _profile_then(previous).items() if name in known}
     try:
-        return memory_gb(dataclasses.replace(profile, **fields)) * _factor_then(previous)
+        memory = float(dataclasses.replace(profile, **fields).total_mem_gb or 0)
     except (TypeError, ValueError):  # a profile of another version, or a damaged one
-        return memory_gb(profile) * _factor_then(previous)
+        memory = profile.total_mem_gb or 0.0
+    return memory * _factor_then(previous)
 
 
 def _kept_factor(previous: Mapping[str, Any], profile: Profile) -> float:
     """A job that has needed more memory keeps it, but not on top of what the profile was given since."""
-    now = memory_gb(profile)
-    return max(1.0, _memory_then(previous, profile) / now) if now > 0 and _factor_then(previous) > 1.0 else 1.0
+    now = profile.total_mem_gb
+    return max(1.0, _memory_then(previous, profile) / now) if now and _factor_then(previous) > 1.0 else 1.0
 
 
 def _with_reason(what: str, reason: str) -> str:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from gzip import open as open_gzip
 from importlib import metadata
 from pathlib import Path
@@ -23,20 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from packaging.requirements import Requirement
 
-from audiotok.cluster import (
-    DEFAULT_CLUSTER,
-    PROFILES,
-    choose,
-    cluster_name,
-    dataset_paths,
-    list_profiles,
-    map_path,
-    settle,
-)
+from audiotok import cluster
 from audiotok.errors import AudiotokError, ConfigError
 from audiotok.launchers.child import run_command as query
-from audiotok.launchers.engine import Check
-from audiotok.launchers.lock import try_take
+from audiotok.launchers.engine import Check, Engine
+from audiotok.launchers.lock import take
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import ENGINES, LAUNCHER_VARIABLE, detect
 
@@ -57,37 +49,36 @@ def examine(overrides: Sequence[str] = (), *, torch: bool = False) -> Iterator[C
     gpus = _check_gpus()
     yield gpus
     if torch:
-        yield check_torch()
+        yield _check_torch()
     engine, check = _check_launcher()
     yield check
     config, check = _load_config(overrides)
     yield check
-    profile = None
+    profile, remote = None, engine is not None and engine.remote
     if config is not None:
         profile, check = _check_profile(config)
         yield check
     if engine is not None:
-        yield from ENGINES[engine].check(profile)
-    remote = engine is not None and ENGINES[engine].remote
-    if engine is not None and not remote and profile is not None and profile.gpus and gpus.found.startswith("none"):
+        yield from engine.check(profile)
+    if engine is not None and not remote and profile and profile.gpus and gpus.found.startswith("none"):
         found = f"the profile requests {profile.gpus} GPUs, here are none: jobs run on the CPU"
         yield Check.warn("size", found, "use small presets")
     if config is not None:
-        yield bounded("output", lambda: check_output(Path.cwd() / config.dora.dir, shared=remote))
-        yield bounded("data", lambda: check_data(config))
+        yield _bounded("output", lambda: _check_output(Path.cwd() / config.dora.dir, shared=remote))
+        yield _bounded("data", lambda: _check_data(config))
 
 
-def bounded(name: str, check: Callable[[], Check], seconds: float = FILES_S) -> Check:
+def _bounded(name: str, check: Callable[[], Check], seconds: float = FILES_S) -> Check:
     """A check of files that may hang in a dead file system; its thread is then left behind."""
     result: list[Check] = []
 
-    def look() -> None:
+    def run() -> None:
         try:
             result.append(check())
         except OSError as error:
             result.append(Check.fail(name, str(error), "look at that path"))
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
     return result[0] if result else Check.fail(name, f"no answer within {seconds:g} s", "the file system hangs")
@@ -97,7 +88,7 @@ def _check_versions() -> Check:
     """Python and the packages that this code was tested with."""
     found, wrong = [f"python {sys.version.split()[0]}"], []
     try:
-        allowed = {r.name: r for r in map(Requirement, metadata.requires("audiotok") or ())}
+        allowed = {one.name: one.specifier for one in map(Requirement, metadata.requires("audiotok") or ())}
     except metadata.PackageNotFoundError:
         return Check.fail("versions", "audiotok itself is not installed", "run `make install`")
     for name in PACKAGES:
@@ -107,8 +98,8 @@ def _check_versions() -> Check:
             wrong.append(f"{name} is missing")
             continue
         found.append(f"{name} {version}")
-        if name in allowed and not allowed[name].specifier.contains(version, prereleases=True):
-            wrong.append(f"{name} {version} is not {allowed[name].specifier}")
+        if name in allowed and not allowed[name].contains(version, prereleases=True):
+            wrong.append(f"{name} {version} is not {allowed[name]}")
     if wrong:
         return Check.fail("versions", "; ".join(wrong), "run `make install`")
     return Check.ok("versions", ", ".join(found))
@@ -127,7 +118,7 @@ def _check_gpus() -> Check:
     return Check.ok("gpus", "; ".join(kinds) or "none that nvidia-smi lists")
 
 
-def check_torch() -> Check:
+def _check_torch() -> Check:
     """Whether torch can be imported and sees the GPUs."""
     code = "import torch; print(torch.cuda.device_count(), torch.version.cuda)"
     output, failure = query([sys.executable, "-c", code], seconds=IMPORT_S)
@@ -142,49 +133,45 @@ def check_torch() -> Check:
     return Check.ok("torch", f"built for CUDA {cuda}, sees {count} GPUs")
 
 
-def _check_launcher() -> tuple[str | None, Check]:
+def _check_launcher() -> tuple[type[Engine] | None, Check]:
     """The engine that `dora` uses here, and why."""
     try:
         name = detect(os.environ)
     except ConfigError as error:
         return None, Check.fail("launcher", str(error), f"correct or unset {LAUNCHER_VARIABLE}")
-    chosen = os.environ.get(LAUNCHER_VARIABLE, "").strip()
-    why = f"{LAUNCHER_VARIABLE} in the environment" if chosen else ENGINES[name].detect(os.environ)
-    return name, Check.ok("launcher", f"{name} ({why})")
+    chosen, engine = os.environ.get(LAUNCHER_VARIABLE, "").strip(), ENGINES[name]
+    why = f"{LAUNCHER_VARIABLE} in the environment" if chosen else engine.detect(os.environ)
+    return engine, Check.ok("launcher", f"{name} ({why})")
 
 
 def _load_config(overrides: Sequence[str]) -> tuple[DictConfig | None, Check]:
     """Choose the profile and compose the configuration with it."""
     try:
-        choice = choose(os.environ)
-        settle(os.environ)
+        choice = cluster.choose(os.environ)
+        cluster.settle(os.environ)
         GlobalHydra.instance().clear()
-        with initialize_config_dir(str(PROFILES.parent), version_base="1.3"):
+        with initialize_config_dir(str(cluster.PROFILES.parent), version_base="1.3"):
             config = compose("config", list(overrides))
         OmegaConf.to_container(OmegaConf.select(config, "dora"), resolve=True)
     except (AudiotokError, HydraException, OmegaConfBaseException) as error:
         return None, Check.fail("cluster", " ".join(str(error).split()), "correct the configuration or the command")
     found = f"profile {choice.name} ({choice.how})"
-    if choice.name != DEFAULT_CLUSTER or not any(one.remote and one.detect(os.environ) for one in ENGINES.values()):
+    clusters = [one for one in ENGINES.values() if one.remote and one.detect(os.environ)]
+    if choice.name != cluster.DEFAULT_CLUSTER or not clusters:
         return config, Check.ok("cluster", found)
-    others = [name for name in list_profiles() if name not in (DEFAULT_CLUSTER, "template")]
-    name = cluster_name(os.environ)[0] or "NAME"
-    advice = (
-        f"cp config/cluster/template.yaml config/cluster/{name}.yaml and edit that, or export "
-        f"AUDIOTOK_CLUSTER={'|'.join(others)}"
-    )
-    return config, Check.warn("cluster", found, advice)
+    others = [name for name in cluster.list_profiles() if name not in (cluster.DEFAULT_CLUSTER, "template")]
+    name = cluster.cluster_name(os.environ)[0] or "NAME"
+    advice = f"cp config/cluster/template.yaml config/cluster/{name}.yaml and edit that"
+    return config, Check.warn("cluster", found, f"{advice}, or export AUDIOTOK_CLUSTER={'|'.join(others)}")
 
 
 def _check_profile(config: DictConfig) -> tuple[Profile | None, Check]:
     """Whether the values of the profile can be used, and what a job of it is."""
-    name = choose(os.environ).name
+    name = cluster.choose(os.environ).name
     try:
-        values = OmegaConf.to_container(config.slurm, resolve=True)
-        assert isinstance(values, dict)
-        profile = Profile.from_mapping({str(key): value for key, value in values.items()}, cluster=name)
-    except (ConfigError, OmegaConfBaseException) as error:
-        return None, Check.fail("profile", " ".join(str(error).split()), f"correct config/cluster/{name}.yaml")
+        profile = Profile.from_section(config.slurm, cluster=name)
+    except ConfigError as error:
+        return None, Check.fail("profile", str(error), f"correct config/cluster/{name}.yaml")
     shape, memory = profile.shape(), profile.node_mem_mb()
     size = f"nodes x processes: {shape.nodes} x {shape.tasks_per_node}"
     each = f"{shape.gpus_per_node} GPUs, {shape.cpus_per_task * shape.tasks_per_node} cores"
@@ -192,20 +179,17 @@ def _check_profile(config: DictConfig) -> tuple[Profile | None, Check]:
     return profile, Check.ok("profile", f"{size}; on each node {each}, {memory_text}; {int(profile.time)} min")
 
 
-def check_output(folder: Path, *, shared: bool) -> Check:
-    """Whether results can be written and locked, and how much room there is; leaves nothing behind.
-
-    Args:
-        folder: the results folder; it need not exist yet.
-        shared: jobs run on other machines, which must see it.
-    """
+def _check_output(folder: Path, *, shared: bool) -> Check:
+    """Whether results can be written and locked, and how much room there is; `shared` if jobs run on other machines."""
     here = next(path for path in (folder, *folder.parents) if path.exists())
     advice = "set output_dir in the profile, or AUDIOTOK_OUTPUT_DIR"
     try:
         with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=here) as file:
             file.write(b"\0" * 4096)
             file.flush()
-            locks = _locks_work(Path(file.name))
+            path, locks = Path(file.name), False
+            with suppress(OSError), take(path, patience_s=0) as first, take(path, patience_s=0) as second:
+                locks = first and not second  # two openings of a file exclude each other
     except OSError as error:
         return Check.fail("output", f"{folder}: cannot write in {here} ({error.strerror})", advice)
     free = shutil.disk_usage(here).free / 1e9
@@ -221,47 +205,35 @@ def check_output(folder: Path, *, shared: bool) -> Check:
     return Check.ok("output", f"{found}, locks work")
 
 
-def check_data(config: DictConfig) -> Check:
+def _check_data(config: DictConfig) -> Check:
     """Whether the manifests that the configuration names are here, and the first track of each."""
     named = {split: config.datasource[split] for split in SPLITS if config.datasource.get(split)}
     if not named:
         advice = "name the experiment to look at, such as `audiotok doctor solver=compression/demo`"
         return Check.warn("data", "the configuration names no manifests", advice)
     try:
-        paths = dataset_paths(os.environ)
+        paths = cluster.dataset_paths(os.environ)
     except ConfigError as error:
         return Check.fail("data", str(error), "correct dataset_paths in the profile")
-    found = {split: _manifest_problem(map_path(Path(path), paths)) for split, path in named.items()}
+    found = {split: _manifest_problem(cluster.map_path(Path(path), paths)) for split, path in named.items()}
     problems = [f"{split}: {problem}" for split, problem in found.items() if problem]
     if problems:
-        advice = (
-            "write them with `audiotok data prepare` (`audiotok data demo` for the demo), or set dataset_paths in the "
-            "profile to where they lie here"
-        )
+        write = "write them with `audiotok data prepare` (`audiotok data demo` for the demo)"
+        advice = f"{write}, or set dataset_paths in the profile to where they lie here"
         return Check.fail("data", "; ".join(problems), advice)
     return Check.ok("data", f"{', '.join(named)}: {len(named)} manifests and their first tracks")
 
 
-def _locks_work(path: Path) -> bool:
-    """True if a lock on one opening of a file excludes another."""
-    try:
-        with try_take(path) as first, try_take(path) as second:
-            return first and not second
-    except OSError:
-        return False
-
-
 def _manifest_problem(path: Path) -> str:
     names = (path / "data.jsonl.gz", path / "data.jsonl") if path.is_dir() else (path,)
-    file = next((name for name in names if name.is_file()), None)
+    file = next(filter(Path.is_file, names), None)
     if file is None:
         return f"no manifest {path}"
     try:
         with open_gzip(file, "rt") if file.suffix == ".gz" else file.open() as lines:
             first: Any = json.loads(next(lines))["path"]
-        track = file.parent / first
-        if first.startswith("/"):
-            track = map_path(Path(first), dataset_paths(os.environ))
+        absolute = first.startswith("/")
+        track = cluster.map_path(Path(first), cluster.dataset_paths(os.environ)) if absolute else file.parent / first
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
         return f"{file} cannot be read ({type(error).__name__}: {error})"
     return "" if track.is_file() else f"{file} is here, its first track {track} is not"

@@ -19,10 +19,6 @@ from audiotok.launchers.profile import ProfileLauncher, profile_of
 from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
 from audiotok.launchers.table import monitor
 
-EXIT_CODE = 2
-
-_Hook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
-
 
 class InfoShepherd(GridShepherd):
     """The shepherd of `dora info`, which also logs how today's configuration differs from the frozen one."""
@@ -37,44 +33,39 @@ class InfoShepherd(GridShepherd):
     def get_sheep_from_job_id(self, job_id: str) -> GridSheep | None:
         """The experiment of a job, None if there is no such job."""
         sheep = super().get_sheep_from_job_id(job_id)
-        return None if sheep is None else self._log_drift(sheep)
+        return sheep and self._log_drift(sheep)
 
     def _log_drift(self, sheep: GridSheep) -> GridSheep:
-        if hasattr(self.main, "compose"):
-            for line in drift(self.main, sheep.xp):
-                self.log(f"Configuration has changed since: {line}")
+        for line in drift(self.main, sheep.xp) if hasattr(self.main, "compose") else ():
+            self.log(f"Configuration has changed since: {line}")
         return sheep
 
 
-class Patch(NamedTuple):
-    """A name of Dora that is replaced."""
-
+class _Patch(NamedTuple):
     module: str
     name: str
     ours: Any
     why: str
 
 
+# All names replaced in Dora. Its commands look them up when they run, so replacing them in the modules is enough.
 PATCHES = (
-    Patch("dora.grid", "run_grid", run_grid, "`dora grid`: plans, locks, relative links"),
-    Patch("dora.grid", "_get_explore", get_explorer, "an unknown grid is an error, not exit code 0"),
-    Patch("dora.grid", "Shepherd", GridShepherd, "for a project that takes it from there"),
-    Patch("dora.grid", "Launcher", ProfileLauncher, "likewise: checks the keys of a profile"),
-    Patch("dora.grid", "monitor", monitor, "likewise: the table with progress and reasons"),
-    Patch("dora.launch", "Shepherd", GridShepherd, "`dora launch` submits with our engines"),
-    Patch("dora.run", "Shepherd", GridShepherd, "`dora run` looks for a job of the experiment first"),
-    Patch("dora.info", "Shepherd", InfoShepherd, "`dora info` also shows what changed in the configuration"),
+    _Patch("dora.grid", "run_grid", run_grid, "`dora grid`: plans, locks, relative links"),
+    _Patch("dora.grid", "_get_explore", get_explorer, "an unknown grid is an error, not exit code 0"),
+    _Patch("dora.grid", "Shepherd", GridShepherd, "for a project that takes it from there"),
+    _Patch("dora.grid", "Launcher", ProfileLauncher, "likewise: checks the keys of a profile"),
+    _Patch("dora.grid", "monitor", monitor, "likewise: the table with progress and reasons"),
+    _Patch("dora.launch", "Shepherd", GridShepherd, "`dora launch` submits with our engines"),
+    _Patch("dora.run", "Shepherd", GridShepherd, "`dora run` looks for a job of the experiment first"),
+    _Patch("dora.info", "Shepherd", InfoShepherd, "`dora info` also shows what changed in the configuration"),
 )
-"""All names replaced in Dora. Its commands look them up when they run, so replacing them in the modules is enough."""
 
 
 def install(main: DecoratedMain) -> None:
     """Make `dora run`, `grid`, `launch` and `info` use our launchers; may be called more than once.
 
-    Under the `dora` command line mistakes of the user also end in one line and exit code 2.
-
-    Args:
-        main: the decorated entry point; it gets the profile of the cluster in place of Dora's defaults.
+    Under the `dora` command line mistakes of the user also end in one line and exit code 2. The entry point gets the
+    profile of the cluster in place of Dora's defaults.
 
     Raises:
         ConfigError: if AUDIOTOK_LAUNCHER names no engine.
@@ -85,30 +76,28 @@ def install(main: DecoratedMain) -> None:
     main.get_slurm_config = lambda: profile_of(main)  # type: ignore[method-assign]
     for patch in PATCHES:
         module = importlib.import_module(patch.module)
-        getattr(module, patch.name)
+        getattr(module, patch.name)  # fails where Dora has renamed it
         setattr(module, patch.name, patch.ours)
 
 
 def tell_mistakes_in_one_line() -> None:
     """Under the `dora` command line, end mistakes of the user in one line and exit code 2.
 
-    `install` does it too; composing the configuration, which comes before that, can find mistakes, too. Notebooks and
+    `install` does it too; but composing the configuration, which comes before that, can find mistakes. Notebooks and
     other programs keep their own handling of exceptions.
     """
-    if is_dora_command() and not isinstance(sys.excepthook, _OneLineHook):
+    if _is_dora_command() and not isinstance(sys.excepthook, _OneLineHook):
         sys.excepthook = _OneLineHook(sys.excepthook)
 
 
-def is_dora_command() -> bool:
-    """True if this process is the `dora` command line (`dora …` or `python -m dora …`)."""
+def _is_dora_command() -> bool:
+    """True if this process is `dora …` or `python -m dora …`."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return getattr(spec, "name", None) == "dora.__main__" or Path(sys.argv[0]).name == "dora"
 
 
 class _OneLineHook:
-    """Except hook: one line for a user's mistake, the previous hook for anything else."""
-
-    def __init__(self, previous: _Hook) -> None:
+    def __init__(self, previous: Callable[[type[BaseException], BaseException, TracebackType | None], Any]) -> None:
         self._previous = previous
 
     def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -116,4 +105,4 @@ class _OneLineHook:
             self._previous(kind, error, traceback)
             return
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        raise SystemExit(EXIT_CODE)  # Python ends with the code of a SystemExit that comes out of a hook
+        raise SystemExit(2)  # Python ends with the code of a SystemExit that comes out of a hook

@@ -1,8 +1,7 @@
 """What an engine is: where jobs run. `launchers.slurm` submits with sbatch, `launchers.local` queues on this machine.
 
 The shepherd (`launchers.shepherd`) decides what runs, an engine makes it run and leaves a `job.json` in the folder of
-the experiment. It names the engine, so that any command finds the job, whichever engine it submits with itself. How to
-add an engine: docs/extending.md.
+the experiment. It names the engine, so that any command finds the job. How to add an engine: docs/extending.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,8 +58,8 @@ class Job:
 
 def job_of(folder: Path) -> Job | None:
     """The latest job of an experiment folder, None without one or with a damaged `job.json`."""
-    content = read_json(Path(folder) / JOB_FILE)
-    return None if content is None or "job_id" not in content else Job(Path(folder), content)
+    content = read_json(folder / JOB_FILE)
+    return Job(folder, content) if content and "job_id" in content else None
 
 
 class Level(StrEnum):
@@ -97,48 +96,29 @@ class Check:
 
 
 class Engine(Protocol):
-    """A launcher. Registered in `launchers.shepherd.ENGINES`.
+    """A launcher. Registered in `launchers.shepherd.ENGINES`."""
 
-    Attributes:
-        name: its name in AUDIOTOK_LAUNCHER and in `job.json`.
-        remote: its jobs run on other machines, which must see the results folder.
-    """
-
-    name: ClassVar[str]
-    remote: ClassVar[bool]
+    name: ClassVar[str]  # in AUDIOTOK_LAUNCHER and in `job.json`
+    remote: ClassVar[bool]  # its jobs run on other machines, which must see the results folder
 
     @classmethod
     def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
-        """The engine of one Dora folder, `main.dora.dir`; writes nothing yet.
-
-        Args:
-            main: the decorated entry point.
-            lock: submission lock of the folder.
-        """
-        ...
+        """The engine of one Dora folder, `main.dora.dir`, and its submission lock; writes nothing yet."""
 
     @classmethod
     def detect(cls, environ: Mapping[str, str]) -> str:
         """Why this machine can submit with it, as `sbatch is on PATH`; "" if it cannot."""
-        ...
 
     @classmethod
     def check(cls, profile: Profile | None) -> Iterator[Check]:
-        """Check for `audiotok doctor` whether a job can be submitted; changes nothing.
-
-        Args:
-            profile: what a job requests, None if that is not known.
-        """
-        ...
+        """Check for `audiotok doctor` whether a job of this profile, if known, can be submitted; changes nothing."""
 
     @property
     def failure(self) -> str:
         """Why the scheduler did not answer at the last `refresh`, "" if it did; nothing is submitted then."""
-        ...
 
     def has_open(self) -> bool:
         """True if it may have jobs that no `job.json` names yet, so that `refresh` is needed even without jobs."""
-        ...
 
     def submit(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
         """Submit tasks that request the same resources; called under the submission lock.
@@ -149,15 +129,12 @@ class Engine(Protocol):
         Raises:
             LaunchError: if the scheduler refuses; jobs that it accepted before are then recorded.
         """
-        ...
 
     def refresh(self) -> None:
         """Query the states of all jobs at once, and repair what a dead command left behind."""
-        ...
 
     def verdict(self, job: Job) -> Verdict:
         """State of a job as of the last `refresh`, and the reason; never waits."""
-        ...
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Stop pending and running jobs and wait for their end; the reason is kept with each.
@@ -165,7 +142,6 @@ class Engine(Protocol):
         Raises:
             LaunchError: naming those that could not be stopped; all others are.
         """
-        ...
 
     def requeue(self, jobs: Sequence[Job]) -> None:
         """Stop running jobs with a checkpoint and queue them again under the same job id.
@@ -173,4 +149,3 @@ class Engine(Protocol):
         Raises:
             LaunchError: naming those that cannot be requeued.
         """
-        ...

@@ -29,12 +29,13 @@ from audiotok.errors import ConfigError, LaunchError
 from audiotok.files import write_symlink
 from audiotok.launchers.decide import Action, Decision
 from audiotok.launchers.lock import SubmitLock
-from audiotok.launchers.plan import Entry, Plan, make_plan, members_of, plan_text, remember
+from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember
 from audiotok.launchers.profile import ProfileLauncher
 from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
 from audiotok.launchers.table import monitor
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
+_Log = Callable[[str], None]
 _POOL = 4  # processes that compose experiments, for an entry point that calls itself slow
 _get_dora_explorer = dora.grid._get_explore  # before `launchers.dora_patches` replaces it by ours
 
@@ -53,9 +54,9 @@ def run_grid(
         LaunchError: if something could not be submitted, or the Dora folder cannot be written.
     """
     args = args or RunGridArgs()
-    if args.dry_run and args.clear:
-        fatal("--dry_run is incompatible with --clear.")
     if args.dry_run:
+        if args.clear:
+            fatal("--dry_run is incompatible with --clear.")
         grid = _Grid(main, explorer, grid_name, slurm, args, no_log)
         grid.decide(rules)
         if not args.silent:
@@ -63,9 +64,8 @@ def run_grid(
         if args.init:
             grid.init()
         return grid.sheeps
-    lock = SubmitLock(Path(main.dora.dir) / "locks" / f"grid.{grid_name}", log=log)
     try:
-        with lock.hold():
+        with SubmitLock(Path(main.dora.dir) / "locks" / f"grid.{grid_name}", log=log).hold():
             grid = _Grid(main, explorer, grid_name, slurm, args, log)
             if args.clear:
                 grid.clear()
@@ -76,19 +76,13 @@ def run_grid(
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        raise LaunchError(
-            f"cannot write to {main.dora.dir} ({error}); make room or correct it, and try again."
-        ) from error
+        advice = "make room or correct it, and try again."
+        raise LaunchError(f"cannot write to {main.dora.dir} ({error}); {advice}") from error
     return grid.sheeps
 
 
 def plan_grid(
-    main: DecoratedMain,
-    explorer: Explorer,
-    grid_name: str,
-    rules: SubmitRules | None = None,
-    slurm: SlurmConfig | None = None,
-    args: RunGridArgs | None = None,
+    main: DecoratedMain, explorer: Explorer, grid_name: str, rules: SubmitRules, slurm: SlurmConfig, args: RunGridArgs
 ) -> Plan:
     """What `run_grid` with the same arguments would do; nothing is submitted, cancelled or written."""
     grid = _Grid(main, explorer, grid_name, slurm, args, no_log)
@@ -118,16 +112,7 @@ def list_grids(folder: Path) -> list[str]:
 
 
 class _Grid:
-    """The experiments of a grid, and what is done about them.
-
-    Args:
-        main: the decorated entry point.
-        explorer: the explorer of the grid.
-        name: name of the grid.
-        slurm: what a job requests; by default as the profile of the cluster.
-        args: arguments of `dora grid`.
-        log: where messages for the user go.
-    """
+    """The experiments of a grid, and what is done about them; messages for the user go to `log`."""
 
     def __init__(
         self,
@@ -135,24 +120,19 @@ class _Grid:
         explorer: Explorer,
         name: str,
         slurm: SlurmConfig | None,
-        args: RunGridArgs | None,
-        log: Callable[..., None],
+        args: RunGridArgs,
+        log: _Log,
     ) -> None:
         assert isinstance(explorer, Explorer)
-        self.main, self.explorer, self.name, self.args, self.log = main, explorer, name, args or RunGridArgs(), log
-        self.shepherd = GridShepherd(main, log)
-        self.herd = Herd()  # all experiments of the grid file
+        self.main, self.explorer, self.name, self.args, self.log = main, explorer, name, args, log
+        self.shepherd, self.herd = GridShepherd(main, log), Herd()  # the herd: all experiments of the grid file
         self.cancels: list[GridSheep] = []  # whose jobs the next commit cancels, also such that have left the file
         with ProcessPoolExecutor(_POOL) if main._slow else contextlib.nullcontext() as pool:
             explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd, pool=pool))
             self.herd.complete()
+        self.folder = Path(main.dora.dir) / main.dora._grids / name  # of its links
         every = list(self.herd.sheeps.values())
-        self.sheeps: list[Any] = dora.grid._filter_grid_sheeps(list(self.args.patterns), main, every)
-
-    @property
-    def folder(self) -> Path:
-        """The folder of its links."""
-        return Path(self.main.dora.dir) / self.main.dora._grids / self.name
+        self.sheeps: list[Any] = dora.grid._filter_grid_sheeps(list(args.patterns), main, every)
 
     def clear(self) -> None:
         """Cancel all jobs and delete the folders of experiments, from the command line after a confirmation."""
@@ -180,7 +160,7 @@ class _Grid:
             selected = {sheep.xp.sig: sheep for sheep in self.sheeps}
             for sigs in self.herd.job_arrays:
                 some = [selected[sig] for sig in sigs if sig in selected]
-                if not some:
+                if not some:  # not selected, or all of it stands in an array before
                     continue
                 slurm = self.herd.slurm_configs[some[0].xp.sig]
                 with self.shepherd.job_array(slurm) if len(some) > 1 else contextlib.nullcontext():
@@ -194,30 +174,28 @@ class _Grid:
                 self.cancels.append(sheep)
                 self.log(f"Canceling job {sheep.current_job_id} for {reason}sheep {self.shepherd.title(sheep)}")
 
-    def entries(self) -> list[Entry]:
-        """What is done about each experiment that was decided about, in the order of the grid."""
+    def _entries(self) -> list[Entry]:
         return [self._entry(sheep, sheep.decision) for sheep in self.sheeps if sheep.decision is not None]
 
     def plan(self) -> Plan:
         """What `launch` would do."""
         cancelled = Decision(Action.CANCEL, "cancelled as requested" if self.args.cancel else "no longer in the grid")
-        entries = self.entries() + [self._entry(sheep, cancelled) for sheep in self.cancels]
-        root, engine = Path(self.main.dora.dir), detect(os.environ)
-        return make_plan(root, self.name, engine, entries, list(self.herd.sheeps))
+        entries = self._entries() + [self._entry(sheep, cancelled) for sheep in self.cancels]
+        return make_plan(Path(self.main.dora.dir), self.name, detect(os.environ), entries, self.herd.sheeps)
 
     def launch(self) -> None:
         """Link the experiments, cancel and submit, and record what was launched; called under the lock of the grid."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        gone = [self.folder / name for name in _links(self.folder) if name not in self.herd.sheeps]
+        gone = [self.folder / name for name in _links(self.folder) - self.herd.sheeps.keys()]
         _write_links(self.folder, self.main.dora.xps, [sheep.xp.sig for sheep in self.sheeps])
         self.shepherd.commit()
         for link in gone:
             link.unlink(missing_ok=True)
-        if entries := self.entries():
-            try:
-                remember(Path(self.main.dora.dir), self.name, members_of(entries), list(self.herd.sheeps))
-            except OSError as error:
-                self.log(f"Could not write down what was launched: {error}")
+        try:
+            if entries := self._entries():
+                remember(Path(self.main.dora.dir), self.name, entries, self.herd.sheeps)
+        except OSError as error:
+            self.log(f"Could not write down what was launched: {error}")
         if self.args.init:
             self.init()
 
@@ -228,17 +206,17 @@ class _Grid:
 
     def show(self) -> None:
         """Show the folder or the log of one experiment, or watch all."""
-        chosen = [index for index in (self.args.folder, self.args.log, self.args.tail) if index is not None]
+        indices = [index for index in (self.args.folder, self.args.log, self.args.tail) if index is not None]
         if not self.sheeps:
             self.log("No sheep to handle.")
-        elif chosen:
-            self._show_one(chosen[0])
-        else:
+        elif not indices:
             self._watch()
+        elif self.args._from_commandline:
+            self._show_one(indices[0])
+        else:
+            raise RuntimeError("The folder, log, and tail flags are only supported from the command line.")
 
     def _show_one(self, index: int) -> None:
-        if not self.args._from_commandline:
-            raise RuntimeError("The folder, log, and tail flags are only supported from the command line.")
         try:
             sheep = self.sheeps[index]
         except IndexError:
@@ -273,35 +251,33 @@ class _Grid:
                 time.sleep(1)
             show(" " * 60)
 
-    def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:
-        profile = None if decision.action is Action.CANCEL else sheep.profile
-        name, folder = self.main.get_name(sheep.xp), Path(sheep.xp.folder)
-        return Entry(sheep.xp.sig, name, folder, sheep.state() or "", decision, profile)
-
     def _left(self) -> list[GridSheep]:
         """The experiments that are linked in its folder but not in its file any more."""
         left = []
-        for name in _links(self.folder):
-            if name not in self.herd.sheeps:
-                try:
-                    left.append(self.shepherd.get_sheep_from_sig(name))
-                except Exception as error:  # without a job, of a configuration that can no longer be composed
-                    self.log(f"Error when trying to load old sheep {name}: {error}")
+        for name in sorted(_links(self.folder) - self.herd.sheeps.keys()):
+            try:
+                left.append(self.shepherd.get_sheep_from_sig(name))
+            except Exception as error:  # without a job, of a configuration that can no longer be composed
+                self.log(f"Error when trying to load old sheep {name}: {error}")
         return left
 
+    def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:
+        profile, xp = None if decision.action is Action.CANCEL else sheep.profile, sheep.xp
+        return Entry(xp.sig, self.main.get_name(xp), Path(xp.folder), sheep.state() or "", decision, profile)
 
-def _links(folder: Path) -> list[str]:
+
+def _links(folder: Path) -> set[str]:
     """Names of the links in the folder of a grid."""
     if not folder.is_dir():
-        return []
+        return set()
     with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.is_symlink() and not entry.name.startswith(".")]
+        return {entry.name for entry in entries if entry.is_symlink() and not entry.name.startswith(".")}
 
 
 def _write_links(folder: Path, xps: str, sigs: Sequence[str]) -> None:
     """Link experiments by relative paths; links that are there, too, wherever they pointed before."""
-    there = set(_links(folder))
-    for name in dict.fromkeys([*there, *sigs]):
+    there = _links(folder)
+    for name in there | set(sigs):
         link, target = folder / name, Path("../..", xps, name)
         if name not in there or link.readlink() != target:
             write_symlink(link, target)

@@ -1,4 +1,4 @@
-"""Locks on files (flock): `take`, `try_take` and `is_held`, and on top of them the submission lock of a Dora folder.
+"""Locks on files (flock): `take` and `is_held`, and on top of them the submission lock of a Dora folder.
 
 The kernel releases an flock however its holder ends: SIGKILL, reboot, a stopped container. Standard library only.
 """
@@ -18,8 +18,7 @@ from pathlib import Path
 from audiotok.errors import LaunchError
 from audiotok.files import is_locked
 
-PATIENCE_S = 600.0
-_POLL_S = 0.1
+PATIENCE_S, POLL_S = 600.0, 0.1
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 
 logger = logging.getLogger(__name__)
@@ -33,9 +32,7 @@ class NoLocksError(OSError):
 
 
 @contextlib.contextmanager
-def take(
-    path: Path, *, patience_s: float = PATIENCE_S, poll_s: float = _POLL_S, on_wait: Callable[[], object] | None = None
-) -> Iterator[bool]:
+def take(path: Path, *, patience_s: float = PATIENCE_S, poll_s: float = POLL_S) -> Iterator[bool]:
     """Hold the exclusive lock on a file for the length of the block.
 
     Two openings of one file exclude each other within a process, too. A holder may remove the file.
@@ -44,7 +41,6 @@ def take(
         path: the file; made with its folder if it is missing, for every user to lock.
         patience_s: how long to wait for another holder.
         poll_s: pause between two attempts.
-        on_wait: called after each attempt that failed and its pause.
 
     Yields:
         True; False if another holder kept it for longer than the patience.
@@ -66,13 +62,6 @@ def take(
         finally:
             os.close(descriptor)
         time.sleep(poll_s)
-        if on_wait is not None:
-            on_wait()
-
-
-def try_take(path: Path) -> AbstractContextManager[bool]:
-    """Hold the lock on a file if it is free now, see `take`; yields whether it was."""
-    return take(path, patience_s=0.0)
 
 
 def user_name() -> str:
@@ -103,22 +92,13 @@ class SubmitLock:
     def __init__(
         self, path: Path, *, patience_s: float = PATIENCE_S, log: Callable[[str], object] = logger.warning
     ) -> None:
-        self.path = path
-        self.patience_s = patience_s
-        self.log = log
+        self.path, self.patience_s, self.log = path, patience_s, log
         self._depth = 0
 
     @property
     def held(self) -> bool:
         """True while this process holds it."""
         return self._depth > 0
-
-    def holder(self) -> str:
-        """Who has it, as `alice@login1 (process 4711, since 14:03:22)`; "someone" if that cannot be read."""
-        with contextlib.suppress(OSError, ValueError):
-            name, pid, since = self.path.read_text(encoding="utf-8").split()
-            return f"{name} (process {pid}, since {time.strftime('%H:%M:%S', time.localtime(float(since)))})"
-        return "someone"
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -130,58 +110,57 @@ class SubmitLock:
         with self._take(self.patience_s) as held:
             if not held:
                 raise LaunchError(
-                    f"{self.holder()} has been submitting for {self.patience_s:.0f} s and keeps {self.path}; "
-                    "nothing was submitted: wait for them, or end that process, and try again."
+                    f"{self._holder() or 'someone'} has been submitting for {self.patience_s:.0f} s and keeps "
+                    f"{self.path}; nothing was submitted: wait for them, or end that process, and try again."
                 )
             yield
 
-    @contextlib.contextmanager
-    def try_hold(self) -> Iterator[bool]:
+    def try_hold(self) -> AbstractContextManager[bool]:
         """Hold it if it is free now; yields whether it was."""
-        with self._take(0.0) as held:
-            yield held
+        return self._take(0.0)
 
     @contextlib.contextmanager
     def _take(self, patience_s: float) -> Iterator[bool]:
         with contextlib.ExitStack() as stack:
-            held = self._depth > 0 or self._enter(stack, patience_s)
-            if not held:
-                yield False
-                return
             if not self._depth:
+                if not self._enter(stack, patience_s):
+                    yield False
+                    return
                 self._sign(f"{user_and_host()} {os.getpid()} {time.time():.0f}\n")
+                stack.callback(self._sign, "")  # while it is still held
             self._depth += 1
             try:
                 yield True
             finally:
                 self._depth -= 1
-                if not self._depth:
-                    self._sign("")
 
     def _enter(self, stack: contextlib.ExitStack, patience_s: float) -> bool:
-        waiting = False
-
-        def log_once() -> None:
-            nonlocal waiting
-            if not waiting and (holder := self.holder()) != "someone":
-                self.log(f"waiting for {holder}, who is submitting right now")
-                waiting = True
-
         try:
-            return stack.enter_context(take(self.path, patience_s=patience_s, on_wait=log_once))
+            held = stack.enter_context(take(self.path, patience_s=0.0))
+            if held or not patience_s:
+                return held
+            time.sleep(POLL_S)  # until its holder has signed it
+            if holder := self._holder():
+                self.log(f"waiting for {holder}, who is submitting right now")
+            return stack.enter_context(take(self.path, patience_s=patience_s))
         except NoLocksError as error:
-            logger.warning(
-                "%s stands on a filesystem without locks (%s); do not submit twice at once", self.path, error
-            )
+            warning = "%s stands on a filesystem without locks (%s); do not submit twice at once"
+            logger.warning(warning, self.path, error)
             return True
         except OSError as error:
             if patience_s:
                 raise LaunchError(f"cannot open {self.path} ({error}); it is needed to submit.") from error
             return False
 
+    def _holder(self) -> str:
+        """Its holder, as `alice@login1 (process 4711, since 14:03:22)`; "" if that cannot be read."""
+        with contextlib.suppress(OSError, ValueError):
+            name, pid, since = self.path.read_text(encoding="utf-8").split()
+            return f"{name} (process {pid}, since {time.strftime('%H:%M:%S', time.localtime(float(since)))})"
+        return ""
+
     def _sign(self, text: str) -> None:
-        """Write the holder into the file; a full disk or another user's file must not prevent submitting."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a full disk or another user's file must not prevent submitting
             self.path.write_text(text, encoding="utf-8")
 
 
@@ -197,7 +176,6 @@ def _open(path: Path) -> int:
 
 
 def _flock(descriptor: int) -> bool:
-    """Take the lock if it is free; False if it is not."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -210,7 +188,6 @@ def _flock(descriptor: int) -> bool:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    try:
+    with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
-    except OSError:
-        return False
+    return False

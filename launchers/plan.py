@@ -1,8 +1,7 @@
 """What launching a grid would do: who is new, reused, retried or cancelled, what jobs request, what has changed.
 
 A plan is made from the decisions (`launchers.decide`) that a launch follows, and writes nothing. A launch is recorded
-in `<dora.dir>/plans/<grid>.json` (in the folder of a grid Dora takes every name for a signature), so that the next plan
-can show what has changed.
+in `<dora.dir>/plans/<grid>.json` (in the folder of a grid Dora takes every name for a signature).
 """
 
 import json
@@ -12,29 +11,31 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from audiotok.launchers.decide import FORCE, Action, Decision, memory_gb, profile_fields
+from audiotok.launchers.decide import FORCE, Action, Decision
 from audiotok.launchers.lock import user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.table import progress_of
 from audiotok.status import State, read_json, read_status, write_json
+from audiotok.text import number_in
 
 SAMPLE = 20  # folders of finished experiments that are measured, at most
 SHOWN = 5  # experiments of a group that are listed
-_TITLES = {
+_TITLES = {  # in their order; first what the launch changes
     Action.NEW: "new",
-    Action.REUSE: "reused: done already",
     Action.RETRY: "retried",
     Action.REPLACE: "replaced",
-    Action.BLOCKED: "blocked",
     Action.CANCEL: "cancelled: no longer in the grid",
+    Action.BLOCKED: "blocked",
+    Action.KEEP: "left alone: waiting or running",
+    Action.REUSE: "reused: done already",
 }
-_WAITING, _FAILED = "left alone: waiting or running", "left alone: failed; --retry submits them again"
-_ORDER = (Action.NEW, Action.RETRY, Action.REPLACE, Action.CANCEL, Action.BLOCKED, Action.KEEP, Action.REUSE)
+_FAILED = "left alone: failed; --retry submits them again"
 
 
 @dataclass(frozen=True)
@@ -53,31 +54,14 @@ class Entry:
         """What is done about it."""
         return self.decision.action
 
-    @property
-    def gpus(self) -> int:
-        """GPUs that its job requests."""
-        return self.profile.gpus if self.profile else 0
-
-    @property
-    def cpus(self) -> int:
-        """CPU cores that its job requests."""
-        if self.profile is None:
-            return 0
-        shape = self.profile.shape()
-        return shape.tasks * shape.cpus_per_task
-
-    @property
-    def hours(self) -> float:
-        """Time limit of its job."""
-        return self.profile.time / 60 if self.profile else 0.0
-
     def as_json(self) -> dict[str, Any]:
         """As plain containers; without resources if it left the grid."""
         content: dict[str, Any] = {"sig": self.sig, "name": self.name, "action": str(self.action)}
         content |= {"state": str(self.state), "reason": self.decision.reason}
         if self.profile is not None:
-            memory = memory_gb(self.profile) * self.decision.mem_factor
-            content |= {"gpus": self.gpus, "cpus": self.cpus, "mem_gb": memory or None, "time_min": self.profile.time}
+            gpus, cpus = _resources(self.profile)
+            memory = (self.profile.total_mem_gb or 0.0) * self.decision.mem_factor
+            content |= {"gpus": gpus, "cpus": cpus, "mem_gb": memory or None, "time_min": self.profile.time}
         return content
 
 
@@ -91,17 +75,16 @@ class Request:
     likely_gpu_hours: float | None  # with the median duration of finished experiments; None without any
     likely_cpu_hours: float | None
     disk_bytes: int | None  # growth of their folders to the median size of finished ones
-    free_bytes: int | None
+    free_bytes: int
     finished: int  # finished experiments of this grid, which the likely figures come from
     measured: int  # finished experiments that the size comes from: of this grid, or of all where it has none
 
 
-@dataclass(frozen=True)
-class Member:
+class _Member(NamedTuple):
     """An experiment of a recorded launch: its name, and the profile that it was submitted with."""
 
     name: str
-    profile: dict[str, Any] = field(default_factory=dict, hash=False)
+    profile: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -155,75 +138,40 @@ def make_plan(root: Path, grid: str, launcher: str, entries: Sequence[Entry], me
         entries: experiments that patterns select, and those to cancel.
         members: signatures of the whole grid, whatever the patterns.
     """
-    changes = changes_since(root, grid, members_of(entries), members)
+    changes = _changes_since(root, grid, _members_of(entries), members)
     return Plan(grid, launcher, list(entries), _request(root, grid, entries), changes)
 
 
-def members_of(entries: Iterable[Entry]) -> dict[str, Member]:
-    """What to record of a plan that was carried out, see `remember`."""
-    staying = [entry for entry in entries if entry.action is not Action.CANCEL]
-    return {entry.sig: Member(entry.name, profile_fields(entry.profile) if entry.profile else {}) for entry in staying}
-
-
-def remember(root: Path, grid: str, members: Mapping[str, Member], sigs: Iterable[str]) -> None:
+def remember(root: Path, grid: str, entries: Iterable[Entry], sigs: Iterable[str]) -> None:
     """Record a launch; called under the lock of the grid.
 
     Args:
         root: `dora.dir`.
         grid: name of the grid.
-        members: experiments of the launch by signature; with patterns, not all of the grid.
+        entries: experiments of the launch; with patterns, not all of the grid.
         sigs: signatures of the whole grid: records of others are dropped.
 
     Raises:
         OSError: if the disk refuses; the record is then as before.
     """
     whole = set(sigs)
-    known = {sig: member for sig, member in _read(root, grid)[1].items() if sig in whole} | dict(members)
+    known = {sig: one for sig, one in _read(root, grid)[1].items() if sig in whole} | _members_of(entries)
     keys = {sig: json.dumps(member.profile, sort_keys=True) for sig, member in known.items()}
-    number = {key: index for index, key in enumerate(dict.fromkeys(keys.values()))}
-    content = {
-        "grid": grid,
-        "time": time.time(),
-        "user": user_and_host(),
-        "profiles": [json.loads(key) for key in number],
-        "experiments": {sig: {"name": one.name, "profile": number[keys[sig]]} for sig, one in known.items()},
-    }
+    number = {key: index for index, key in enumerate(dict.fromkeys(keys.values()))}  # a profile is written once
+    experiments = {sig: {"name": one.name, "profile": number[keys[sig]]} for sig, one in known.items()}
+    content = {"grid": grid, "time": time.time(), "user": user_and_host()}
+    content |= {"profiles": [json.loads(key) for key in number], "experiments": experiments}
     path = _path(root, grid)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
 
 
-def changes_since(root: Path, grid: str, members: Mapping[str, Member], sigs: Iterable[str]) -> Changes | None:
-    """Compare a grid with its last launch; None if none is recorded. Arguments as of `remember`."""
-    content, then = _read(root, grid)
-    if content is None:
-        return None
-    whole = set(sigs)
-    fields: Counter[str] = Counter()
-    for sig in members.keys() & then.keys():
-        fields.update(_differences(then[sig].profile, members[sig].profile))
-    when = content.get("time")
-    return Changes(
-        time=float(when) if isinstance(when, int | float) else 0.0,
-        user=str(content.get("user", "")),
-        added=[member.name for sig, member in members.items() if sig not in then],
-        removed=[member.name for sig, member in then.items() if sig not in whole],
-        profile=dict(sorted(fields.items())),
-    )
-
-
 def plan_text(plan: Plan, *, shown: int | None = SHOWN) -> str:
-    """A plan as text.
-
-    Args:
-        plan: the plan.
-        shown: how many experiments of each group are listed; None for all.
-    """
-    whole = sum(1 for entry in plan.entries if entry.action is not Action.CANCEL)
+    """A plan as text, with so many experiments of each group listed (None: all)."""
+    whole = sum(entry.action is not Action.CANCEL for entry in plan.entries)
     counts = ", ".join(f"{number} {action}" for action, number in plan.counts().items())
     lines = [f"Plan of {plan.grid} on {plan.launcher}: {_count(whole, 'experiment')}" + (f" ({counts})" * bool(counts))]
-    common = _common(plan.entries)
-    if common:
+    if common := _common(plan.entries):
         lines.append(f"all of them: {common}")
     for title, entries in _groups(plan.entries).items():
         listed = [line.replace(FORCE, FORCE.replace("GRID", plan.grid)) for line in _listed(entries, shown, common)]
@@ -236,55 +184,55 @@ def _folder_bytes(folder: Path) -> int:
     total = 0
     for base, _, files in os.walk(folder):
         for name in files:
-            try:
-                total += (Path(base) / name).lstat().st_size
-            except OSError:  # removed meanwhile
-                continue
+            with suppress(OSError):  # removed meanwhile
+                total += Path(base, name).lstat().st_size
     return total
 
 
 def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
     submitted = [entry for entry in entries if entry.action.submits]
-    linked = root / "grids" / grid
-    names = [path.name for path in linked.iterdir()] if linked.is_dir() else []
-    finished = _finished(
-        dict.fromkeys([*(entry.folder for entry in entries), *(root / "xps" / name for name in names)])
-    )
+    profiles = [entry.profile for entry in submitted if entry.profile]
+    resources = [_resources(profile) for profile in profiles]
+
+    def in_all(hours: Iterable[float]) -> list[float]:
+        """GPU-hours and CPU-hours of what is submitted, by the hours of each."""
+        pairs = list(zip(resources, hours, strict=True))
+        return [sum(one[kind] * hour for one, hour in pairs) for kind in (0, 1)]
+
+    linked, xps = root / "grids" / grid, root / "xps"
+    left = [xps / path.name for path in linked.iterdir()] if linked.is_dir() else []  # some of them left the grid
+    finished = _finished(dict.fromkeys([*(entry.folder for entry in entries), *left]))
     durations = [seconds / 3600 for seconds in finished.values() if seconds is not None]
-    hours = None
+    likely: Sequence[float | None] = (None, None)
     if durations:  # a retried experiment resumes from its checkpoint
-        hours = [statistics.median(durations) * (1.0 - _share(entry)) for entry in submitted]
-    every = sorted((root / "xps").iterdir()) if not finished and (root / "xps").is_dir() else []
+        shares = [0.0 if one.action is Action.NEW else progress_of(read_status(one.folder)).share for one in submitted]
+        likely = in_all(statistics.median(durations) * (1.0 - share) for share in shares)
+    every = sorted(xps.iterdir()) if not finished and xps.is_dir() else []
     sizes = [_folder_bytes(folder) for folder in _sample(list(finished or _finished(_sample(every, 200))), SAMPLE)]
     disk = None
     if sizes:
         disk = sum(max(0, statistics.median_high(sizes) - _folder_bytes(entry.folder)) for entry in submitted)
-    base = next((path for path in (root, *root.parents) if path.is_dir()), None)
+    base = next(path for path in (root, *root.parents) if path.is_dir())
+    gpu_hours, cpu_hours = in_all(profile.time / 60 for profile in profiles)
     return Request(
         jobs=len(submitted),
-        gpu_hours=sum(entry.gpus * entry.hours for entry in submitted),
-        cpu_hours=sum(entry.cpus * entry.hours for entry in submitted),
-        likely_gpu_hours=_product([entry.gpus for entry in submitted], hours),
-        likely_cpu_hours=_product([entry.cpus for entry in submitted], hours),
+        gpu_hours=gpu_hours,
+        cpu_hours=cpu_hours,
+        likely_gpu_hours=likely[0],
+        likely_cpu_hours=likely[1],
         disk_bytes=disk,
-        free_bytes=None if base is None else shutil.disk_usage(base).free,
+        free_bytes=shutil.disk_usage(base).free,
         finished=len(durations),
         measured=len(sizes),
     )
 
 
-def _product(numbers: Sequence[int], hours: Sequence[float] | None) -> float | None:
-    return None if hours is None else sum(number * hour for number, hour in zip(numbers, hours, strict=True))
-
-
 def _finished(folders: Iterable[Path]) -> dict[Path, float | None]:
     """Folders of completed experiments, and the seconds that each took, None if not known."""
-    found = {}
-    for folder in folders:
-        status = read_status(folder)
-        if status is not None and status.get("state") == State.COMPLETED:
-            found[folder] = progress_of(status).whole_s
-    return found
+    statuses = ((folder, read_status(folder) or {}) for folder in folders)
+    return {
+        folder: progress_of(status).whole_s for folder, status in statuses if status.get("state") == State.COMPLETED
+    }
 
 
 def _sample(folders: Sequence[Path], most: int) -> Sequence[Path]:
@@ -292,35 +240,49 @@ def _sample(folders: Sequence[Path], most: int) -> Sequence[Path]:
     return folders[:: max(1, len(folders) // most)][:most]
 
 
-def _share(entry: Entry) -> float:
-    """Part of its work that an experiment has done."""
-    return 0.0 if entry.action is Action.NEW else progress_of(read_status(entry.folder)).share
+def _resources(profile: Profile) -> tuple[int, int]:
+    """GPUs and CPU cores that a job requests."""
+    shape = profile.shape()
+    return profile.gpus, shape.tasks * shape.cpus_per_task
+
+
+def _members_of(entries: Iterable[Entry]) -> dict[str, _Member]:
+    """What is recorded of the experiments that stay in the grid, by signature."""
+    staying = [entry for entry in entries if entry.action is not Action.CANCEL]
+    return {entry.sig: _Member(entry.name, entry.profile.as_json() if entry.profile else {}) for entry in staying}
 
 
 def _path(root: Path, grid: str) -> Path:
-    return Path(root) / "plans" / f"{grid}.json"
+    return root / "plans" / f"{grid}.json"
 
 
-def _read(root: Path, grid: str) -> tuple[dict[str, Any] | None, dict[str, Member]]:
+def _read(root: Path, grid: str) -> tuple[dict[str, Any] | None, dict[str, _Member]]:
     """The record of the last launch, whole and by signature; a damaged file counts as none."""
-    content = read_json(_path(root, grid))
-    if content is None:
-        return None, {}
+    content = read_json(_path(root, grid)) or {}
     try:
-        profiles = content["profiles"]
-        members = {
-            str(sig): Member(str(one["name"]), dict(profiles[one["profile"]]))
-            for sig, one in content["experiments"].items()
-        }
+        profiles, known = content["profiles"], content["experiments"].items()
+        return content, {sig: _Member(str(one["name"]), dict(profiles[one["profile"]])) for sig, one in known}
     except (KeyError, TypeError, IndexError, ValueError, AttributeError):
         return None, {}
-    return content, members
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Changes of fields that both profiles have, as `time 60 → 90`."""
-    both = sorted(then.keys() & now.keys())
-    return [f"{name} {_word(then[name])} → {_word(now[name])}" for name in both if then[name] != now[name]]
+def _changes_since(root: Path, grid: str, members: Mapping[str, _Member], sigs: Iterable[str]) -> Changes | None:
+    """Compare a grid, of which `sigs` are all, with its last launch; None if none is recorded."""
+    content, then = _read(root, grid)
+    if content is None:
+        return None
+    whole, fields = set(sigs), Counter[str]()
+    for sig in members.keys() & then.keys():
+        before, now = then[sig].profile, members[sig].profile
+        both = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
+        fields.update(f"{name} {_word(before[name])} → {_word(now[name])}" for name in both)
+    return Changes(
+        time=number_in(content, "time") or 0.0,
+        user=str(content.get("user", "")),
+        added=[member.name for sig, member in members.items() if sig not in then],
+        removed=[member.name for sig, member in then.items() if sig not in whole],
+        profile=dict(sorted(fields.items())),
+    )
 
 
 def _word(value: Any) -> str:
@@ -332,7 +294,6 @@ def _count(number: int, noun: str) -> str:
 
 
 def _hours(hours: float) -> str:
-    """A number of hours with three digits or more."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
@@ -342,15 +303,15 @@ def _bytes(size: float) -> str:
         if size < 999.5:
             return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:,.0f} TB" if size >= 100 else f"{size:.3g} TB"
+    return f"{_hours(size)} TB"
 
 
 def _groups(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """Experiments by what is done about them: first what the launch changes."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda entry: _ORDER.index(entry.action)):  # stable: the order of the grid stays
-        title = _TITLES.get(entry.action) or (_WAITING if State.of(entry.state).live else _FAILED)
-        groups.setdefault(title, []).append(entry)
+    """Experiments by what is done about them, in the order of the grid."""
+    order, groups = list(_TITLES), dict[str, list[Entry]]()
+    for entry in sorted(entries, key=lambda entry: order.index(entry.action)):
+        failed = entry.action is Action.KEEP and not State.of(entry.state).live
+        groups.setdefault(_FAILED if failed else _TITLES[entry.action], []).append(entry)
     return groups
 
 
@@ -394,12 +355,11 @@ def _request_lines(request: Request) -> list[str]:
         known = f"{_count(request.finished, 'finished experiment')} of this grid"
         gpu, cpu = _hours(request.likely_gpu_hours), _hours(request.likely_cpu_hours)
         likely = f"; likely {gpu} GPU-hours and {cpu} CPU-hours, going by {known}"
-    free = "" if request.free_bytes is None else f"; {_bytes(request.free_bytes)} free"
+    free = f"; {_bytes(request.free_bytes)} free"
     if request.disk_bytes is None:
         disk = f"disk: unknown until an experiment has finished{free}"
     else:
-        small = request.free_bytes is not None and request.disk_bytes > request.free_bytes
-        measured = _count(request.measured, "finished experiment")
+        measured, small = _count(request.measured, "finished experiment"), request.disk_bytes > request.free_bytes
         disk = f"disk: about {_bytes(request.disk_bytes)}, going by {measured}{free}{' — not enough' if small else ''}"
     return [f"requests: {jobs}, {limits}{likely}", disk]
 

@@ -5,14 +5,15 @@ A profile is a file `config/cluster/NAME.yaml`, laid over `default.yaml`, which 
 """
 
 import functools
+import json
 import math
 import os
 import re
 import subprocess as sp
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import dora.explore
 from dora.conf import SlurmConfig
@@ -31,59 +32,48 @@ _CONSTRAINT = re.compile(r"[A-Za-z0-9_.&|!()\[\]*,:=-]*")
 _NODES = re.compile(r"[A-Za-z0-9_.-]+(\[[0-9,-]+\][A-Za-z0-9_.-]*)*(,[A-Za-z0-9_.-]+(\[[0-9,-]+\][A-Za-z0-9_.-]*)*)*")
 _OPTION = re.compile(r"[a-z][a-z-]*[a-z]")
 _HERE_DOCUMENT = re.compile(r"(?<!<)<<(?!<)")
-_MADE_HERE = frozenset(
-    {
-        "account", "array", "chdir", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "error",
-        "exclude", "export", "gpus", "gpus-per-node", "gpus-per-task", "gres", "job-name", "mem", "mem-per-cpu",
-        "mem-per-gpu", "nice", "no-requeue", "nodelist", "nodes", "ntasks", "ntasks-per-node", "open-mode",
-        "output", "partition", "qos", "requeue", "signal", "time", "wrap",
-    }
-)  # fmt: skip
-"""Options of sbatch that follow from other keys, or that the launcher itself needs as they are."""
+# Options of sbatch that follow from other keys, or that the launcher itself needs as they are.
+_MADE_HERE = frozenset((
+    "account", "array", "chdir", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "error", "exclude",
+    "export", "gpus", "gpus-per-node", "gpus-per-task", "gres", "job-name", "mem", "mem-per-cpu", "mem-per-gpu",
+    "nice", "no-requeue", "nodelist", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos",
+    "requeue", "signal", "time", "wrap",
+))  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """What a key may hold: a test of a value, and what is allowed."""
+class _Rule(NamedTuple):
+    """What a key may hold, besides None where its type has that."""
 
     fits: Callable[[Any], bool]
     allowed: str
-    optional: bool = False
-
-    def problem(self, value: Any) -> str:
-        """What is wrong with a value, "" if nothing is."""
-        if (value is None and self.optional) or (value is not None and self.fits(value)):
-            return ""
-        return f"give {self.allowed}{', or null' if self.optional else ''}"
 
 
 def _is_line(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable()
 
 
-def _whole(low: int, high: int | None = None, unit: str = "", *, optional: bool = False) -> _Rule:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(low: int, high: int | None = None, unit: str = "") -> _Rule:
     def fits(value: Any) -> bool:
-        whole = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return whole and value == int(value) and low <= value <= (value if high is None else high)
+        return _is_number(value) and value == int(value) and low <= value <= (value if high is None else high)
 
     limits = f"of at least {low}" if high is None else f"from {low} to {high}"
-    return _Rule(fits, f"a whole number {limits}{unit and f' ({unit})'}", optional)
+    return _Rule(fits, f"a whole number {limits}{unit and f' ({unit})'}")
 
 
-def _number(low: float, unit: str, *, optional: bool = False) -> _Rule:
-    def fits(value: Any) -> bool:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value) and value >= low
-
-    return _Rule(fits, f"a number of at least {low:g} ({unit})", optional)
+def _number(low: float, unit: str) -> _Rule:
+    return _Rule(lambda value: _is_number(value) and value >= low, f"a number of at least {low:g} ({unit})")
 
 
-def _pattern(pattern: re.Pattern[str], allowed: str, *, optional: bool = True) -> _Rule:
-    return _Rule(lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None, allowed, optional)
+def _pattern(pattern: re.Pattern[str], allowed: str) -> _Rule:
+    return _Rule(lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None, allowed)
 
 
-def _lines(allowed: str, *, optional: bool = False) -> _Rule:
-    return _Rule(lambda value: isinstance(value, list | tuple) and all(_is_line(v) for v in value), allowed, optional)
+def _lines(allowed: str) -> _Rule:
+    return _Rule(lambda value: isinstance(value, list | tuple) and all(map(_is_line, value)), allowed)
 
 
 def _fits_nodelist(value: Any) -> bool:
@@ -99,16 +89,25 @@ def _fits_options(value: Any) -> bool:
     )  # fmt: skip
 
 
-def _fits_folder(value: Any) -> bool:
-    return _is_line(value) and bool(value) and not value.startswith("~")
-
-
 def _fits_paths(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_line(v) and v.startswith("/") for pair in value.items() for v in pair)
 
 
-_FLAG = _Rule(lambda value: isinstance(value, bool), "true or false")
-_HOSTS = _Rule(_fits_nodelist, "names of nodes, such as n1,n[3-5]", optional=True)
+_COUNT, _FLAG = _whole(1), _Rule(lambda value: isinstance(value, bool), "true or false")
+_HOSTS = _Rule(_fits_nodelist, "names of nodes, such as n1,n[3-5]")
+_PYTHON = _Rule(lambda value: _is_line(value) and bool(value.strip()), "a command that starts Python")
+_SETUP = _lines("a list of shell lines, such as [module load cuda]")
+_SRUN_ARGS = _lines("a list of arguments of srun, such as [--mpi=none]")
+_SBATCH = _Rule(
+    _fits_options,
+    "further options of sbatch by their long names, such as {reservation: course}; "
+    "those that other keys make are left out",
+)
+_FOLDER = _Rule(
+    lambda value: _is_line(value) and value[:1] not in ("", "~"),
+    "a folder, such as /scratch/${oc.env:USER}/audiotok (no ~)",
+)
+_PATHS = _Rule(_fits_paths, "absolute folders, such as {/home/me/music: /scratch/me/music}")
 
 
 @dataclass(frozen=True)
@@ -130,66 +129,48 @@ class Shape:
 class Profile(SlurmConfig):
     """What one job requests from a cluster: the keys of `config/cluster/default.yaml`, explained there.
 
-    Dora sets its attributes one by one and compares profiles by `==`, so it stays a plain dataclass; `check` runs when
-    it is read and again before it is submitted. Each key is annotated with what it may hold; values end in lines of a
-    shell script, so whatever could break out of its line is refused.
+    Dora sets its attributes one by one and compares profiles by `==`, so it is a plain dataclass, checked when it is
+    read and again before it is submitted. Each key is annotated with what it may hold; values end in lines of a shell
+    script, so whatever could break out of its line is refused.
 
     Attributes:
         cluster: name of the file it came from; not a key of that file, and no part of comparisons.
     """
 
     gpus: Annotated[int, _whole(0)] = SlurmConfig.gpus
-    nodes: Annotated[int | None, _whole(1, optional=True)] = None
+    nodes: Annotated[int | None, _COUNT] = None
     gpus_per_node: Annotated[int, _whole(1, 64)] = 8
     gpu_type: Annotated[str | None, _pattern(_KIND, "the name of a kind of GPU, such as h100")] = None
-    tasks_per_node: Annotated[int | None, _whole(1, optional=True)] = None
+    tasks_per_node: Annotated[int | None, _COUNT] = None
     one_task_per_node: Annotated[bool, _FLAG] = SlurmConfig.one_task_per_node
-    cpus_per_gpu: Annotated[int, _whole(1)] = SlurmConfig.cpus_per_gpu
-    cpus_per_task: Annotated[int | None, _whole(1, optional=True)] = SlurmConfig.cpus_per_task
+    cpus_per_gpu: Annotated[int, _COUNT] = SlurmConfig.cpus_per_gpu
+    cpus_per_task: Annotated[int | None, _COUNT] = SlurmConfig.cpus_per_task
     mem_per_gpu: Annotated[float, _number(0, "GB")] = SlurmConfig.mem_per_gpu
-    mem_gb: Annotated[float | None, _number(0, "GB", optional=True)] = None
-    max_mem_gb: Annotated[float | None, _number(0, "GB", optional=True)] = None
+    mem_gb: Annotated[float | None, _number(0, "GB")] = None
+    max_mem_gb: Annotated[float | None, _number(0, "GB")] = None
     oom_mem_factor: Annotated[float, _number(1, "times the memory of before")] = 1.5
     time: Annotated[int, _whole(1, 525_600, "minutes")] = SlurmConfig.time
     signal_s: Annotated[int, _whole(1, 65_535, "seconds")] = 120
     max_num_timeout: Annotated[int, _whole(0)] = SlurmConfig.max_num_timeout
-    array_parallelism: Annotated[int, _whole(1)] = SlurmConfig.array_parallelism
-    max_array_size: Annotated[int | None, _whole(1, unit="jobs of one array", optional=True)] = None
+    array_parallelism: Annotated[int, _COUNT] = SlurmConfig.array_parallelism
+    max_array_size: Annotated[int | None, _whole(1, unit="jobs of one array")] = None
     partition: Annotated[str | None, _pattern(_NAME, "the name of a partition, as `sinfo` lists them")] = None  # type: ignore[assignment]
     account: Annotated[str | None, _pattern(_NAME, "the name of an account")] = SlurmConfig.account
     qos: Annotated[str | None, _pattern(_NAME, "the name of a quality of service")] = SlurmConfig.qos
-    constraint: Annotated[str, _pattern(_CONSTRAINT, "features of nodes, such as h100&nvlink")] = SlurmConfig.constraint
+    constraint: Annotated[str | None, _pattern(_CONSTRAINT, "features of nodes, such as h100&nvlink")] = ""  # type: ignore[assignment]
     exclude: Annotated[str | None, _HOSTS] = SlurmConfig.exclude
     nodelist: Annotated[list[str] | None, _HOSTS] = SlurmConfig.nodelist
-    comment: Annotated[str | None, _Rule(_is_line, "one line of text", optional=True)] = SlurmConfig.comment
-    nice: Annotated[int | None, _whole(-2_147_483_645, 2_147_483_645, optional=True)] = None
-    sbatch: Annotated[
-        dict[str, Any],
-        _Rule(
-            _fits_options,
-            "further options of sbatch by their long names, such as {reservation: course}; "
-            "those that other keys make are left out",
-        ),
-    ] = field(default_factory=dict)
-    setup: Annotated[list[str], _lines("a list of shell lines, such as [module load cuda]")] = field(
-        default_factory=list
-    )
-    srun_args: Annotated[list[str], _lines("a list of arguments of srun, such as [--mpi=none]")] = field(
-        default_factory=list
-    )
-    python: Annotated[
-        str | None,
-        _Rule(lambda value: _is_line(value) and bool(value.strip()), "a command that starts Python", optional=True),
-    ] = SlurmConfig.python
+    comment: Annotated[str | None, _Rule(_is_line, "one line of text")] = SlurmConfig.comment
+    nice: Annotated[int | None, _whole(-2_147_483_645, 2_147_483_645)] = None
+    sbatch: Annotated[dict[str, Any], _SBATCH] = field(default_factory=dict)
+    setup: Annotated[list[str], _SETUP] = field(default_factory=list)
+    srun_args: Annotated[list[str], _SRUN_ARGS] = field(default_factory=list)
+    python: Annotated[str | None, _PYTHON] = SlurmConfig.python
     container_chdir: Annotated[bool, _FLAG] = SlurmConfig.container_chdir
-    force_chdir: Annotated[bool | None, _Rule(_FLAG.fits, _FLAG.allowed, optional=True)] = SlurmConfig.force_chdir
+    force_chdir: Annotated[bool | None, _FLAG] = SlurmConfig.force_chdir
     dependents: Annotated[int, _whole(0)] = SlurmConfig.dependents
-    output_dir: Annotated[str, _Rule(_fits_folder, "a folder, such as /scratch/${oc.env:USER}/audiotok (no ~)")] = (
-        "outputs"
-    )
-    dataset_paths: Annotated[
-        dict[str, str], _Rule(_fits_paths, "absolute folders, such as {/home/me/music: /scratch/me/music}")
-    ] = field(default_factory=dict)
+    output_dir: Annotated[str, _FOLDER] = "outputs"
+    dataset_paths: Annotated[dict[str, str], _PATHS] = field(default_factory=dict)
     cluster: str = field(default="", compare=False)
 
     @classmethod
@@ -201,15 +182,27 @@ class Profile(SlurmConfig):
         """
         profile = cls(cluster=cluster)
         profile.update(values)
-        profile.check()
         return profile
+
+    @classmethod
+    def from_section(cls, section: Any, *, cluster: str = "") -> "Profile":
+        """Profile of the section `slurm` of a configuration.
+
+        Raises:
+            ConfigError: if a key is unknown, or a value cannot be used or resolved.
+        """
+        try:
+            values = OmegaConf.to_container(section, resolve=True)
+        except OmegaConfBaseException as error:
+            where = f"in slurm of profile {cluster or 'config.yaml'}"
+            raise ConfigError(f"{' '.join(str(error).split())} ({where})") from error
+        assert isinstance(values, dict)
+        return cls.from_mapping({str(key): value for key, value in values.items()}, cluster=cluster)
 
     @classmethod
     def of(cls, config: SlurmConfig) -> "Profile":
         """The profile itself, or one with the values of Dora's own configuration, without its partition."""
-        if isinstance(config, cls):
-            return config
-        return cls.from_mapping(vars(config))
+        return config if isinstance(config, cls) else cls.from_mapping(vars(config))
 
     @property
     def where(self) -> str:
@@ -217,22 +210,22 @@ class Profile(SlurmConfig):
         return f"config/cluster/{self.cluster}.yaml" if self.cluster else "the profile"
 
     def update(self, values: Mapping[str, Any]) -> None:
-        """Set some keys.
+        """Set some keys, and check the whole.
 
         Raises:
-            ConfigError: if one is unknown.
+            ConfigError: if one is unknown, or a value cannot be used.
         """
         defaults = vars(type(self)())
         for key, value in values.items():
             if key not in _RULES:
                 known = ", ".join(nearest_first(key, _RULES, n=3, cutoff=0.6))
                 raise ConfigError(f"unknown key slurm.{key} in {self.where}; valid keys: {known}.")
-            default = defaults[key]
-            if value is None and isinstance(default, list | dict | str):
-                value = default  # `setup: null` reads as none
+            if value is None and isinstance(defaults[key], list | dict | str):
+                value = defaults[key]  # `setup: null` reads as none
             elif key == "partition" and value == _NO_PARTITION:
                 value = None
             setattr(self, key, value)
+        self.check()
 
     def check(self) -> None:
         """Check every value by itself, then all together.
@@ -241,11 +234,10 @@ class Profile(SlurmConfig):
             ConfigError: naming the key, what was found, where, and what is allowed.
         """
         for key, rule in _RULES.items():
-            problem = rule.problem(getattr(self, key))
-            if problem:
-                raise self._error(key, problem)
-        problem = _setup_problem(tuple(self.setup))
-        if problem:
+            value, optional = getattr(self, key), key in _OPTIONAL
+            if not (optional if value is None else rule.fits(value)):
+                raise self._error(key, f"give {rule.allowed}{', or null' if optional else ''}")
+        if problem := _setup_problem(tuple(self.setup)):
             raise self._error("setup", problem)
         if self.dependents:
             raise self._error("dependents", "give 0: a job that runs out of time is requeued instead")
@@ -269,9 +261,8 @@ class Profile(SlurmConfig):
         nodes = max(1, self.gpus // whole) if self.nodes is None else self.nodes
         per_node = self.gpus // nodes
         if self.gpus % nodes or per_node > whole:
-            raise self._error(
-                "gpus", f"{nodes} nodes of at most {whole} GPUs (gpus_per_node) need a multiple of {nodes}"
-            )
+            problem = f"{nodes} nodes of at most {whole} GPUs (gpus_per_node) need a multiple of {nodes}"
+            raise self._error("gpus", problem)
         tasks = 1 if self.one_task_per_node else self.tasks_per_node or max(1, per_node)
         if self.one_task_per_node and self.tasks_per_node not in (None, 1):
             raise self._error("tasks_per_node", "one_task_per_node is set; give null or 1")
@@ -296,6 +287,11 @@ class Profile(SlurmConfig):
         grown = min(total * mem_factor, max(total, self.max_mem_gb or 0)) if mem_factor > 1 else total
         return math.ceil(grown / self.shape().nodes * 1024)
 
+    def as_json(self) -> dict[str, Any]:
+        """All values as plain containers, as a JSON file returns them."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return values
+
     def environment(self) -> dict[str, str]:
         """Variables that a job of this profile needs, whichever engine starts it."""
         variables = {CLUSTER_VARIABLE: self.cluster} if self.cluster else {}
@@ -307,11 +303,9 @@ class Profile(SlurmConfig):
         return ConfigError(f"slurm.{key}={getattr(self, key)!r} in {self.where}: {problem}.")
 
 
-_RULES: dict[str, _Rule] = {
-    key: hint.__metadata__[0]
-    for key, hint in get_type_hints(Profile, include_extras=True).items()
-    if hasattr(hint, "__metadata__")
-}
+_HINTS = {key: hint for key, hint in get_type_hints(Profile, include_extras=True).items() if key != "cluster"}
+_RULES: dict[str, _Rule] = {key: hint.__metadata__[0] for key, hint in _HINTS.items()}
+_OPTIONAL = frozenset(key for key, hint in _HINTS.items() if type(None) in get_args(hint.__origin__))
 
 
 def profile_of(main: DecoratedMain) -> Profile:
@@ -327,12 +321,7 @@ def profile_of(main: DecoratedMain) -> Profile:
     cluster = os.environ.get(CLUSTER_VARIABLE) or DEFAULT_CLUSTER
     if not Path(getattr(main, "full_config_path", ""), "cluster", f"{cluster}.yaml").is_file():
         cluster = ""  # a project whose profile stands in its config.yaml
-    try:
-        values = OmegaConf.to_container(section, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{' '.join(str(error).split())} (in slurm of profile {cluster or 'config.yaml'})") from error
-    assert isinstance(values, dict)
-    return Profile.from_mapping({str(key): value for key, value in values.items()}, cluster=cluster)
+    return Profile.from_section(section, cluster=cluster)
 
 
 class ProfileLauncher(dora.explore.Launcher):
@@ -346,7 +335,6 @@ class ProfileLauncher(dora.explore.Launcher):
         """
         profile = Profile.of(self._slurm)
         profile.update(kwargs)
-        profile.check()
         self._slurm = profile
         return self
 

@@ -1,9 +1,8 @@
 """The shepherd of all launches: decides with `launchers.decide` what runs, and has an engine run it.
 
-It replaces `dora.shep.Shepherd`. What it knows of a job is the `job.json` in the folder of the experiment (no pickles);
-each job belongs to the engine that it was submitted with, whichever engine is used now. Submitting takes the submission
-lock of the Dora folder and decides again under it: two users who launch the same grid at once get one job each
-experiment.
+It replaces `dora.shep.Shepherd`. What it knows of a job is the `job.json` in the folder of the experiment (no pickles),
+which also names the engine of the job. Submitting takes the submission lock of the Dora folder and decides again under
+it: two users who launch the same grid at once get one job each experiment.
 """
 
 import json
@@ -32,13 +31,13 @@ from audiotok.launchers.local.engine import LocalEngine
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm.engine import SlurmEngine
-from audiotok.status import State, Verdict, experiment_state, job_identity, read_json, read_status
+from audiotok.status import JOB_FILE, State, Verdict, experiment_state, job_identity, read_json, read_status
 
 LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
-SHOWN = 8  # experiments logged one by one as they are submitted
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngine, LocalEngine)}
 """All engines; by default a machine submits with the first one that it can submit with."""
 
+_SHOWN = 8  # experiments logged one by one as they are submitted
 _DORAS_ENGINE = SlurmEngine.name  # has the jobs that Dora itself submitted, whose job.json names no engine
 _shepherds: "weakref.WeakValueDictionary[str, GridShepherd]" = weakref.WeakValueDictionary()
 
@@ -58,29 +57,22 @@ def detect(environ: Mapping[str, str]) -> str:
     return name
 
 
-class SheepJob:
+class _SheepJob:
     """The latest job of an experiment, with what Dora and its explorers use of a submitit job."""
 
     def __init__(self, job: Job, shepherd: "GridShepherd") -> None:
-        self.record = job
+        self.record, self.job_id = job, job.job_id
         self._shepherd = shepherd
 
     @property
-    def job_id(self) -> str:
-        """Its id in its engine."""
-        return self.record.job_id
-
-    @property
     def state(self) -> State:
-        """Its state as of the shepherd's last update."""
         return self._shepherd.verdict(self.record).state
 
     def is_done(self) -> bool:
-        """True if it neither waits nor runs; also in the job itself, which must not wait for its own end."""
+        # A job that looks at itself must not wait for its own end.
         return not self.state.live or self.job_id == job_identity(os.environ)[1]
 
     def cancel(self, check: bool = True) -> None:
-        """Stop it and wait for its end."""
         self._shepherd.cancel([self.record])
 
 
@@ -89,12 +81,10 @@ class GridSheep(Sheep):
 
     def __init__(self, xp: XP, shepherd: "GridShepherd") -> None:
         # Dora's own constructor would unpickle job.pkl; here job.json names the job.
-        self.xp = xp
-        self.shepherd = shepherd
+        self.xp, self.shepherd = xp, shepherd
         self.decision: Decision | None = None  # of the last `maybe_submit_lazy`
         self.profile: Profile | None = None  # what its job would request then
-        self._other_jobs = []
-        self._dependent_jobs = []
+        self._other_jobs, self._dependent_jobs = [], []
         shepherd.herd.add(self)
         self.reload()
 
@@ -104,21 +94,18 @@ class GridSheep(Sheep):
     def reload(self) -> None:
         """Read its latest job again."""
         job = job_of(self.xp.folder)
-        self.job: SheepJob | None = None if job is None else SheepJob(job, self.shepherd)  # type: ignore[assignment]
+        self.job: _SheepJob | None = None if job is None else _SheepJob(job, self.shepherd)  # type: ignore[assignment]
 
     def verdict(self) -> Verdict | None:
-        """State and reason as of the shepherd's last update; None without a job and without a completed run by hand.
-
-        An experiment that was completed by hand after its job had failed is completed.
-        """
+        """State and reason as of the shepherd's last update; None without a job and without a completed run by hand."""
         verdict = None if self.job is None else self.shepherd.verdict(self.job.record)
         if verdict is not None and not verdict.state.failed:
             return verdict
-        status = read_status(self.xp.folder)
-        if status is not None and status.get("state") == State.COMPLETED and status.get("job_id") is None:
+        status = read_status(self.xp.folder) or {}
+        if status.get("state") == State.COMPLETED and status.get("job_id") is None:
             by_hand = experiment_state(self.xp.folder)
             if by_hand is not None and by_hand.state is State.COMPLETED:
-                return by_hand
+                return by_hand  # after its job had failed
         return verdict
 
     def state(self, mode: str = "standard") -> State | None:
@@ -145,50 +132,38 @@ class GridSheep(Sheep):
         return None if self.job is None else self.shepherd.find_moved(self.job.record.log)
 
     def __repr__(self) -> str:
-        verdict = self.verdict()
-        state = None if verdict is None else str(verdict.state) + (f" ({verdict.reason})" if verdict.reason else "")
+        state, reason = self.verdict() or (None, "")
         job_id = "" if self.job is None else f"sid={self.job.job_id}, "
-        return f"Sheep({self.xp.sig}, state={state}, {job_id}argv={self.xp.argv})"
+        reason = f" ({reason})" if reason else ""
+        return f"Sheep({self.xp.sig}, state={state}{reason}, {job_id}argv={self.xp.argv})"
 
 
 @dataclass
 class _Request:
-    """An experiment to submit with the next commit."""
+    """An experiment to decide about, and to submit if need be, with the next commit."""
 
     sheep: GridSheep
     profile: Profile
     rules: SubmitRules
+    decision: Decision
     group: int  # of what may share an array
     job_id: str | None  # its latest job when that was decided: another one means that another command submitted it
 
-    def resources(self) -> str:
-        """Key of what it requests; equal ones may share an array."""
-        assert self.sheep.decision is not None
-        return json.dumps([self.group, self.sheep.decision.mem_factor, asdict(self.profile)], default=str)
-
 
 class GridShepherd(Shepherd):
-    """Looks after the experiments of one Dora folder.
-
-    Args:
-        main: the decorated entry point.
-        log: where messages for the user go.
-    """
+    """Looks after the experiments of one Dora folder; messages for the user go to `log`."""
 
     def __init__(self, main: DecoratedMain, log: Callable[[str], None] = no_log) -> None:
         # Dora's own constructor makes folders for pickles and cancels what it takes for orphans.
-        self.main, self.log = main, log
-        self.key = uuid.uuid4().hex
+        self.main, self.log, self.key = main, log, uuid.uuid4().hex
         _shepherds[self.key] = self
         self.lock = SubmitLock(Path(main.dora.dir) / "locks" / "submit", log=lambda text: self.log(text))
         self.engines: dict[str, Engine] = {name: engine.open(main, self.lock) for name, engine in ENGINES.items()}
         self.herd: weakref.WeakSet[GridSheep] = weakref.WeakSet()  # all sheep in use
-        self._in_job_array = False
-        self._groups = 0
-        self._decided: list[GridSheep] = []
+        self._in_job_array, self._groups = False, 0
         self._requests: list[_Request] = []
         self._to_cancel: list[Any] = []
-        self._updated: set[str] = set()
+        self._updated: set[str] = set()  # engines that have been queried
 
     def __reduce__(self) -> Any:
         return _same_shepherd, (self.key, self.main)  # Dora sends it to a pool of processes, and its sheep back
@@ -211,10 +186,10 @@ class GridShepherd(Shepherd):
         """Query once each engine that has jobs, and those named; read again which jobs there are."""
         used = {self._engine_name(sheep.job.record) for sheep in self.herd if sheep.job is not None}
         for name, engine in self.engines.items():
-            if name in used or name in names or engine.has_open():
+            if name in (*used, *names) or engine.has_open():
                 self._refresh(name)
         for sheep in list(self.herd):
-            if sheep.job is not None or (sheep.xp.folder / self.main.dora.shep.json_job_file).exists():
+            if sheep.job is not None or (sheep.xp.folder / JOB_FILE).exists():
                 sheep.reload()
 
     def verdict(self, job: Job) -> Verdict:
@@ -222,15 +197,14 @@ class GridShepherd(Shepherd):
         name = self._engine_name(job)
         if name not in self._updated:
             self._refresh(name)
-            job = job_of(job.folder) or job
+            job = job_of(job.folder) or job  # the query may have recorded more of it
         return self.engines[name].verdict(job)
 
     @contextmanager
     def job_array(self, slurm_config: SlurmConfig) -> Iterator[None]:
         """What is submitted within this block goes out in arrays of its own."""
         assert not self._in_job_array
-        self._groups += 1
-        self._in_job_array = True
+        self._in_job_array, self._groups = True, self._groups + 1
         try:
             yield
         finally:
@@ -241,16 +215,13 @@ class GridShepherd(Shepherd):
         assert isinstance(sheep, GridSheep)
         sheep.profile = Profile.of(slurm_config)
         sheep.decision = self._decide(sheep, sheep.profile, rules)
-        self._decided.append(sheep)
-        if sheep.decision.action.submits:
-            group = self._groups if self._in_job_array else 0
-            self._requests.append(_Request(sheep, sheep.profile, rules, group, sheep.current_job_id))
+        group = self._groups if self._in_job_array else 0
+        self._requests.append(_Request(sheep, sheep.profile, rules, sheep.decision, group, sheep.current_job_id))
 
     def cancel_lazy(self, job: Any = None, dependent_jobs: Sequence[Any] = (), sheep: Sheep | None = None) -> None:
         """Cancel a job with the next `commit`."""
         assert (job is None) != (sheep is None)
-        job = job if sheep is None else sheep.job
-        if job is not None:
+        if job := job or (sheep and sheep.job):
             self._to_cancel.append(job)
 
     def commit(self) -> None:
@@ -259,15 +230,18 @@ class GridShepherd(Shepherd):
         Raises:
             LaunchError: if something could not be submitted; what was is recorded.
         """
-        cancels = [job.record for job in self._to_cancel if isinstance(job, SheepJob)]
-        requests, decided = self._requests, self._decided
-        self._to_cancel, self._requests, self._decided = [], [], []
-        self._log_blocked(decided)
+        cancels = [job.record for job in self._to_cancel if isinstance(job, _SheepJob)]
+        requests, self._to_cancel, self._requests = self._requests, [], []
+        blocked = [request for request in requests if request.decision.action is Action.BLOCKED]
+        for request in blocked[:_SHOWN]:
+            self.log(f"Not retried: {self.title(request.sheep)}: {request.decision.reason}")
+        if len(blocked) > _SHOWN:
+            self.log(f"Not retried: {len(blocked) - _SHOWN} more; --dry_run shows why")
+        requests = [request for request in requests if request.decision.action.submits]
         if not cancels and not requests:
             return
         with self.lock.hold():
-            if cancels:
-                self._try_to_cancel(cancels)
+            self._try_to_cancel(cancels)
             if requests:
                 self._submit_requests(self.engines[detect(os.environ)], requests)
 
@@ -299,13 +273,14 @@ class GridShepherd(Shepherd):
         """
         jobs = {sig: job_of(self.get_sheep_from_sig(sig).xp.folder) for sig in dict.fromkeys(sigs)}
         self.update()
+        running = []
         for sig, job in jobs.items():
             state = None if job is None else self.verdict(job).state
-            if state is None or not state.live:
-                raise LaunchError(
-                    f"{sig} has {state or 'no job'}; only a job that runs can be queued again (`dora grid --retry`)."
-                )
-        running = [job for job in jobs.values() if job and self.verdict(job).state is not State.PENDING]
+            if job is None or state is None or not state.live:
+                advice = "only a job that runs can be queued again (`dora grid --retry`)"
+                raise LaunchError(f"{sig} has {state or 'no job'}; {advice}.")
+            if state is not State.PENDING:
+                running.append(job)
         for name, some in self._by_engine(running).items():
             self.engines[name].requeue(some)
         return [job.job_id for job in running]
@@ -316,13 +291,8 @@ class GridShepherd(Shepherd):
 
     def find_moved(self, path: Path) -> Path:
         """Where a file of this Dora folder is now: the folder may have been moved since its path was written down."""
-        if path.exists():
-            return path
-        for place in range(1, len(path.parts) - 1):
-            moved = Path(self.main.dora.dir).joinpath(*path.parts[place:])
-            if moved.parent.exists():
-                return moved
-        return path
+        moved = (Path(self.main.dora.dir).joinpath(*path.parts[place:]) for place in range(1, len(path.parts) - 1))
+        return path if path.exists() else next((one for one in moved if one.parent.exists()), path)
 
     def _submit_requests(self, engine: Engine, requests: Sequence[_Request]) -> None:
         """Decide again, stop jobs to replace, and submit together what requests the same; called under the lock."""
@@ -330,34 +300,39 @@ class GridShepherd(Shepherd):
         if engine.failure:
             raise LaunchError(f"{engine.name.upper()} does not answer ({engine.failure}); nothing was submitted.")
         left = [request for request in requests if self._is_due(request)]
-        replaced = [request.sheep.job.record for request in left if not request.sheep.is_done() and request.sheep.job]
+        replaced = [one.sheep.job.record for one in left if one.sheep.job and not one.sheep.is_done()]
         if replaced:
             self._try_to_cancel(replaced)
             left = [request for request in left if self._has_ended(request.sheep)]
         groups: dict[str, list[_Request]] = {}
-        for request in left:
-            groups.setdefault(request.resources(), []).append(request)
-        todo = list(groups.values())
+        for request in left:  # what requests the same resources may share an array
+            key = [request.group, request.decision.mem_factor, asdict(request.profile)]
+            groups.setdefault(json.dumps(key, default=str), []).append(request)
+        waiting = len(left)
         with _clone_of_code(self.main, [request.sheep for request in left]) as clone:
-            for number, group in enumerate(todo):
+            for group in groups.values():
+                waiting -= len(group)
                 try:
                     self._submit_group(engine, group, clone)
                 except LaunchError as error:
-                    others = sum(map(len, todo[number + 1 :]))
-                    more = f" Nor were {others} that request other resources." if others else ""
+                    more = f" Nor were {waiting} that request other resources." if waiting else ""
                     raise LaunchError(f"{error}{more}") from error
 
     def _submit_group(self, engine: Engine, requests: Sequence[_Request], clone: Path | None) -> None:
         try:
-            tasks = [_task(self.main, request.sheep, clone) for request in requests]
+            tasks = [_task(self.main, request, clone) for request in requests]
         except OSError as error:
-            raise LaunchError(
-                f"cannot write the folders of experiments ({error}); none of these {len(requests)} was submitted."
-            ) from error
+            none = f"none of these {len(requests)} was submitted"
+            raise LaunchError(f"cannot write the folders of experiments ({error}); {none}.") from error
         try:
             engine.submit(tasks, requests[0].profile)
-        finally:
-            self._log_scheduled([request.sheep for request in requests if self._has_new_job(request)])
+        finally:  # an engine that was refused may have submitted some
+            sheeps = [request.sheep for request in requests if self._has_new_job(request)]
+            for sheep in sheeps[:_SHOWN]:
+                self.log(f"Scheduled job {sheep.current_job_id} for sheep {self.title(sheep)}")
+            if len(sheeps) > _SHOWN:
+                more, last = len(sheeps) - _SHOWN, sheeps[-1].current_job_id
+                self.log(f"Scheduled {more} more, the last of them as job {last}")
 
     def _is_due(self, request: _Request) -> bool:
         """Decide again; what another command has submitted meanwhile is left to it."""
@@ -366,21 +341,22 @@ class GridShepherd(Shepherd):
         changed = sheep.current_job_id != request.job_id
         if changed:
             rules = replace(rules, replace=False, replace_done=False, update=False)
-        sheep.decision = self._decide(sheep, request.profile, rules)
-        if changed and sheep.job is not None and not sheep.decision.action.submits:
+        request.decision = sheep.decision = self._decide(sheep, request.profile, rules)
+        if changed and sheep.job is not None and not request.decision.action.submits:
             user = sheep.job.record.content.get("user", "another user")
             self.log(f"{user} has submitted job {sheep.job.job_id} for sheep {self.title(sheep)}")
-        return sheep.decision.action.submits
+        return request.decision.action.submits
 
     def _has_ended(self, sheep: GridSheep) -> bool:
         """True if the job before has ended: two jobs must not write into one folder."""
         sheep.reload()
-        if sheep.job is None or sheep.job.is_done():
+        if sheep.is_done():
             return True
-        self.log(f"Not submitted, as job {sheep.job.job_id} is still running: {self.title(sheep)}")
+        self.log(f"Not submitted, as job {sheep.current_job_id} is still running: {self.title(sheep)}")
         return False
 
     def _has_new_job(self, request: _Request) -> bool:
+        """True if it was submitted; its job is then linked by its id."""
         request.sheep.reload()
         job_id = request.sheep.current_job_id
         if job_id is None or job_id == request.job_id:
@@ -403,20 +379,6 @@ class GridShepherd(Shepherd):
         except LaunchError as error:
             self.log(str(error))
 
-    def _log_scheduled(self, sheeps: Sequence[GridSheep]) -> None:
-        for sheep in sheeps[:SHOWN]:
-            self.log(f"Scheduled job {sheep.current_job_id} for sheep {self.title(sheep)}")
-        if len(sheeps) > SHOWN:
-            self.log(f"Scheduled {len(sheeps) - SHOWN} more, the last of them as job {sheeps[-1].current_job_id}")
-
-    def _log_blocked(self, sheeps: Sequence[GridSheep]) -> None:
-        decided = [(sheep, sheep.decision) for sheep in sheeps]
-        blocked = [(sheep, one.reason) for sheep, one in decided if one is not None and one.action is Action.BLOCKED]
-        for sheep, reason in blocked[:SHOWN]:
-            self.log(f"Not retried: {self.title(sheep)}: {reason}")
-        if len(blocked) > SHOWN:
-            self.log(f"Not retried: {len(blocked) - SHOWN} more; --dry_run shows why")
-
     def _engine_name(self, job: Job) -> str:
         return job.engine if job.engine in self.engines else _DORAS_ENGINE
 
@@ -437,10 +399,7 @@ def _same_shepherd(key: str, main: DecoratedMain) -> GridShepherd:
 
 
 def _xp_of_sig(main: DecoratedMain, sig: str) -> XP:
-    """The experiment of a signature; without its configuration if today's can no longer compose it.
-
-    Those that left a grid are cancelled, which needs no configuration.
-    """
+    """The experiment of a signature; without its configuration if today's can no longer compose it."""
     folder = Path(main.dora.dir) / main.dora.xps / sig
     frozen = read_json(folder / FROZEN_FILE) or {}
     if isinstance(frozen.get("delta"), list) and isinstance(frozen.get("argv"), list):
@@ -450,7 +409,7 @@ def _xp_of_sig(main: DecoratedMain, sig: str) -> XP:
     except Exception:
         if job_of(folder) is None:
             raise
-        return _bare_xp(main, sig, [], [])
+        return _bare_xp(main, sig, [], [])  # one that left its grid: it can still be cancelled
     return xp if xp.sig == sig else _bare_xp(main, sig, xp.argv, xp.delta or [])
 
 
@@ -460,10 +419,9 @@ def _bare_xp(main: DecoratedMain, sig: str, argv: Sequence[str], delta: Sequence
     return xp
 
 
-def _task(main: DecoratedMain, sheep: GridSheep, clone: Path | None) -> Task:
+def _task(main: DecoratedMain, request: _Request, clone: Path | None) -> Task:
     """Make the folder of an experiment; returns what runs in it."""
-    assert sheep.decision is not None
-    xp = sheep.xp
+    xp = request.sheep.xp
     main.init_xp(xp)
     if clone is not None:
         git_save.assign_clone(xp, clone)
@@ -474,7 +432,7 @@ def _task(main: DecoratedMain, sheep: GridSheep, clone: Path | None) -> Task:
         folder=Path(xp.folder).absolute(),
         command=(sys.executable, "-m", "dora", *module, "run", "--", *xp.argv),
         cwd=Path.cwd(),
-        mem_factor=sheep.decision.mem_factor,
+        mem_factor=request.decision.mem_factor,
     )
 
 

@@ -1,10 +1,9 @@
 """The table of `dora grid`: what every experiment does, why it failed, how good it is, and when the grid will be done.
 
-`monitor` has the contract of `dora.grid.monitor`: any `dora.explore.Explorer` gives the columns of metrics. Only files
-that changed since the last refresh are read again, so that a thousand experiments take a second.
-
-An explorer may have a method `process_live(sheep, parts)`: then `process_history(history)` is called when a history has
-changed, and only `process_live`, which adds what changes by itself, at every refresh.
+Only files that changed since the last refresh are read again, so that a thousand experiments take a second. Any
+`dora.explore.Explorer` gives the columns of metrics. It may have a method `process_live(sheep, parts)`: then
+`process_history(history)` is called when a history has changed, and `process_live`, which adds what changes by itself,
+at every refresh.
 """
 
 import json
@@ -27,21 +26,21 @@ from dora.main import DecoratedMain
 from audiotok.status import STATUS_FILE, State, Verdict, read_json
 from audiotok.text import duration_text, number_in
 
-REASON_WIDTH = 60
+_REASON_WIDTH = 60
 PRESET = "(preset)"  # name of an experiment that is as its preset
 _MARK = 0xE000  # of the private-use area of Unicode; see `_marked`
 _COLOURED = re.compile(r"\033\[([\d;]*)m|([\ue000-\ue07f]+)")
-_GREEN, _RED, _BLUE, _GREY, _YELLOW = "32", "31", "34", "90", "33"
-_COLOURS = {State.PENDING: _GREY, State.RUNNING: _BLUE, State.COMPLETING: _BLUE, State.COMPLETED: _GREEN}
+# Grey, blue and green; other states are yellow while they live and red once they failed.
+_COLOURS = {State.PENDING: "90", State.RUNNING: "34", State.COMPLETING: "34", State.COMPLETED: "32"}
 
-History = list[dict[str, Any]]
+_History = list[dict[str, Any]]
 T = TypeVar("T")
 
 
 def monitor(
     args: Any, main: DecoratedMain, explorer: Explorer, herd: Sequence[Any], maybe_print: Callable[..., Any]
 ) -> bool:
-    """Show a grid once, with the states of the shepherd's last update.
+    """Show a grid once, with the states of the shepherd's last update; the contract of `dora.grid.monitor`.
 
     Args:
         args: of `dora grid`: `trim`, `trim_last`, `silent`, `jupyter`.
@@ -54,26 +53,21 @@ def monitor(
         True if every experiment has ended; one in state UNKNOWN has not.
     """
     verdicts = [_verdict_of(sheep) for sheep in herd]
-    finished = all(
-        sheep.is_done() and (verdict is None or verdict.state is not State.UNKNOWN)
-        for sheep, verdict in zip(herd, verdicts, strict=True)
-    )
+    states = [None if verdict is None else verdict.state for verdict in verdicts]
+    done = [sheep.is_done() for sheep in herd]
+    finished = all(done) and State.UNKNOWN not in states
     if getattr(args, "silent", False):
         return finished
     progress = [_progress.read(Path(sheep.xp.folder) / STATUS_FILE) for sheep in herd]
     names, base_name = _names_of(main, [sheep.xp for sheep in herd])
-    metrics = _metrics(args, main, explorer, herd)
-    rows = [
-        _Row(index, name, sheep, verdict, done, parts).line()
-        for index, (name, sheep, verdict, done, parts) in enumerate(
-            zip(names, herd, verdicts, progress, metrics, strict=True)
-        )
-    ]
-    states = [verdict.state if verdict else None for verdict in verdicts]
-    jobs = [str(sheep.current_job_id) for sheep in herd if not sheep.is_done()]
+    columns = zip(herd, names, verdicts, progress, strict=True)
+    meta = [_meta(index, *values) for index, values in enumerate(columns)]
+    rows = [{"Meta": one, **parts} for one, parts in zip(meta, _metrics(args, main, explorer, herd), strict=True)]
     if base_name:
         maybe_print("Base name: ", base_name)
-    maybe_print(_table(explorer, rows, coloured=_use_colour(args)))
+    in_colour = not os.environ.get("NO_COLOR") and (getattr(args, "jupyter", False) or sys.stdout.isatty())
+    maybe_print(_table(explorer, rows, in_colour=in_colour))
+    jobs = [str(sheep.current_job_id) for sheep, ended in zip(herd, done, strict=True) if not ended]
     maybe_print(_totals_line(states, progress, jobs))
     return finished
 
@@ -82,8 +76,7 @@ def _verdict_of(sheep: Any) -> Verdict | None:
     """State of a sheep and why, None if it has no job; any Dora sheep will do."""
     verdict = getattr(sheep, "verdict", None)
     if verdict is not None:
-        found = verdict() if callable(verdict) else verdict
-        return found if found is None else Verdict(State.of(found.state), str(found.reason))
+        return verdict() if callable(verdict) else verdict  # type: ignore[no-any-return]
     state = sheep.state()
     return None if state is None else Verdict(State.of(state), "")
 
@@ -96,81 +89,65 @@ def _names_of(main: DecoratedMain, xps: Sequence[Any]) -> tuple[list[str], str]:
     return [name or ("(base)" if base_name else PRESET) for name in names], base_name
 
 
-def read_history(path: Path) -> History:
+def _read_history(path: Path) -> _History:
     """Read a `history.json`; empty where there is none or it is damaged."""
     try:
         content = path.read_bytes()
-    except OSError:
-        return []
-    try:
-        history = orjson.loads(content)
-    except ValueError:  # NaN and Infinity, which only the slower module reads
         try:
+            history = orjson.loads(content)
+        except ValueError:  # NaN and Infinity, which only the slower module reads
             history = json.loads(content)
-        except ValueError:
-            return []
+    except (OSError, ValueError):
+        return []
     return [epoch for epoch in history if isinstance(epoch, dict)] if isinstance(history, list) else []
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One experiment of the table."""
-
-    index: int
-    name: str
-    sheep: Any
-    verdict: Verdict | None
-    progress: "Progress"
-    parts: Mapping[str, Any]
-
-    def line(self) -> dict[str, Any]:
-        """What treetable takes: one mapping for each group of columns."""
-        state, reason = self.verdict or ("N/A", "")
-        left = self.progress.left_s if state == State.RUNNING else None
-        meta = {
-            "name": self.name,
-            "index": self.index,
-            "sid": self.sheep.current_job_id or "",
-            "sig": self.sheep.xp.sig,
-            "state": _marked(state),
-            "progress": str(self.progress) or None,
-            "eta": None if left is None else duration_text(left),
-            "why": _short(reason) or None,
-        }
-        return {"Meta": meta, **self.parts}
+def _meta(index: int, sheep: Any, name: str, verdict: Verdict | None, progress: "Progress") -> dict[str, Any]:
+    """What stands left of the metrics of an experiment."""
+    state, reason = verdict or ("N/A", "")
+    left_s, reason = progress.left_s if state == State.RUNNING else None, " ".join(reason.split())
+    short = reason if len(reason) <= _REASON_WIDTH else reason[: _REASON_WIDTH - 1].rstrip() + "…"
+    return {
+        "name": name,
+        "index": index,
+        "sid": sheep.current_job_id or "",
+        "sig": sheep.xp.sig,
+        "state": _marked(state),
+        "progress": str(progress) or None,
+        "eta": None if left_s is None else duration_text(left_s),
+        "why": short or None,
+    }
 
 
 def _metrics(args: Any, main: DecoratedMain, explorer: Explorer, herd: Sequence[Any]) -> list[Mapping[str, Any]]:
     """What the explorer makes of each history."""
     live: Callable[[Any, Any], Mapping[str, Any]] | None = getattr(explorer, "process_live", None)
-    trims = getattr(args, "trim", None) is not None or getattr(args, "trim_last", False)
+    trim, trim_last = getattr(args, "trim", None), getattr(args, "trim_last", False)
     own = type(main).get_xp_history is not DecoratedMain.get_xp_history  # histories that only this project can find
-    if live is not None and not trims and not own:
-        cache = _summaries.setdefault(explorer, _FileCache(lambda path: explorer.process_history(read_history(path))))
+    if live is not None and trim is None and not trim_last and not own:
+        cache = _summaries.setdefault(explorer, _FileCache(lambda path: explorer.process_history(_read_history(path))))
         return [live(sheep, cache.read(sheep.xp.history)) for sheep in herd]
-    histories: list[History] = [
-        main.get_xp_history(sheep.xp) if own else _histories.read(sheep.xp.history) for sheep in herd
-    ]
-    if getattr(args, "trim", None) is not None:
-        histories = [history[: len(histories[args.trim])] for history in histories]
-    elif getattr(args, "trim_last", False):
+    read: Callable[[Any], _History] = main.get_xp_history if own else lambda xp: _histories.read(xp.history)
+    histories = [read(sheep.xp) for sheep in herd]
+    if trim is not None:
+        histories = [history[: len(histories[trim])] for history in histories]
+    elif trim_last:
         histories = [history[: min(map(len, histories))] for history in histories]
     return [_processed(explorer, sheep, history) for sheep, history in zip(herd, histories, strict=True)]
 
 
-def _processed(explorer: Explorer, sheep: Any, history: History) -> Mapping[str, Any]:
+def _processed(explorer: Explorer, sheep: Any, history: _History) -> Mapping[str, Any]:
     try:
-        parts: Mapping[str, Any] = explorer.process_sheep(sheep, history)
+        return explorer.process_sheep(sheep, history)
     except NotImplementedError:  # of an explorer that has only process_history
-        parts = explorer.process_history(history)
-    return parts
+        return explorer.process_history(history)
 
 
-def _table(explorer: Explorer, rows: Sequence[Mapping[str, Any]], *, coloured: bool) -> str:
+def _table(explorer: Explorer, rows: Sequence[Mapping[str, Any]], *, in_colour: bool) -> str:
     """The table, with the state of each row in its colour."""
-    groups = [tt.group("Meta", _meta(explorer, rows), shorten=False), *explorer.get_grid_metrics()]
+    groups = [tt.group("Meta", _meta_columns(explorer, rows), shorten=False), *explorer.get_grid_metrics()]
     table = tt.table(shorten=True, groups=groups)
-    text: str = tt.treetable(rows, table, colors=explorer.get_colors() if coloured else None)
+    text: str = tt.treetable(rows, table, colors=explorer.get_colors() if in_colour else None)
     outer = ""
 
     def paint(match: re.Match[str]) -> str:
@@ -180,12 +157,12 @@ def _table(explorer: Explorer, rows: Sequence[Mapping[str, Any]], *, coloured: b
             outer = code
             return match.group()
         word = "".join(chr(ord(letter) - _MARK) for letter in marked)
-        return f"\033[{_colour(word)}m{word}\033[0m\033[{outer}m" if coloured else word
+        return f"\033[{_colour(word)}m{word}\033[0m\033[{outer}m" if in_colour else word
 
     return "\n".join(line.rstrip() for line in _COLOURED.sub(paint, text).split("\n"))
 
 
-def _meta(explorer: Explorer, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _meta_columns(explorer: Explorer, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Columns of the explorer; after the state come those of ours that are not empty."""
     leaves = [leaf.update(display="#") if leaf.key == "index" else leaf for leaf in explorer.get_grid_meta()]
     ours = [tt.leaf("progress", align=">", display="epochs"), tt.leaf("eta", align=">"), tt.leaf("why")]
@@ -205,29 +182,14 @@ def _marked(word: str) -> str:
 
 
 def _colour(word: str) -> str:
-    if word not in State.__members__:  # N/A
+    state = State.__members__.get(word)
+    if state is None:  # N/A
         return "0"
-    state = State(word)
-    return _COLOURS.get(state, _YELLOW if state.live else _RED)
-
-
-def _short(reason: str) -> str:
-    text = " ".join(reason.split())
-    return text if len(text) <= REASON_WIDTH else text[: REASON_WIDTH - 1].rstrip() + "…"
-
-
-def _use_colour(args: Any) -> bool:
-    if os.environ.get("NO_COLOR"):
-        return False
-    return bool(getattr(args, "jupyter", False)) or sys.stdout.isatty()
+    return _COLOURS.get(state, "33" if state.live else "31")
 
 
 class _FileCache(Generic[T]):
-    """Contents of files, read again only where they changed.
-
-    Args:
-        parse: from a path to its content; it must accept a missing or damaged file.
-    """
+    """Contents of files, parsed again only where they changed; `parse` must accept a missing or damaged file."""
 
     def __init__(self, parse: Callable[[Path], T]) -> None:
         self._parse = parse
@@ -292,33 +254,23 @@ def _grid_left_s(states: Sequence[State | None], progress: Sequence[Progress]) -
     Pending experiments are taken to last as long as the others.
     """
     known = [one.whole_s for one in progress if one.whole_s is not None]
-    running = [one.left_s for state, one in zip(states, progress, strict=True) if state == State.RUNNING]
+    pairs = [(state, one) for state, one in zip(states, progress, strict=True) if state is not None and state.live]
+    running = [one.left_s for state, one in pairs if state is State.RUNNING]
     if not known or not running:
         return None
     usual = statistics.fmean(known)
     rest = [usual if left is None else left for left in running]
-    waiting = [
-        usual * (1.0 - one.share)
-        for state, one in zip(states, progress, strict=True)
-        if state is not None and state.live and state != State.RUNNING
-    ]
+    waiting = [usual * (1.0 - one.share) for state, one in pairs if state is not State.RUNNING]
     return max(max(rest), (sum(rest) + sum(waiting)) / len(rest))
 
 
 def _totals_line(states: Sequence[State | None], progress: Sequence[Progress], jobs: Sequence[str]) -> str:
-    """Summary of a grid: states, how much is done, when it ends, and the jobs that wait or run.
-
-    Args:
-        states: one for each experiment, None without a job.
-        progress: likewise.
-        jobs: ids of the jobs that wait or run; `12_3` is part of `12`.
-    """
+    """Summary of a grid: states, how much is done, when it ends, and the jobs that wait or run; `12_3` is of `12`."""
     counts = Counter(str(state or "not submitted") for state in states)
     parts = [", ".join(f"{number} {state}" for state, number in counts.most_common())]
     shares = [1.0 if state == State.COMPLETED else one.share for state, one in zip(states, progress, strict=True)]
-    parts.append(f"{100.0 * statistics.fmean(shares):.0f} % done" if shares else "nothing to do")
-    left = _grid_left_s(states, progress)
-    if left is not None:
+    parts.append(f"{100.0 * statistics.fmean(shares):.0f} % done")
+    if (left := _grid_left_s(states, progress)) is not None:
         parts.append(f"about {duration_text(left)} left")
     roots = list(dict.fromkeys(job.split("_")[0] for job in jobs))
     if roots:
@@ -329,8 +281,7 @@ def _totals_line(states: Sequence[State | None], progress: Sequence[Progress], j
 
 def _epoch_s(status: Mapping[str, Any], epoch: float) -> float | None:
     """Mean duration of an epoch as the trainer recorded it, else from its start and its last heartbeat."""
-    recorded = _number(status, "epoch_s")
-    if recorded is not None:
+    if (recorded := _number(status, "epoch_s")) is not None:
         return recorded
     started, last = _number(status, "started"), _number(status, "ended") or _number(status, "updated")
     if started is None or last is None or epoch < 1.0 or last <= started:
@@ -344,5 +295,5 @@ def _number(status: Mapping[str, Any], name: str) -> float | None:
 
 
 _progress: _FileCache[Progress] = _FileCache(lambda path: progress_of(read_json(path)))
-_histories: _FileCache[History] = _FileCache(read_history)
+_histories: _FileCache[_History] = _FileCache(_read_history)
 _summaries: dict[Explorer, _FileCache[Mapping[str, Any]]] = {}

@@ -2,15 +2,13 @@
 
 import argparse
 
-EXIT_FAILED = 1
-
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the parser of `audiotok`."""
     parser = commands.add_parser("doctor", help="check this machine, its cluster profile and the data")
     parser.description = "Check versions, GPUs, SLURM, cluster profile, results folder and manifests; changes nothing."
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as of `dora run`: whose data to look for")
-    parser.add_argument("--torch", action="store_true", help="also import torch and ask it for GPUs")
+    parser.add_argument("--torch", action="store_true", help="also import torch and count its GPUs")
     parser.set_defaults(run=_doctor)
 
 
@@ -18,10 +16,10 @@ def _doctor(args: argparse.Namespace) -> int:
     from audiotok.launchers.doctor import examine
     from audiotok.launchers.engine import Level
 
-    failed = 0
+    failed = False
     for check in examine(args.overrides, torch=args.torch):
-        failed += check.verdict is Level.FAIL
+        failed |= check.verdict is Level.FAIL
         print(f"{check.verdict:4}  {check.name:10}  {check.found}", flush=True)
         if check.advice:
             print(f"{'':4}  {'':10}  -> {check.advice}", flush=True)
-    return EXIT_FAILED if failed else 0
+    return int(failed)

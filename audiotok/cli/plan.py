@@ -12,20 +12,19 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     """Add the command to the parser of `audiotok`."""
     parser = commands.add_parser("plan", help="what `dora grid` would submit, retry and cancel, and what it costs")
     parser.description = (
-        "Tell what `dora grid` with the same arguments would do: which experiments are new, reused, retried, blocked "
-        "or cancelled, GPU-hours and disk asked for, what has changed since the last submission. It submits and "
+        "Show what `dora grid` with the same arguments would do: which experiments are new, reused, retried, blocked "
+        "or cancelled, GPU-hours and disk requested, what has changed since the last submission. It submits and "
         "writes nothing."
     )
-    parser.add_argument(
-        "grid", nargs="?", metavar="GRID", help="as given to `dora grid`; without it, the grids there are"
-    )
+    grid_help = "as given to `dora grid`; without it, the grids there are"
+    parser.add_argument("grid", nargs="?", metavar="GRID", help=grid_help)
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="right after GRID: only names with all of them")
     parser.add_argument("-r", "--retry", action="store_true", help="as if failed jobs were to be retried")
     parser.add_argument("-R", "--replace", action="store_true", help="as if running jobs were to be replaced")
     parser.add_argument("-D", "--replace_done", action="store_true", help="as if done jobs were to be run again")
     parser.add_argument("-C", "--cancel", action="store_true", help="as if the grid were to be cancelled")
-    parser.add_argument("-g", "--gpus", type=int, metavar="N", help="as if each job asked for this many GPUs")
-    parser.add_argument("-p", "--partition", metavar="NAME", help="as if each job asked for this partition")
+    parser.add_argument("-g", "--gpus", type=int, metavar="N", help="as if each job requested this many GPUs")
+    parser.add_argument("-p", "--partition", metavar="NAME", help="as if each job requested this partition")
     parser.add_argument("-P", "--package", metavar="NAME", help=PACKAGE_HELP)
     parser.add_argument("--all", action="store_true", help="list every experiment, not the first of each group")
     parser.add_argument("--format", choices=("table", "json"), default="table")

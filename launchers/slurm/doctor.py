@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from audiotok.launchers.child import run_command as run
+from audiotok.launchers.child import run_command
 from audiotok.launchers.engine import Check
 from audiotok.launchers.lock import user_name
 from audiotok.launchers.profile import Profile
@@ -18,11 +18,7 @@ _GPUS = re.compile(r"gpu:(?:([A-Za-z][\w.-]*):)?(\d+)")
 
 
 def check_slurm(profile: Profile | None) -> Iterator[Check]:
-    """Check SLURM from its commands to a job of the profile; ends where the rest makes no sense.
-
-    Args:
-        profile: what a job requests, None if that is not known.
-    """
+    """Check SLURM from its commands to a job of the profile, if known; ends where the rest makes no sense."""
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
         advice = "load SLURM's module, or AUDIOTOK_LAUNCHER=local"
@@ -30,7 +26,7 @@ def check_slurm(profile: Profile | None) -> Iterator[Check]:
         return
     rest = ", ".join(name for name in _HELPFUL if shutil.which(name) is None)
     yield Check.ok("commands", f"all there but {rest}, which may be missing" if rest else "all there")
-    answer, failure = run(["scontrol", "ping"])
+    answer, failure = run_command(["scontrol", "ping"])
     answer = " ".join(answer.split())
     if failure or " is UP" not in answer:
         advice = "wait, see your administrator, or AUDIOTOK_LAUNCHER=local"
@@ -40,10 +36,10 @@ def check_slurm(profile: Profile | None) -> Iterator[Check]:
     yield _check_accounting()
     if profile is None:
         return
-    yield check_partition(profile)
+    yield _check_partition(profile)
     if profile.account or profile.qos:
-        yield check_association(profile)
-    yield check_arrays(profile)
+        yield _check_association(profile)
+    yield _check_arrays(profile)
     yield _check_job(profile)
 
 
@@ -52,15 +48,15 @@ def _check_accounting() -> Check:
     advice = "nothing to do: states come from squeue and from what jobs write themselves"
     if shutil.which("sacct") is None:
         return Check.warn("accounting", "there is no sacct", advice)
-    failure = run(["sacct", "-n", "-X", "-S", "now-1hour", "-o", "JobID"])[1]
+    failure = run_command(["sacct", "-n", "-X", "-S", "now-1hour", "-o", "JobID"])[1]
     if failure:
         return Check.warn("accounting", f"sacct does not answer: {failure}", advice)
     return Check.ok("accounting", "sacct answers")
 
 
-def check_partition(profile: Profile) -> Check:
+def _check_partition(profile: Profile) -> Check:
     """Whether the partition exists and a job of the profile fits its limits and its nodes."""
-    listing, failure = run(["scontrol", "show", "partition", "-o"])
+    listing, failure = run_command(["scontrol", "show", "partition", "-o"])
     if failure:
         return Check.warn("partition", f"scontrol does not list partitions: {failure}", "see `sinfo`")
     rows = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in listing.splitlines()]
@@ -83,14 +79,14 @@ def check_partition(profile: Profile) -> Check:
     return Check.ok("partition", f"{', '.join(names)}; {limits}")
 
 
-def check_association(profile: Profile) -> Check:
+def _check_association(profile: Profile) -> Check:
     """Whether this user may use the account and the quality of service of the profile."""
     pairs = (("account", profile.account), ("qos", profile.qos))
     names = ", ".join(f"{key} {value}" for key, value in pairs if value)
     if shutil.which("sacctmgr") is None:
         return Check.warn("account", f"{names}: there is no sacctmgr to query", "see the line `job`")
     query = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user_name()}", "format=account,qos"]
-    listing, failure = run(query)
+    listing, failure = run_command(query)
     rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 1]
     if failure or not rows:
         found = f"{names}: sacctmgr lists none for you{f' ({failure})' * bool(failure)}"
@@ -106,7 +102,7 @@ def check_association(profile: Profile) -> Check:
     return Check.ok("account", f"{names} are yours")
 
 
-def check_arrays(profile: Profile) -> Check:
+def _check_arrays(profile: Profile) -> Check:
     """How long an array may be; a longer grid goes out as several."""
     size, cluster = max_array_size(profile), show_config().get("MaxArraySize", "")
     if cluster.isdecimal() and size > int(cluster):
@@ -120,7 +116,7 @@ def _check_job(profile: Profile) -> Check:
     with tempfile.TemporaryDirectory(prefix="audiotok-doctor-") as folder:
         script = Path(folder) / "job.sh"
         script.write_text(make_script(profile, "audiotok-doctor", Path(folder), ["--version"]))
-        output, failure = run(["sh", "-c", 'exec sbatch --test-only "$0" 2>&1', str(script)])
+        output, failure = run_command(["sh", "-c", 'exec sbatch --test-only "$0" 2>&1', str(script)])
     last = " ".join(output.split()).removeprefix("sbatch: ")
     if failure:
         return Check.fail("job", f"sbatch would refuse it: {last or failure}", f"correct {profile.where}")
@@ -137,14 +133,12 @@ def _does_not_fit(profile: Profile, row: dict[str, str]) -> str:
         return f"time={int(profile.time)} min is above its limit of {minutes} min ({row['MaxTime']})"
     if row.get("MaxNodes", "").isdecimal() and shape.nodes > int(row["MaxNodes"]):
         return f"{shape.nodes} nodes are above its limit of {row['MaxNodes']}"
-    if shutil.which("sinfo") is None:
-        return ""
-    listing, failure = run(["sinfo", "-h", "-p", row["PartitionName"], "-o", "%D|%c|%m|%G"])
-    if failure:
+    listing, failure = run_command(["sinfo", "-h", "-p", row["PartitionName"], "-o", "%D|%c|%m|%G"])
+    if failure:  # also where there is no sinfo
         return ""
     cpus, able, seen = shape.cpus_per_task * shape.tasks_per_node, 0, []
     for count, cores, megabytes, gres in (line.split("|") for line in listing.splitlines() if line.count("|") == 3):
-        gpus = sum(int(n) for kind, n in _GPUS.findall(gres) if profile.gpu_type in (None, kind))
+        gpus = sum(int(number) for kind, number in _GPUS.findall(gres) if profile.gpu_type in (None, kind))
         fits = _number(cores) >= cpus and _number(megabytes) >= memory and gpus >= shape.gpus_per_node
         able += _number(count) if fits else 0
         seen.append(f"{count} with {cores} cores, {_number(megabytes) / 1024:.0f} GB, {gpus} GPUs")
@@ -156,8 +150,7 @@ def _does_not_fit(profile: Profile, row: dict[str, str]) -> str:
 
 
 def _number(text: str) -> int:
-    """Number in a column of sinfo; `64+` is at least 64."""
-    found = re.match(r"\d+", text)
+    found = re.match(r"\d+", text)  # of a column of sinfo; `64+` is at least 64
     return int(found[0]) if found else 0
 
 
@@ -165,7 +158,7 @@ def _minutes(text: str) -> int | None:
     """Time of SLURM ([D-]H:M:S, M:S) in whole minutes, None if there is no limit."""
     days, dash, clock = text.rpartition("-")
     parts = clock.split(":")
-    if not all(part.isdecimal() for part in parts) or (days and not days.isdecimal()):
+    if not all(part.isdecimal() for part in (*parts, days or "0")):
         return None
-    units = (60.0, 1.0, 1 / 60)[: len(parts)] if dash or len(parts) == 3 else (1.0, 1 / 60)[: len(parts)]
-    return int(int(days or 0) * 1440 + sum(int(part) * unit for part, unit in zip(parts, units, strict=True)))
+    units = (60.0, 1.0, 1 / 60) if dash or len(parts) == 3 else (1.0, 1 / 60)
+    return int(int(days or 0) * 1440 + sum(int(part) * unit for part, unit in zip(parts, units, strict=False)))

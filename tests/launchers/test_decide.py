@@ -14,11 +14,9 @@ from audiotok.launchers.decide import (
     FORCE,
     Action,
     Decision,
-    changed_fields,
+    _changed_fields,
     decide,
-    memory_gb,
     previous_job,
-    profile_fields,
 )
 from audiotok.launchers.profile import Profile
 from audiotok.status import JOB_FILE, STATUS_FILE, State, Verdict
@@ -46,7 +44,7 @@ def _decide(
 
 def _ran_out(profile: Profile, factor: float = 1.0) -> dict[str, Any]:
     """The `job.json` of a job with this profile that ran out of memory."""
-    return {"job_id": "7_0", "profile": profile_fields(profile), "mem_factor": factor}
+    return {"job_id": "7_0", "profile": profile.as_json(), "mem_factor": factor}
 
 
 @pytest.mark.parametrize("rules", [NO_RULES, ALL])
@@ -145,7 +143,7 @@ def test_more_memory_up_to_what_the_profile_allows() -> None:
 
 def test_no_memory_asked_for_cannot_grow() -> None:
     profile = Profile(mem_gb=0.0, mem_per_gpu=0.0)
-    assert memory_gb(profile) == 0.0
+    assert profile.total_mem_gb is None
     decision = _decide("OUT_OF_MEMORY", RETRY, _ran_out(profile), profile)
     assert decision.action is Action.BLOCKED and "mem_per_gpu" in decision.reason
 
@@ -159,7 +157,7 @@ def test_a_profile_with_more_memory_unblocks() -> None:
 
 def test_grown_memory_is_kept_in_later_retries() -> None:
     profile = Profile(gpus=2, mem_per_gpu=20.0, max_mem_gb=100.0)
-    assert memory_gb(profile) == 40.0
+    assert profile.total_mem_gb == 40.0
     assert _decide("PREEMPTED", RETRY, _ran_out(profile, 1.5), profile).mem_factor == pytest.approx(1.5)
     bigger = Profile(gpus=2, mem_per_gpu=25.0, max_mem_gb=100.0)
     assert _decide("PREEMPTED", RETRY, _ran_out(profile, 1.5), bigger).mem_factor == pytest.approx(60 / 50)
@@ -168,8 +166,8 @@ def test_grown_memory_is_kept_in_later_retries() -> None:
 
 def test_update_replaces_what_was_submitted_with_other_parameters() -> None:
     then, now = Profile(time=60), Profile(time=90, array_parallelism=2, output_dir="elsewhere")
-    previous = {**LATEST, "profile": profile_fields(then)}
-    assert changed_fields(previous, now).keys() == {"time", "array_parallelism", "output_dir"}
+    previous = {**LATEST, "profile": then.as_json()}
+    assert _changed_fields(previous, now).keys() == {"time", "array_parallelism", "output_dir"}
     for state in ("PENDING", "RUNNING"):
         decision = _decide(state, SubmitRules(update=True), previous, now)
         assert decision.action is Action.REPLACE and "time 60 → 90" in decision.reason

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from audiotok.cli import main
 from audiotok.launchers import doctor
 from audiotok.launchers.child import run_command as ask
-from audiotok.launchers.doctor import bounded
+from audiotok.launchers.doctor import _bounded
 from audiotok.launchers.engine import Check, Level
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm import doctor as doctor_slurm
@@ -153,7 +153,7 @@ def test_whether_the_profile_fits_the_partition(
 ) -> None:
     machine(**CLUSTER)
     plain = {"cpus_per_gpu": 8, "mem_per_gpu": 32, "time": 60}
-    check = doctor_slurm.check_partition(Profile.from_mapping({**plain, **values}, cluster="site"))
+    check = doctor_slurm._check_partition(Profile.from_mapping({**plain, **values}, cluster="site"))
     assert check.verdict == ("fail" if said else "ok"), check
     if said:
         assert re.search(said, check.found)
@@ -166,16 +166,16 @@ def test_whether_the_profile_fits_the_partition(
 )
 def test_account_and_qos(machine: Callable[..., Path], account: str | None, qos: str | None, verdict: str) -> None:
     machine(**CLUSTER)
-    check = doctor_slurm.check_association(Profile(account=account, qos=qos))
+    check = doctor_slurm._check_association(Profile(account=account, qos=qos))
     assert check.verdict == verdict
     machine(sacctmgr="")
-    assert doctor_slurm.check_association(Profile(account=account, qos=qos)).verdict is Level.WARN
+    assert doctor_slurm._check_association(Profile(account=account, qos=qos)).verdict is Level.WARN
 
 
 def test_arrays_beyond_the_cluster(machine: Callable[..., Path]) -> None:
     machine(**CLUSTER)
-    assert doctor_slurm.check_arrays(Profile(max_array_size=2000)).verdict is Level.FAIL
-    assert doctor_slurm.check_arrays(Profile(max_array_size=500)).verdict is Level.OK
+    assert doctor_slurm._check_arrays(Profile(max_array_size=2000)).verdict is Level.FAIL
+    assert doctor_slurm._check_arrays(Profile(max_array_size=500)).verdict is Level.OK
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_nothing_is_waited_for_for_ever(machine: Callable[..., Path]) -> None:
     machine()
     began = time.monotonic()
     assert ask(["sleep", "60"], seconds=0.1) == ("", "no answer within 0.1 s")
-    check = bounded("data", lambda: time.sleep(5) or Check.ok("data", ""), seconds=0.1)  # type: ignore[func-returns-value]
+    check = _bounded("data", lambda: time.sleep(5) or Check.ok("data", ""), seconds=0.1)  # type: ignore[func-returns-value]
     assert check.verdict is Level.FAIL and "hangs" in check.advice
     assert time.monotonic() - began < 4
     assert ask(["no-such-command"])[1]
@@ -230,9 +230,9 @@ def test_the_command(machine: Callable[..., Path], capsys: pytest.CaptureFixture
 def test_torch_is_imported_only_when_asked_for(machine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     machine()
     monkeypatch.setattr(doctor, "query", lambda command, seconds=0.0: ("2 12.8\n", ""))
-    assert doctor.check_torch() == Check.ok("torch", "built for CUDA 12.8, sees 2 GPUs")
+    assert doctor._check_torch() == Check.ok("torch", "built for CUDA 12.8, sees 2 GPUs")
     monkeypatch.setattr(doctor, "query", lambda command, seconds=0.0: ("", "no module named torch"))
-    assert doctor.check_torch().verdict is Level.FAIL
+    assert doctor._check_torch().verdict is Level.FAIL
     monkeypatch.setattr(sys, "argv", ["audiotok"])
     assert "torch" not in verdicts(doctor.examine())
 
@@ -241,19 +241,19 @@ def test_results_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("tempfile.gettempdir", lambda: "/elsewhere")
     monkeypatch.setattr(doctor, "ROOMY_GB", 0.0)
     monkeypatch.setattr(doctor, "CRAMPED_GB", 0.0)
-    found = doctor.check_output(tmp_path / "a" / "b", shared=True)
+    found = doctor._check_output(tmp_path / "a" / "b", shared=True)
     assert found.verdict is Level.OK and "will be made" in found.found and not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    assert doctor.check_output(tmp_path / "file" / "x", shared=False).verdict is Level.FAIL
+    assert doctor._check_output(tmp_path / "file" / "x", shared=False).verdict is Level.FAIL
     for size, verdict in (("ROOMY_GB", Level.WARN), ("CRAMPED_GB", Level.FAIL)):
         monkeypatch.setattr(doctor, size, 1e9)
-        assert doctor.check_output(tmp_path, shared=False).verdict is verdict
+        assert doctor._check_output(tmp_path, shared=False).verdict is verdict
     monkeypatch.setattr(doctor, "ROOMY_GB", 0.0)
     monkeypatch.setattr(doctor, "CRAMPED_GB", 0.0)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    assert "nodes will not see it" in doctor.check_output(tmp_path, shared=True).advice
+    assert "nodes will not see it" in doctor._check_output(tmp_path, shared=True).advice
     monkeypatch.setattr("fcntl.flock", lambda *_: None)  # a file system where every lock succeeds
-    assert "flock does not work" in doctor.check_output(tmp_path, shared=False).found
+    assert "flock does not work" in doctor._check_output(tmp_path, shared=False).found
 
 
 def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,14 +262,14 @@ def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = far / "train.jsonl.gz"
     cfg = OmegaConf.create({"datasource": {"train": "/home/me/train.jsonl.gz", "valid": None}})
     monkeypatch.setenv("AUDIOTOK_DATASET_PATHS", json.dumps({"/home/me": str(far)}))
-    assert f"train: no manifest {manifest}" in doctor.check_data(cfg).found
+    assert f"train: no manifest {manifest}" in doctor._check_data(cfg).found
     for first, found in (("a.wav", True), ("/home/me/a.wav", True), ("b.wav", False), ("/nowhere/a.wav", False)):
         manifest.write_bytes(gzip.compress(json.dumps({"path": first}).encode()))
         (far / "a.wav").touch()
-        check = doctor.check_data(cfg)
+        check = doctor._check_data(cfg)
         assert (check.verdict is Level.OK) == found and ("first track" in check.found)
     for damage in (b"", b"plain", gzip.compress(b"[]"), gzip.compress(b'{"path": 1}'), gzip.compress(b"{")):
         manifest.write_bytes(damage)
-        assert "cannot be read" in doctor.check_data(cfg).found, damage
+        assert "cannot be read" in doctor._check_data(cfg).found, damage
     monkeypatch.setenv("AUDIOTOK_DATASET_PATHS", "x")
-    assert doctor.check_data(cfg).verdict is Level.FAIL
+    assert doctor._check_data(cfg).verdict is Level.FAIL

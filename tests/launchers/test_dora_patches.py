@@ -5,7 +5,7 @@ import subprocess as sp
 import sys
 from pathlib import Path
 
-from audiotok.launchers.dora_patches import is_dora_command
+from audiotok.launchers.dora_patches import _is_dora_command
 from tests.fakes.tiny import FAKES, REPOSITORY, TinyProject
 
 
@@ -24,7 +24,7 @@ def test_a_library_keeps_its_own_except_hook_and_gets_our_names() -> None:
     assert (process.returncode, process.stdout) == (0, "GridShepherd InfoShepherd audiotok.launchers.grid\n"), (
         process.stderr
     )
-    assert not is_dora_command()
+    assert not _is_dora_command()
 
 
 def test_a_launcher_that_is_not_there_is_one_line(slurm_project: TinyProject) -> None:

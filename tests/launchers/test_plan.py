@@ -9,14 +9,13 @@ import pytest
 from audiotok.launchers.decide import FORCE, Action, Decision
 from audiotok.launchers.plan import (
     Entry,
-    Member,
     Plan,
     _bytes,
+    _changes_since,
     _folder_bytes,
     _hours,
-    changes_since,
+    _members_of,
     make_plan,
-    members_of,
     plan_text,
     remember,
 )
@@ -187,7 +186,7 @@ def test_machines_get_plain_json(tmp_path: Path) -> None:
 
 def test_what_has_changed_since_the_last_submission(tmp_path: Path) -> None:
     first = [_entry(tmp_path, n, Action.NEW) for n in (1, 2, 3)]
-    remember(tmp_path, GRID, members_of(first), [entry.sig for entry in first])
+    remember(tmp_path, GRID, first, [entry.sig for entry in first])
     same = _plan(tmp_path, *first)
     assert same.changes is not None and not same.changes and "nothing has changed" in plan_text(same)
 
@@ -206,29 +205,31 @@ def test_what_has_changed_since_the_last_submission(tmp_path: Path) -> None:
 def test_patterns_do_not_make_the_rest_of_a_grid_disappear(tmp_path: Path) -> None:
     whole = [_entry(tmp_path, n, Action.NEW) for n in (1, 2, 3)]
     sigs = [entry.sig for entry in whole]
-    remember(tmp_path, GRID, members_of(whole[:2]), sigs)
-    changes = changes_since(tmp_path, GRID, members_of(whole), sigs)
+    remember(tmp_path, GRID, whole[:2], sigs)
+    changes = _changes_since(tmp_path, GRID, _members_of(whole), sigs)
     assert changes is not None and changes.added == ["seed=3"] and changes.removed == []
-    remember(tmp_path, GRID, members_of(whole[2:]), sigs)  # the third by itself, later
-    later = changes_since(tmp_path, GRID, members_of(whole[:1]), sigs)
+    remember(tmp_path, GRID, whole[2:], sigs)  # the third by itself, later
+    later = _changes_since(tmp_path, GRID, _members_of(whole[:1]), sigs)
     assert later is not None and not later
-    remember(tmp_path, GRID, members_of(whole[:1]), sigs[:1])  # the grid became smaller
+    remember(tmp_path, GRID, whole[:1], sigs[:1])  # the grid became smaller
     content = json.loads((tmp_path / "plans" / f"{GRID}.json").read_text())
     assert list(content["experiments"]) == sigs[:1] and len(content["profiles"]) == 1
 
 
 def test_nothing_is_left_where_dora_looks_for_signatures(tmp_path: Path) -> None:
-    remember(tmp_path, GRID, {"0a": Member("a")}, ["0a"])
+    entry = _entry(tmp_path, 10, Action.NEW)
+    remember(tmp_path, GRID, [entry], [entry.sig])
     assert [path.relative_to(tmp_path).as_posix() for path in _files(tmp_path)] == ["plans", f"plans/{GRID}.json"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"experiments": 3}', '{"experiments": {"a": {}}, "profiles": []}'])
 def test_a_damaged_memory_counts_as_none(tmp_path: Path, text: str) -> None:
+    entry = _entry(tmp_path, 10, Action.NEW)
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / f"{GRID}.json").write_text(text)
-    assert changes_since(tmp_path, GRID, {"0a": Member("a")}, ["0a"]) is None
-    remember(tmp_path, GRID, {"0a": Member("a")}, ["0a"])
-    assert changes_since(tmp_path, GRID, {"0a": Member("a")}, ["0a"]) is not None
+    assert _changes_since(tmp_path, GRID, _members_of([entry]), [entry.sig]) is None
+    remember(tmp_path, GRID, [entry], [entry.sig])
+    assert _changes_since(tmp_path, GRID, _members_of([entry]), [entry.sig]) is not None
 
 
 def test_numbers_for_people() -> None:

@@ -22,10 +22,10 @@ from audiotok.launchers.table import (
     _FileCache,
     _grid_left_s,
     _names_of,
+    _read_history,
     _totals_line,
     monitor,
     progress_of,
-    read_history,
 )
 from audiotok.status import State, Verdict
 from audiotok.text import duration_text
@@ -190,9 +190,9 @@ def test_only_what_changed_is_read_again(
 
     def counting(path: Path) -> Any:
         read.append(path)
-        return read_history(path)
+        return _read_history(path)
 
-    monkeypatch.setattr(module, "read_history", counting)
+    monkeypatch.setattr(module, "_read_history", counting)
     monkeypatch.setattr(module, "_histories", _FileCache(counting))
     explore = explorer(lambda launcher: None)
     epochs = [{"train": {"adv": 0.5}, "valid": {"loss": 0.25, "sisnr": 7.77}}]
@@ -231,8 +231,8 @@ def test_a_project_may_find_its_histories_itself(herd: list[_Sheep]) -> None:
 def test_damaged_files_are_empty(tmp_path: Path, text: str) -> None:
     path = tmp_path / "history.json"
     path.write_text(text)
-    assert read_history(path) == []
-    assert read_history(tmp_path / "none.json") == []
+    assert _read_history(path) == []
+    assert _read_history(tmp_path / "none.json") == []
     sheep = _Sheep(tmp_path / "0a", Verdict(State.RUNNING, ""), n=1).write(text)
     (sheep.xp.folder / "status.json").write_text(text)
     assert "RUNNING" in _show([sheep])[1]
@@ -241,7 +241,7 @@ def test_damaged_files_are_empty(tmp_path: Path, text: str) -> None:
 def test_a_history_may_hold_what_json_does_not_allow(tmp_path: Path) -> None:
     path = tmp_path / "history.json"
     path.write_text('[{"valid": {"loss": NaN, "mmd": Infinity}}]')
-    (epoch,) = read_history(path)
+    (epoch,) = _read_history(path)
     assert epoch["valid"]["loss"] != epoch["valid"]["loss"] and epoch["valid"]["mmd"] == float("inf")
 
 
