@@ -56,7 +56,7 @@ def run_grid(
     args = args or RunGridArgs()
     if args.dry_run:
         if args.clear:
-            fatal("--dry_run is incompatible with --clear.")
+            fatal("--dry_run and --clear exclude each other.")
         grid = _Grid(main, explorer, grid_name, slurm, args, no_log)
         grid.decide(rules)
         if not args.silent:
@@ -136,17 +136,12 @@ class _Grid:
 
     def clear(self) -> None:
         """Cancel all jobs and delete the folders of experiments, from the command line after a confirmation."""
-        self.log(
-            f"You are about to restart {len(self.sheeps)} experiments from the grid {self.name} from scratch. "
-            "This cannot be reverted."
-        )
-        if self.args._from_commandline and input("Confirm [yN]: ").lower() != "y":
-            fatal("Abort...")
-        self.log("Canceling all current jobs...")
+        self.log(f"--clear cancels {len(self.sheeps)} experiments of {self.name} and deletes their folders for good.")
+        if self.args._from_commandline and input("Delete them? [y/N] ").lower() != "y":
+            fatal("Not confirmed; nothing was changed.")
         for sheep in self.sheeps:
             self.shepherd.cancel_lazy(sheep=sheep)
         self.shepherd.commit()
-        self.log("Deleting XP folders...")
         for sheep in self.sheeps:
             if sheep.xp.folder.exists():
                 reliable_rmtree(sheep.xp.folder)
@@ -166,13 +161,13 @@ class _Grid:
                 with self.shepherd.job_array(slurm) if len(some) > 1 else contextlib.nullcontext():
                     for sheep in some:
                         self.shepherd.maybe_submit_lazy(sheep, slurm, rules or SubmitRules())
-        reasons = [(sheep, "no longer required ") for sheep in left]
+        reasons = [(sheep, ", no longer in the grid") for sheep in left]
         reasons += [(sheep, "") for sheep in self.sheeps] if self.args.cancel else []
         for sheep, reason in reasons:
             if not sheep.is_done():
                 self.shepherd.cancel_lazy(sheep=sheep)
                 self.cancels.append(sheep)
-                self.log(f"Canceling job {sheep.current_job_id} for {reason}sheep {self.shepherd.title(sheep)}")
+                self.log(f"Canceling job {sheep.current_job_id}{reason}: {self.shepherd.title(sheep)}")
 
     def _entries(self) -> list[Entry]:
         return [self._entry(sheep, sheep.decision) for sheep in self.sheeps if sheep.decision is not None]
@@ -208,23 +203,23 @@ class _Grid:
         """Show the folder or the log of one experiment, or watch all."""
         indices = [index for index in (self.args.folder, self.args.log, self.args.tail) if index is not None]
         if not self.sheeps:
-            self.log("No sheep to handle.")
+            self.log("No experiment of this grid is selected.")
         elif not indices:
             self._watch()
         elif self.args._from_commandline:
             self._show_one(indices[0])
         else:
-            raise RuntimeError("The folder, log, and tail flags are only supported from the command line.")
+            raise RuntimeError("folder, log and tail are for the command line.")
 
     def _show_one(self, index: int) -> None:
         try:
             sheep = self.sheeps[index]
         except IndexError:
-            fatal(f"Invalid index {index}")
+            fatal(f"No experiment {index}: there are {len(self.sheeps)}, from 0 on.")
         if self.args.folder is not None:
             print(sheep.xp.folder)  # noqa: T201
         elif sheep.log is None or not sheep.log.exists():
-            fatal(f"Log file {sheep.log or ''} does not exist for sheep {self.main.get_name(sheep.xp)}.")
+            fatal(f"{self.shepherd.title(sheep)} has no log yet: {sheep.log or 'it was not submitted'}.")
         elif self.args.tail is not None:
             os.execvp("tail", ["tail", "-n", "200", "-f", str(sheep.log)])
         else:
@@ -235,7 +230,7 @@ class _Grid:
         """Show the table every `interval` minutes until all experiments have ended; once without `monitor`."""
         args = self.args
         show: Callable[..., object] = (lambda *_, **__: None) if args.silent else partial(print, flush=True)
-        show(f"Monitoring Grid {self.name}")
+        show(f"Watching grid {self.name}")
         while True:
             if args.jupyter and not args.silent:
                 from IPython import display
@@ -246,7 +241,7 @@ class _Grid:
                 return
             show()
             for left in range(int(args.interval * 60), 0, -1):
-                text = f"Next update in {left} seconds       "
+                text = f"again in {left} s       "
                 show(colorize(text, "31") if left < 10 else text, end="\r")
                 time.sleep(1)
             show(" " * 60)
@@ -258,7 +253,7 @@ class _Grid:
             try:
                 left.append(self.shepherd.get_sheep_from_sig(name))
             except Exception as error:  # without a job, of a configuration that can no longer be composed
-                self.log(f"Error when trying to load old sheep {name}: {error}")
+                self.log(f"Cannot load experiment {name}, which left the grid: {error}")
         return left
 
     def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:

@@ -329,10 +329,10 @@ class GridShepherd(Shepherd):
         finally:  # an engine that was refused may have submitted some
             sheeps = [request.sheep for request in requests if self._has_new_job(request)]
             for sheep in sheeps[:_SHOWN]:
-                self.log(f"Scheduled job {sheep.current_job_id} for sheep {self.title(sheep)}")
+                self.log(f"Submitted job {sheep.current_job_id}: {self.title(sheep)}")
             if len(sheeps) > _SHOWN:
                 more, last = len(sheeps) - _SHOWN, sheeps[-1].current_job_id
-                self.log(f"Scheduled {more} more, the last of them as job {last}")
+                self.log(f"Submitted {more} more, the last of them as job {last}")
 
     def _is_due(self, request: _Request) -> bool:
         """Decide again; what another command has submitted meanwhile is left to it."""
@@ -344,7 +344,7 @@ class GridShepherd(Shepherd):
         request.decision = sheep.decision = self._decide(sheep, request.profile, rules)
         if changed and sheep.job is not None and not request.decision.action.submits:
             user = sheep.job.record.content.get("user", "another user")
-            self.log(f"{user} has submitted job {sheep.job.job_id} for sheep {self.title(sheep)}")
+            self.log(f"{user} has submitted job {sheep.job.job_id}: {self.title(sheep)}")
         return request.decision.action.submits
 
     def _has_ended(self, sheep: GridSheep) -> bool:

@@ -66,7 +66,7 @@ def test_a_grid_is_launched_by_one_command_at_a_time_and_watched_by_many(slurm_p
         command = slurm_project.start("grid", "fleet")
         assert any("waiting for" in line and str(os.getpid()) in line for line in command.stdout or [])
         assert not list(slurm_project.outputs.glob("grids/fleet/*")) and not calls(slurm_project, "sbatch")
-    assert any("Monitoring Grid" in line for line in command.stdout or [])
+    assert any("Watching grid" in line for line in command.stdout or [])
     slurm_project.wait(lambda: is_free(lock))  # it watches, and lets others launch
     assert command.poll() is None and len(calls(slurm_project, "sbatch")) == 1
     command.terminate()
@@ -147,13 +147,15 @@ def test_flags_of_dora_grid_that_show_one_experiment(slurm_project: TinyProject)
     slurm_project.dora("grid", "fleet", "--no_monitoring")
     second = slurm_project.experiment(index=2)
     assert f"{second}\n" in slurm_project.dora("grid", "fleet", "--folder", "1")
-    assert "does not exist" in slurm_project.dora("grid", "fleet", "--log", "1", code=1)
-    assert "Invalid index 9" in slurm_project.dora("grid", "fleet", "--tail", "9", code=1)
+    assert "has no log yet" in slurm_project.dora("grid", "fleet", "--log", "1", code=1)
+    assert "No experiment 9: there are 4" in slurm_project.dora("grid", "fleet", "--tail", "9", code=1)
     log = Path(slurm_project.job(index=2)["log"])
     log.write_text("step 7\n")
     assert "step 7\n" in slurm_project.dora("grid", "fleet", "--log", "1")
     assert f"{second}\n" in slurm_project.dora("grid", "fleet", "index=2", "--folder", "0")
-    assert "No sheep to handle" in slurm_project.dora("grid", "fleet", "index=77", "--no_monitoring")
+    assert "No experiment of this grid is selected" in slurm_project.dora(
+        "grid", "fleet", "index=77", "--no_monitoring"
+    )
     assert len(calls(slurm_project, "sbatch")) == 1
 
 
@@ -169,8 +171,8 @@ def test_patterns_select_and_the_rest_stays(slurm_project: TinyProject) -> None:
 def test_a_dry_run_may_initialize_and_not_clear(slurm_project: TinyProject) -> None:
     slurm_project.dora("grid", "fleet", "--dry_run", "--init")
     assert slurm_project.experiment(index=3).is_dir() and not calls(slurm_project, "sbatch")
-    assert "incompatible with --clear" in slurm_project.dora("grid", "fleet", "--dry_run", "--clear", code=1)
-    assert "Abort" in slurm_project.dora("grid", "fleet", "--clear", code=1, answer="n\n")
+    assert "exclude each other" in slurm_project.dora("grid", "fleet", "--dry_run", "--clear", code=1)
+    assert "nothing was changed" in slurm_project.dora("grid", "fleet", "--clear", code=1, answer="n\n")
     assert slurm_project.experiment(index=3).is_dir() and not calls(slurm_project, "sbatch")
 
 
@@ -180,5 +182,5 @@ def test_what_is_not_a_link_stays_in_the_folder_of_a_grid(slurm_project: TinyPro
     (folder / "note").write_text("mine")
     (folder / "0123abcd").symlink_to("../../xps/0123abcd")  # of an experiment that was deleted
     said = slurm_project.dora("grid", "fleet", "--no_monitoring")
-    assert "Error when trying to load old sheep 0123abcd" in said
+    assert "Cannot load experiment 0123abcd" in said
     assert len(list(folder.iterdir())) == 5 and (folder / "note").read_text() == "mine"
