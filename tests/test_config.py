@@ -137,7 +137,7 @@ def test_every_loss_and_metric_has_a_key_a_direction_and_a_row_in_the_docs() -> 
 def test_a_metric_added_since_a_run_was_frozen_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config("solver=compression/debug", "device=cpu")
     before = builders.get_evaluation_metrics(cfg).keys()
-    monkeypatch.setitem(builders.SIGNAL_METRICS, "added", L1Loss)
+    monkeypatch.setitem(SIGNAL_METRICS, "added", L1Loss)
     assert builders.get_evaluation_metrics(cfg).keys() == before
     with open_dict(cfg):
         cfg.evaluate.metrics.added = True
