@@ -13,11 +13,14 @@ import torch
 from dora.conf import DoraConfig
 from dora.hydra import HydraMain
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from audiotok import train
 from audiotok.launchers.profile import Profile
+from audiotok.losses import L1Loss
+from audiotok.metrics import SIGNAL_METRICS
 from audiotok.models import get_compression_model
+from audiotok.results import METRICS
 from audiotok.solvers import builders
 
 ROOT = Path(__file__).parent.parent
@@ -90,12 +93,17 @@ def test_the_sizes_are_those_of_the_paper() -> None:
 
 
 def test_every_key_is_read_by_the_library() -> None:
-    container = OmegaConf.to_container(config("solver=compression/encodec_mmd_32khz"))
-    assert isinstance(container, dict)
     theirs = {"dora": {f.name for f in fields(DoraConfig)}, "slurm": {f.name for f in fields(Profile)}}
     known = names_in_code()
-    container.pop("label")  # read by nobody on purpose: it only makes another signature
-    for path in keys(container):
+    defaults = [f"{path.parent.name}/default" for path in (ROOT / "config/solver").glob("*/default.yaml")]
+    assert "compression/default" in defaults
+    paths: set[str] = set()
+    for preset in ("compression/encodec_mmd_32khz", *defaults):
+        container = OmegaConf.to_container(config(f"solver={preset}"))
+        assert isinstance(container, dict)
+        paths.update(keys(container))
+    paths.remove("label")  # read by nobody on purpose: it only makes another signature
+    for path in paths:
         section, *_, leaf = path.split(".") if "." in path else (path, path)
         if section in theirs:
             assert path.split(".")[1] in theirs[section], f"Dora does not know {path}"
@@ -114,6 +122,26 @@ def test_what_every_solver_reads_is_in_the_default_of_all() -> None:
         for name in path.split("."):
             assert name in section, f"{path} is read by every solver, but is not in config/solver/default.yaml"
             section = section[name]
+
+
+def test_every_loss_and_metric_has_a_key_a_direction_and_a_row_in_the_docs() -> None:
+    cfg = config("solver=compression/default")
+    assert {*builders.SIGNAL_LOSSES, *builders.OTHER_LOSSES} == set(cfg.losses)
+    assert set(SIGNAL_METRICS) <= set(cfg.evaluate.metrics)
+    docs = (ROOT / "docs/metrics.md").read_text()
+    for name in {*builders.SIGNAL_LOSSES, *builders.OTHER_LOSSES, *SIGNAL_METRICS}:
+        assert name in METRICS, f"audiotok/results/metrics.py lacks {name}"
+        assert f"`{name}`" in docs, f"docs/metrics.md lacks {name}"
+
+
+def test_a_metric_added_since_a_run_was_frozen_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config("solver=compression/debug", "device=cpu")
+    before = builders.get_evaluation_metrics(cfg).keys()
+    monkeypatch.setitem(SIGNAL_METRICS, "added", L1Loss)
+    assert builders.get_evaluation_metrics(cfg).keys() == before
+    with open_dict(cfg):
+        cfg.evaluate.metrics.added = True
+    assert builders.get_evaluation_metrics(cfg).keys() == {*before, "added"}
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -45,6 +45,7 @@ ADVERSARIES: dict[str, type[nn.Module]] = {
     "mpd": MultiPeriodDiscriminator,
     "msd": MultiScaleDiscriminator,
 }
+OTHER_LOSSES = ("adv", "feat", "mmd")  # weights in the same section, which need more than two signals
 SPLITS = ("train", "valid", "evaluate", "generate")
 HELD_OUT_SEED = 0  # every experiment is judged, and listened to, on the same clips, whatever its seed
 
@@ -62,10 +63,10 @@ def get_signal_losses(cfg: DictConfig) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     """Losses to train with (weight above 0) and those only reported."""
     trained, reported = nn.ModuleDict(), nn.ModuleDict()
     for name, weight in _weights(cfg).items():
-        if name in ("adv", "feat", "mmd"):
+        if name in OTHER_LOSSES:
             continue
         if name not in SIGNAL_LOSSES:
-            raise ConfigError(f"losses.{name}; choose among: {', '.join(SIGNAL_LOSSES)}, adv, feat, mmd")
+            raise ConfigError(f"losses.{name}; choose among: {', '.join((*SIGNAL_LOSSES, *OTHER_LOSSES))}")
         (trained if weight > 0 else reported)[name] = SIGNAL_LOSSES[name](**settings(cfg.get(name)))
     return trained, reported
 
@@ -108,7 +109,7 @@ def get_balancer(cfg: DictConfig) -> Balancer:
     for name, weight in _weights(cfg).items():
         if name in ("adv", "feat"):
             weights.update({f"{name}_{adversary}": weight for adversary in cfg.adversarial.adversaries})
-        elif name != "mmd" and weight > 0:
+        elif name not in OTHER_LOSSES and weight > 0:
             weights[name] = weight
     return Balancer(weights, **settings(cfg.balancer))
 
@@ -126,8 +127,9 @@ def get_macro_batch(cfg: DictConfig) -> MacroBatch:
 def get_evaluation_metrics(cfg: DictConfig) -> dict[str, Callable[..., Tensor]]:
     """Metrics between signals that the evaluate stage reports, by name, on the device of the configuration."""
     device = resolve_device(cfg.device)
-    chosen = [name for name in SIGNAL_METRICS if cfg.evaluate.metrics[name]]
-    return {name: SIGNAL_METRICS[name](**settings(cfg[name])).to(device) for name in chosen}
+    # A run that was frozen before a metric was added has no key for it.
+    chosen = [name for name in SIGNAL_METRICS if cfg.evaluate.metrics.get(name)]
+    return {name: SIGNAL_METRICS[name](**settings(cfg.get(name))).to(device) for name in chosen}
 
 
 def get_dataloaders(cfg: DictConfig) -> dict[str, Any]:

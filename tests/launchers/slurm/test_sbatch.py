@@ -102,6 +102,13 @@ def test_bash_reads_the_script_as_it_is_meant(name: str, tmp_path: Path) -> None
     assert words[-1] == expected
 
 
+def test_an_option_that_is_made_here_cannot_be_given_twice() -> None:
+    for values, array in SCRIPTS.values():
+        for option in directives(script(values, array)).keys() - values.get("sbatch", {}).keys():
+            with pytest.raises(ConfigError, match=r"slurm\.sbatch"):
+                Profile.from_mapping({"sbatch": {option: 1}})
+
+
 def test_what_every_job_asks_for() -> None:
     for values, array in SCRIPTS.values():
         text = script(values, array)
