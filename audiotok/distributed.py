@@ -1,4 +1,4 @@
-"""The few collectives of training that flashy does not have; they do nothing in a single process.
+"""Collectives that flashy does not have; they do nothing in a single process.
 
 A collective hangs unless all ranks reach it, so callers decide on values that are the same everywhere.
 """
@@ -39,7 +39,7 @@ def take_from_source_(tensor: Tensor) -> Tensor:
 
 
 def shared_randint(low: int, high: int, device: torch.device) -> int:
-    """Random number in [low, high], the same on every rank; device is where collectives work."""
+    """Random number in [low, high], the same on every rank; `device`: where collectives work."""
     draw = torch.randint(low, high + 1, (1,))
     if is_distributed():
         draw = take_from_source_(draw.to(device))

@@ -1,7 +1,7 @@
-"""What a process does with one experiment: train it, show its model or run one of its stages.
+"""What a process does with the configuration of one experiment: train it, show its model or run one of its stages.
 
-Apart from the entry point (`audiotok.train`), so that a project with a configuration of its own can call it, too.
-Nothing heavy is imported before a run: `dora grid` and `dora info` come through here, and need neither torch nor a GPU.
+Entry points call it: `audiotok.train`, and the `train.py` of a project of one's own. Torch is imported by a run only:
+`dora grid` and `dora info` import this module, too.
 """
 
 import logging
@@ -22,12 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MACHINE_FAILURE, USER_MISTAKE, DIVERGED = 1, 2, 3
-"""Exit codes of errors; see `audiotok.train`."""
-
 
 def run(cfg: DictConfig) -> None:
-    """Do what a configuration describes; called inside the experiment. An error ends the process with its exit code."""
+    """Do what a configuration describes, inside the experiment; an error ends the process with its exit code."""
     try:
         if cfg.show or cfg.execute_only:
             _look(cfg)
@@ -35,7 +32,7 @@ def run(cfg: DictConfig) -> None:
             _train(cfg)
     except AudiotokError as error:
         logger.error("%s", error)
-        sys.exit(_exit_code(error))
+        sys.exit(error.exit_code)
 
 
 def get_solver(cfg: DictConfig) -> "StandardSolver":
@@ -55,14 +52,6 @@ def get_solver(cfg: DictConfig) -> "StandardSolver":
     return solvers.get_solver(cfg)
 
 
-def _exit_code(error: AudiotokError) -> int:
-    from audiotok.checkpoint import NotSavedError
-
-    if isinstance(error, DivergedError):
-        return DIVERGED
-    return MACHINE_FAILURE if isinstance(error, NotSavedError) else USER_MISTAKE
-
-
 def _look(cfg: DictConfig) -> None:
     """Show the model, or run one stage; neither changes the experiment."""
     _setup(cfg)
@@ -79,7 +68,7 @@ def _look(cfg: DictConfig) -> None:
 
 
 def _setup(cfg: DictConfig) -> None:
-    """Logging to the terminal and the experiment's folder, threads, and the other processes of a distributed run."""
+    """Set up logging to the terminal and the experiment's folder, threads, and the processes of a distributed run."""
     import flashy
     import torch
 
@@ -101,8 +90,7 @@ def _train(cfg: DictConfig) -> None:
     from audiotok.checkpoint import NotSavedError
     from audiotok.solvers.interruption import Interrupted, StopSignals
 
-    epochs = OmegaConf.select(cfg, "optim.epochs")  # a configuration without solver has none
-    status = StatusWriter(get_xp().folder, epochs=epochs, silent=get_distrib_spec().rank > 0)
+    status = StatusWriter(get_xp().folder, epochs=cfg.optim.epochs, silent=get_distrib_spec().rank > 0)
     with StopSignals() as stop:
         status.start()
         try:
@@ -116,10 +104,10 @@ def _train(cfg: DictConfig) -> None:
             stop.patient = True
             solver.run()
         except BaseException as error:
-            end = _ending(error)
-            if end[0] == "INTERRUPTED":
-                logger.warning("%s", end[1])
-            status.end(*end)
+            state, reason, kind = _ending(error)
+            if state == "INTERRUPTED":
+                logger.warning("%s", reason)
+            status.end(state, reason, kind)
             # Only errors that all ranks have in common: after any other, one rank would wait here for ever.
             if stop.patient and isinstance(error, Interrupted | NotSavedError):
                 _leave_others()

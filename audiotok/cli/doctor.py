@@ -15,11 +15,13 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    from audiotok.cli.entry_point import entry_point
     from audiotok.launchers.doctor import examine
     from audiotok.launchers.engine import Level
 
     failed = 0
-    for check in examine(args.overrides, torch=args.torch):
+    checks = examine(args.overrides, torch=args.torch, load=lambda argv: entry_point(None).compose(argv).cfg)
+    for check in checks:
         failed += check.verdict is Level.FAIL
         print(f"{check.verdict:4}  {check.name:10}  {check.found}", flush=True)
         if check.advice:
