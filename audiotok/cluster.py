@@ -1,8 +1,8 @@
 """Which cluster this is, and where its profile puts results and audio.
 
-Profiles are files `config/cluster/NAME.yaml`; Hydra composes them to train and to submit, this module reads them without
-Hydra. Functions take the folders of profiles, of which the first that has a profile counts; none: those of a project in
-the current folder (`audiotok init`), then the library's. Environment variables: AUDIOTOK_CLUSTER (the profile),
+Profiles are files `config/cluster/NAME.yaml`; Hydra composes them to train and to submit, this module reads them
+without it. Functions take folders of profiles, of which the first that has a profile counts; none: those of a project
+in the current folder (`audiotok init`), then the library's. Environment variables: AUDIOTOK_CLUSTER (the profile),
 AUDIOTOK_OUTPUT_DIR (results folder), AUDIOTOK_DATASET_PATHS (of jobs: JSON, where folders of audio lie).
 """
 

@@ -1,7 +1,6 @@
-"""What a process does with the configuration of one experiment: train it, show its model or run one of its stages.
+"""What an entry point does with a configuration: train, show the model or run one stage.
 
-Entry points call it: `audiotok.train`, and the `train.py` of a project of one's own. Torch is imported by a run only:
-`dora grid` and `dora info` import this module, too.
+`audiotok.train` calls it, and the `train.py` of a project. Torch is imported in a run only: `dora grid` has no need.
 """
 
 import logging
@@ -58,13 +57,11 @@ def _look(cfg: DictConfig) -> None:
     solver = get_solver(cfg)
     if cfg.show:
         solver.show()
-        return
-    if not solver.restore():
-        raise ConfigError(
-            f"execute_only={cfg.execute_only}, but there is no {solver.checkpoint_path}; train first, or give "
-            "continue_from"
-        )
-    solver.run_one_stage(cfg.execute_only)
+    elif solver.restore():
+        solver.run_one_stage(cfg.execute_only)
+    else:
+        missing = f"execute_only={cfg.execute_only}, but there is no {solver.checkpoint_path}"
+        raise ConfigError(f"{missing}; train first, or give continue_from")
 
 
 def _setup(cfg: DictConfig) -> None:
@@ -81,10 +78,7 @@ def _setup(cfg: DictConfig) -> None:
 
 
 def _train(cfg: DictConfig) -> None:
-    """Train to the last epoch, and keep the experiment's `status.json` up to date from the first line on.
-
-    A signal ends it after the current step with `audiotok.solvers.interruption.Interrupted`.
-    """
+    """Train to the last epoch, with `status.json` up to date; a signal ends it with `Interrupted` after a step."""
     from dora.distrib import get_distrib_spec
 
     from audiotok.checkpoint import NotSavedError
@@ -145,7 +139,7 @@ def _ending(error: BaseException) -> tuple[str, str, str]:
 
 
 def _leave_others() -> None:
-    """Leave the other ranks, all at once: the first to go with an error may have the others killed."""
+    """Leave the other ranks, all at once: the first to end with an error may have the others killed."""
     from torch import distributed
 
     from audiotok.distributed import is_distributed

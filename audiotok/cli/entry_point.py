@@ -29,9 +29,8 @@ def entry_point(package: str | None) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise ConfigError(
-            f"no module {module_name} here; give the training package with -P or DORA_PACKAGE."
-        ) from error
+        advice = "give the training package with -P or DORA_PACKAGE"
+        raise ConfigError(f"no module {module_name} here; {advice}.") from error
     return module.main
 
 

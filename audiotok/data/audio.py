@@ -156,10 +156,9 @@ def write_audio(
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = {"format": container, "subtype": subtype or usual_subtype}  # soundfile cannot tell by a draft's suffix
     try:
-        with replacing(path) as draft:
-            with soundfile.SoundFile(str(draft), "w", sample_rate, samples.shape[1], **kind) as handle:
-                for start in range(0, len(samples), WRITE_BLOCK):
-                    handle.write(samples[start : start + WRITE_BLOCK])
+        with replacing(path) as draft, soundfile.SoundFile(draft, "w", sample_rate, samples.shape[1], **kind) as handle:
+            for start in range(0, len(samples), WRITE_BLOCK):
+                handle.write(samples[start : start + WRITE_BLOCK])
     except (soundfile.SoundFileError, ValueError) as err:
         raise DataError(f"cannot write {path} at {sample_rate} Hz as {kind}: {_reason(err)}") from err
     return path
