@@ -81,19 +81,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def flush_old_epochs(folder: Path, keep_last: int | None) -> None:
     """Remove the per-epoch copies of `folder` but the `keep_last` newest; None keeps all."""
-    if not keep_last:
-        return
-    epochs = sorted(int(m[1]) for p in folder.iterdir() if (m := _EPOCH_FILE.fullmatch(p.name)))
-    for epoch in epochs[:-keep_last]:
-        (folder / epoch_name(epoch)).unlink(missing_ok=True)
+    if keep_last:
+        epochs = sorted(int(m[1]) for p in folder.iterdir() if (m := _EPOCH_FILE.fullmatch(p.name)))
+        for epoch in epochs[:-keep_last]:
+            (folder / epoch_name(epoch)).unlink(missing_ok=True)
 
 
 def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
-    """File of a checkpoint named by `//sig/SIG`, by a path, or by a folder that holds `checkpoint.th`.
+    """File of a checkpoint named by `//sig/SIG`, by its path, or by a folder that holds `checkpoint.th`.
 
     Args:
-        source: what the user wrote, such as the value of `continue_from`.
-        root: Dora's folder, for signatures; default: see `audiotok.cluster.output_dir`.
+        source: such as the value of `continue_from`.
+        root: Dora's folder, for signatures; None: see `audiotok.cluster.output_dir`.
 
     Raises:
         CheckpointError: if there is no such file.

@@ -69,9 +69,6 @@ class Agreement:
 
     A call starts an exchange and returns the result of the one before, so that no rank waits and no device is
     synchronised: a request of one step arrives at the next. A single process gets its own at once.
-
-    Args:
-        device: where collectives work.
     """
 
     def __init__(self, device: torch.device) -> None:

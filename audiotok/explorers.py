@@ -63,12 +63,7 @@ class CompressionExplorer(Explorer):
         return parts
 
     def process_live(self, sheep: Any, parts: dict[str, Any]) -> dict[str, Any]:
-        """Add what changes with time alone: the age of the last line of the log.
-
-        Args:
-            sheep: Dora's job; its `log` may be None.
-            parts: from `process_history`; they are left as they are.
-        """
+        """Copy of the parts of `process_history`, with what time alone changes: the age of the last line of the log."""
         ping = _log_ping(sheep.log)
         return {stage: part if ping is None else {**part, "ping": ping} for stage, part in parts.items()}
 

@@ -15,7 +15,7 @@ def entry_point(package: str | None) -> Any:
     """The decorated `main` of a training package.
 
     Args:
-        package: its name; by default that of the environment, the only one in the current folder, else ours.
+        package: its name; None: that of the environment, the only one in the current folder, else ours.
 
     Raises:
         ConfigError: if there is no such package here, or more than one to choose from.

@@ -82,7 +82,7 @@ class Frozen:
     sig: str
     argv: list[str]
     delta: list[list[Any]]
-    cfg: Plain  # for OmegaConf; keys that do not count for the signature are as in the presets
+    cfg: Plain  # keys that do not count for the signature are as in the presets
     choices: dict[str, Any]
     written: float
 
@@ -107,9 +107,8 @@ def read_frozen(path: Path) -> Frozen:
     """Read a frozen file.
 
     Raises:
-        ConfigError: if it is missing, unreadable, of another version, or of another experiment than its folder's.
+        ConfigError: if it is missing, unreadable, or of another version or experiment than its folder's.
     """
-    path = Path(path)
     remedy = "remove it, or start anew with --clear, to take today's configuration instead"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -169,10 +168,10 @@ def find_frozen(path: Path, dora: DoraConfig) -> tuple[Frozen, DoraConfig]:
     Raises:
         ConfigError: as `read_frozen`.
     """
-    path = Path(path).absolute()
-    if not path.exists():
-        moved = dora.dir / dora.xps / path.parent.name / path.name
-        path = moved if moved.exists() else path
+    path = path.absolute()
+    moved = dora.dir / dora.xps / path.parent.name / path.name
+    if not path.exists() and moved.exists():
+        path = moved
     frozen = read_frozen(path)
     root = path.parent.parent.parent
     if path.parent.parent.name == dora.xps and root.resolve() != Path(dora.dir).resolve():

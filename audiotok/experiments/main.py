@@ -1,8 +1,7 @@
 """Entry point of the experiments: composes them, freezes them, finds them again, runs them.
 
 It is Dora's Hydra entry point, made fast and clear about mistakes. Signatures, deltas and names are Dora's, but that an
-int given for a float is read as that float: each choice of config groups is composed once and overrides of values are
-applied to it (`Composition`); what those rules do not cover is composed by Hydra and compared by Dora, as upstream.
+int given for a float is read as that float. What `Composition` does not cover Hydra composes and Dora compares.
 """
 
 import contextlib
@@ -132,7 +131,7 @@ class ExperimentMain(HydraMain):
         return xp
 
     def get_argv_from_sig(self, sig: str) -> list[str]:
-        """Overrides that a signature stands for; `get_xp` of them is then that experiment, as it is frozen.
+        """Overrides of a signature; `get_xp` of them is then that experiment, as it is frozen.
 
         Raises:
             ConfigError: if no experiment has it here.

@@ -1,4 +1,4 @@
-"""Overrides as text, and laid over a composed configuration, a thousand times faster than by Hydra: a grid can have 1000.
+"""Overrides, as text and laid over a composed configuration: a thousand times faster than Hydra, for large grids.
 
 Hydra composes each choice of config groups once (`Composition`); overrides of single values are then applied to plain
 containers. Where the result might differ from Hydra's, `Composition.change` returns None and Hydra itself composes.
@@ -48,9 +48,8 @@ def aligned(argument: str, base: Plain) -> str:
     if override.value_type is not ValueType.ELEMENT or override.package is not None:
         return argument
     value = _align(override._value, _at(base, tuple(override.key_or_group.split("."))))
-    if value is override._value:
-        return argument
-    return f"{argument.partition('=')[0]}={Override._get_value_element_as_str(value)}"
+    same = value is override._value
+    return argument if same else f"{argument.partition('=')[0]}={Override._get_value_element_as_str(value)}"
 
 
 def as_override(value: Any) -> str:

@@ -15,10 +15,7 @@ def export_encodec(checkpoint_path: str | Path, out_file: str | Path) -> Path:
 
     Args:
         checkpoint_path: a training checkpoint, its folder, or //sig/SIG.
-        out_file: where to write; its folder is made if need be.
-
-    Returns:
-        The written path.
+        out_file: where to write; missing folders are made.
 
     Raises:
         CheckpointError: if the checkpoint is missing, damaged, or already exported.
