@@ -1,7 +1,7 @@
 """Checkpoints on disk: saved atomically, loaded as data, found by path or signature.
 
-A checkpoint holds tensors, numbers and text in plain containers and nothing else: the configuration is stored as
-YAML text, so `torch.load(weights_only=True)` reads every file we write and no code of a file is ever executed.
+They hold tensors, numbers and text in plain containers, the configuration as YAML text: `torch.load(weights_only=True)`
+reads every file we write, and no code of a file is ever executed.
 """
 
 import logging
@@ -19,14 +19,16 @@ from audiotok.files import replacing
 logger = logging.getLogger(__name__)
 
 LAST = "checkpoint.th"
-SIG_PREFIX = "//sig/"
 PRETRAINED_PREFIX = "//pretrained/"
+_SIG_PREFIX = "//sig/"
 _SIG = re.compile(r"[0-9a-zA-Z_-]+")
 _EPOCH_FILE = re.compile(r"checkpoint_(\d+)\.th")
 
 
 class NotSavedError(CheckpointError):
     """A checkpoint that could not be written; the previous one is untouched, and saving works again with free space."""
+
+    exit_code = 1  # of the machine: worth another try
 
 
 def epoch_name(epoch: int) -> str:
@@ -79,34 +81,32 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def flush_old_epochs(folder: Path, keep_last: int | None) -> None:
     """Remove the per-epoch copies of `folder` but the `keep_last` newest; None keeps all."""
-    if not keep_last:
-        return
-    epochs = sorted(int(m[1]) for p in folder.iterdir() if (m := _EPOCH_FILE.fullmatch(p.name)))
-    for epoch in epochs[:-keep_last]:
-        (folder / epoch_name(epoch)).unlink(missing_ok=True)
+    if keep_last:
+        epochs = sorted(int(m[1]) for p in folder.iterdir() if (m := _EPOCH_FILE.fullmatch(p.name)))
+        for epoch in epochs[:-keep_last]:
+            (folder / epoch_name(epoch)).unlink(missing_ok=True)
 
 
 def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
-    """File of a checkpoint named by `//sig/SIG`, by a path, or by a folder that holds `checkpoint.th`.
+    """File of a checkpoint named by `//sig/SIG`, by its path, or by a folder that holds `checkpoint.th`.
 
     Args:
-        source: what the user wrote, such as the value of `continue_from`.
-        root: Dora's folder, for signatures; by default that of the environment or the cluster's profile.
+        source: such as the value of `continue_from`.
+        root: Dora's folder, for signatures; None: see `audiotok.cluster.output_dir`.
 
     Raises:
         CheckpointError: if there is no such file.
     """
     text = str(source)
-    if text.startswith(SIG_PREFIX):
-        sig = text.removeprefix(SIG_PREFIX).strip("/")
+    if text.startswith(_SIG_PREFIX):
+        sig = text.removeprefix(_SIG_PREFIX).strip("/")
         if not _SIG.fullmatch(sig):
             raise CheckpointError(f"{text!r} is no signature; write //sig/ and the 8 characters of `dora grid`")
         xps = (root or output_dir(os.environ)) / "xps"
         path = xps / sig
         if not path.is_dir():
-            raise CheckpointError(
-                f"no experiment {sig} in {xps}; list them with `dora grid NAME` or set AUDIOTOK_OUTPUT_DIR"
-            )
+            advice = "list them with `dora grid NAME` or set AUDIOTOK_OUTPUT_DIR"
+            raise CheckpointError(f"no experiment {sig} in {xps}; {advice}")
     else:
         path = Path(text)
     if path.is_dir():

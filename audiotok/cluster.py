@@ -1,12 +1,9 @@
 """Which cluster this is, and where its profile puts results and audio.
 
-Profiles are files `config/cluster/NAME.yaml`. Hydra composes them to train and to submit; this module reads the same
-files without Hydra, for what must stay light: `audiotok results` and the reading of manifests. Environment variables:
-AUDIOTOK_CLUSTER (the profile), AUDIOTOK_OUTPUT_DIR (results folder), AUDIOTOK_DATASET_PATHS (set by a launcher for its
-jobs: a JSON object with the place of folders of audio on the machine that runs them).
-
-Functions take the folders of profiles, the first that has a profile counts; none: those of a project in the current
-folder (`audiotok init`), then the library's.
+Profiles are files `config/cluster/NAME.yaml`; Hydra composes them to train and to submit, this module reads them
+without it. Functions take folders of profiles, of which the first that has a profile counts; none: those of a project
+in the current folder (`audiotok init`), then the library's. Environment variables: AUDIOTOK_CLUSTER (the profile),
+AUDIOTOK_OUTPUT_DIR (results folder), AUDIOTOK_DATASET_PATHS (of jobs: JSON, where folders of audio lie).
 """
 
 import functools
@@ -16,30 +13,24 @@ import re
 import shutil
 import subprocess as sp
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from audiotok.errors import ConfigError
 
 CLUSTER_VARIABLE = "AUDIOTOK_CLUSTER"
-OUTPUT_VARIABLE = "AUDIOTOK_OUTPUT_DIR"
 DATASET_PATHS_VARIABLE = "AUDIOTOK_DATASET_PATHS"
 PROFILES = Path(__file__).parent / "config" / "cluster"
 DEFAULT_CLUSTER = "default"
-DEFAULT_OUTPUT = "outputs"
 DETECTION_S = 5.0
 
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([A-Za-z_][A-Za-z0-9_]*)(?:,([^${}]*))?\}")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A profile, and what it was chosen by."""
-
+class _Choice(NamedTuple):
     name: str
     how: str
 
@@ -47,7 +38,7 @@ class Choice:
 def _places(folders: Sequence[Path]) -> list[Path]:
     if folders:
         return list(folders)
-    here = sorted(train.parent / "config" / "cluster" for train in Path.cwd().glob("*/train.py"))
+    here = sorted(train.parent / "config" / "cluster" for train in Path().glob("*/train.py"))
     return [*(folder for folder in here if folder.resolve() != PROFILES.resolve()), PROFILES]
 
 
@@ -56,8 +47,17 @@ def list_profiles(*folders: Path) -> list[str]:
     return sorted({path.stem for folder in _places(folders) for path in folder.glob("*.yaml")})
 
 
-def choose(environ: Mapping[str, str], *folders: Path) -> Choice:
+def profile_path(name: str, *folders: Path) -> Path:
+    """File of a profile; where to make it, if there is none of this name."""
+    files = [folder / f"{name}.yaml" for folder in _places(folders)]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def choose(environ: Mapping[str, str], *folders: Path) -> _Choice:
     """Choose the profile: AUDIOTOK_CLUSTER, else the one that bears the name of this cluster, else `default`.
+
+    Returns:
+        Its `name`, and `how` it was chosen.
 
     Raises:
         ConfigError: if AUDIOTOK_CLUSTER names no profile; the message lists those there are.
@@ -71,13 +71,13 @@ def choose(environ: Mapping[str, str], *folders: Path) -> Choice:
                 f"{CLUSTER_VARIABLE}={requested!r} in the environment, but {places} has no {requested}.yaml; "
                 f"choose one of: {', '.join(known) or 'none yet'}."
             )
-        return Choice(requested, f"{CLUSTER_VARIABLE} in the environment")
+        return _Choice(requested, f"{CLUSTER_VARIABLE} in the environment")
     name, source = cluster_name(environ)
     if not name:
-        return Choice(DEFAULT_CLUSTER, f"{CLUSTER_VARIABLE} is not set and {source}")
+        return _Choice(DEFAULT_CLUSTER, f"{CLUSTER_VARIABLE} is not set and {source}")
     if name in known:
-        return Choice(name, f"the name of this cluster ({source})")
-    return Choice(DEFAULT_CLUSTER, f"there is no {name}.yaml for this cluster, {name} ({source})")
+        return _Choice(name, f"the name of this cluster ({source})")
+    return _Choice(DEFAULT_CLUSTER, f"there is no {name}.yaml for this cluster, {name} ({source})")
 
 
 def settle(environ: MutableMapping[str, str], *folders: Path) -> None:
@@ -94,7 +94,7 @@ def settle(environ: MutableMapping[str, str], *folders: Path) -> None:
 
 
 def cluster_name(environ: Mapping[str, str]) -> tuple[str, str]:
-    """Name that SLURM gives this cluster ("" if none) and where it is from; never fails, runs scontrol once."""
+    """Name that SLURM gives this cluster ("" if none) and where it is from; runs scontrol once, never fails."""
     name = environ.get("SLURM_CLUSTER_NAME", "").strip()
     if name:
         return name, "SLURM_CLUSTER_NAME"
@@ -107,9 +107,9 @@ def cluster_name(environ: Mapping[str, str]) -> tuple[str, str]:
 
 @functools.cache
 def _name_from(scontrol: str, environ: tuple[tuple[str, str], ...]) -> str:
-    command = [scontrol, "show", "config"]
+    command, env = [scontrol, "show", "config"], dict(environ)
     try:
-        process = sp.run(command, env=dict(environ), capture_output=True, text=True, timeout=DETECTION_S)
+        process = sp.run(command, env=env, capture_output=True, text=True, timeout=DETECTION_S)
     except (OSError, sp.SubprocessError, UnicodeDecodeError):
         return ""
     found = _CLUSTER_NAME.search(process.stdout)
@@ -117,38 +117,33 @@ def _name_from(scontrol: str, environ: tuple[tuple[str, str], ...]) -> str:
 
 
 def output_dir(environ: Mapping[str, str], *folders: Path) -> Path:
-    """Dora's folder as `config/config.yaml` has it: AUDIOTOK_OUTPUT_DIR, else the profile's `output_dir`.
+    """Dora's folder, as `config/config.yaml` has it: AUDIOTOK_OUTPUT_DIR, else the profile's `output_dir`.
 
     Raises:
         ConfigError: if the profile cannot be read.
     """
-    requested = environ.get(OUTPUT_VARIABLE)
-    if requested:
-        return Path(requested)
-    if not any(folder.is_dir() for folder in _places(folders)):
-        return Path(DEFAULT_OUTPUT)
-    name = choose(environ, *folders).name
-    value = _read_profile(name, *folders).get("output_dir")
-    return Path(_resolved(value, environ, f"output_dir in {_file(name, folders)}") or DEFAULT_OUTPUT)
+    found = environ.get("AUDIOTOK_OUTPUT_DIR", "")
+    if not found and any(folder.is_dir() for folder in _places(folders)):
+        name = choose(environ, *folders).name
+        value = _read_profile(name, *folders).get("output_dir")
+        found = _resolved(value, environ, f"output_dir in {profile_path(name, *folders)}")
+    return Path(found or "outputs")
 
 
 def dataset_paths(environ: Mapping[str, str], *folders: Path) -> dict[str, str]:
-    """Where folders of audio lie here, by what manifests and presets call them.
-
-    A job has them in AUDIOTOK_DATASET_PATHS; elsewhere they are those of the profile that AUDIOTOK_CLUSTER names.
+    """Where folders of audio lie here, by what manifests and presets call them: a job's, else the profile's.
 
     Raises:
         ConfigError: if that is no mapping of folders.
     """
-    given = environ.get(DATASET_PATHS_VARIABLE)
-    if given:
+    if given := environ.get(DATASET_PATHS_VARIABLE):
         where = f"{DATASET_PATHS_VARIABLE} in the environment"
         try:
             return _mapping(json.loads(given), environ, where)
         except json.JSONDecodeError as error:
             raise ConfigError(f"{where}: {given!r} is not JSON; launchers set it, do not set it by hand.") from error
     name = environ.get(CLUSTER_VARIABLE) or DEFAULT_CLUSTER
-    file = _file(name, folders)
+    file = profile_path(name, *folders)
     if not file.is_file():
         return {}
     return _mapping(_read_profile(name, *folders).get("dataset_paths") or {}, environ, f"dataset_paths in {file}")
@@ -173,18 +168,13 @@ def map_path(path: Path, paths: Mapping[str, str]) -> Path:
     return path
 
 
-def _file(name: str, folders: Sequence[Path]) -> Path:
-    files = [folder / f"{name}.yaml" for folder in _places(folders)]
-    return next((file for file in files if file.is_file()), files[-1])
-
-
 def _read_profile(name: str, *folders: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Keys of a profile laid over those of its `defaults`, as Hydra composes them, `${...}` left as they are.
 
     Raises:
         ConfigError: if a file is missing, is no YAML mapping, or its `defaults` name anything but profiles.
     """
-    path = _file(name, folders)
+    path = profile_path(name, *folders)
     if name in above:
         raise ConfigError(f"{path}: its defaults lead back to itself ({' > '.join([*above, name])}).")
     try:
@@ -194,8 +184,9 @@ def _read_profile(name: str, *folders: Path, above: tuple[str, ...] = ()) -> dic
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}; a profile is a mapping, such as `gpus: 1`.")
     own = {str(key): value for key, value in content.items() if key != "defaults"}
+    defaults = content.get("defaults") or ["_self_"]
     values: dict[str, Any] = {}
-    for entry in content.get("defaults") or ["_self_"]:
+    for entry in defaults:
         if entry == "_self_":
             values.update(own)
             continue
@@ -203,7 +194,7 @@ def _read_profile(name: str, *folders: Path, above: tuple[str, ...] = ()) -> dic
         if not base or "/" in base:
             raise ConfigError(f"{path}: defaults hold {entry!r}; give other profiles, such as /cluster/default.")
         values.update(_read_profile(base, *folders, above=(*above, name)))
-    return values if "_self_" in (content.get("defaults") or ["_self_"]) else {**values, **own}
+    return values if "_self_" in defaults else {**values, **own}
 
 
 def _mapping(found: Any, environ: Mapping[str, str], where: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The few collectives of training that flashy does not have; they do nothing in a single process.
+"""Collectives that flashy does not have; they do nothing in a single process.
 
 A collective hangs unless all ranks reach it, so callers decide on values that are the same everywhere.
 """
@@ -39,7 +39,7 @@ def take_from_source_(tensor: Tensor) -> Tensor:
 
 
 def shared_randint(low: int, high: int, device: torch.device) -> int:
-    """Random number in [low, high], the same on every rank; device is where collectives work."""
+    """Random number in [low, high], the same on every rank; `device`: where collectives work."""
     draw = torch.randint(low, high + 1, (1,))
     if is_distributed():
         draw = take_from_source_(draw.to(device))
@@ -69,9 +69,6 @@ class Agreement:
 
     A call starts an exchange and returns the result of the one before, so that no rank waits and no device is
     synchronised: a request of one step arrives at the next. A single process gets its own at once.
-
-    Args:
-        device: where collectives work.
     """
 
     def __init__(self, device: torch.device) -> None:

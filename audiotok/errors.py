@@ -1,12 +1,14 @@
 """The exceptions for all mistakes that a user can make.
 
 A message is one line: what was found, where, what is allowed, what to do. Entry points (`dora`, `audiotok`) print it
-and exit with code 2; a traceback means a defect of ours.
+and exit with code 2, a run with `exit_code`; a traceback means a defect of ours.
 """
 
 
 class AudiotokError(Exception):
     """Base of all errors raised on purpose."""
+
+    exit_code = 2
 
 
 class ConfigError(AudiotokError, ValueError):
@@ -31,3 +33,5 @@ class LaunchError(AudiotokError, RuntimeError):
 
 class DivergedError(AudiotokError, RuntimeError):
     """Training produced a value that is not finite."""
+
+    exit_code = 3

@@ -11,11 +11,7 @@ STAGES = ("train", "valid", "evaluate")
 
 
 def _log_ping(log: Any) -> str | None:
-    """Time since the last line of a log, such as `12s` or `3.5h`; None where there is no log.
-
-    Args:
-        log: path of the log, or None.
-    """
+    """Time since the last line of a log (a path or None), such as `12s` or `3.5h`; None where there is no log."""
     try:
         age_s = time.time() - log.stat().st_mtime
     except (AttributeError, OSError):  # no log yet, or it went away meanwhile
@@ -33,37 +29,22 @@ class CompressionExplorer(Explorer):
     """
 
     train_metrics = (("epoch", ""), ("bandwidth", ".2f"), ("adv", ".4f"), ("d_loss", ".4f"), ("mmd", ".3g"))
-    valid_metrics = (
-        ("bandwidth", ".2f"),
-        ("adv", ".4f"),
-        ("msspec", ".4f"),
-        ("sisnr", ".2f"),
-        ("mmd", ".3g"),
-    )
+    valid_metrics = (("bandwidth", ".2f"), ("adv", ".4f"), ("msspec", ".4f"), ("sisnr", ".2f"), ("mmd", ".3g"))
     evaluate_metrics = (("sisnr", ".2f"), ("mel", ".4f"), ("mi_groups", ".4f"), ("mmd", ".3g"), ("usage", ".2f"))
 
     def get_grid_meta(self) -> list[Any]:
         """Columns that identify the experiment of a line."""
-        return [
-            tt.leaf("index", align=">"),
-            tt.leaf("name", wrap=140),
-            tt.leaf("state"),
-            tt.leaf("sig", align=">"),
-            tt.leaf("sid", align="<"),
-        ]
+        index, sig, sid = tt.leaf("index", align=">"), tt.leaf("sig", align=">"), tt.leaf("sid", align="<")
+        return [index, tt.leaf("name", wrap=140), tt.leaf("state"), sig, sid]
 
     def get_grid_metrics(self) -> list[Any]:
         """Columns per stage, under their whole names."""
-        progress = (("duration", ".1f", "minutes"), ("ping", "", "ping"))
-        train = [tt.leaf(name, form, display=display) for name, form, display in progress]
-        return [
-            _group("train", self.train_metrics, train),
-            _group("valid", self.valid_metrics),
-            _group("evaluate", self.evaluate_metrics),
-        ]
+        progress = [tt.leaf("duration", ".1f", display="minutes"), tt.leaf("ping")]
+        train = _group("train", self.train_metrics, progress)
+        return [train, _group("valid", self.valid_metrics), _group("evaluate", self.evaluate_metrics)]
 
     def process_history(self, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Last value of every metric by stage, the epoch, and durations in minutes: all that the history determines.
+        """Last value of every metric by stage, the epoch, and durations in minutes: what the history alone determines.
 
         Args:
             history: one {stage: {metric: number}} per epoch; it is left as it is.
@@ -82,17 +63,12 @@ class CompressionExplorer(Explorer):
         return parts
 
     def process_live(self, sheep: Any, parts: dict[str, Any]) -> dict[str, Any]:
-        """Add what changes with time alone: the age of the last line of the log.
-
-        Args:
-            sheep: Dora's job; its `log` may be None.
-            parts: from `process_history`; they are left as they are.
-        """
+        """Copy of the parts of `process_history`, with what time alone changes: the age of the last line of the log."""
         ping = _log_ping(sheep.log)
         return {stage: part if ping is None else {**part, "ping": ping} for stage, part in parts.items()}
 
     def process_sheep(self, sheep: Any, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Both of the above, as Dora's own monitor calls it; ours keeps the first until the history changes."""
+        """Both, as Dora's own monitor calls it; ours keeps the first until the history changes."""
         return self.process_live(sheep, self.process_history(history))
 
 

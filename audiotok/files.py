@@ -20,20 +20,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, sync: bool = True) -> None:
-    """Write a JSON object, see `write_text`.
-
-    Raises:
-        OSError: if it cannot be written; the old file is then intact.
-    """
+    """Write a JSON object in one step; see `replacing`. An OSError leaves the old file."""
     write_text(path, json.dumps(content, indent=1), sync=sync)
 
 
 def write_text(path: Path, text: str, *, sync: bool = False) -> None:
-    """Write a text file in one step; see `replacing`.
-
-    Raises:
-        OSError: if it cannot be written; the old file is then intact.
-    """
+    """Write a text file in one step; see `replacing`. An OSError leaves the old file."""
     with replacing(path, sync=sync) as draft:
         draft.write_text(text, encoding="utf-8")
 
@@ -80,10 +72,6 @@ def write_symlink(link: Path, target: Path) -> None:
     Raises:
         OSError: if the disk refuses.
     """
-    try:
-        link.symlink_to(target)
-    except FileExistsError:
-        draft = link.with_name(f".{link.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-        draft.unlink(missing_ok=True)
+    with replacing(link) as draft:
+        draft.unlink(missing_ok=True)  # of a process of this id that was killed
         draft.symlink_to(target)
-        draft.replace(link)

@@ -1,4 +1,4 @@
-"""Entry point of every experiment: `dora run solver=compression/demo`, and from Python the solver of a signature.
+"""Entry point of Dora: `dora run solver=compression/demo`; from Python, the solver of a signature.
 
 Exit codes: 0 done; 1 a defect of ours or of the machine, such as a full disk; 2 a mistake of the user; 3 diverged; 143
 stopped by a signal, 130 from the keyboard. After 1, 130 and 143 the same command resumes from the last checkpoint.
@@ -32,11 +32,11 @@ def main(cfg: DictConfig) -> None:
 def get_solver_from_xp(
     xp: XP, override_cfg: Mapping[str, Any] | None = None, restore: bool = True, load_best: bool = True
 ) -> "StandardSolver":
-    """Solver of an experiment, with its data, model and weights, to play with in a notebook.
+    """Solver of an experiment, with its data, model and weights.
 
     Args:
-        xp: the experiment, such as `main.get_xp_from_sig(SIG)`.
-        override_cfg: nested values that replace those of its configuration; signature and folder stay the same.
+        xp: such as `main.get_xp_from_sig(SIG)`.
+        override_cfg: nested values over those of its configuration; signature and folder stay the same.
         restore: load the last checkpoint.
         load_best: put the best weights into the model rather than the last ones.
     """

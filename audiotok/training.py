@@ -1,7 +1,6 @@
-"""What a process does with one experiment: train it, show its model or run one of its stages.
+"""What an entry point does with a configuration: train, show the model or run one stage.
 
-Apart from the entry point (`audiotok.train`), so that a project with a configuration of its own can call it, too.
-Nothing heavy is imported before a run: `dora grid` and `dora info` come through here, and need neither torch nor a GPU.
+`audiotok.train` calls it, and the `train.py` of a project. Torch is imported in a run only: `dora grid` has no need.
 """
 
 import logging
@@ -22,12 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MACHINE_FAILURE, USER_MISTAKE, DIVERGED = 1, 2, 3
-"""Exit codes of errors; see `audiotok.train`."""
-
 
 def run(cfg: DictConfig) -> None:
-    """Do what a configuration describes; called inside the experiment. An error ends the process with its exit code."""
+    """Do what a configuration describes, inside the experiment; an error ends the process with its exit code."""
     try:
         if cfg.show or cfg.execute_only:
             _look(cfg)
@@ -35,7 +31,7 @@ def run(cfg: DictConfig) -> None:
             _train(cfg)
     except AudiotokError as error:
         logger.error("%s", error)
-        sys.exit(_exit_code(error))
+        sys.exit(error.exit_code)
 
 
 def get_solver(cfg: DictConfig) -> "StandardSolver":
@@ -55,31 +51,21 @@ def get_solver(cfg: DictConfig) -> "StandardSolver":
     return solvers.get_solver(cfg)
 
 
-def _exit_code(error: AudiotokError) -> int:
-    from audiotok.checkpoint import NotSavedError
-
-    if isinstance(error, DivergedError):
-        return DIVERGED
-    return MACHINE_FAILURE if isinstance(error, NotSavedError) else USER_MISTAKE
-
-
 def _look(cfg: DictConfig) -> None:
     """Show the model, or run one stage; neither changes the experiment."""
     _setup(cfg)
     solver = get_solver(cfg)
     if cfg.show:
         solver.show()
-        return
-    if not solver.restore():
-        raise ConfigError(
-            f"execute_only={cfg.execute_only}, but there is no {solver.checkpoint_path}; train first, or give "
-            "continue_from"
-        )
-    solver.run_one_stage(cfg.execute_only)
+    elif solver.restore():
+        solver.run_one_stage(cfg.execute_only)
+    else:
+        missing = f"execute_only={cfg.execute_only}, but there is no {solver.checkpoint_path}"
+        raise ConfigError(f"{missing}; train first, or give continue_from")
 
 
 def _setup(cfg: DictConfig) -> None:
-    """Logging to the terminal and the experiment's folder, threads, and the other processes of a distributed run."""
+    """Set up logging to the terminal and the experiment's folder, threads, and the processes of a distributed run."""
     import flashy
     import torch
 
@@ -92,17 +78,13 @@ def _setup(cfg: DictConfig) -> None:
 
 
 def _train(cfg: DictConfig) -> None:
-    """Train to the last epoch, and keep the experiment's `status.json` up to date from the first line on.
-
-    A signal ends it after the current step with `audiotok.solvers.interruption.Interrupted`.
-    """
+    """Train to the last epoch, with `status.json` up to date; a signal ends it with `Interrupted` after a step."""
     from dora.distrib import get_distrib_spec
 
     from audiotok.checkpoint import NotSavedError
     from audiotok.solvers.interruption import Interrupted, StopSignals
 
-    epochs = OmegaConf.select(cfg, "optim.epochs")  # a configuration without solver has none
-    status = StatusWriter(get_xp().folder, epochs=epochs, silent=get_distrib_spec().rank > 0)
+    status = StatusWriter(get_xp().folder, epochs=cfg.optim.epochs, silent=get_distrib_spec().rank > 0)
     with StopSignals() as stop:
         status.start()
         try:
@@ -116,10 +98,10 @@ def _train(cfg: DictConfig) -> None:
             stop.patient = True
             solver.run()
         except BaseException as error:
-            end = _ending(error)
-            if end[0] == "INTERRUPTED":
-                logger.warning("%s", end[1])
-            status.end(*end)
+            state, reason, kind = _ending(error)
+            if state == "INTERRUPTED":
+                logger.warning("%s", reason)
+            status.end(state, reason, kind)
             # Only errors that all ranks have in common: after any other, one rank would wait here for ever.
             if stop.patient and isinstance(error, Interrupted | NotSavedError):
                 _leave_others()
@@ -157,7 +139,7 @@ def _ending(error: BaseException) -> tuple[str, str, str]:
 
 
 def _leave_others() -> None:
-    """Leave the other ranks, all at once: the first to go with an error may have the others killed."""
+    """Leave the other ranks, all at once: the first to end with an error may have the others killed."""
     from torch import distributed
 
     from audiotok.distributed import is_distributed

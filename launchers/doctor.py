@@ -37,13 +37,16 @@ ROOMY_GB, CRAMPED_GB = 50.0, 2.0
 PACKAGES = ("torch", "torchaudio", "dora-search", "submitit", "flashy", "hydra-core", "omegaconf")
 SPLITS = ("train", "valid", "evaluate", "generate")
 
+_Load = Callable[[Sequence[str]], DictConfig]
 
-def examine(overrides: Sequence[str] = (), *, torch: bool = False) -> Iterator[Check]:
+
+def examine(overrides: Sequence[str] = (), *, torch: bool = False, load: _Load | None = None) -> Iterator[Check]:
     """Run all checks, in the order in which a newcomer would correct what they find.
 
     Args:
         overrides: as of `dora run`, such as `solver=compression/demo`: whose data to look for.
         torch: also import torch and count its GPUs, which takes a while.
+        load: composes the configuration of a project; None: the library's.
     """
     yield _check_versions()
     gpus = _check_gpus()
@@ -52,7 +55,7 @@ def examine(overrides: Sequence[str] = (), *, torch: bool = False) -> Iterator[C
         yield _check_torch()
     engine, check = _check_launcher()
     yield check
-    config, check = _load_config(overrides)
+    config, check = _load_config(overrides, load or _load_library)
     yield check
     profile, remote = None, engine is not None and engine.remote
     if config is not None:
@@ -144,14 +147,18 @@ def _check_launcher() -> tuple[type[Engine] | None, Check]:
     return engine, Check.ok("launcher", f"{name} ({why})")
 
 
-def _load_config(overrides: Sequence[str]) -> tuple[DictConfig | None, Check]:
+def _load_library(overrides: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(cluster.PROFILES.parent), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def _load_config(overrides: Sequence[str], load: _Load) -> tuple[DictConfig | None, Check]:
     """Choose the profile and compose the configuration with it."""
     try:
         choice = cluster.choose(os.environ)
         cluster.settle(os.environ)
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(cluster.PROFILES.parent), version_base="1.3"):
-            config = compose("config", list(overrides))
+        config = load(overrides)
         OmegaConf.to_container(OmegaConf.select(config, "dora"), resolve=True)
     except (AudiotokError, HydraException, OmegaConfBaseException) as error:
         return None, Check.fail("cluster", " ".join(str(error).split()), "correct the configuration or the command")
@@ -161,8 +168,9 @@ def _load_config(overrides: Sequence[str]) -> tuple[DictConfig | None, Check]:
         return config, Check.ok("cluster", found)
     others = [name for name in cluster.list_profiles() if name not in (cluster.DEFAULT_CLUSTER, "template")]
     name = cluster.cluster_name(os.environ)[0] or "NAME"
-    advice = f"cp config/cluster/template.yaml config/cluster/{name}.yaml and edit that"
-    return config, Check.warn("cluster", found, f"{advice}, or export AUDIOTOK_CLUSTER={'|'.join(others)}")
+    copy = f"cp {cluster.profile_path('template')} {cluster.profile_path(name)}"
+    advice = f"{copy} and edit that, or export AUDIOTOK_CLUSTER={'|'.join(others)}"
+    return config, Check.warn("cluster", found, advice)
 
 
 def _check_profile(config: DictConfig) -> tuple[Profile | None, Check]:
@@ -171,7 +179,7 @@ def _check_profile(config: DictConfig) -> tuple[Profile | None, Check]:
     try:
         profile = Profile.from_section(config.slurm, cluster=name)
     except ConfigError as error:
-        return None, Check.fail("profile", str(error), f"correct config/cluster/{name}.yaml")
+        return None, Check.fail("profile", str(error), f"correct {cluster.profile_path(name)}")
     shape, memory = profile.shape(), profile.node_mem_mb()
     size = f"nodes x processes: {shape.nodes} x {shape.tasks_per_node}"
     each = f"{shape.gpus_per_node} GPUs, {shape.cpus_per_task * shape.tasks_per_node} cores"

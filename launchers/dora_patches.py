@@ -13,7 +13,6 @@ from dora.main import DecoratedMain
 from dora.shep import no_log
 
 from audiotok.errors import AudiotokError
-from audiotok.experiments.frozen import drift
 from audiotok.launchers.grid import get_explorer, run_grid
 from audiotok.launchers.profile import ProfileLauncher, profile_of
 from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
@@ -36,8 +35,9 @@ class InfoShepherd(GridShepherd):
         return sheep and self._log_drift(sheep)
 
     def _log_drift(self, sheep: GridSheep) -> GridSheep:
-        for line in drift(self.main, sheep.xp) if hasattr(self.main, "compose") else ():
-            self.log(f"Configuration has changed since: {line}")
+        if hasattr(self.main, "drift"):
+            for line in self.main.drift(sheep.xp):
+                self.log(f"Configuration has changed since: {line}")
         return sheep
 
 

@@ -104,7 +104,8 @@ def test_it_holds_the_package_and_nothing_else_at_the_top(wheel: Path) -> None:
         files = [path for path in (ROOT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         top = Path("audiotok") if name == "audiotok" else Path("audiotok", name)
         expected |= {str(top / path.relative_to(ROOT / name)) for path in files}
-    assert found == expected
+    # Jobs of an earlier version, which was run from a checkout, start by it.
+    assert found == expected - {"audiotok/launchers/job/task.py"}
 
 
 def test_the_wheel_of_the_source_distribution_is_the_same(source: Path, wheel: Path, tmp_path: Path) -> None:
@@ -160,11 +161,13 @@ def test_a_project_has_its_own_clusters(installed: Installed, project: Path) -> 
     )
     plan = installed(project, "audiotok.cli", "plan", "sweep", AUDIOTOK_CLUSTER="mine")
     assert "6 experiments" in plan.stdout
-    installed(project, "audiotok.cli", "results", AUDIOTOK_CLUSTER="mine")
+    missing = installed(project, "audiotok.cli", "results", AUDIOTOK_CLUSTER="mine", fails=2)
+    assert "no results folder elsewhere;" in missing.stderr and not (project / "elsewhere").exists()
     wrong = installed(project, "dora", "grid", "sweep", "--dry_run", AUDIOTOK_CLUSTER="none", fails=2)
     assert wrong.stderr.startswith("error: AUDIOTOK_CLUSTER='none'") and wrong.stderr.count("\n") == 1
     assert "choose one of: cpu, default, h100x8, mine, template" in wrong.stderr
-    assert (project / "elsewhere").is_dir()
+    (project / "elsewhere").mkdir()
+    installed(project, "audiotok.cli", "results", AUDIOTOK_CLUSTER="mine")
 
 
 def test_a_project_runs_its_grid(installed: Installed, project: Path, music: Path) -> None:

@@ -14,10 +14,6 @@ from audiotok import __version__
 from audiotok.cli import data, doctor, init, plan, report, requeue, results
 from audiotok.errors import AudiotokError
 
-EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-EXIT_PIPE = 141  # 128 + SIGPIPE
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -37,12 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except AudiotokError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return 2
     except BrokenPipeError:  # `audiotok results GRID | head`: no word, nor when Python flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
+        return 141  # 128 + SIGPIPE, as shells have it
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return 130  # 128 + SIGINT
     return code
 
 

@@ -11,22 +11,16 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     """Add the commands to the parser of `audiotok`."""
     data = commands.add_parser("data", help="prepare audio for training")
     data_commands = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_prepare(data_commands.add_parser("prepare", help="manifests of the audio files of some folders"))
-    _add_demo(data_commands.add_parser("demo", help="fetch a small free music collection and prepare it"))
-
-
-def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser = data_commands.add_parser("prepare", help="manifests of the audio files of some folders")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of audio files")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the manifests go")
-    parser.add_argument(
-        "--split",
-        action="append",
-        type=_split,
-        metavar="NAME=FRACTION",
-        help="share of the tracks in one manifest; repeat it for each (default: train=0.8 valid=0.1 ...)",
-    )
+    text = "share of the tracks in one manifest; repeat it for each (default: train=0.8 valid=0.1 ...)"
+    parser.add_argument("--split", action="append", type=_split, metavar="NAME=FRACTION", help=text)
     parser.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
     parser.set_defaults(run=_prepare)
+    parser = data_commands.add_parser("demo", help="fetch a small free music collection and prepare it")
+    parser.add_argument("--output", type=Path, default=Path("data/demo"), metavar="DIR", help="default: data/demo")
+    parser.set_defaults(run=_demo)
 
 
 def _split(text: str) -> tuple[str, float]:
@@ -47,11 +41,6 @@ def _prepare(args: argparse.Namespace) -> None:
     if args.split and len(splits) < len(args.split):
         raise ConfigError("--split names a manifest twice; give each name once.")
     print(prepare(args.folders, args.output, splits=splits, seed=args.seed))
-
-
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=Path("data/demo"), metavar="DIR", help="default: data/demo")
-    parser.set_defaults(run=_demo)
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -13,11 +13,12 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    from audiotok.cli.entry_point import entry_point
     from audiotok.launchers.doctor import examine
     from audiotok.launchers.engine import Level
 
     failed = False
-    for check in examine(args.overrides, torch=args.torch):
+    for check in examine(args.overrides, torch=args.torch, load=lambda argv: entry_point(None).compose(argv).cfg):
         failed |= check.verdict is Level.FAIL
         print(f"{check.verdict:4}  {check.name:10}  {check.found}", flush=True)
         if check.advice:

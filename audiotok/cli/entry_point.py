@@ -15,7 +15,7 @@ def entry_point(package: str | None) -> Any:
     """The decorated `main` of a training package.
 
     Args:
-        package: its name; by default that of the environment, the only one in the current folder, else ours.
+        package: its name; None: that of the environment, the only one in the current folder, else ours.
 
     Raises:
         ConfigError: if there is no such package here, or more than one to choose from.
@@ -29,9 +29,8 @@ def entry_point(package: str | None) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise ConfigError(
-            f"no module {module_name} here; give the training package with -P or DORA_PACKAGE."
-        ) from error
+        advice = "give the training package with -P or DORA_PACKAGE"
+        raise ConfigError(f"no module {module_name} here; {advice}.") from error
     return module.main
 
 

@@ -3,9 +3,12 @@
 import argparse
 import importlib.util
 import keyword
+import logging
 from pathlib import Path
 
 from audiotok.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _TEMPLATE = Path(__file__).parent / "project"
 _NAME = "mycodec"  # of the template: a working project, in which the name is replaced
@@ -30,6 +33,8 @@ def _init(args: argparse.Namespace) -> None:
             target.write_text(source.read_text(encoding="utf-8").replace(_NAME, name), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror}.") from error
+    advice = "`audiotok doctor` checks this machine, `audiotok data demo` fetches music to train on. Next:"
+    logger.info("The grid, presets and cluster profile of the project are in %s; %s", args.folder / name, advice)
     print(f"cd {args.folder} && dora grid sweep --dry_run --no_monitoring")
 
 

@@ -7,7 +7,6 @@ segment is read by one seek and costs no more than its own length.
 
 import logging
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 import torchaudio
 
 from audiotok.errors import DataError
+from audiotok.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -148,17 +148,13 @@ def write_audio(
     container, usual_subtype = ENCODINGS[path.suffix.lower()]
     samples = _fit_full_scale(path, wav.detach().to("cpu", torch.float32), strategy).T.numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    kind = {"format": container, "subtype": subtype or usual_subtype}  # soundfile cannot tell by a draft's suffix
     try:
-        kind = {"format": container, "subtype": subtype or usual_subtype}
-        with soundfile.SoundFile(str(partial), "w", sample_rate, samples.shape[1], **kind) as handle:
+        with replacing(path) as draft, soundfile.SoundFile(draft, "w", sample_rate, samples.shape[1], **kind) as handle:
             for start in range(0, len(samples), WRITE_BLOCK):
                 handle.write(samples[start : start + WRITE_BLOCK])
-        partial.replace(path)
     except (soundfile.SoundFileError, ValueError) as err:
         raise DataError(f"cannot write {path} at {sample_rate} Hz as {kind}: {_reason(err)}") from err
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

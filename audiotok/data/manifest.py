@@ -18,8 +18,9 @@ from typing import Any
 
 from audiotok.cluster import dataset_paths, map_path
 from audiotok.errors import DataError
+from audiotok.files import replacing
 
-HINT = "Write it with `audiotok data prepare FOLDER --output ...`."
+HINT = "Write it with `audiotok data prepare FOLDER --output ...` (the demo's: `audiotok data demo`)."
 FOLDER_NAMES = ("data.jsonl.gz", "data.jsonl")  # of these, a folder's manifest is the first that it holds
 
 
@@ -52,13 +53,9 @@ def write_manifest(path: str | Path, metas: Iterable[AudioMeta]) -> Path:
     lines = [json.dumps({**asdict(meta), "path": _relative_to(path.parent, meta.path)}) + "\n" for meta in metas]
     data = "".join(lines).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as draft:
         # mtime=0: a gzip header otherwise holds the time of writing.
-        partial.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        draft.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return path
 
 

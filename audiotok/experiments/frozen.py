@@ -1,8 +1,8 @@
 """An experiment, and the configuration it was made with, kept beside it: `frozen.json`.
 
-It is written when the experiment is first submitted or run, and stays as long as its folder: a job runs what was
-submitted, even if the YAML files are edited while it waits. Fields: version, sig, argv, delta, choices (config groups),
-cfg (see `Composition.freeze_values`) or cfg_yaml (where JSON cannot hold it), written (unix seconds).
+It is written when the experiment is first submitted or run: a job runs what was submitted, even if the YAML files are
+edited while it waits. Fields: version, sig, argv, delta, choices (config groups), cfg (see `Composition.freeze_values`)
+or cfg_yaml (where JSON cannot hold it), written (unix seconds).
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dora.conf import DoraConfig
 from dora.xp import XP, _get_sig
@@ -34,12 +34,12 @@ class Experiment(XP):
     Args:
         dora: its folders and the rules of signatures.
         argv: its overrides.
-        delta: what they change, still with the keys that do not count.
+        delta: what they change, with the keys that do not count.
         build: makes the configuration.
         values: makes its frozen form, see `Composition.frozen`.
         choices: the option of each config group.
         sig: signature; None: that of `delta`.
-        is_frozen: it comes from a frozen file rather than from the configuration as it is now.
+        is_frozen: whether it comes from a frozen file.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Experiment(XP):
 
     def __getstate__(self) -> dict[str, Any]:
         # `_build` and `_values` can be closures, which cannot be pickled: what they make is.
-        return {**self.__dict__, "cfg": self.cfg, "_build": None, "_values": partial(_same, self._values())}
+        return {**self.__dict__, "cfg": self.cfg, "_build": None, "_values": partial(dict, self._values())}
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,9 @@ class Frozen:
     sig: str
     argv: list[str]
     delta: list[list[Any]]
-    cfg: Plain  # for OmegaConf; keys that do not count for the signature are as in the presets
+    cfg: Plain  # keys that do not count for the signature are as in the presets
     choices: dict[str, Any]
     written: float
-
-
-class _Composer(Protocol):
-    """What makes an experiment of overrides by the configuration as it is now: `ExperimentMain`."""
-
-    def compose(self, argv: Sequence[str]) -> Experiment: ...
 
 
 def freeze(xp: Experiment) -> Path:
@@ -100,15 +94,12 @@ def freeze(xp: Experiment) -> Path:
         OSError: if it cannot be written.
     """
     path: Path = xp.folder / FROZEN_FILE
-    if path.exists():
-        return path
-    values = xp.frozen_values()
-    content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta, "choices": xp.choices}
-    if _is_json(values):
-        content["cfg"] = values
-    else:
-        content["cfg_yaml"] = OmegaConf.to_yaml(OmegaConf.create(values))
-    write_text(path, json.dumps({**content, "written": time.time()}))
+    if not path.exists():
+        values = xp.frozen_values()
+        content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta, "choices": xp.choices}
+        is_json = _is_json(values)
+        content |= {"cfg": values} if is_json else {"cfg_yaml": OmegaConf.to_yaml(OmegaConf.create(values))}
+        write_text(path, json.dumps({**content, "written": time.time()}))
     return path
 
 
@@ -116,9 +107,8 @@ def read_frozen(path: Path) -> Frozen:
     """Read a frozen file.
 
     Raises:
-        ConfigError: if it is missing, unreadable, of another version, or of another experiment than its folder's.
+        ConfigError: if it is missing, unreadable, or of another version or experiment than its folder's.
     """
-    path = Path(path)
     remedy = "remove it, or start anew with --clear, to take today's configuration instead"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -143,10 +133,9 @@ def read_frozen(path: Path) -> Frozen:
 
 
 def thaw(frozen: Frozen, dora: DoraConfig, argv: Sequence[str]) -> Experiment:
-    """Experiment of a frozen configuration, as run with these overrides.
+    """Experiment of a frozen configuration, as run with these overrides, below `dora.dir`.
 
     Of the overrides only those count that do not change the signature, such as `device=cpu`: the rest is frozen.
-    The folder is that of `dora.dir` now.
 
     Raises:
         ConfigError: if Hydra cannot read an override.
@@ -166,14 +155,12 @@ def thaw(frozen: Frozen, dora: DoraConfig, argv: Sequence[str]) -> Experiment:
         OmegaConf.set_struct(cfg, True)
         return cfg
 
-    kept: dict[str, Any] = {"choices": frozen.choices, "sig": frozen.sig, "is_frozen": True}
-    return Experiment(dora, argv, frozen.delta, build=build, values=lambda: frozen.cfg, **kept)
+    made: dict[str, Any] = {"build": build, "values": lambda: frozen.cfg, "choices": frozen.choices}
+    return Experiment(dora, argv, frozen.delta, **made, sig=frozen.sig, is_frozen=True)
 
 
 def find_frozen(path: Path, dora: DoraConfig) -> tuple[Frozen, DoraConfig]:
-    """Read the frozen file of a job.
-
-    Outputs that were moved since the job was submitted are found if either the path or `dora.dir` is up to date.
+    """Read the frozen file of a job, even of moved outputs if either the path or `dora.dir` is up to date.
 
     Returns:
         The content, and the Dora configuration with the folder of outputs that the file lies in.
@@ -181,32 +168,15 @@ def find_frozen(path: Path, dora: DoraConfig) -> tuple[Frozen, DoraConfig]:
     Raises:
         ConfigError: as `read_frozen`.
     """
-    path = Path(path).absolute()
-    if not path.exists():
-        moved = dora.dir / dora.xps / path.parent.name / path.name
-        path = moved if moved.exists() else path
+    path = path.absolute()
+    moved = dora.dir / dora.xps / path.parent.name / path.name
+    if not path.exists() and moved.exists():
+        path = moved
     frozen = read_frozen(path)
     root = path.parent.parent.parent
     if path.parent.parent.name == dora.xps and root.resolve() != Path(dora.dir).resolve():
         dora = replace(dora, dir=root)
     return frozen, dora
-
-
-def drift(main: _Composer, xp: XP) -> list[str]:
-    """How the configuration of today differs from the frozen one, a line each, as `dora info` prints them.
-
-    An experiment without a frozen file has no drift.
-    """
-    path = xp.folder / FROZEN_FILE
-    if not path.exists():
-        return []
-    try:
-        frozen = read_frozen(path)
-        now = main.compose(frozen.argv)
-    except ConfigError as error:
-        return [f"its configuration cannot be composed any more: {error}"]
-    lines = [] if now.sig == frozen.sig else [f"its overrides now give the signature {now.sig}, not {frozen.sig}"]
-    return lines + differences(frozen.cfg, now.frozen_values(), xp.dora)
 
 
 def differences(frozen: Plain, now: Plain, dora: DoraConfig) -> list[str]:
@@ -232,10 +202,6 @@ def _loose_overrides(argv: Sequence[str], dora: DoraConfig, groups: set[str]) ->
         nested = leaves_of(value, path) if isinstance(value, dict) else [(path, value)]
         found += [(dotted(path), item) for path, item in nested if dora.is_excluded(dotted(path))]
     return found
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _is_json(value: Any) -> bool:

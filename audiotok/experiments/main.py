@@ -1,8 +1,7 @@
 """Entry point of the experiments: composes them, freezes them, finds them again, runs them.
 
 It is Dora's Hydra entry point, made fast and clear about mistakes. Signatures, deltas and names are Dora's, but that an
-int given for a float is read as that float: each choice of config groups is composed once and overrides of values are
-applied to it (`Composition`); what those rules do not cover is composed by Hydra and compared by Dora, as upstream.
+int given for a float is read as that float. What `Composition` does not cover Hydra composes and Dora compares.
 """
 
 import contextlib
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dora.hydra import HydraMain, _compare_config, _simplify_argv
+from dora.xp import XP
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
@@ -57,8 +57,7 @@ class ExperimentMain(HydraMain):
 
     Args:
         main: the training function; its module is where `config_path` counts from.
-        config_name: as Hydra has it.
-        config_path: as Hydra has it.
+        config_name, config_path: as Hydra has them.
         base: package whose folder `config` provides the files that `config_path` does not have; None: none.
         kwargs: as `hydra.initialize_config_dir` has them.
     """
@@ -91,8 +90,7 @@ class ExperimentMain(HydraMain):
             today = self.init_xp(xp).frozen_values()
             frozen = self._read_frozen(xp.sig)
             if frozen is not None:
-                lines = differences(frozen.cfg, today, self.dora)
-                if lines:
+                if lines := differences(frozen.cfg, today, self.dora):
                     text = "%s was frozen with other values; running those (--clear starts anew): %s"
                     logger.warning(text, xp.sig, "; ".join(lines))
                 xp = thaw(frozen, self.dora, xp.argv)
@@ -105,8 +103,7 @@ class ExperimentMain(HydraMain):
         Raises:
             ConfigError: see `compose`.
         """
-        path = os.environ.get(FROZEN_VARIABLE)
-        if path:
+        if path := os.environ.get(FROZEN_VARIABLE):
             frozen, self.dora = find_frozen(Path(path), self.dora)
             return thaw(frozen, self.dora, _simplify_argv(argv) or frozen.argv)
         for start, sig in self._requested.items():
@@ -115,10 +112,9 @@ class ExperimentMain(HydraMain):
         return self.compose(argv)
 
     def get_xp_from_sig(self, sig: str) -> Experiment:
-        """Experiment of a signature, with the configuration it was frozen with.
+        """Experiment of a signature, with the configuration it was frozen with, else that of today.
 
-        Without a frozen file, as experiments of earlier versions have none, with that of today. It has this signature
-        in either case, even if its overrides give another one today.
+        It keeps this signature even if its overrides give another one today.
 
         Raises:
             ConfigError: if no experiment has it here.
@@ -135,7 +131,7 @@ class ExperimentMain(HydraMain):
         return xp
 
     def get_argv_from_sig(self, sig: str) -> list[str]:
-        """Overrides that a signature stands for; `get_xp` of them is then that experiment, as it is frozen.
+        """Overrides of a signature; `get_xp` of them is then that experiment, as it is frozen.
 
         Raises:
             ConfigError: if no experiment has it here.
@@ -152,16 +148,27 @@ class ExperimentMain(HydraMain):
         """
         for argument in argv:
             if argument.startswith("~"):
-                raise ConfigError(
-                    f"override {argument!r} removes a key; experiments have the same keys, so that they can be "
-                    "compared; give it another value, such as null"
-                )
+                advice = "experiments have the same keys, so that they can be compared; give it another value"
+                raise ConfigError(f"override {argument!r} removes a key; {advice}, such as null")
             if "=" not in argument:
                 raise ConfigError(f"override {argument!r} has no '='; write key=value, such as losses.mmd=10")
         try:
             return self._compose(_simplify_argv(argv))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"{_first_sentence(error)} (overrides: {' '.join(argv)})") from error
+
+    def drift(self, xp: XP) -> list[str]:
+        """How the configuration of today differs from the frozen one, a line each; none without a frozen file."""
+        path = xp.folder / FROZEN_FILE
+        if not path.exists():
+            return []
+        try:
+            frozen = read_frozen(path)
+            now = self.compose(frozen.argv)
+        except ConfigError as error:
+            return [f"its configuration cannot be composed any more: {error}"]
+        lines = [] if now.sig == frozen.sig else [f"its overrides now give the signature {now.sig}, not {frozen.sig}"]
+        return lines + differences(frozen.cfg, now.frozen_values(), xp.dora)
 
     def init_xp(self, xp: Any) -> Any:
         """Make the folder of an experiment, with its overrides and its frozen configuration."""
@@ -217,10 +224,8 @@ class ExperimentMain(HydraMain):
         except ConfigError:
             raise
         except (AssertionError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{_first_sentence(error)}; an override may change a value or add a key, not make a value of a "
-                f"section (overrides: {' '.join(argv)})"
-            ) from error
+            advice = "an override may change a value or add a key, not make a value of a section"
+            raise ConfigError(f"{_first_sentence(error)}; {advice} (overrides: {' '.join(argv)})") from error
 
     def _get_composition(self, groups: tuple[str, ...]) -> Composition:
         """The composition of a choice of config groups."""
@@ -232,12 +237,12 @@ class ExperimentMain(HydraMain):
                 del cfg["hydra"]
             counted = tuple(argument for argument in groups if argument.partition("=")[0] in self._config_groups)
             reference = None if counted == groups else self._get_composition(counted)
-            ours = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
-            self._compositions[groups] = Composition(cfg, ours, self.dora, reference)
+            choices = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+            self._compositions[groups] = Composition(cfg, choices, self.dora, reference)
         return self._compositions[groups]
 
     def _hydra(self) -> initialize_config_dir:
-        """Hydra on our configuration, as a context."""
+        """Context of Hydra with our configuration."""
         context = initialize_config_dir(str(self.full_config_path), job_name=self._job_name, **self.hydra_kwargs)
         if self._base is not None:
             # Not as `hydra.searchpath` in the YAML: Hydra does not list the groups found by that, and Dora would give
@@ -259,8 +264,7 @@ class ExperimentMain(HydraMain):
     def _get_requested_xp(self, sig: str, start: Sequence[str], argv: Sequence[str]) -> Experiment:
         """Experiment of overrides that begin with those of a signature (`dora info -f SIG`).
 
-        If today's configuration no longer gives that signature, the frozen experiment, unless the overrides that
-        follow make another one of it.
+        It is the frozen one if today's configuration gives another signature, unless the overrides after them do.
         """
         frozen = self._read_frozen(sig)
         if frozen is None:
@@ -285,10 +289,8 @@ class ExperimentMain(HydraMain):
                 if frozen is None:
                     raise ConfigError(f"the overrides of {xps / sig} cannot be read: {error}") from error
                 return frozen.argv
-        raise ConfigError(
-            f"no experiment with signature {sig!r} in {xps}; `dora grid NAME` lists them; set "
-            "AUDIOTOK_OUTPUT_DIR if they are elsewhere"
-        )
+        advice = "`dora grid NAME` lists them; set AUDIOTOK_OUTPUT_DIR if they are elsewhere"
+        raise ConfigError(f"no experiment with signature {sig!r} in {xps}; {advice}")
 
     def _read_frozen(self, sig: str) -> Frozen | None:
         path = self.dora.dir / self.dora.xps / sig / FROZEN_FILE
@@ -309,10 +311,9 @@ def experiment_main(config_name: str, config_path: str, **kwargs: Any) -> Callab
 def _check_set(missing: Collection[str]) -> None:
     if missing:
         keys = sorted(missing)
-        raise ConfigError(
-            f"{', '.join(keys)} {'has' if len(keys) == 1 else 'have'} no value yet ('???' in the configuration); "
-            f"give {'it' if len(keys) == 1 else 'them'}: {' '.join(f'{key}=VALUE' for key in keys)}"
-        )
+        have, them = ("has", "it") if len(keys) == 1 else ("have", "them")
+        advice = f"give {them}: {' '.join(f'{key}=VALUE' for key in keys)}"
+        raise ConfigError(f"{', '.join(keys)} {have} no value yet ('???' in the configuration); {advice}")
 
 
 def _first_sentence(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Run an experiment with its frozen configuration.
+"""Run an experiment with its frozen configuration, without Hydra.
 
-Nothing is composed, so Hydra takes no part: `hydra.*` settings have no effect, there is no `HydraConfig`, and the
-current folder stays. Its log and its `.hydra/` files are written here, for tools that read them.
+So `hydra.*` settings have no effect, there is no `HydraConfig`, and the current folder stays. The log and the `.hydra/`
+files are written here, for tools that read them.
 """
 
 import logging
@@ -20,24 +20,20 @@ from audiotok.files import write_text
 
 
 def run_frozen(xp: XP, main: Callable[..., Any], job_name: str, config_name: str) -> Any:
-    """Run the training function with the configuration of an experiment.
+    """Call the training function with the configuration of an experiment, whose folder must exist.
 
     Args:
-        xp: the experiment; its folder must exist.
-        main: the training function.
+        xp: the experiment.
+        main: the training function, whose result is returned.
         job_name: as Hydra has it; names the log.
         config_name: as Hydra has it.
-
-    Returns:
-        What the training function returns.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0:
         _write_hydra_files(xp, job_name, config_name)
         handlers.append(logging.FileHandler(xp.folder / f"{job_name}.log"))
-    logging.basicConfig(
-        level=logging.INFO, format="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s", handlers=handlers
-    )
+    form = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"  # Hydra's
+    logging.basicConfig(level=logging.INFO, format=form, handlers=handlers)
     return main(xp.cfg)
 
 

@@ -6,18 +6,16 @@ from pathlib import Path
 from audiotok import __version__
 
 _REPOSITORY = Path(__file__).resolve().parent.parent.parent
-_PATIENCE_S = 10.0
 
 
 def current_commit(folder: Path | None = None) -> str:
     """Short hash of the commit that `folder` stands at, `-dirty` if tracked files were changed since.
 
     Args:
-        folder: inside a git repository; by default that of this package.
+        folder: inside a git repository; by default that of this package, or its version where it is installed.
 
     Returns:
-        Such as `32323f5-dirty`; empty outside a repository or without git. By default, where this package is installed
-        rather than checked out, its version.
+        Such as `32323f5-dirty`; empty outside a repository or without git.
     """
     if folder is None:
         # Not only "inside a repository": a virtual environment often lies in the user's own.
@@ -31,7 +29,7 @@ def current_commit(folder: Path | None = None) -> str:
 
 def _git(folder: Path, *arguments: str) -> str:
     try:
-        done = sp.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=_PATIENCE_S)
+        done = sp.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, sp.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

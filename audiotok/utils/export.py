@@ -15,10 +15,7 @@ def export_encodec(checkpoint_path: str | Path, out_file: str | Path) -> Path:
 
     Args:
         checkpoint_path: a training checkpoint, its folder, or //sig/SIG.
-        out_file: where to write; its folder is made if need be.
-
-    Returns:
-        The written path.
+        out_file: where to write; missing folders are made.
 
     Raises:
         CheckpointError: if the checkpoint is missing, damaged, or already exported.
@@ -29,17 +26,9 @@ def export_encodec(checkpoint_path: str | Path, out_file: str | Path) -> Path:
         raise CheckpointError(f"{path} is an exported file already; copy it, or give the training checkpoint")
     missing = [key for key in ("best_state", "xp.cfg") if not state.get(key)]
     if missing or "model" not in state["best_state"]:
-        raise CheckpointError(
-            f"{path} lacks {', '.join(missing) or 'best_state.model'}; is it a checkpoint of a solver?"
-        )
+        lacking = ", ".join(missing) or "best_state.model"
+        raise CheckpointError(f"{path} lacks {lacking}; is it a checkpoint of a solver?")
     out = Path(out_file)
-    save_checkpoint(
-        {
-            "best_state": state["best_state"]["model"],
-            "xp.cfg": state["xp.cfg"],
-            "version": __version__,
-            "exported": True,
-        },
-        out,
-    )
+    content = {"best_state": state["best_state"]["model"], "xp.cfg": state["xp.cfg"]}
+    save_checkpoint({**content, "version": __version__, "exported": True}, out)
     return out

@@ -1,6 +1,9 @@
 """`audiotok init`: what it makes, and where it refuses. Its project is run in tests/test_wheel.py."""
 
 import ast
+import os
+import subprocess as sp
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,16 @@ def test_a_project_bears_the_name_of_its_folder(tmp_path: Path, capsys: pytest.C
     for path in files:
         assert "mycodec" not in path.read_text()
         (ast.parse if path.suffix == ".py" else yaml.safe_load)(path.read_text() if path.suffix != ".md" else "")
+
+
+def test_the_doctor_knows_the_profiles_and_presets_of_a_project(tmp_path: Path) -> None:
+    assert main(["init", str(tmp_path / "mycodec")]) == 0
+    command = [sys.executable, "-m", "audiotok.cli", "doctor", "solver=compression/mine"]
+    environ = {**os.environ, "AUDIOTOK_CLUSTER": "mine", "AUDIOTOK_LAUNCHER": "local"}
+    done = sp.run(command, cwd=tmp_path / "mycodec", env=environ, capture_output=True, text=True)
+    assert "ok    cluster     profile mine (AUDIOTOK_CLUSTER in the environment)" in done.stdout
+    assert "fail  data        train: no manifest data/demo/train.jsonl.gz" in done.stdout  # of the preset; no music yet
+    assert done.returncode == 1 and not done.stderr
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

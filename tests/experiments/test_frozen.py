@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from audiotok.errors import ConfigError
 from audiotok.experiments import ExperimentMain
-from audiotok.experiments.frozen import FROZEN_FILE, FROZEN_VARIABLE, drift, freeze, read_frozen
+from audiotok.experiments.frozen import FROZEN_FILE, FROZEN_VARIABLE, freeze, read_frozen
 from audiotok.results.read import SavedConfig
 from tests.nasty import make_main, write_project
 
@@ -76,7 +76,7 @@ def test_a_frozen_experiment_is_the_experiment(main: ExperimentMain, argv: list[
     assert same(again.delta, xp.delta) and main.get_name(again) == main.get_name(xp)
     assert same(OmegaConf.to_container(again.cfg, resolve=True), OmegaConf.to_container(xp.cfg, resolve=True))
     assert OmegaConf.is_struct(again.cfg)
-    assert drift(main, xp) == []
+    assert main.drift(xp) == []
 
 
 def test_a_frozen_file_is_written_once(main: ExperimentMain, tmp_path: Path, runs: Runs) -> None:
@@ -170,14 +170,14 @@ def test_an_int_for_a_float_reaches_the_run_as_a_float(
 def test_drift_tells_what_changed(main: ExperimentMain, tmp_path: Path, runs: Runs) -> None:
     xp = main.init_xp(main.get_xp(ARGV))
     later = edited(tmp_path, runs, "name: plain", "name: other\nadded: 1\nnew: {a: 1}")
-    assert drift(later, xp) == ["added: (not there) → 1", 'name: "plain" → "other"', "new.a: (not there) → 1"]
+    assert later.drift(xp) == ["added: (not there) → 1", 'name: "plain" → "other"', "new.a: (not there) → 1"]
     later = edited(tmp_path, runs, "flag: true", "flag: false")
-    assert len(drift(later, xp)) == 3  # flag does not count
+    assert len(later.drift(xp)) == 3  # flag does not count
     later = edited(tmp_path, runs, "epochs: 2", "epochs: 4")
-    first, *_ = drift(later, xp)
+    first, *_ = later.drift(xp)
     assert xp.sig in first and later.get_xp(ARGV).sig in first != later.get_xp(ARGV).sig
     later = edited(tmp_path, runs, "section:", "part:")
-    assert ["section" in line for line in drift(later, xp)] == [True]
+    assert ["section" in line for line in later.drift(xp)] == [True]
 
 
 def test_an_experiment_is_found_though_the_code_gives_another_signature(
@@ -243,7 +243,7 @@ def test_a_damaged_file_is_named(
     with pytest.raises(ConfigError, match=words):
         read_frozen(path)
     assert main.get_xp_from_sig(xp.sig).sig == xp.sig and words in caplog.text
-    assert words in drift(main, xp)[0]
+    assert words in main.drift(xp)[0]
     monkeypatch.setenv(FROZEN_VARIABLE, str(path))
     with pytest.raises(ConfigError, match=str(path)):
         main.get_xp(ARGV)

@@ -99,6 +99,23 @@ def test_a_cluster(machine: Callable[..., Path]) -> None:
     assert "site" in found["cluster"].found and "template.yaml" in found["cluster"].advice
 
 
+def test_a_project_has_its_own_profiles(
+    machine: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(**CLUSTER)
+    assert main(["init", str(tmp_path / "mycodec")]) == 0
+    monkeypatch.chdir(tmp_path / "mycodec")
+    advice = verdicts(doctor.examine())["cluster"].advice
+    copied, target = advice.removeprefix("cp ").split(" and ")[0].split()
+    assert Path(copied).is_file() and target == "mycodec/config/cluster/site.yaml" and "|mine" in advice
+    shutil.copy(copied, target)
+    monkeypatch.setenv("AUDIOTOK_CLUSTER", "site")
+    cfg = OmegaConf.create({"slurm": {"gpus": 1.5}, "dora": {"dir": "outputs"}, "datasource": {}})
+    found = verdicts(doctor.examine(load=lambda overrides: cfg))
+    assert found["cluster"] == Check.ok("cluster", "profile site (AUDIOTOK_CLUSTER in the environment)")
+    assert found["profile"].advice == f"correct {target}"
+
+
 @pytest.mark.parametrize(
     ("command", "script", "name", "verdict", "said"),
     [

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_a_sample_that_the_disk_refuses_is_no_fault_of_the_data(
     wav, path = torch.zeros(1, 200_000), tmp_path / "sample.wav"
     for free, number in ((300_000, errno.ENOSPC), (10**9, errno.EIO)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        (tmp_path / f".sample.wav.{os.getpid()}.partial").symlink_to("/dev/full")
+        (tmp_path / f".sample.wav.{socket.gethostname()}.{os.getpid()}.tmp").symlink_to("/dev/full")
         with pytest.raises(OSError, match=os.strerror(number)) as caught:
             _save_sample(path, wav, 16_000, "clip")
         assert caught.value.errno == number and list(tmp_path.iterdir()) == []
