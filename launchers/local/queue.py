@@ -12,24 +12,23 @@ locks/supervisor flocked by the one supervisor of this folder
 locks/submit     flocked for the instant of a submission, and while the supervisor decides to leave
 ```
 
-Why flock and not process ids: the kernel releases a lock however its holder ends (SIGKILL, reboot, a stopped
-container), and a lock cannot be mistaken for another, as a reused process id can. So a record that is RUNNING while
-no process holds its lock is a job that vanished, and no reader shows RUNNING for ever. A record leaves a state only
-under its lock, which makes "cancelled while it was starting" one or the other.
+Locks rather than process ids: the kernel releases a lock however its holder ends, and a process id may be reused. So a
+record that is RUNNING while no process holds its lock is a job that vanished, and no reader shows RUNNING for ever. A
+record leaves a state only under its lock, which makes "cancelled while it was starting" one or the other.
 """
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from audiotok.errors import LaunchError
-from audiotok.files import is_locked, read_json, write_json
+from audiotok.files import read_json, write_json
+from audiotok.launchers import lock
 from audiotok.status import JOB_FILE, State
 
 VANISHED = "its process vanished (killed, or the machine restarted)"
@@ -96,16 +95,6 @@ class JobRecord:
         """The content of its file; `cancelled` is there only if it was."""
         return {name: value for name, value in asdict(self).items() if name != "cancelled" or value is not None}
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "JobRecord | None":
-        """Build a record from parsed JSON; None if it is not a whole record of a local job."""
-        if content.get("launcher") != "local":
-            return None
-        try:
-            return cls(**{key.name: content[key.name] for key in fields(cls) if key.name in content})
-        except TypeError:
-            return None
-
 
 class JobStore:
     """Reads and writes the book of one Dora folder.
@@ -125,7 +114,7 @@ class JobStore:
             folder.mkdir(parents=True, exist_ok=True)
 
     def last_number(self) -> int:
-        """Return the number of the latest job; only under `submitting()` it stays that."""
+        """The number of the latest job; only under `submitting()` it stays that."""
         return max(map(_number, self.jobs.iterdir()), default=0)
 
     def add(self, record: JobRecord, environ: Mapping[str, str]) -> None:
@@ -135,7 +124,7 @@ class JobStore:
         this is interrupted, the job is nowhere or `mend` completes it.
         """
         record.lock, record.submitted = str(self.locks / record.job_id), time.time()
-        write_json(self.jobs / f"{record.job_id}.json", record.to_json(), sync=False)
+        write_json(self._file(record.job_id), record.to_json(), sync=False)
         draft = self.drafts / record.job_id
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(dict(environ), file)
@@ -157,7 +146,7 @@ class JobStore:
     def write(self, record: JobRecord) -> None:
         """Save a record, and its copy in the experiment folder unless a later job took that place."""
         content, sync = record.to_json(), record.started is not None  # a run must not be lost in a power cut
-        write_json(self.jobs / f"{record.job_id}.json", content, sync=sync)
+        write_json(self._file(record.job_id), content, sync=sync)
         copy = Path(record.folder) / JOB_FILE
         if (read_json(copy) or {}).get("job_id") == record.job_id:
             write_json(copy, content, sync=sync)
@@ -176,21 +165,29 @@ class JobStore:
         record.devices, record.pid = [], None
         os.utime(self.queue / record.job_id)
         self.write(record)
-        for leftover in (self.stop_mark(record.job_id), self.locks / record.job_id):
-            leftover.unlink(missing_ok=True)
+        self._unlock(record.job_id)
 
     def forget(self, job_id: str) -> None:
         """Take a job that is over from the queue; only under its lock, which goes too."""
-        for leftover in (self.queue / job_id, self.stop_mark(job_id), self.locks / job_id):
-            leftover.unlink(missing_ok=True)
+        (self.queue / job_id).unlink(missing_ok=True)
+        self._unlock(job_id)
+
+    def _unlock(self, job_id: str) -> None:
+        for path in (self.stop_mark(job_id), self.locks / job_id):
+            path.unlink(missing_ok=True)
 
     def read(self, job_id: str) -> JobRecord | None:
-        """Return the record as it stands in the book; None if there is none."""
-        content = read_json(self.jobs / f"{job_id}.json")
-        return None if content is None else JobRecord.from_json(content)
+        """The record as it stands in the book; None if there is none or it is damaged."""
+        content = read_json(self._file(job_id)) or {}
+        if content.get("launcher") != "local":
+            return None
+        try:
+            return JobRecord(**{key.name: content[key.name] for key in fields(JobRecord) if key.name in content})
+        except TypeError:
+            return None
 
     def checked(self, job_id: str) -> JobRecord | None:
-        """Return the record, as NODE_FAIL if it is RUNNING and no process holds its lock."""
+        """The record, as NODE_FAIL if it is RUNNING and no process holds its lock."""
         record = self.read(job_id)
         if record is None or record.state != State.RUNNING or self.is_held(job_id):
             return record
@@ -200,83 +197,68 @@ class JobStore:
         return record
 
     def unfinished(self) -> list[str]:
-        """Return the ids in the queue, in the order they are to start."""
-        if not self.queue.is_dir():
-            return []
-        with os.scandir(self.queue) as entries:
-            found = []
-            for entry in entries:
-                with suppress(FileNotFoundError):  # it has ended meanwhile
-                    found.append((entry.stat().st_mtime_ns, _number(Path(entry.name)), entry.name))
+        """The ids in the queue, in the order they are to start."""
+        found = []
+        for path in self.queue.iterdir() if self.queue.is_dir() else ():
+            with suppress(FileNotFoundError):  # it has ended meanwhile
+                found.append((path.stat().st_mtime_ns, _number(path), path.name))
         return [name for _, number, name in sorted(found) if number]
 
     def environment(self, job_id: str) -> dict[str, str]:
-        """Return the environment a queued job was submitted with."""
+        """The environment a queued job was submitted with."""
         return {key: str(value) for key, value in (read_json(self.queue / job_id) or {}).items()}
 
     def stop_mark(self, job_id: str) -> Path:
-        """Return the file that makes the runner of a job stop it."""
+        """The file that makes the runner of a job stop it."""
         return self.locks / f"{job_id}.stop"
 
     def stop_cause(self, job_id: str) -> str | None:
-        """Return why a job is to stop, None if it is not."""
-        try:
+        """Why a job is to stop, None if it is not."""
+        with suppress(OSError):
             return self.stop_mark(job_id).read_text(encoding="utf-8") or None
-        except OSError:
-            return None
+        return None
 
     def is_held(self, name: str) -> bool:
         """True if some process holds the lock of this job (or `supervisor`)."""
-        return is_locked(self.locks / name)
+        return lock.is_held(self.locks / name)
 
     @contextmanager
     def holding(self, name: str, *, patience_s: float = 1.0) -> Iterator[bool]:
         """Hold a lock for the length of the block; yields False if another process keeps it.
 
         The patience bridges the readers of `is_held`, which touch the lock for an instant.
+
+        Raises:
+            LaunchError: if the filesystem has no locks.
         """
-        deadline = time.monotonic() + patience_s
-        while True:
-            with (self.locks / name).open("a", encoding="utf-8") as file:
-                held = _flock_now(file)
-                if held and not _is_at(file, self.locks / name):
-                    continue  # its last holder has removed it
-                if held or time.monotonic() >= deadline:
-                    yield held
-                    return
-            time.sleep(0.02)
+        path = self.locks / name
+        with ExitStack() as stack:
+            try:
+                held = stack.enter_context(lock.take(path, patience_s=patience_s, poll_s=0.02))
+            except OSError as error:
+                need = "local jobs need a filesystem with flock for dora.dir"
+                raise LaunchError(f"cannot lock {path} ({error}); {need}.") from error
+            yield held
 
     @contextmanager
     def submitting(self) -> Iterator[None]:
-        """Be the only one to submit, and keep the supervisor from leaving meanwhile."""
+        """Be the only one to submit, and keep the supervisor from leaving meanwhile.
+
+        Raises:
+            LaunchError: if another command submits for longer than a minute.
+        """
         self.create()
         with self.holding("submit", patience_s=60.0) as held:
             if not held:
-                lock = self.locks / "submit"
-                raise LaunchError(f"another command has kept {lock} for a minute; end it and try again.")
+                path = self.locks / "submit"
+                raise LaunchError(f"another command has kept {path} for a minute; end it and try again.")
             yield
 
-
-def _flock_now(file: TextIO) -> bool:
-    """Take the exclusive lock of an open file, for as long as it is open; False if another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        need = "local jobs need a filesystem with flock for dora.dir"
-        raise LaunchError(f"cannot lock {file.name} ({error}); {need}.") from error
-    return True
-
-
-def _is_at(file: TextIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError:
-        return False
+    def _file(self, job_id: str) -> Path:
+        return self.jobs / f"{job_id}.json"
 
 
 def _number(path: Path) -> int:
-    """Return the number in the name of a job's file; 0 for any other file."""
+    """The number in the name of a job's file; 0 for any other file."""
     digits = path.stem.removeprefix("L")
     return int(digits) if path.stem != digits and digits.isdecimal() else 0
