@@ -13,8 +13,9 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Self
 
 from dora.main import DecoratedMain
 
@@ -98,7 +99,7 @@ class LocalEngine:
                     time_s=profile.time * 60.0,
                     checkpoint_s=profile.signal_s,
                     max_num_timeout=profile.max_num_timeout,
-                    **share._asdict(),
+                    **vars(share),
                 )
                 self.store.add(record, {**os.environ, **profile.environment()})
                 self._live[record.job_id] = _verdict(record)
@@ -187,7 +188,8 @@ def _verdict(record: JobRecord) -> Verdict:
     return judge(record.to_json(), None, status) or Verdict(State.UNKNOWN, "")
 
 
-class _Share(NamedTuple):
+@dataclass(frozen=True)
+class _Share:
     """What a local job gets, see `JobRecord`."""
 
     gpus: int

@@ -11,12 +11,11 @@ from audiotok.status import SchedulerWord, State
 
 TIMEOUT_S = 120.0
 CHUNK = 400  # job ids in one call, far below any limit on the length of a command
+# In sbatch's message: the controller gave no (sensible) answer, and may have accepted the job nevertheless.
 UNREACHABLE = re.compile(
-    r"unable to contact|timed out|zero bytes|connection|communication|message (?:receive|send)|endpoint|standby"
-    r"|make sense of",
-    re.IGNORECASE,
+    r"(?i)unable to contact|timed out|zero bytes|connection|communication|message (?:receive|send)|endpoint|standby"
+    r"|make sense of"
 )
-"""In sbatch's message: the controller gave no (sensible) answer, and may have accepted the job nevertheless."""
 
 # SLURM's words with our state and, where the word itself is one, the reason.
 _WORDS: dict[str, tuple[State, str]] = {
@@ -64,7 +63,7 @@ class Entry(NamedTuple):
 
     @property
     def word(self) -> SchedulerWord:
-        """The same as `audiotok.status.judge` takes it."""
+        """The same for `audiotok.status.judge`."""
         state, reason = _WORDS.get(self.state, (State.UNKNOWN, f"state {self.state}"))
         if state is State.FAILED:
             if "oom" in self.reason.lower().replace("outofmemory", "oom"):
@@ -88,7 +87,7 @@ def query_queue(uids: Sequence[str]) -> tuple[dict[str, Entry], str]:
     """All jobs of some users that SLURM remembers, those that have ended too.
 
     Returns:
-        Its answer by task id (`A_i` or `J`), and why it does not answer, "" if it does.
+        The answer by task id (`A_i` or `J`), and why there is none, "" if there is.
     """
     users = ",".join(uids)
     listing, failure = run(["squeue", "-h", "-r", "-a", "-t", "all", "-u", users, "-o", "%i|%T|%r|%j|%k"])
@@ -106,9 +105,8 @@ def query_accounting(job_ids: Iterable[str]) -> dict[str, Entry] | None:
     roots = sorted({job_id.split("_")[0] for job_id in job_ids})
     entries: dict[str, Entry] = {}
     for start in range(0, len(roots), CHUNK):
-        listing, failure = run(
-            ["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(roots[start : start + CHUNK])]
-        )
+        chunk = ",".join(roots[start : start + CHUNK])
+        listing, failure = run(["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", chunk])
         if failure:
             return None
         for line in listing.splitlines():
@@ -130,11 +128,8 @@ def expand_ids(job_id: str) -> list[str]:
     found = _RANGES.fullmatch(job_id)
     if found is None:
         return [job_id] if job_id and "." not in job_id else []
-    ids = []
-    for part in found[2].split(","):
-        first, _, last = part.partition("-")
-        ids += [f"{found[1]}_{index}" for index in range(int(first), int(last or first) + 1)]
-    return ids
+    spans = (part.partition("-") for part in found[2].split(","))
+    return [f"{found[1]}_{index}" for a, _, b in spans for index in range(int(a), int(b or a) + 1)]
 
 
 def collapse_ids(job_ids: Iterable[str]) -> list[str]:
@@ -161,14 +156,12 @@ def _word(state: str) -> str:
 
 
 def _by_whom(state: str) -> str:
-    """Name of the user in `CANCELLED by 1000`."""
-    words = state.split()
-    if len(words) < 3 or words[1] != "by":
-        return ""
+    """`by ada` for `CANCELLED by 1000`, "" for other states."""
+    uid = state.partition(" by ")[2].strip()
     try:
-        return f"by {pwd.getpwuid(int(words[2])).pw_name}"
+        return f"by {pwd.getpwuid(int(uid)).pw_name}"
     except (KeyError, ValueError, OverflowError):
-        return f"by {words[2]}"
+        return f"by {uid}" if uid else ""
 
 
 def _ranges(indices: Sequence[int]) -> str:
