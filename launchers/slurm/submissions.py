@@ -9,8 +9,7 @@ submissions/.users/<uid>              the users whose jobs a query must list
 ```
 
 The token is also the name of the job in SLURM. A command that dies between sbatch and recording its answer leaves an
-open submission without `job_id`: the next command looks in SLURM for a job of that name and adopts it. Standard library
-only, as it is read inside jobs too.
+open submission without `job_id`; the next command adopts the job of that name. Standard library only, as jobs read it.
 """
 
 import hashlib
@@ -35,7 +34,6 @@ if TYPE_CHECKING:  # these need Dora and OmegaConf, which a job must not import
     from audiotok.launchers.profile import Profile
 
 TASKS_FILE, SUBMISSION_FILE = "tasks.jsonl", "submission.json"
-_UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 @dataclass
@@ -51,16 +49,6 @@ class Submission:
     folder: Path
     content: dict[str, Any]
     tasks: list[dict[str, Any]] = field(repr=False)
-
-    @classmethod
-    def read(cls, folder: Path) -> "Submission | None":
-        """The submission of a folder, None if there is no submission or it is damaged."""
-        content = read_json(folder / SUBMISSION_FILE)
-        try:
-            tasks = [json.loads(line) for line in (folder / TASKS_FILE).read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError):
-            return None
-        return None if content is None or not tasks else cls(folder, content, tasks)
 
     @property
     def token(self) -> str:
@@ -82,16 +70,6 @@ class Submission:
         """When SLURM's answer was recorded, in unix seconds; 0 if it was not."""
         return float(self.content.get("recorded") or 0.0)
 
-    def task_ids(self) -> list[str]:
-        """SLURM's ids of its tasks, in their order; only once the job id is known."""
-        if len(self.tasks) == 1 and not self.content.get("array"):
-            return [str(self.job_id)]
-        return [f"{self.job_id}_{index}" for index in range(len(self.tasks))]
-
-    def log(self, task_id: str) -> Path:
-        """File that the output of a task's first process goes to."""
-        return self.folder / f"{task_id}_0_log.out"
-
 
 class SubmissionBook:
     """All submissions of one Dora folder. What writes is called under the submission lock.
@@ -112,6 +90,13 @@ class SubmissionBook:
         """Folder of the experiment of a task, wherever the Dora folder was moved to."""
         return self.dora_dir / self.xps / str(task["sig"])
 
+    def experiments(self, submission: Submission) -> dict[str, Path]:
+        """Folders of its experiments by SLURM's ids of their tasks, in order; only once the job id is known."""
+        ids = [str(submission.job_id)]
+        if len(submission.tasks) > 1 or submission.content.get("array"):
+            ids = [f"{submission.job_id}_{index}" for index in range(len(submission.tasks))]
+        return dict(zip(ids, map(self.experiment, submission.tasks), strict=True))
+
     def has_open(self) -> bool:
         """True if there is an open submission."""
         return bool(_names(self.root / ".open"))
@@ -131,7 +116,13 @@ class SubmissionBook:
 
     def read(self, token: str) -> Submission | None:
         """A submission by its token, None if there is none or it is damaged."""
-        return Submission.read(self.root / token)
+        folder = self.root / token
+        content = read_json(folder / SUBMISSION_FILE)
+        try:
+            tasks = [json.loads(line) for line in (folder / TASKS_FILE).read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError):
+            return None
+        return None if content is None or not tasks else Submission(folder, content, tasks)
 
     def uids(self) -> list[str]:
         """Ids of the users who have submitted from this folder, and of this one."""
@@ -144,7 +135,17 @@ class SubmissionBook:
             OSError: if the disk refuses; nothing may be sent then.
         """
         token = _make_token(package, [task.sig for task in tasks])
-        submission = Submission(self.root / token, {}, [_line(task) for task in tasks])
+        lines = [
+            {
+                "sig": task.sig,
+                "folder": str(task.folder.absolute()),
+                "command": list(task.command),
+                "cwd": str(task.cwd),
+                "name": task.name,
+            }
+            for task in tasks
+        ]
+        submission = Submission(self.root / token, {}, lines)
         submission.folder.mkdir(parents=True)
         with (submission.folder / TASKS_FILE).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in submission.tasks)
@@ -209,29 +210,26 @@ class SubmissionBook:
         if (self.root / token / SUBMISSION_FILE).is_file():
             _touch(self.root / ".open" / token)
 
-    def link(self, job_id: str, sig: str) -> None:
-        """Link the id of a job to its experiment."""
-        (self.dora_dir / self.by_id).mkdir(parents=True, exist_ok=True)
-        write_symlink(self.dora_dir / self.by_id / job_id, Path("..") / self.xps / sig)
-
     def _record_tasks(self, submission: Submission, submitted: float) -> "Iterator[Job]":
         from audiotok.launchers.engine import Job  # needs Dora, which a job must not import
 
         kept = {name: submission.content[name] for name in ("user", "mem_factor", "profile")}
-        for index, (task_id, task) in enumerate(zip(submission.task_ids(), submission.tasks, strict=True)):
-            folder = self.experiment(task)
+        links = self.dora_dir / self.by_id
+        links.mkdir(parents=True, exist_ok=True)
+        for index, (task_id, folder) in enumerate(self.experiments(submission).items()):
+            task = submission.tasks[index]
             content = {
                 "launcher": "slurm",
                 "job_id": task_id,
                 "sig": task["sig"],
                 "name": task["name"],
                 "submitted": submitted,
-                "log": str(submission.log(task_id)),
+                "log": str(submission.folder / f"{task_id}_0_log.out"),
                 "token": submission.token,
                 "index": index,
                 **kept,
             }
-            self.link(task_id, task["sig"])
+            write_symlink(links / task_id, Path("..") / self.xps / task["sig"])
             there = read_json(folder / JOB_FILE) or {}
             if there.get("token") == submission.token:  # this was done before, and may have been cancelled since
                 content = {**content, **there, "job_id": task_id}
@@ -240,16 +238,6 @@ class SubmissionBook:
             if folder.is_dir():
                 write_json(folder / JOB_FILE, content, sync=False)
                 yield Job(folder, content)
-
-
-def _line(task: "Task") -> dict[str, Any]:
-    return {
-        "sig": task.sig,
-        "folder": str(task.folder.absolute()),
-        "command": list(task.command),
-        "cwd": str(task.cwd),
-        "name": task.name,
-    }
 
 
 def _names(folder: Path) -> list[str]:
@@ -267,5 +255,5 @@ def _touch(path: Path) -> None:
 def _make_token(package: str, sigs: Sequence[str]) -> str:
     """Name of a submission: what it is of, and that it is this one."""
     digest = hashlib.sha1(" ".join(sorted(sigs)).encode()).hexdigest()[:8]
-    moment = f"{time.time_ns() // 1_000_000:x}{secrets.token_hex(2)}"
-    return f"{_UNFIT.sub('-', package)}_{digest}_{moment}"
+    fit, moment = re.sub(r"[^A-Za-z0-9_.-]", "-", package), f"{time.time_ns() // 1_000_000:x}{secrets.token_hex(2)}"
+    return f"{fit}_{digest}_{moment}"
