@@ -36,55 +36,37 @@ VANISHED = "its process vanished (killed, or the machine restarted)"
 
 @dataclass
 class JobRecord:
-    """One local job: all that its runner needs to know, and how it went. Times are unix seconds; paths are absolute.
+    """One local job: all that its runner needs to know, and how it went. Times are unix seconds; paths are absolute."""
 
-    Attributes:
-        job_id: `L` and a number that grows by one with each submission.
-        sig: signature of the experiment; `folder` is its folder and `log` the file its output goes to.
-        command: what runs, in `cwd`.
-        user: `name@host` of the submitter.
-        gpus: number of GPUs it holds while it runs; `visible` are those of the machine, `devices` its own.
-        ranks: number of processes.
-        slots: it starts only while fewer jobs than this are running.
-        threads: CPU threads for each of its processes.
-        grace_s: seconds between SIGTERM and SIGKILL when it is cancelled.
-        time_s: seconds it may run at once; it is stopped `checkpoint_s` before, as on SLURM.
-        max_num_timeout: how often it is queued again at that limit; `timeouts` is how often it was.
-        attempt: how often it was queued again for any reason.
-        state: PENDING, RUNNING or how it ended; `reason` is a line.
-        exit_code: of the process; minus the signal number if a signal ended it.
-        cancelled: when one of our commands cancelled it.
-    """
-
-    job_id: str
-    sig: str
-    folder: str
-    log: str
+    job_id: str  # `L` and a number that grows by one with each submission
+    sig: str  # of the experiment
+    folder: str  # of the experiment
+    log: str  # the file that the output of rank 0 goes to
     cwd: str
     command: list[str]
-    user: str = ""
-    gpus: int = 0
-    visible: list[str] = field(default_factory=list)
-    devices: list[str] = field(default_factory=list)
-    ranks: int = 1
-    slots: int = 1
-    threads: int = 1
-    grace_s: float = 10.0
-    time_s: float = 0.0
+    user: str = ""  # `name@host` of the submitter
+    gpus: int = 0  # number that it holds while it runs
+    visible: list[str] = field(default_factory=list)  # GPUs of the machine
+    devices: list[str] = field(default_factory=list)  # of these, its own
+    ranks: int = 1  # number of processes
+    slots: int = 1  # it starts only while fewer jobs than this are running
+    threads: int = 1  # for each of its processes
+    grace_s: float = 10.0  # seconds between SIGTERM and SIGKILL when it is cancelled
+    time_s: float = 0.0  # seconds that it may run at once; it is stopped `checkpoint_s` before, as on SLURM
     checkpoint_s: float = 0.0
-    max_num_timeout: int = 0
-    timeouts: int = 0
-    attempt: int = 0
-    state: str = "PENDING"
+    max_num_timeout: int = 0  # how often it is queued again at that limit
+    timeouts: int = 0  # how often it was
+    attempt: int = 0  # how often it was queued again for any reason
+    state: str = "PENDING"  # RUNNING, or how it ended
     reason: str = ""
-    exit_code: int | None = None
+    exit_code: int | None = None  # minus the signal number if a signal ended it
     submitted: float | None = None
     started: float | None = None
     ended: float | None = None
     pid: int | None = None
     lock: str = ""
     launcher: str = "local"
-    cancelled: float | None = None
+    cancelled: float | None = None  # when one of our commands cancelled it
 
     @property
     def is_over(self) -> bool:

@@ -46,7 +46,6 @@ def ensure(store: JobStore) -> None:
 def supervise(root: Path) -> None:
     """Look after the queue until everything has ended; returns at once if another one does."""
     store = JobStore(root)
-    store.create()
     with ExitStack() as stack:
         held = stack.enter_context(store.holding("supervisor"))
         idle_since = time.monotonic()

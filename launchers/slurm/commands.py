@@ -17,32 +17,24 @@ UNREACHABLE = re.compile(
     r"|make sense of"
 )
 
-# SLURM's words with our state and, where the word itself is one, the reason.
-_WORDS: dict[str, tuple[State, str]] = {
-    "PENDING": (State.PENDING, ""),
-    "REQUEUED": (State.PENDING, ""),
-    "REQUEUE_FED": (State.PENDING, ""),
-    "REQUEUE_HOLD": (State.PENDING, "held after it was queued again"),
-    "RESV_DEL_HOLD": (State.PENDING, ""),
-    "SPECIAL_EXIT": (State.PENDING, "held: special exit"),
-    "CONFIGURING": (State.CONFIGURING, ""),
-    "RUNNING": (State.RUNNING, ""),
-    "RESIZING": (State.RUNNING, ""),
-    "SIGNALING": (State.RUNNING, ""),
-    "STAGE_OUT": (State.COMPLETING, ""),
-    "COMPLETING": (State.COMPLETING, ""),
-    "SUSPENDED": (State.SUSPENDED, ""),
-    "STOPPED": (State.SUSPENDED, ""),
-    "COMPLETED": (State.COMPLETED, ""),
-    "FAILED": (State.FAILED, ""),
-    "CANCELLED": (State.CANCELLED, "cancelled with scancel"),
-    "REVOKED": (State.CANCELLED, "cancelled: another cluster of the federation ran it"),
-    "TIMEOUT": (State.TIMEOUT, "reached its time limit"),
-    "PREEMPTED": (State.PREEMPTED, "preempted"),
-    "NODE_FAIL": (State.NODE_FAIL, "its node failed"),
-    "BOOT_FAIL": (State.BOOT_FAIL, "its node did not boot"),
-    "DEADLINE": (State.DEADLINE, "could not end before its deadline"),
-    "OUT_OF_MEMORY": (State.OUT_OF_MEMORY, "killed: out of memory"),
+_STATES = {  # SLURM's names of states that are not ours, too
+    **dict.fromkeys(("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"), State.PENDING),
+    **dict.fromkeys(("RESIZING", "SIGNALING"), State.RUNNING),
+    "STAGE_OUT": State.COMPLETING,
+    "STOPPED": State.SUSPENDED,
+    "REVOKED": State.CANCELLED,
+}
+_REASONS = {  # where the name itself is one
+    "REQUEUE_HOLD": "held after it was queued again",
+    "SPECIAL_EXIT": "held: special exit",
+    "CANCELLED": "cancelled with scancel",
+    "REVOKED": "cancelled: another cluster of the federation ran it",
+    "TIMEOUT": "reached its time limit",
+    "PREEMPTED": "preempted",
+    "NODE_FAIL": "its node failed",
+    "BOOT_FAIL": "its node did not boot",
+    "DEADLINE": "could not end before its deadline",
+    "OUT_OF_MEMORY": "killed: out of memory",
 }
 _FAILURES = {"NonZeroExitCode": "its script failed; see the log", "None": ""}
 _USUAL = frozenset({"", "None", "(null)", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime"})  # to wait for
@@ -59,21 +51,27 @@ class Entry(NamedTuple):
     @property
     def is_live(self) -> bool:
         """True if it may still do something; so may a state that this code does not know."""
-        return self.state not in _WORDS or _WORDS[self.state][0].live
+        return self._state.live
 
     @property
     def word(self) -> SchedulerWord:
         """The same for `audiotok.status.judge`."""
-        state, reason = _WORDS.get(self.state, (State.UNKNOWN, f"state {self.state}"))
-        if state is State.FAILED:
-            if "oom" in self.reason.lower().replace("outofmemory", "oom"):
-                return SchedulerWord(*_WORDS["OUT_OF_MEMORY"])
-            return SchedulerWord(state, _FAILURES.get(self.reason, self.reason))
-        if state is State.CANCELLED and self.state != "REVOKED" and self.reason.startswith("by "):
+        state, reason = self._state, _REASONS.get(self.state, "")
+        if state is State.UNKNOWN:
+            reason = f"state {self.state}"
+        elif state is State.FAILED and "oom" in self.reason.lower().replace("outofmemory", "oom"):
+            state, reason = State.OUT_OF_MEMORY, _REASONS["OUT_OF_MEMORY"]
+        elif state is State.FAILED:
+            reason = _FAILURES.get(self.reason, self.reason)
+        elif self.state == "CANCELLED" and self.reason.startswith("by "):
             reason = f"{reason} {self.reason}"
-        elif state.live and state not in (State.RUNNING, State.UNKNOWN) and self.reason not in _USUAL:
+        elif state.live and state is not State.RUNNING and self.reason not in _USUAL:
             reason = reason or self.reason
         return SchedulerWord(state, reason, live=self.is_live)
+
+    @property
+    def _state(self) -> State:
+        return _STATES.get(self.state, State.of(self.state))
 
 
 def run(command: Sequence[str]) -> tuple[str, str]:

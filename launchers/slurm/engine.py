@@ -39,17 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class SlurmEngine:
-    """Submits with sbatch and follows jobs with squeue.
-
-    Args:
-        package: name that jobs begin with.
-        book: the submissions of this Dora folder.
-        lock: its submission lock.
-
-    Attributes:
-        failure: why SLURM did not answer the last query; "" if it did.
-        queue: its answer, by task id.
-    """
+    """Submits with sbatch and follows jobs with squeue; the names of jobs begin with `package`."""
 
     name: ClassVar[str] = "slurm"
     remote: ClassVar[bool] = True
@@ -57,11 +47,11 @@ class SlurmEngine:
     def __init__(self, package: str, book: SubmissionBook, lock: SubmitLock) -> None:
         self.package, self.book, self.lock = package, book, lock
         self.failure = ""
-        self.queue: dict[str, Entry] = {}
+        self.queue: dict[str, Entry] = {}  # the answer of the last query, by task id
         self._queried = float("-inf")
         self._ended: dict[str, Verdict] = {}
-        self._written: set[str] = set()
-        self._accounting = True
+        self._written: set[str] = set()  # of these, the tasks whose `job.json` has the verdict
+        self._accounting = True  # until it does not answer
 
     @classmethod
     def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
@@ -191,7 +181,7 @@ class SlurmEngine:
             _edit(job.folder, job.job_id, "verdict")
 
     def _wait_for_end(self, jobs: Sequence[Job], *, refused: bool) -> list[Job]:
-        """Wait for the end of jobs; returns those left. If SLURM `refused` some, those that run are not waited for."""
+        """Wait for the end of jobs; returns those left. If SLURM `refused` some, running ones are not waited for."""
         deadline, polls = time.monotonic() + STOP_S, 0
         while True:
             self._query()
@@ -224,15 +214,12 @@ class SlurmEngine:
         return SchedulerWord(State.RUNNING, live=True) if alive else _NOT_LISTED
 
     def _adopt(self, *, patient: bool) -> None:
-        """Find the job ids of submissions whose command died; one that SLURM does not have is abandoned.
-
-        If `patient`, those that are so young that SLURM may not have them yet are waited for.
-        """
+        """Find the job ids of submissions whose command died; one that SLURM does not have is abandoned."""
         for submission in self.book.open():
             if submission.recorded:
                 continue
             job_id = submission.job_id or self._find(submission)
-            while job_id is None and patient and _age_s(submission) < ANSWER_S:
+            while job_id is None and patient and _age_s(submission) < ANSWER_S:  # SLURM may not have it yet
                 time.sleep(1.0)
                 self._query()
                 if self.failure:
@@ -263,19 +250,18 @@ class SlurmEngine:
     def _judge_open(self, *, write: bool) -> None:
         """Judge all tasks of open submissions that do not live; close submissions that have no others."""
         submissions = [one for one in self.book.open() if one.recorded]
+        known = self._written if write else self._ended
         ended: list[tuple[str, Path]] = []
         over: list[Submission] = []
         for submission in submissions:
             tasks = self.book.experiments(submission).items()
             gone = [(task_id, folder) for task_id, folder in tasks if not self._may_live(task_id, folder, submission)]
-            ended += gone
+            ended += [(task_id, folder) for task_id, folder in gone if task_id not in known]
             if len(gone) == len(tasks):
                 over.append(submission)
-        known = self._written if write else self._ended
-        ended = [(task_id, folder) for task_id, folder in ended if task_id not in known]
         unclear = [task_id for task_id, folder in ended if self._is_open(task_id, folder)]
         accounting = commands.query_accounting(unclear) if unclear and self._accounting else {}
-        self._accounting = self._accounting and accounting is not None  # without an answer not queried again
+        self._accounting = self._accounting and accounting is not None
         for task_id, folder in ended:
             entry = self.queue.get(task_id) or (accounting or {}).get(task_id)
             self._conclude(folder, task_id, entry, write=write)
@@ -298,8 +284,7 @@ class SlurmEngine:
         """True if neither the query nor the task itself shows how it ended, so that accounting is worth a query."""
         if task_id in self.queue or task_id in self._ended:
             return False
-        task = _own(folder / TASK_FILE, task_id) or {}
-        return not State.of(task.get("state")).settled
+        return not State.of(_own(folder / TASK_FILE, task_id).get("state")).settled
 
     def _conclude(self, folder: Path, task_id: str, entry: Entry | None, *, write: bool) -> None:
         """Judge a task that has ended and record the verdict in `job.json`, unless a later job took its place."""
@@ -312,10 +297,9 @@ class SlurmEngine:
             word = _NOT_LISTED if entry is None or entry.is_live else entry.word
             verdict = _judge(folder, task_id, content if ours else {"job_id": task_id}, word)
         self._ended[task_id] = verdict
-        if not write:
-            return
-        self._written.add(task_id)
-        if ours and recorded != verdict:
+        if write:
+            self._written.add(task_id)
+        if write and ours and recorded != verdict:
             _edit(folder, task_id, verdict={"state": verdict.state, "reason": verdict.reason, "time": time.time()})
 
     def _reopen(self, known: set[str]) -> None:
@@ -331,10 +315,10 @@ class SlurmEngine:
                     _edit(folder, task_id, "verdict")
 
 
-def _own(path: Path, job_id: str) -> dict[str, Any] | None:
-    """A `task.json` or `status.json`; None if it is missing or not of this job."""
-    content = read_json(path)
-    return content if content is not None and content.get("job_id") == job_id else None
+def _own(path: Path, job_id: str) -> dict[str, Any]:
+    """A `task.json` or `status.json`; empty if it is missing or not of this job."""
+    content = read_json(path) or {}
+    return content if content.get("job_id") == job_id else {}
 
 
 def _judge(folder: Path, job_id: str, job: Mapping[str, Any], word: SchedulerWord) -> Verdict:
@@ -360,18 +344,15 @@ def _recorded(job: Mapping[str, Any]) -> Verdict | None:
 
 
 def _edit(folder: Path, job_id: str, *removed: str, **added: Any) -> None:
-    """Edit the `job.json` of a job, unless a later job has taken its place.
-
-    A full disk must not prevent stopping jobs or seeing states.
-    """
-    before = read_json(folder / JOB_FILE) or {}
+    """Edit the `job.json` of a job, unless a later job has taken its place."""
+    path = folder / JOB_FILE
+    before = _own(path, job_id)
     after = {name: value for name, value in before.items() if name not in removed} | added
-    if before.get("job_id") != job_id or after == before:
-        return
-    try:
-        write_json(folder / JOB_FILE, after, sync=False)
-    except OSError as error:
-        logger.warning("could not write %s: %s", folder / JOB_FILE, error)
+    if before and after != before:
+        try:
+            write_json(path, after, sync=False)
+        except OSError as error:  # a full disk must not prevent stopping jobs or seeing states
+            logger.warning("could not write %s: %s", path, error)
 
 
 def _age_s(submission: Submission) -> float:

@@ -132,14 +132,12 @@ def main(folder: Path) -> int:
     """Run the task of this process; returns its exit code."""
     signals = child.Signals(CAUSES)
     here = JobEnvironment.of(os.environ)
-    submission = read_json(folder / SUBMISSION_FILE) or {}
     try:
-        with (folder / TASKS_FILE).open(encoding="utf-8") as lines:
-            task = json.loads(lines.read().splitlines()[here.index])
+        task = json.loads((folder / TASKS_FILE).read_text(encoding="utf-8").splitlines()[here.index])
     except (OSError, ValueError, IndexError) as error:
         _log(f"cannot read line {here.index} of {folder / TASKS_FILE} ({error}); submit the experiment again")
         return 2
-    profile = submission.get("profile") or {}
+    profile = (read_json(folder / SUBMISSION_FILE) or {}).get("profile") or {}
     task_file = TaskFile(Path(task["folder"]), here, folder.name)
     task_file.beat()
     ended, signalled = _run(task, signals, task_file, profile), signals.count
@@ -173,9 +171,9 @@ def _run(
     cause = child.attend(
         [process], signals, poll=task_file.beat, poll_s=POLL_S, grace_s=lambda cause: grace_s.get(cause, float("inf"))
     )
-    return child.outcome(
-        process.returncode, cause, folder=folder, log=_own_log(), began=began, oom_killed=child.oom_kills() > killed
-    )
+    log, oom_killed = Path("/proc/self/fd/1").resolve(), child.oom_kills() > killed  # our output, often not a file
+    log_file = log if log.is_file() else None
+    return child.outcome(process.returncode, cause, folder=folder, log=log_file, began=began, oom_killed=oom_killed)
 
 
 def _environment(environ: Mapping[str, str], here: JobEnvironment, folder: Path) -> dict[str, str]:
@@ -207,15 +205,15 @@ def _settle(ended: child.Outcome, task_file: TaskFile, max_timeouts: int) -> chi
         return ended  # another rank failed, and srun ends the others for it
     if ended.state == "PREEMPTED":
         shown, _ = _scontrol("show", "job", "-o", task_file.here.job_id)
-        ended = ended._replace(state=_stopped_by(shown, task_file.here.attempt))
-        if ended.state == "PREEMPTED" and "JobState=RUNNING" in shown.split():
+        state = _stopped_by(shown, task_file.here.attempt)
+        if state == "CANCELLED":
+            return ended._replace(state=state, reason="cancelled with scancel")
+        if state == "PREEMPTED":
             # A partition with a GraceTime: SLURM takes a job that leaves within it for one that has ended.
-            return _requeue(ended, child.requeued(ended), task_file)
-    if ended.state == "CANCELLED":
-        return ended._replace(reason="cancelled with scancel")
-    if ended.state != "TIMEOUT":
-        return ended
-    ended = ended._replace(reason=ended.reason.replace(child.STOPPED["PREEMPTED"], child.STOPPED["TIMEOUT"]))
+            in_grace = "JobState=RUNNING" in shown.split()
+            return _requeue(ended, child.requeued(ended), task_file) if in_grace else ended
+        reason = ended.reason.replace(child.STOPPED["PREEMPTED"], child.STOPPED[state])
+        ended = ended._replace(state=state, reason=reason)
     again = child.at_time_limit(ended, task_file.timeouts, max_timeouts)
     if again.state != "REQUEUED":
         return again
@@ -268,14 +266,6 @@ def _linger(signals: child.Signals, over: Callable[[], bool]) -> None:
     deadline = time.monotonic() + LINGER_S
     while not over() and time.monotonic() < deadline:
         signals.sleep(POLL_S)
-
-
-def _own_log() -> Path | None:
-    try:
-        path = Path("/proc/self/fd/1").readlink()
-    except OSError:
-        return None
-    return path if path.is_file() else None
 
 
 def _log(message: str) -> None:

@@ -1,8 +1,8 @@
 """From a profile to the exact script that sbatch gets, and its submission through submitit.
 
-submitit writes the script, calls sbatch and reads its answer; what differs from its defaults: no pickles (a job finds
-its task in the submission folder), the CPUs of a task handed on to srun (not inherited since SLURM 22.05), memory in
-whole megabytes, all tasks ended with the first that fails, `--requeue` and `--export=ALL` whatever the site's default.
+What differs from submitit's defaults: no pickles (a job finds its task in the submission folder), the CPUs of a task
+handed on to srun (not inherited since SLURM 22.05), memory in whole megabytes, all tasks ended with the first that
+fails, `--requeue` and `--export=ALL` whatever the site's default.
 """
 
 import functools
@@ -23,15 +23,15 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from audiotok.errors import LaunchError
 from audiotok.launchers.child import run_command
-from audiotok.launchers.profile import Profile, Shape
+from audiotok.launchers.profile import Profile
 
 MAX_ARRAY_SIZE = 1001  # SLURM's default: jobs of one array, with indices from 0
 QUERY_S = 10.0
 
-logger = logging.getLogger(__name__)
-
 # Variables of a job that this command itself may run in; they would change what the new job requests.
 _OF_A_JOB = re.compile(r"SLURM_(?!CONF$|CONF_SERVER$|JWT$|CLUSTERS$|CLUSTER_NAME$)|SBATCH_EXPORT$|SRUN_|PMI")
+
+logger = logging.getLogger(__name__)
 
 
 def _make_parameters(profile: Profile, name: str, *, mem_factor: float = 1.0) -> dict[str, Any]:
@@ -39,6 +39,8 @@ def _make_parameters(profile: Profile, name: str, *, mem_factor: float = 1.0) ->
     profile.check()
     shape, memory = profile.shape(), profile.node_mem_mb(mem_factor)
     gres = ":".join(filter(None, ("gpu", profile.gpu_type, str(shape.gpus_per_node))))
+    chdir = profile.container_chdir if profile.force_chdir is None else profile.force_chdir
+    container = ["--container-workdir", str(Path.cwd())] if chdir else []
     exports = [f"export {key}={shlex.quote(value)}" for key, value in sorted(profile.environment().items())]
     parameters: dict[str, Any] = {
         "job_name": name,
@@ -57,7 +59,7 @@ def _make_parameters(profile: Profile, name: str, *, mem_factor: float = 1.0) ->
         "mem": f"{memory}M" if memory else None,
         "setup": [*profile.setup, *exports],
         "array_parallelism": int(profile.array_parallelism),
-        "srun_args": _srun_args(profile, shape),
+        "srun_args": [f"--cpus-per-task={shape.cpus_per_task}", "--kill-on-bad-exit=1", *container, *profile.srun_args],
         "stderr_to_stdout": True,
     }
     chosen = {key: value for key, value in parameters.items() if value not in (None, "", [])}
@@ -80,7 +82,8 @@ def make_script(
     Args:
         profile: what the job requests.
         name: name of the job; also part of its comment.
-        folder: where its logs go, as `%j_%t_log.out`, those of an array as `%A_%a_%t_log.out`.
+        folder: on a filesystem that all nodes see; submitting makes it. Logs go there, as `%j_%t_log.out`, those of an
+            array as `%A_%a_%t_log.out`.
         command: words for Python.
         array: number of jobs of the array, None for a single job.
         mem_factor: how many times the memory of the profile, at most its `max_mem_gb`.
@@ -94,8 +97,6 @@ def make_script(
 
 class SbatchExecutor(submitit.SlurmExecutor):
     """Submits commands with the resources of a profile; for its arguments see `make_script`.
-
-    The folder, where script and logs go, is made if missing; on a file system that all nodes see.
 
     Raises:
         ConfigError: if the profile holds a value that cannot be used.
@@ -112,11 +113,7 @@ class SbatchExecutor(submitit.SlurmExecutor):
         self.update_parameters(**_make_parameters(profile, name, mem_factor=mem_factor))
 
     def submit(self, command: Sequence[str], *, array: int | None = None) -> str:  # type: ignore[override]
-        """Submit one job, or one array whose jobs all run this command.
-
-        Args:
-            command: words for Python.
-            array: number of jobs of the array, None for a single job.
+        """Submit one job, or an array of so many whose jobs all run this command.
 
         Returns:
             SLURM's id of the job; those of an array are `ID_0`, `ID_1`, ….
@@ -182,10 +179,3 @@ def _python_command(profile: Profile, words: Sequence[str]) -> str:
 
 def _joined(nodes: Sequence[str] | str | None) -> str:
     return nodes if isinstance(nodes, str) else ",".join(nodes or ())
-
-
-def _srun_args(profile: Profile, shape: Shape) -> list[str]:
-    """Arguments of srun: its CPUs, all tasks to end with the first that fails, and the user's own."""
-    chdir = profile.container_chdir if profile.force_chdir is None else profile.force_chdir
-    container = ["--container-workdir", str(Path.cwd())] if chdir else []
-    return [f"--cpus-per-task={shape.cpus_per_task}", "--kill-on-bad-exit=1", *container, *profile.srun_args]

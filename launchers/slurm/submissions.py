@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiotok.errors import LaunchError
-from audiotok.files import read_json, write_json, write_symlink
+from audiotok.files import read_json, write_json, write_symlink, write_text
 from audiotok.launchers.lock import user_and_host
 from audiotok.status import JOB_FILE
 from audiotok.text import number_in
@@ -38,17 +38,11 @@ TASKS_FILE, SUBMISSION_FILE = "tasks.jsonl", "submission.json"
 
 @dataclass
 class Submission:
-    """One job or array.
+    """One job or array."""
 
-    Attributes:
-        folder: its folder, named by its token.
-        content: what `submission.json` holds.
-        tasks: what `tasks.jsonl` holds; a task's place is its index in the array.
-    """
-
-    folder: Path
-    content: dict[str, Any]
-    tasks: list[dict[str, Any]] = field(repr=False)
+    folder: Path  # named by its token
+    content: dict[str, Any]  # what `submission.json` holds
+    tasks: list[dict[str, Any]] = field(repr=False)  # what `tasks.jsonl` holds, by index in the array
 
     @property
     def token(self) -> str:
@@ -72,7 +66,7 @@ class Submission:
 
 
 class SubmissionBook:
-    """All submissions of one Dora folder. What writes is called under the submission lock.
+    """All submissions of one Dora folder; what writes is called under the submission lock.
 
     Args:
         dora_dir: the Dora folder.
@@ -104,8 +98,8 @@ class SubmissionBook:
     def open(self) -> list[Submission]:
         """Submissions with a task whose end is not recorded yet, oldest first; damaged ones are closed."""
         names = set(_names(self.root / ".open"))
-        whole = {token: known for token, known in self._known.items() if known.recorded}  # do not change any more
-        self._known = {token: known for token, known in whole.items() if token in names}
+        # Only what is recorded does not change any more.
+        self._known = {token: one for token, one in self._known.items() if one.recorded and token in names}
         for token in names - self._known.keys():
             submission = self.read(token)
             if submission is None:  # it is whole before it is opened and sent, so nothing of it was
@@ -147,10 +141,7 @@ class SubmissionBook:
         ]
         submission = Submission(self.root / token, {}, lines)
         submission.folder.mkdir(parents=True)
-        with (submission.folder / TASKS_FILE).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in submission.tasks)
-            file.flush()
-            os.fsync(file.fileno())
+        write_text(submission.folder / TASKS_FILE, "".join(json.dumps(line) + "\n" for line in lines), sync=True)
         submission.content = {
             "token": token,
             "user": user_and_host(),
@@ -255,5 +246,5 @@ def _touch(path: Path) -> None:
 def _make_token(package: str, sigs: Sequence[str]) -> str:
     """Name of a submission: what it is of, and that it is this one."""
     digest = hashlib.sha1(" ".join(sorted(sigs)).encode()).hexdigest()[:8]
-    fit, moment = re.sub(r"[^A-Za-z0-9_.-]", "-", package), f"{time.time_ns() // 1_000_000:x}{secrets.token_hex(2)}"
+    fit, moment = re.sub(r"[^A-Za-z0-9_.-]", "-", package), f"{time.time_ns() // 1_000_000:x}{secrets.token_hex(3)}"
     return f"{fit}_{digest}_{moment}"
