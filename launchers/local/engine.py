@@ -13,9 +13,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from dora.main import DecoratedMain
 
@@ -32,17 +31,12 @@ from audiotok.status.judge import judge
 STOP_S = 20.0  # a killed job must be gone within this time after its grace period
 SLOTS_VARIABLE = "AUDIOTOK_LOCAL_SLOTS"
 GRACE_VARIABLE = "AUDIOTOK_LOCAL_GRACE_S"
-GRACE_S = 10.0
 
 logger = logging.getLogger(__name__)
 
 
 class LocalEngine:
-    """Runs tasks in the local queue of one Dora folder.
-
-    Args:
-        root: `<dora.dir>/local`; made on first use.
-    """
+    """Runs tasks in the local queue of one Dora folder; its `root` is `<dora.dir>/local`, made on first use."""
 
     name: ClassVar[str] = "local"
     remote: ClassVar[bool] = False
@@ -81,9 +75,10 @@ class LocalEngine:
         """
         if profile.gpus < 0:
             raise ConfigError(f"slurm.gpus={profile.gpus}; give 0 or more.")
-        jobs, user = [], user_and_host()
         # CPUs of a job with GPUs are meant for a cluster's node: if it runs without GPUs here, it gets the usual share.
         share = _divide(profile.gpus, os.environ, cpus=None if profile.gpus else profile.cpus_per_task)
+        ranks = 1 if profile.one_task_per_node else max(1, share["gpus"])
+        jobs, user = [], user_and_host()
         with self.store.submitting():
             self.store.mend()
             for number, task in enumerate(tasks, start=self.store.last_number() + 1):
@@ -95,11 +90,11 @@ class LocalEngine:
                     cwd=str(task.cwd),
                     command=list(task.command),
                     user=user,
-                    ranks=1 if profile.one_task_per_node else max(1, share.gpus),
+                    ranks=ranks,
                     time_s=profile.time * 60.0,
                     checkpoint_s=profile.signal_s,
                     max_num_timeout=profile.max_num_timeout,
-                    **vars(share),
+                    **share,
                 )
                 self.store.add(record, {**os.environ, **profile.environment()})
                 self._live[record.job_id] = _verdict(record)
@@ -188,21 +183,10 @@ def _verdict(record: JobRecord) -> Verdict:
     return judge(record.to_json(), None, status) or Verdict(State.UNKNOWN, "")
 
 
-@dataclass(frozen=True)
-class _Share:
-    """What a local job gets, see `JobRecord`."""
-
-    gpus: int
-    visible: list[str]
-    slots: int
-    threads: int
-    grace_s: float
-
-
 def _divide(
     gpus_requested: int, environ: Mapping[str, str], *, cpus: int | None = None, cores: int | None = None
-) -> _Share:
-    """Divide this machine among jobs of one kind.
+) -> dict[str, Any]:
+    """Divide this machine among jobs of one kind; returns the values of a `JobRecord`.
 
     By default GPU jobs run one per GPU (or per group of GPUs), other jobs one per `cpus` cores (None: two). A job that
     requests more GPUs than there are runs on those there are, or on the CPU: one grid serves cluster and laptop.
@@ -215,7 +199,8 @@ def _divide(
     slots = _slots(environ) or (len(visible) if gpus else max(1, cores // (cpus or 2)))
     at_once = max(1, min(slots, len(visible) // gpus if gpus else slots))
     threads = max(1, cores // (at_once * max(1, gpus)))
-    return _Share(gpus, list(visible), slots, threads, _grace_s(environ))
+    grace_s = _grace_s(environ)
+    return {"gpus": gpus, "visible": list(visible), "slots": slots, "threads": threads, "grace_s": grace_s}
 
 
 def _find_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -245,7 +230,7 @@ def _slots(environ: Mapping[str, str]) -> int | None:
 
 
 def _grace_s(environ: Mapping[str, str]) -> float:
-    text = environ.get(GRACE_VARIABLE, "").strip() or str(GRACE_S)
+    text = environ.get(GRACE_VARIABLE, "").strip() or "10"
     try:
         seconds = float(text)
     except ValueError:

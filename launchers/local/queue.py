@@ -79,11 +79,7 @@ class JobRecord:
 
 
 class JobStore:
-    """Reads and writes the book of one Dora folder.
-
-    Args:
-        root: `<dora.dir>/local`; made on first use.
-    """
+    """Reads and writes the book of one Dora folder; its `root` is `<dora.dir>/local`, made on first use."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
@@ -209,9 +205,6 @@ class JobStore:
         """Hold a lock for the length of the block; yields False if another process keeps it.
 
         The patience bridges the readers of `is_held`, which touch the lock for an instant.
-
-        Raises:
-            LaunchError: if the filesystem has no locks.
         """
         path = self.locks / name
         with ExitStack() as stack:
@@ -224,11 +217,7 @@ class JobStore:
 
     @contextmanager
     def submitting(self) -> Iterator[None]:
-        """Be the only one to submit, and keep the supervisor from leaving meanwhile.
-
-        Raises:
-            LaunchError: if another command submits for longer than a minute.
-        """
+        """Be the only one to submit, and keep the supervisor from leaving meanwhile."""
         self.create()
         with self.holding("submit", patience_s=60.0) as held:
             if not held:

@@ -17,7 +17,6 @@ from audiotok.launchers import child
 from audiotok.launchers.local.queue import JobRecord, JobStore
 
 CAUSES = {signal.SIGTERM: "PREEMPTED", signal.SIGINT: "PREEMPTED"}
-POLL_S = 0.1
 DISK_S = 600.0  # a record that the disk refuses is written again for so long
 LOCK_VARIABLE = "AUDIOTOK_JOB_LOCK"  # path of the lock of a job: by it its processes are found
 _OF_A_RANK = frozenset(child.rank_environment(0, 1, 0, "", 0))
@@ -89,7 +88,7 @@ def _run(store: JobStore, record: JobRecord) -> child.Outcome:
     def grace_s(cause: str) -> float:
         return record.grace_s if cause == "CANCELLED" else max(record.checkpoint_s, record.grace_s)
 
-    cause = child.attend(children, signals, poll=poll, poll_s=POLL_S, grace_s=grace_s)
+    cause = child.attend(children, signals, poll=poll, poll_s=0.1, grace_s=grace_s)
     if cause is not None and store.stop_cause(record.job_id) == "CANCELLED":
         cause = "CANCELLED"
     codes = [process.returncode for process in children]

@@ -19,7 +19,6 @@ from audiotok.errors import LaunchError
 from audiotok.launchers.local.queue import VANISHED, JobRecord, JobStore
 from audiotok.launchers.local.runner import LOCK_VARIABLE
 
-POLL_S = 0.2
 LINGER_S = 3.0  # a supervisor without work waits this long for more before it leaves
 START_S = 30.0  # a runner must have started its job within this time
 # Where `audiotok` is imported from: the checkout, or the site-packages of an installed wheel. This file may be reached
@@ -64,7 +63,7 @@ def supervise(root: Path) -> None:
             with suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG) != (0, 0):  # ended runners must not stay behind as zombies
                     pass
-            time.sleep(POLL_S)
+            time.sleep(0.2)
 
 
 def _survey(store: JobStore) -> tuple[list[JobRecord], JobRecord | None]:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from audiotok.launchers.child import run_command
 from audiotok.status import SchedulerWord, State
 
-TIMEOUT_S = 120.0
 CHUNK = 400  # job ids in one call, far below any limit on the length of a command
 # In sbatch's message: the controller gave no (sensible) answer, and may have accepted the job nevertheless.
 UNREACHABLE = re.compile(
@@ -78,7 +77,7 @@ def run(command: Sequence[str]) -> tuple[str, str]:
     """Run a SLURM command; returns its output and, if it failed, why in one line. Never raises."""
     # Variables with which people shape these commands' tables, or choose what they show.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
-    return run_command(command, TIMEOUT_S, environ=environ)
+    return run_command(command, 120.0, environ=environ)
 
 
 def query_queue(uids: Sequence[str]) -> tuple[dict[str, Entry], str]:
@@ -93,8 +92,7 @@ def query_queue(uids: Sequence[str]) -> tuple[dict[str, Entry], str]:
     for line in [] if failure else listing.splitlines():
         job_id, state, reason, name, comment = (*line.split("|", 4), "", "", "", "", "")[:5]
         entry = Entry(_word(state), reason.strip(), (name.strip(), comment.split(" ", 1)[0].strip()))
-        for one in expand_ids(job_id.strip()):
-            entries[one] = entry
+        entries.update(dict.fromkeys(expand_ids(job_id.strip()), entry))
     return entries, failure
 
 
@@ -149,8 +147,7 @@ def collapse_ids(job_ids: Iterable[str]) -> list[str]:
 
 def _word(state: str) -> str:
     """`CANCELLED by 1000` and `CANCELLED+` are CANCELLED."""
-    words = state.split()
-    return words[0].rstrip("+") if words else "UNKNOWN"
+    return (state.split() or ["UNKNOWN"])[0].rstrip("+")
 
 
 def _by_whom(state: str) -> str:

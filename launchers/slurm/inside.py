@@ -26,13 +26,10 @@ from audiotok.status import JOB_FILE, TASK_FILE
 CAUSES = {signal.SIGUSR2: "TIMEOUT", signal.SIGTERM: "PREEMPTED", signal.SIGINT: "CANCELLED"}
 POLL_S = 1.0
 BEAT_S = 15.0
-SIGNAL_S = 120.0  # before the time limit, if the submission does not hold it
 RESERVE_S = 15.0  # of these, kept to request the requeue
 LINGER_S = 900.0  # a task that has stopped stays so long
-FIRST_PORT, PORTS = 12000, 20000  # below the ports that Linux gives to clients
 COMMAND_S = 60.0  # SLURM's commands get so long within a job
 CONTROLLER_S = 900.0  # the requeue is tried again for so long while the controller does not answer
-PAUSE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class JobEnvironment:
     @property
     def port(self) -> int:
         """Port of the rendezvous: the same for all ranks, another for the next job and the next attempt."""
-        return FIRST_PORT + (int(self.raw_id) + 7001 * self.attempt) % PORTS
+        return 12000 + (int(self.raw_id) + 7001 * self.attempt) % 20000  # below those that Linux gives to clients
 
 
 class TaskFile:
@@ -78,18 +75,10 @@ class TaskFile:
         self.timeouts = int(before.get("timeouts") or 0) if before.get("job_id") == here.job_id else 0
         self._beaten = float("-inf")
         self._failure = ""
-        self._fields: dict[str, Any] = {
-            "job_id": here.job_id,
-            "token": token,
-            "attempt": here.attempt,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": time.time(),
-            **dict.fromkeys(("updated", "ended", "exit_code")),
-            "state": "RUNNING",
-            "reason": "",
-            "timeouts": self.timeouts,
-        }
+        self._fields: dict[str, Any] = {"job_id": here.job_id, "token": token, "attempt": here.attempt}
+        self._fields |= {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+        self._fields |= {"state": "RUNNING", "reason": "", "timeouts": self.timeouts}
+        self._fields |= {"updated": None, "ended": None, "exit_code": None}
 
     def beat(self) -> None:
         """Write a heartbeat, every `BEAT_S`; rank 0 only."""
@@ -160,7 +149,7 @@ def _run(
     task: Mapping[str, Any], signals: child.Signals, task_file: TaskFile, profile: Mapping[str, Any]
 ) -> child.Outcome:
     folder, here, began, killed = task_file.folder, task_file.here, time.time(), child.oom_kills()
-    signal_s = float(profile.get("signal_s") or SIGNAL_S)
+    signal_s = float(profile.get("signal_s") or 120.0)
     grace_s = {"TIMEOUT": max(signal_s - RESERVE_S, signal_s / 2)}  # other stops end with SIGKILL from SLURM
     try:
         if here.rank == 0:
@@ -244,7 +233,7 @@ def _requeue(ended: child.Outcome, again: child.Outcome, task_file: TaskFile) ->
         answers = not _scontrol("ping")[1]
         if answers or time.monotonic() > deadline:
             return ended._replace(reason=f"{ended.reason}; could not be queued again: {failure}")
-        time.sleep(PAUSE_S)
+        time.sleep(2.0)
 
 
 def _stopped_by(shown: str, attempt: int) -> str:

@@ -26,7 +26,6 @@ from audiotok.launchers.child import run_command
 from audiotok.launchers.profile import Profile
 
 MAX_ARRAY_SIZE = 1001  # SLURM's default: jobs of one array, with indices from 0
-QUERY_S = 10.0
 
 # Variables of a job that this command itself may run in; they would change what the new job requests.
 _OF_A_JOB = re.compile(r"SLURM_(?!CONF$|CONF_SERVER$|JWT$|CLUSTERS$|CLUSTER_NAME$)|SBATCH_EXPORT$|SRUN_|PMI")
@@ -167,7 +166,7 @@ def show_config() -> dict[str, str]:
 
 @functools.cache
 def _show_config(program: str, conf: str) -> dict[str, str]:
-    listing, failure = run_command([program, "show", "config"], QUERY_S)
+    listing, failure = run_command([program, "show", "config"], 10.0)
     pairs = (line.partition("=") for line in ([] if failure else listing.splitlines()))
     return {key.strip(): value.strip() for key, sign, value in pairs if sign}
 

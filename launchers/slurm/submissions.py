@@ -68,10 +68,7 @@ class Submission:
 class SubmissionBook:
     """All submissions of one Dora folder; what writes is called under the submission lock.
 
-    Args:
-        dora_dir: the Dora folder.
-        xps: name of the folder of experiments in it.
-        by_id: name of the folder of links from job ids to experiments.
+    In it, `xps` is the name of the folder of experiments, `by_id` that of the links to them from job ids.
     """
 
     def __init__(self, dora_dir: Path, *, xps: str = "xps", by_id: str = "by_id") -> None:
@@ -129,32 +126,17 @@ class SubmissionBook:
             OSError: if the disk refuses; nothing may be sent then.
         """
         token = _make_token(package, [task.sig for task in tasks])
-        lines = [
-            {
-                "sig": task.sig,
-                "folder": str(task.folder.absolute()),
-                "command": list(task.command),
-                "cwd": str(task.cwd),
-                "name": task.name,
-            }
-            for task in tasks
+        lines: list[dict[str, Any]] = [
+            {"sig": t.sig, "name": t.name, "folder": str(t.folder.absolute()), "cwd": str(t.cwd), "command": t.command}
+            for t in tasks
         ]
-        submission = Submission(self.root / token, {}, lines)
+        content: dict[str, Any] = {"token": token, "user": user_and_host(), "uid": os.getuid(), "time": time.time()}
+        content |= {"count": len(tasks), "array": len(tasks) > 1, "mem_factor": tasks[0].mem_factor}
+        content |= {"profile": asdict(profile), "job_id": None, "recorded": None}
+        submission = Submission(self.root / token, content, lines)
         submission.folder.mkdir(parents=True)
         write_text(submission.folder / TASKS_FILE, "".join(json.dumps(line) + "\n" for line in lines), sync=True)
-        submission.content = {
-            "token": token,
-            "user": user_and_host(),
-            "uid": os.getuid(),
-            "time": time.time(),
-            "count": len(tasks),
-            "array": len(tasks) > 1,
-            "mem_factor": tasks[0].mem_factor,
-            "profile": asdict(profile),
-            "job_id": None,
-            "recorded": None,
-        }
-        write_json(submission.folder / SUBMISSION_FILE, submission.content)
+        write_json(submission.folder / SUBMISSION_FILE, content)
         _touch(self.root / ".users" / str(os.getuid()))
         _touch(self.root / ".open" / token)
         self._known[token] = submission
@@ -209,17 +191,9 @@ class SubmissionBook:
         links.mkdir(parents=True, exist_ok=True)
         for index, (task_id, folder) in enumerate(self.experiments(submission).items()):
             task = submission.tasks[index]
-            content = {
-                "launcher": "slurm",
-                "job_id": task_id,
-                "sig": task["sig"],
-                "name": task["name"],
-                "submitted": submitted,
-                "log": str(submission.folder / f"{task_id}_0_log.out"),
-                "token": submission.token,
-                "index": index,
-                **kept,
-            }
+            log = str(submission.folder / f"{task_id}_0_log.out")
+            content = {"launcher": "slurm", "job_id": task_id, "sig": task["sig"], "name": task["name"], "log": log}
+            content |= {"submitted": submitted, "token": submission.token, "index": index, **kept}
             write_symlink(links / task_id, Path("..") / self.xps / task["sig"])
             there = read_json(folder / JOB_FILE) or {}
             if there.get("token") == submission.token:  # this was done before, and may have been cancelled since
