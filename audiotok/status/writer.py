@@ -80,7 +80,7 @@ class StatusWriter:
         self._written = time.monotonic()
         self._fields["updated"] = time.time()
         try:
-            write_json(self.path, self._fields, sync=False)
+            write_json(self.path, self._fields, sync=False)  # often; the next one repairs what a power cut lost
         except OSError as error:
             logger.warning("could not write %s: %s", self.path, error)
 

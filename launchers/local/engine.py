@@ -168,7 +168,7 @@ class LocalEngine:
             return True
         if record.state == State.RUNNING and self.store.is_held(job_id):
             return False
-        with self.store.holding(job_id) as held:
+        with self.store.holding(job_id) as held:  # a runner may have taken it since
             record = self.store.read(job_id) if held else None
             if record is not None and record.state == State.PENDING:
                 self.store.finish(record, State.CANCELLED, "cancelled before it started")

@@ -213,7 +213,7 @@ class JobStore:
             except OSError as error:
                 need = "local jobs need a filesystem with flock for dora.dir"
                 raise LaunchError(f"cannot lock {path} ({error}); {need}.") from error
-            yield held
+            yield held  # outside of the try: an error of the block is none of the lock
 
     @contextmanager
     def submitting(self) -> Iterator[None]:

@@ -86,7 +86,7 @@ def query_queue(uids: Sequence[str]) -> tuple[dict[str, Entry], str]:
     Returns:
         The answer by task id (`A_i` or `J`), and why there is none, "" if there is.
     """
-    users = ",".join(uids)
+    users = ",".join(uids)  # -r: a line for each task of an array; -a: jobs of hidden partitions, too
     listing, failure = run(["squeue", "-h", "-r", "-a", "-t", "all", "-u", users, "-o", "%i|%T|%r|%j|%k"])
     entries: dict[str, Entry] = {}
     for line in [] if failure else listing.splitlines():

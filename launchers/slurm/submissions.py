@@ -154,7 +154,7 @@ class SubmissionBook:
             LaunchError: if the disk refuses; the job is then adopted later.
         """
         submission.content["job_id"] = job_id
-        try:
+        try:  # the id first: if this is cut short, the next command completes the rest
             write_json(submission.folder / SUBMISSION_FILE, submission.content)
             submitted = submission.submitted if adopted else time.time()
             jobs = list(self._record_tasks(submission, submitted))
