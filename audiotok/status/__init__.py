@@ -1,6 +1,4 @@
-"""The state of an experiment, from the three files of its folder and from its scheduler.
-
-The files need neither torch, Dora nor a scheduler to be read. All times are unix seconds.
+"""The state of an experiment, from its scheduler and from the three files of its folder; times are unix seconds.
 
 - `job.json`, by the launcher that submitted the job: launcher, job_id, submitted; `cancelled` (time) once one of our
   commands cancelled it; `verdict` {state, reason, time} once its end is known. A local job's holds all of its record
@@ -11,8 +9,6 @@ The files need neither torch, Dora nor a scheduler to be read. All times are uni
   KINDS: what kind of reason), launcher (its name, or none), job_id, host, pid, started, updated (heartbeat), ended,
   epoch (epochs finished), epochs (requested), update (updates done in the current epoch), updates_per_epoch, epoch_s
   (mean duration of an epoch so far, in s), commit (of the code), world_size and gpus (of the run).
-
-`judge.judge` makes one verdict of them, and `experiment_state` that of a folder.
 """
 
 from audiotok.files import read_json, write_json

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from audiotok.files import is_locked, read_json
 from audiotok.status.state import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict
@@ -62,24 +62,23 @@ def judge(
     else can know.
 
     Args:
-        job: content of `job.json`, None without one; so are the other two.
-        task: content of `task.json`.
+        job: content of `job.json`, None without one.
+        task: content of `task.json`, by the parent process in the job.
         status: content of `status.json`, by the trainer.
         scheduler: what the scheduler reports of the job, None to judge from the files alone.
         now: unix seconds; by default the present.
         stale_s: seconds after which a heartbeat is too old, by default STALE_S and TRAINER_STALE_S.
     """
-    evidence = _select(job or {}, task or {}, status or {}, scheduler)
-    evidence = evidence._replace(now=time.time() if now is None else now, stale_s=stale_s)
-    verdict = next(filter(None, (rule(evidence) for rule in _RULES)), None)
-    if verdict is not None and verdict.state is State.FAILED and evidence.status.get("state") == State.DIVERGED:
-        return _reported(evidence.status)
+    job, task, status, scheduler = _select(job or {}, task or {}, status or {}, scheduler)
+    verdict = _by_scheduler(job, task, status, scheduler) or _by_record(job, task, status)
+    verdict = verdict or _by_files(job, task, status, scheduler, time.time() if now is None else now, stale_s)
+    if verdict is not None and verdict.state is State.FAILED and status.get("state") == State.DIVERGED:
+        return _reported(status)
     return verdict
 
 
 def experiment_state(folder: Path, *, stale_s: float | None = None) -> Verdict | None:
     """Judge an experiment from its folder alone, without its scheduler; see `judge`."""
-    folder = Path(folder)
     job, task, status = (read_json(folder / name) for name in (JOB_FILE, TASK_FILE, STATUS_FILE))
     word = None
     if job is not None and _has_no_process(job):
@@ -88,142 +87,101 @@ def experiment_state(folder: Path, *, stale_s: float | None = None) -> Verdict |
     return judge(job, task, status, word, stale_s=stale_s)
 
 
-class _Evidence(NamedTuple):
-    """All about the latest job or run; a file that is missing or left out is empty."""
-
-    job: Content
-    task: Content
-    status: Content
-    word: SchedulerWord | None
-    now: float = 0.0
-    stale_s: float | None = None
-
-    @property
-    def silence_s(self) -> float:
-        return self.now - _number(self.task or self.status, "updated")
-
-    @property
-    def stale(self) -> bool:
-        default_s = STALE_S if self.task else TRAINER_STALE_S
-        return self.silence_s > (default_s if self.stale_s is None else self.stale_s)
-
-    @property
-    def gone(self) -> bool:
-        return self.word is not None and self.word.state is State.MISSING
-
-    @property
-    def parent_is_silent(self) -> bool:
-        unfinished = self.task.get("state") in (State.RUNNING, State.REQUEUED)
-        return not self.task or (unfinished and (self.gone or self.stale))
-
-
-def _select(job: Content, task: Content, status: Content, word: SchedulerWord | None) -> _Evidence:
-    """Leave out what is about another job, an earlier attempt, or a job that a run by hand came after."""
+def _select(
+    job: Content, task: Content, status: Content, word: SchedulerWord | None
+) -> tuple[Content, Content, Content, SchedulerWord | None]:
+    """Leave out what is of another job or an earlier attempt, or of a job that a run by hand came after."""
     if job and task.get("job_id") != job.get("job_id"):
         task = {}
     owner = job or task
     if owner and status.get("job_id") != owner.get("job_id"):
         began = max(_number(job, "submitted"), _number(task, "started"))
         if status and status.get("job_id") is None and _number(status, "started") >= began:
-            return _Evidence({}, {}, status, None)
+            return {}, {}, status, None
         status = {}
     if _number(status, "updated") < _number(task, "started"):
         status = {}  # of an earlier attempt
-    return _Evidence(job, task, status, word)
+    return job, task, status, word
 
 
-def _live(e: _Evidence) -> Verdict | None:
-    if e.word is None or not e.word.live:
+def _by_scheduler(job: Content, task: Content, status: Content, word: SchedulerWord | None) -> Verdict | None:
+    """The first five rows."""
+    if word is None or (not word.live and word.state in (State.MISSING, State.UNKNOWN)):
         return None
+    state, task_state = word.state, State.of(task.get("state"))
     # SLURM is COMPLETING for seconds after all processes are gone; after a stop, other ranks may still be ending.
-    completing = e.word.state is State.COMPLETING
-    if completing and e.task.get("state") in (State.COMPLETED, State.FAILED, State.OUT_OF_MEMORY):
-        return _reported(e.task)
-    return Verdict(e.word.state, e.word.reason)
-
-
-def _ended(e: _Evidence) -> Verdict | None:
-    if e.word is None or e.word.state in (State.MISSING, State.UNKNOWN):
-        return None
-    state, task_state = e.word.state, State.of(e.task.get("state"))
-    if state is State.CANCELLED and "cancelled" in e.job:
-        return _cancelled(e.job)
+    if state is State.COMPLETING and task_state in (State.COMPLETED, State.FAILED, State.OUT_OF_MEMORY):
+        return _reported(task)
+    if word.live:
+        return Verdict(state, word.reason)
+    if state is State.CANCELLED and "cancelled" in job:
+        return _cancelled(job)
     if state is State.FAILED and task_state.failed:
-        return _reported(e.task)
-    agreeing = (e.task, e.status) if state is State.FAILED else (e.task,) if task_state is state else ()
-    return Verdict(state, next(filter(None, map(_reason, agreeing)), e.word.reason))
+        return _reported(task)
+    agreeing = (task, status) if state is State.FAILED else (task,) if task_state is state else ()
+    return Verdict(state, next((str(one["reason"]) for one in agreeing if one.get("reason")), word.reason))
 
 
-def _recorded(e: _Evidence) -> Verdict | None:
-    if _is_local_record(e.job):
-        return _reported(e.job)
-    verdict = e.job.get("verdict")
+def _by_record(job: Content, task: Content, status: Content) -> Verdict | None:
+    """The next two rows."""
+    if job.get("launcher") == "local" and "state" in job:
+        return _reported(job)
+    verdict = job.get("verdict")
     if not isinstance(verdict, dict) or not verdict.get("state"):
         return None
-    alive_at = max(_number(e.task, "updated"), _number(e.status, "updated"))
+    alive_at = max(_number(task, "updated"), _number(status, "updated"))
     requeued_since = "time" in verdict and alive_at > _number(verdict, "time")
     return None if requeued_since else _reported(verdict)
 
 
-def _settled(e: _Evidence) -> Verdict | None:
-    if State.of(e.task.get("state")).settled:
-        return _reported(e.task)
-    if e.word is not None and e.word.state is State.UNKNOWN:
-        return Verdict(State.UNKNOWN, e.word.reason)
-    if e.parent_is_silent and State.of(e.status.get("state")).settled:
-        return _reported(e.status)
-    return _cancelled(e.job) if "cancelled" in e.job else None
-
-
-def _stopped(e: _Evidence) -> Verdict | None:
-    if not e.task or e.task.get("state") == State.RUNNING:
-        return None
-    if e.gone and e.task.get("state") == State.REQUEUED:
+def _by_files(
+    job: Content, task: Content, status: Content, word: SchedulerWord | None, now: float, stale_s: float | None
+) -> Verdict | None:
+    """All other rows."""
+    gone, task_state = word is not None and word.state is State.MISSING, State.of(task.get("state"))
+    # The heartbeat of the parent counts where there is one: it beats in long steps of the trainer, too.
+    silence_s = now - _number(task or status, "updated")
+    stale = silence_s > ((STALE_S if task else TRAINER_STALE_S) if stale_s is None else stale_s)
+    parent_is_silent = not task or (task_state in (State.RUNNING, State.REQUEUED) and (gone or stale))
+    if task_state.settled:
+        return _reported(task)
+    if word is not None and word.state is State.UNKNOWN:
+        return Verdict(State.UNKNOWN, word.reason)
+    if parent_is_silent and State.of(status.get("state")).settled:
+        return _reported(status)
+    if "cancelled" in job:
+        return _cancelled(job)
+    if gone and task_state is State.REQUEUED:
         return Verdict(State.CANCELLED, "left the queue before it started again")
-    return _reported(e.task)
-
-
-def _beating(e: _Evidence) -> Verdict | None:
-    if not e.task and not e.status:
-        return None
-    if e.gone:
-        host = e.task.get("host") or e.status.get("host")
+    if task and task_state is not State.RUNNING:
+        return _reported(task)
+    began = task or status
+    if began and gone:
+        host = task.get("host") or status.get("host")
         return Verdict(State.NODE_FAIL, f"vanished while it ran{f' on {host}' if host else ''}")
-    if e.parent_is_silent and e.status.get("state", State.RUNNING) != State.RUNNING:
-        return _reported(e.status)
-    if e.stale:
-        return Verdict(State.STALE, f"no sign of life for {e.silence_s / 60:.0f} minutes")
-    return Verdict(State.RUNNING, "")
-
-
-def _submitted(e: _Evidence) -> Verdict | None:
-    if e.job and e.gone:
+    if parent_is_silent and status.get("state", State.RUNNING) != State.RUNNING:
+        return _reported(status)
+    if began and stale:
+        return Verdict(State.STALE, f"no sign of life for {silence_s / 60:.0f} minutes")
+    if began:
+        return Verdict(State.RUNNING, "")
+    if job and gone:
         return Verdict(State.CANCELLED, "left the queue before it started")
-    return Verdict(State.PENDING, "") if e.job else None
-
-
-_RULES = (_live, _ended, _recorded, _settled, _stopped, _beating, _submitted)  # the rows of the table, in its order
-
-
-def _is_local_record(job: Content) -> bool:
-    return job.get("launcher") == "local" and "state" in job
+    return Verdict(State.PENDING, "") if job else None
 
 
 def _has_no_process(job: Content) -> bool:
     """True if a local job is recorded as RUNNING while no process holds its lock."""
-    return _is_local_record(job) and job["state"] == State.RUNNING and not is_locked(Path(str(job.get("lock"))))
+    runs = job.get("launcher") == "local" and job.get("state") == State.RUNNING
+    return runs and not is_locked(Path(str(job.get("lock"))))
 
 
 def _reported(content: Content) -> Verdict:
-    return Verdict(State.of(content.get("state")), _reason(content))
+    return Verdict(State.of(content.get("state")), str(content.get("reason") or ""))
 
 
 def _cancelled(job: Content) -> Verdict:
     return Verdict(State.CANCELLED, f"cancelled by {job['cancelled_by']}" if job.get("cancelled_by") else "")
-
-
-def _reason(content: Content) -> str:
-    return str(content.get("reason") or "")
 
 
 def _number(content: Content, name: str) -> float:

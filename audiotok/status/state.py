@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 
 from audiotok.files import read_json
 
-JOB_FILE = "job.json"
-TASK_FILE = "task.json"
-STATUS_FILE = "status.json"
+JOB_FILE, TASK_FILE, STATUS_FILE = "job.json", "task.json", "status.json"
 
 
 class State(StrEnum):
@@ -39,11 +37,8 @@ class State(StrEnum):
     @classmethod
     def of(cls, word: object) -> "State":
         """State of a word in a file or from SLURM, which also writes `CANCELLED by 1000` and `CANCELLED+`."""
-        words = str(word).split()
-        try:
-            return cls(words[0].rstrip("+")) if words else cls.UNKNOWN
-        except ValueError:
-            return cls.UNKNOWN
+        name = (str(word).split() or [""])[0].rstrip("+")
+        return cls(name) if name in cls.__members__ else cls.UNKNOWN
 
     @property
     def live(self) -> bool:
@@ -73,18 +68,11 @@ class Verdict(NamedTuple):
 
 
 class SchedulerWord(NamedTuple):
-    """What a scheduler reports about a job.
+    """What a scheduler reports about a job."""
 
-    Attributes:
-        state: its state; MISSING if the scheduler answers and does not know the job (any more), UNKNOWN if it does not
-            answer, or (`live`) answers with a word that we do not know.
-        reason: why, "" for none.
-        live: whether the scheduler has the job waiting or running.
-    """
-
-    state: State
+    state: State  # MISSING if it does not know the job (any more), UNKNOWN if it does not answer
     reason: str = ""
-    live: bool = False
+    live: bool = False  # pending or running; with UNKNOWN: it has the job, in a state that we do not know
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

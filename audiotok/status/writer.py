@@ -11,9 +11,7 @@ from typing import Any
 from audiotok.files import write_json
 from audiotok.status.state import STATUS_FILE, State
 
-_ENDS = (State.COMPLETED, State.FAILED, State.DIVERGED, State.INTERRUPTED)
 KINDS = ("", "config", "data", "diverged", "error", "interrupted")
-BEAT_S = 10.0  # a heartbeat within the same epoch is written at most this often
 
 logger = logging.getLogger(__name__)
 
@@ -24,29 +22,17 @@ class StatusWriter:
     Args:
         folder: the experiment folder; must exist.
         epochs: epochs requested, if known.
-        beat_s: least number of seconds between two heartbeats of the same epoch.
+        beat_s: least number of seconds between two heartbeats within an epoch.
         silent: write nothing, as all ranks but the first do.
     """
 
-    def __init__(
-        self, folder: Path, *, epochs: int | None = None, beat_s: float = BEAT_S, silent: bool = False
-    ) -> None:
-        self.path = Path(folder) / STATUS_FILE
-        self.beat_s = beat_s
-        self.silent = silent
+    def __init__(self, folder: Path, *, epochs: int | None = None, beat_s: float = 10.0, silent: bool = False) -> None:
+        self.path, self.beat_s, self.silent = Path(folder) / STATUS_FILE, beat_s, silent
         launcher, job_id = job_identity(os.environ)
-        self._fields: dict[str, Any] = {
-            "state": State.RUNNING,
-            "reason": "",
-            "kind": "",
-            "launcher": launcher,
-            "job_id": job_id,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            **dict.fromkeys(("started", "updated", "ended", "epoch")),
-            "epochs": epochs,
-            **dict.fromkeys(("update", "updates_per_epoch", "epoch_s", "commit", "world_size", "gpus")),
-        }
+        self._fields: dict[str, Any] = {"state": State.RUNNING, "reason": "", "kind": ""}
+        self._fields |= {"launcher": launcher, "job_id": job_id, "host": socket.gethostname(), "pid": os.getpid()}
+        self._fields |= dict.fromkeys(("started", "updated", "ended", "epoch")) | {"epochs": epochs}
+        self._fields |= dict.fromkeys(("update", "updates_per_epoch", "epoch_s", "commit", "world_size", "gpus"))
         self._written = float("-inf")
 
     def start(self, *, epoch: int | None = None) -> None:
@@ -83,7 +69,7 @@ class StatusWriter:
 
     def end(self, state: str, reason: str = "", kind: str = "") -> None:
         """Write how the run ended: COMPLETED, FAILED, DIVERGED or INTERRUPTED, the reason, and one of KINDS."""
-        assert state in _ENDS, state
+        assert state in (State.COMPLETED, State.FAILED, State.DIVERGED, State.INTERRUPTED), state
         assert kind in KINDS, kind
         self._fields.update(state=state, reason=reason, kind=kind, ended=time.time())
         self._write()
@@ -94,21 +80,20 @@ class StatusWriter:
         self._written = time.monotonic()
         self._fields["updated"] = time.time()
         try:
-            write_json(self.path, self._fields, sync=False)
+            write_json(self.path, self._fields, sync=False)  # often; the next one repairs what a power cut lost
         except OSError as error:
             logger.warning("could not write %s: %s", self.path, error)
 
 
 def job_identity(environ: Mapping[str, str]) -> tuple[str, str | None]:
-    """Return the launcher ("none" without one) and the job id that this process runs under.
+    """The launcher ("none" without one) and the job id that this process runs under, as the parent process names them.
 
-    The parent process inside a job names both in the environment. A trainer run by hand within an allocation of SLURM
-    is no job of ours.
+    A trainer run by hand within an allocation of SLURM is no job of ours.
     """
     if "AUDIOTOK_JOB_ID" in environ:
         return environ.get("AUDIOTOK_LAUNCHER") or "local", environ["AUDIOTOK_JOB_ID"]
-    if environ.get("SUBMITIT_EXECUTOR") == "slurm":
-        if "SLURM_ARRAY_JOB_ID" in environ:
-            return "slurm", f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '0')}"
-        return "slurm", environ.get("SLURM_JOB_ID")
-    return "none", None
+    if environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return "none", None
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        return "slurm", f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '0')}"
+    return "slurm", environ.get("SLURM_JOB_ID")

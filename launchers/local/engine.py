@@ -1,8 +1,7 @@
 """The engine for a machine without a scheduler: a queue of local jobs that outlive the terminal.
 
-It only writes to the book of jobs (`launchers.local.queue`) and makes sure that a supervisor looks after it; what runs
-is started by the supervisor, with a runner for each job. Of a profile it uses GPUs, CPUs and the time limit; memory,
-nodes and shell lines (`setup`) are for clusters.
+It only writes to the book of jobs (`launchers.local.queue`); a supervisor starts them, with a runner for each. Of a
+profile it uses GPUs, CPUs and the time limit; memory, nodes and shell lines (`setup`) are for clusters.
 
 Environment variables: AUDIOTOK_LOCAL_SLOTS (most jobs at once), AUDIOTOK_LOCAL_GRACE_S (seconds that a
 cancelled job gets to end by itself), CUDA_VISIBLE_DEVICES (the GPUs that may be used).
@@ -14,9 +13,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from dora.main import DecoratedMain
 
@@ -33,18 +31,12 @@ from audiotok.status.judge import judge
 STOP_S = 20.0  # a killed job must be gone within this time after its grace period
 SLOTS_VARIABLE = "AUDIOTOK_LOCAL_SLOTS"
 GRACE_VARIABLE = "AUDIOTOK_LOCAL_GRACE_S"
-GRACE_S = 10.0
-CPUS = 2
 
 logger = logging.getLogger(__name__)
 
 
 class LocalEngine:
-    """Runs tasks in the local queue of one Dora folder.
-
-    Args:
-        root: `<dora.dir>/local`; made on first use.
-    """
+    """Runs tasks in the local queue of one Dora folder; its `root` is `<dora.dir>/local`, made on first use."""
 
     name: ClassVar[str] = "local"
     remote: ClassVar[bool] = False
@@ -85,6 +77,7 @@ class LocalEngine:
             raise ConfigError(f"slurm.gpus={profile.gpus}; give 0 or more.")
         # CPUs of a job with GPUs are meant for a cluster's node: if it runs without GPUs here, it gets the usual share.
         share = _divide(profile.gpus, os.environ, cpus=None if profile.gpus else profile.cpus_per_task)
+        ranks = 1 if profile.one_task_per_node else max(1, share["gpus"])
         jobs, user = [], user_and_host()
         with self.store.submitting():
             self.store.mend()
@@ -97,15 +90,11 @@ class LocalEngine:
                     cwd=str(task.cwd),
                     command=list(task.command),
                     user=user,
-                    gpus=share.gpus,
-                    visible=list(share.visible),
-                    ranks=1 if profile.one_task_per_node else max(1, share.gpus),
-                    slots=share.slots,
-                    threads=share.threads,
-                    grace_s=share.grace_s,
+                    ranks=ranks,
                     time_s=profile.time * 60.0,
                     checkpoint_s=profile.signal_s,
                     max_num_timeout=profile.max_num_timeout,
+                    **share,
                 )
                 self.store.add(record, {**os.environ, **profile.environment()})
                 self._live[record.job_id] = _verdict(record)
@@ -115,11 +104,8 @@ class LocalEngine:
 
     def refresh(self) -> None:
         """Read the states of all jobs that are not over, and bring back a supervisor that was killed."""
-        self._live = {}
-        for job_id in self.store.unfinished():
-            record = self.store.checked(job_id)
-            if record is not None:
-                self._live[job_id] = _verdict(record)
+        records = filter(None, map(self.store.checked, self.store.unfinished()))
+        self._live = {record.job_id: _verdict(record) for record in records}
         drafts = self.store.drafts.is_dir() and any(self.store.drafts.iterdir())
         if drafts or (self._live and not self.store.is_held("supervisor")):
             with self.store.submitting():
@@ -146,8 +132,7 @@ class LocalEngine:
         Raises:
             LaunchError: naming those that did not stop; all others are cancelled.
         """
-        store = self.store
-        running = [job.job_id for job in jobs if not self._drop(job.job_id)]
+        store, running = self.store, [job.job_id for job in jobs if not self._drop(job.job_id)]
         for job_id in running:
             store.stop_mark(job_id).write_text("CANCELLED", encoding="utf-8")
         patience_s = STOP_S + max((record.grace_s for name in running if (record := store.read(name))), default=0)
@@ -183,7 +168,7 @@ class LocalEngine:
             return True
         if record.state == State.RUNNING and self.store.is_held(job_id):
             return False
-        with self.store.holding(job_id) as held:
+        with self.store.holding(job_id) as held:  # a runner may have taken it since
             record = self.store.read(job_id) if held else None
             if record is not None and record.state == State.PENDING:
                 self.store.finish(record, State.CANCELLED, "cancelled before it started")
@@ -198,47 +183,28 @@ def _verdict(record: JobRecord) -> Verdict:
     return judge(record.to_json(), None, status) or Verdict(State.UNKNOWN, "")
 
 
-@dataclass(frozen=True)
-class _Share:
-    """What a local job gets: `gpus` of the `visible` ones, `threads` per process, one of `slots` places.
-
-    `grace_s` is the time in seconds between SIGTERM and SIGKILL when it is cancelled.
-    """
-
-    gpus: int
-    visible: tuple[str, ...]
-    slots: int
-    threads: int
-    grace_s: float
-
-
 def _divide(
     gpus_requested: int, environ: Mapping[str, str], *, cpus: int | None = None, cores: int | None = None
-) -> _Share:
-    """Divide this machine among jobs of one kind.
+) -> dict[str, Any]:
+    """Divide this machine among jobs of one kind; returns the values of a `JobRecord`.
 
-    By default GPU jobs run one per GPU (or per group of GPUs), other jobs one per `cpus` cores. A job that
+    By default GPU jobs run one per GPU (or per group of GPUs), other jobs one per `cpus` cores (None: two). A job that
     requests more GPUs than there are runs on those there are, or on the CPU: one grid serves cluster and laptop.
-
-    Args:
-        gpus_requested: by the configuration, 0 for none.
-        environ: environment variables.
-        cpus: for a job without GPU; by default two.
-        cores: that may be used in all; by default those of this process.
     """
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
     visible = _find_gpus(environ)
     gpus = min(gpus_requested, len(visible))
     if gpus < gpus_requested:
         logger.info("%d GPUs requested, this machine has %d: running on those", gpus_requested, len(visible))
-    slots = _slots(environ) or (len(visible) if gpus else max(1, cores // (cpus or CPUS)))
+    slots = _slots(environ) or (len(visible) if gpus else max(1, cores // (cpus or 2)))
     at_once = max(1, min(slots, len(visible) // gpus if gpus else slots))
     threads = max(1, cores // (at_once * max(1, gpus)))
-    return _Share(gpus=gpus, visible=visible, slots=slots, threads=threads, grace_s=_grace_s(environ))
+    grace_s = _grace_s(environ)
+    return {"gpus": gpus, "visible": list(visible), "slots": slots, "threads": threads, "grace_s": grace_s}
 
 
 def _find_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the GPUs that may be used: those of CUDA_VISIBLE_DEVICES if set, else those nvidia-smi lists."""
+    """The GPUs that may be used: those of CUDA_VISIBLE_DEVICES if set, else those nvidia-smi lists."""
     chosen = environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         names = (name.strip() for name in chosen.split(","))
@@ -258,15 +224,13 @@ def _list_gpus(program: str) -> tuple[str, ...]:
 
 def _slots(environ: Mapping[str, str]) -> int | None:
     text = environ.get(SLOTS_VARIABLE, "").strip()
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) < 1:
+    if text and (not text.isdecimal() or int(text) < 1):
         raise ConfigError(f"{SLOTS_VARIABLE}={text!r} in the environment; give a whole number, at least 1.")
-    return int(text)
+    return int(text) if text else None
 
 
 def _grace_s(environ: Mapping[str, str]) -> float:
-    text = environ.get(GRACE_VARIABLE, "").strip() or str(GRACE_S)
+    text = environ.get(GRACE_VARIABLE, "").strip() or "10"
     try:
         seconds = float(text)
     except ValueError:

@@ -12,24 +12,23 @@ locks/supervisor flocked by the one supervisor of this folder
 locks/submit     flocked for the instant of a submission, and while the supervisor decides to leave
 ```
 
-Why flock and not process ids: the kernel releases a lock however its holder ends (SIGKILL, reboot, a stopped
-container), and a lock cannot be mistaken for another, as a reused process id can. So a record that is RUNNING while
-no process holds its lock is a job that vanished, and no reader shows RUNNING for ever. A record leaves a state only
-under its lock, which makes "cancelled while it was starting" one or the other.
+Locks rather than process ids: the kernel releases a lock however its holder ends, and a process id may be reused. So a
+record that is RUNNING while no process holds its lock is a job that vanished, and no reader shows RUNNING for ever. A
+record leaves a state only under its lock, which makes "cancelled while it was starting" one or the other.
 """
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from audiotok.errors import LaunchError
-from audiotok.files import is_locked, read_json, write_json
+from audiotok.files import read_json, write_json
+from audiotok.launchers import lock
 from audiotok.status import JOB_FILE, State
 
 VANISHED = "its process vanished (killed, or the machine restarted)"
@@ -37,55 +36,37 @@ VANISHED = "its process vanished (killed, or the machine restarted)"
 
 @dataclass
 class JobRecord:
-    """One local job: all that its runner needs to know, and how it went. Times are unix seconds; paths are absolute.
+    """One local job: all that its runner needs to know, and how it went. Times are unix seconds; paths are absolute."""
 
-    Attributes:
-        job_id: `L` and a number that grows by one with each submission.
-        sig: signature of the experiment; `folder` is its folder and `log` the file its output goes to.
-        command: what runs, in `cwd`.
-        user: `name@host` of the submitter.
-        gpus: number of GPUs it holds while it runs; `visible` are those of the machine, `devices` its own.
-        ranks: number of processes.
-        slots: it starts only while fewer jobs than this are running.
-        threads: CPU threads for each of its processes.
-        grace_s: seconds between SIGTERM and SIGKILL when it is cancelled.
-        time_s: seconds it may run at once; it is stopped `checkpoint_s` before, as on SLURM.
-        max_num_timeout: how often it is queued again at that limit; `timeouts` is how often it was.
-        attempt: how often it was queued again for any reason.
-        state: PENDING, RUNNING or how it ended; `reason` is a line.
-        exit_code: of the process; minus the signal number if a signal ended it.
-        cancelled: when one of our commands cancelled it.
-    """
-
-    job_id: str
-    sig: str
-    folder: str
-    log: str
+    job_id: str  # `L` and a number that grows by one with each submission
+    sig: str  # of the experiment
+    folder: str  # of the experiment
+    log: str  # the file that the output of rank 0 goes to
     cwd: str
     command: list[str]
-    user: str = ""
-    gpus: int = 0
-    visible: list[str] = field(default_factory=list)
-    devices: list[str] = field(default_factory=list)
-    ranks: int = 1
-    slots: int = 1
-    threads: int = 1
-    grace_s: float = 10.0
-    time_s: float = 0.0
+    user: str = ""  # `name@host` of the submitter
+    gpus: int = 0  # number that it holds while it runs
+    visible: list[str] = field(default_factory=list)  # GPUs of the machine
+    devices: list[str] = field(default_factory=list)  # of these, its own
+    ranks: int = 1  # number of processes
+    slots: int = 1  # it starts only while fewer jobs than this are running
+    threads: int = 1  # for each of its processes
+    grace_s: float = 10.0  # seconds between SIGTERM and SIGKILL when it is cancelled
+    time_s: float = 0.0  # seconds that it may run at once; it is stopped `checkpoint_s` before, as on SLURM
     checkpoint_s: float = 0.0
-    max_num_timeout: int = 0
-    timeouts: int = 0
-    attempt: int = 0
-    state: str = "PENDING"
+    max_num_timeout: int = 0  # how often it is queued again at that limit
+    timeouts: int = 0  # how often it was
+    attempt: int = 0  # how often it was queued again for any reason
+    state: str = "PENDING"  # RUNNING, or how it ended
     reason: str = ""
-    exit_code: int | None = None
+    exit_code: int | None = None  # minus the signal number if a signal ended it
     submitted: float | None = None
     started: float | None = None
     ended: float | None = None
     pid: int | None = None
     lock: str = ""
     launcher: str = "local"
-    cancelled: float | None = None
+    cancelled: float | None = None  # when one of our commands cancelled it
 
     @property
     def is_over(self) -> bool:
@@ -96,23 +77,9 @@ class JobRecord:
         """The content of its file; `cancelled` is there only if it was."""
         return {name: value for name, value in asdict(self).items() if name != "cancelled" or value is not None}
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "JobRecord | None":
-        """Build a record from parsed JSON; None if it is not a whole record of a local job."""
-        if content.get("launcher") != "local":
-            return None
-        try:
-            return cls(**{key.name: content[key.name] for key in fields(cls) if key.name in content})
-        except TypeError:
-            return None
-
 
 class JobStore:
-    """Reads and writes the book of one Dora folder.
-
-    Args:
-        root: `<dora.dir>/local`; made on first use.
-    """
+    """Reads and writes the book of one Dora folder; its `root` is `<dora.dir>/local`, made on first use."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
@@ -125,7 +92,7 @@ class JobStore:
             folder.mkdir(parents=True, exist_ok=True)
 
     def last_number(self) -> int:
-        """Return the number of the latest job; only under `submitting()` it stays that."""
+        """The number of the latest job; only under `submitting()` it stays that."""
         return max(map(_number, self.jobs.iterdir()), default=0)
 
     def add(self, record: JobRecord, environ: Mapping[str, str]) -> None:
@@ -135,7 +102,7 @@ class JobStore:
         this is interrupted, the job is nowhere or `mend` completes it.
         """
         record.lock, record.submitted = str(self.locks / record.job_id), time.time()
-        write_json(self.jobs / f"{record.job_id}.json", record.to_json(), sync=False)
+        write_json(self._file(record.job_id), record.to_json(), sync=False)
         draft = self.drafts / record.job_id
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(dict(environ), file)
@@ -157,7 +124,7 @@ class JobStore:
     def write(self, record: JobRecord) -> None:
         """Save a record, and its copy in the experiment folder unless a later job took that place."""
         content, sync = record.to_json(), record.started is not None  # a run must not be lost in a power cut
-        write_json(self.jobs / f"{record.job_id}.json", content, sync=sync)
+        write_json(self._file(record.job_id), content, sync=sync)
         copy = Path(record.folder) / JOB_FILE
         if (read_json(copy) or {}).get("job_id") == record.job_id:
             write_json(copy, content, sync=sync)
@@ -176,21 +143,29 @@ class JobStore:
         record.devices, record.pid = [], None
         os.utime(self.queue / record.job_id)
         self.write(record)
-        for leftover in (self.stop_mark(record.job_id), self.locks / record.job_id):
-            leftover.unlink(missing_ok=True)
+        self._unlock(record.job_id)
 
     def forget(self, job_id: str) -> None:
         """Take a job that is over from the queue; only under its lock, which goes too."""
-        for leftover in (self.queue / job_id, self.stop_mark(job_id), self.locks / job_id):
-            leftover.unlink(missing_ok=True)
+        (self.queue / job_id).unlink(missing_ok=True)
+        self._unlock(job_id)
+
+    def _unlock(self, job_id: str) -> None:
+        for path in (self.stop_mark(job_id), self.locks / job_id):
+            path.unlink(missing_ok=True)
 
     def read(self, job_id: str) -> JobRecord | None:
-        """Return the record as it stands in the book; None if there is none."""
-        content = read_json(self.jobs / f"{job_id}.json")
-        return None if content is None else JobRecord.from_json(content)
+        """The record as it stands in the book; None if there is none or it is damaged."""
+        content = read_json(self._file(job_id)) or {}
+        if content.get("launcher") != "local":
+            return None
+        try:
+            return JobRecord(**{key.name: content[key.name] for key in fields(JobRecord) if key.name in content})
+        except TypeError:
+            return None
 
     def checked(self, job_id: str) -> JobRecord | None:
-        """Return the record, as NODE_FAIL if it is RUNNING and no process holds its lock."""
+        """The record, as NODE_FAIL if it is RUNNING and no process holds its lock."""
         record = self.read(job_id)
         if record is None or record.state != State.RUNNING or self.is_held(job_id):
             return record
@@ -200,34 +175,30 @@ class JobStore:
         return record
 
     def unfinished(self) -> list[str]:
-        """Return the ids in the queue, in the order they are to start."""
-        if not self.queue.is_dir():
-            return []
-        with os.scandir(self.queue) as entries:
-            found = []
-            for entry in entries:
-                with suppress(FileNotFoundError):  # it has ended meanwhile
-                    found.append((entry.stat().st_mtime_ns, _number(Path(entry.name)), entry.name))
+        """The ids in the queue, in the order they are to start."""
+        found = []
+        for path in self.queue.iterdir() if self.queue.is_dir() else ():
+            with suppress(FileNotFoundError):  # it has ended meanwhile
+                found.append((path.stat().st_mtime_ns, _number(path), path.name))
         return [name for _, number, name in sorted(found) if number]
 
     def environment(self, job_id: str) -> dict[str, str]:
-        """Return the environment a queued job was submitted with."""
+        """The environment a queued job was submitted with."""
         return {key: str(value) for key, value in (read_json(self.queue / job_id) or {}).items()}
 
     def stop_mark(self, job_id: str) -> Path:
-        """Return the file that makes the runner of a job stop it."""
+        """The file that makes the runner of a job stop it."""
         return self.locks / f"{job_id}.stop"
 
     def stop_cause(self, job_id: str) -> str | None:
-        """Return why a job is to stop, None if it is not."""
-        try:
+        """Why a job is to stop, None if it is not."""
+        with suppress(OSError):
             return self.stop_mark(job_id).read_text(encoding="utf-8") or None
-        except OSError:
-            return None
+        return None
 
     def is_held(self, name: str) -> bool:
         """True if some process holds the lock of this job (or `supervisor`)."""
-        return is_locked(self.locks / name)
+        return lock.is_held(self.locks / name)
 
     @contextmanager
     def holding(self, name: str, *, patience_s: float = 1.0) -> Iterator[bool]:
@@ -235,16 +206,14 @@ class JobStore:
 
         The patience bridges the readers of `is_held`, which touch the lock for an instant.
         """
-        deadline = time.monotonic() + patience_s
-        while True:
-            with (self.locks / name).open("a", encoding="utf-8") as file:
-                held = _flock_now(file)
-                if held and not _is_at(file, self.locks / name):
-                    continue  # its last holder has removed it
-                if held or time.monotonic() >= deadline:
-                    yield held
-                    return
-            time.sleep(0.02)
+        path = self.locks / name
+        with ExitStack() as stack:
+            try:
+                held = stack.enter_context(lock.take(path, patience_s=patience_s, poll_s=0.02))
+            except OSError as error:
+                need = "local jobs need a filesystem with flock for dora.dir"
+                raise LaunchError(f"cannot lock {path} ({error}); {need}.") from error
+            yield held  # outside of the try: an error of the block is none of the lock
 
     @contextmanager
     def submitting(self) -> Iterator[None]:
@@ -252,31 +221,15 @@ class JobStore:
         self.create()
         with self.holding("submit", patience_s=60.0) as held:
             if not held:
-                lock = self.locks / "submit"
-                raise LaunchError(f"another command has kept {lock} for a minute; end it and try again.")
+                path = self.locks / "submit"
+                raise LaunchError(f"another command has kept {path} for a minute; end it and try again.")
             yield
 
-
-def _flock_now(file: TextIO) -> bool:
-    """Take the exclusive lock of an open file, for as long as it is open; False if another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        need = "local jobs need a filesystem with flock for dora.dir"
-        raise LaunchError(f"cannot lock {file.name} ({error}); {need}.") from error
-    return True
-
-
-def _is_at(file: TextIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError:
-        return False
+    def _file(self, job_id: str) -> Path:
+        return self.jobs / f"{job_id}.json"
 
 
 def _number(path: Path) -> int:
-    """Return the number in the name of a job's file; 0 for any other file."""
+    """The number in the name of a job's file; 0 for any other file."""
     digits = path.stem.removeprefix("L")
     return int(digits) if path.stem != digits and digits.isdecimal() else 0

@@ -1,13 +1,10 @@
 """Runs one local job and records how it ended: `python -m ….local.runner ROOT JOB_ID [GPU,GPU]`.
 
-Each running job has such a small process as its parent. It holds the lock of the job, so that others see that it runs;
-it knows the exit code, so that the state stays right when the supervisor is killed; and it stops the job when it is
-cancelled, at its time limit, or when the machine goes down. If the runner itself is killed, the kernel ends the job
-with it, and the supervisor ends what the job had started (Linux). Standard library only.
+The parent process of a job: it holds the lock of the job, so that others see that it runs, records how it ended even
+when the supervisor is killed, and stops it when it is cancelled, at its time limit, or when the machine goes down. If
+the runner itself is killed, the kernel ends the job with it (Linux). Standard library only.
 """
 
-import contextlib
-import os
 import signal
 import socket
 import subprocess as sp
@@ -20,7 +17,6 @@ from audiotok.launchers import child
 from audiotok.launchers.local.queue import JobRecord, JobStore
 
 CAUSES = {signal.SIGTERM: "PREEMPTED", signal.SIGINT: "PREEMPTED"}
-POLL_S = 0.1
 DISK_S = 600.0  # a record that the disk refuses is written again for so long
 LOCK_VARIABLE = "AUDIOTOK_JOB_LOCK"  # path of the lock of a job: by it its processes are found
 _OF_A_RANK = frozenset(child.rank_environment(0, 1, 0, "", 0))
@@ -52,32 +48,23 @@ def run(root: Path, job_id: str, devices: list[str]) -> None:
 def _environments(record: JobRecord, environ: Mapping[str, str]) -> list[dict[str, str]]:
     """The environment of each process: that of the submission, its share of the machine, its rank and job."""
     shared = {key: value for key, value in environ.items() if key not in _OF_A_RANK}
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        shared.setdefault(name, str(record.threads))
-    shared.setdefault("PYTHONUNBUFFERED", "1")
-    shared.setdefault("HYDRA_FULL_ERROR", "1")
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(record.threads))
+    shared = {**threads, "PYTHONUNBUFFERED": "1", "HYDRA_FULL_ERROR": "1", **shared}  # the user's own values win
     shared.update({"AUDIOTOK_LAUNCHER": "local", "AUDIOTOK_JOB_ID": record.job_id, LOCK_VARIABLE: record.lock})
     shared.update(child.frozen_environment(Path(record.folder)))
     if record.visible:
         shared["CUDA_VISIBLE_DEVICES"] = ",".join(record.devices)
-    port = _free_port() if record.ranks > 1 else 0
-    ranks = range(record.ranks)
+    port, ranks = 0, range(record.ranks)
+    if len(ranks) > 1:
+        with socket.socket() as probe:  # for a port that is free
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     return [{**shared, **child.rank_environment(rank, record.ranks, rank, "127.0.0.1", port)} for rank in ranks]
 
 
 def _log_of(record: JobRecord, rank: int) -> Path:
-    """The file that the output of a rank goes to; that of rank 0 is the log of the job."""
     log = Path(record.log)
     return log.with_name(log.name.replace("_0_", f"_{rank}_"))
-
-
-def end_leftovers(record: JobRecord) -> None:
-    """Kill the processes of a job whose runner vanished; they are known by their environment, not by an id."""
-    mark = f"{LOCK_VARIABLE}={record.lock}".encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
-                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def _run(store: JobStore, record: JobRecord) -> child.Outcome:
@@ -101,7 +88,7 @@ def _run(store: JobStore, record: JobRecord) -> child.Outcome:
     def grace_s(cause: str) -> float:
         return record.grace_s if cause == "CANCELLED" else max(record.checkpoint_s, record.grace_s)
 
-    cause = child.attend(children, signals, poll=poll, poll_s=POLL_S, grace_s=grace_s)
+    cause = child.attend(children, signals, poll=poll, poll_s=0.1, grace_s=grace_s)
     if cause is not None and store.stop_cause(record.job_id) == "CANCELLED":
         cause = "CANCELLED"
     codes = [process.returncode for process in children]
@@ -130,12 +117,6 @@ def _insist(write: Callable[[], None]) -> None:
                 raise
             sys.stderr.write(f"audiotok.launchers.local.runner: {error}; trying again.\n")
             time.sleep(5.0)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

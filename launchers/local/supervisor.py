@@ -1,9 +1,8 @@
 """Starts queued local jobs, a bounded number at once, oldest first: `python -m ….local.supervisor ROOT`.
 
-One supervisor per Dora folder, alone by a lock. It keeps nothing in memory: what runs holds a lock, what is pending is
-in the queue. So it can be killed at any moment: running jobs continue under their runners, and the next `dora` command
-starts another supervisor, which finds everything as it was. It leaves when nothing is left to do. Standard library
-only.
+One supervisor per Dora folder, alone by a lock. It keeps nothing in memory, so it can be killed at any moment: running
+jobs continue under their runners, and the next `dora` command starts another supervisor, which finds everything as it
+was. It leaves when nothing is left to do. Standard library only.
 """
 
 import os
@@ -12,15 +11,14 @@ import subprocess as sp
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import audiotok
 from audiotok.errors import LaunchError
 from audiotok.launchers.local.queue import VANISHED, JobRecord, JobStore
-from audiotok.launchers.local.runner import end_leftovers
+from audiotok.launchers.local.runner import LOCK_VARIABLE
 
-POLL_S = 0.2
 LINGER_S = 3.0  # a supervisor without work waits this long for more before it leaves
 START_S = 30.0  # a runner must have started its job within this time
 # Where `audiotok` is imported from: the checkout, or the site-packages of an installed wheel. This file may be reached
@@ -40,19 +38,13 @@ def ensure(store: JobStore) -> None:
     deadline = time.monotonic() + START_S
     while not store.is_held("supervisor"):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise LaunchError(f"the supervisor of local jobs did not start; read {log_file(store)} and try again.")
+            raise LaunchError(f"the supervisor of local jobs did not start; read {_log_file(store)} and try again.")
         time.sleep(0.02)
-
-
-def log_file(store: JobStore) -> Path:
-    """The file that supervisor and runners print their own errors to."""
-    return store.root / "supervisor.log"
 
 
 def supervise(root: Path) -> None:
     """Look after the queue until everything has ended; returns at once if another one does."""
     store = JobStore(root)
-    store.create()
     with ExitStack() as stack:
         held = stack.enter_context(store.holding("supervisor"))
         idle_since = time.monotonic()
@@ -68,14 +60,16 @@ def supervise(root: Path) -> None:
                     if not store.unfinished():
                         stack.close()
                         return
-            _reap()
-            time.sleep(POLL_S)
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG) != (0, 0):  # ended runners must not stay behind as zombies
+                    pass
+            time.sleep(0.2)
 
 
 def _survey(store: JobStore) -> tuple[list[JobRecord], JobRecord | None]:
     """The running jobs and the first pending one; records those that vanished.
 
-    No other in the queue is read: a job that no runner ever started has no lock, and it is not its turn.
+    Of those behind it only what has a lock is read: a job that no runner ever started has none.
     """
     started = {path.name for path in store.locks.iterdir()}
     running, waiting = [], None
@@ -93,18 +87,16 @@ def _survey(store: JobStore) -> tuple[list[JobRecord], JobRecord | None]:
 
 
 def _may_start(job: JobRecord, running: Sequence[JobRecord]) -> bool:
-    """True if the machine has a slot and enough free GPUs for this job."""
     return len(running) < job.slots and len(_free_devices(job, running)) >= job.gpus
 
 
 def _free_devices(job: JobRecord, running: Sequence[JobRecord]) -> list[str]:
-    """The GPUs that this job may use and no running job holds."""
     taken = {name for other in running for name in other.devices}
     return [name for name in job.visible if name not in taken]
 
 
 def _start(store: JobStore, job: JobRecord, running: Sequence[JobRecord]) -> None:
-    """Start the runner of a job and wait until it has started the job (or failed to)."""
+    """Start the runner of a job and wait until it has started the job, or failed to."""
     devices = ",".join(_free_devices(job, running)[: job.gpus])
     process = _spawn(["audiotok.launchers.local.runner", str(store.root), job.job_id, devices], store)
     deadline = time.monotonic() + START_S
@@ -116,7 +108,7 @@ def _start(store: JobStore, job: JobRecord, running: Sequence[JobRecord]) -> Non
     with store.holding(job.job_id) as held:
         record = store.read(job.job_id)
         if held and record is not None and record.state == "PENDING":
-            store.finish(record, "FAILED", f"could not be started; see {log_file(store)}")
+            store.finish(record, "FAILED", f"could not be started; see {_log_file(store)}")
 
 
 def _bury(store: JobStore, job_id: str) -> None:
@@ -126,16 +118,30 @@ def _bury(store: JobStore, job_id: str) -> None:
             return
         record = store.read(job_id)
         if record is not None and record.state == "RUNNING":
-            end_leftovers(record)
+            _kill_leftovers(record)
             store.finish(record, "NODE_FAIL", VANISHED)
         elif record is None or record.is_over:
             store.forget(job_id)
 
 
+def _kill_leftovers(record: JobRecord) -> None:
+    """Kill what a job had started whose runner vanished; known by its environment, as process ids may be reused."""
+    mark = f"{LOCK_VARIABLE}={record.lock}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
+def _log_file(store: JobStore) -> Path:
+    """What supervisor and runners print their own errors to."""
+    return store.root / "supervisor.log"
+
+
 def _spawn(module: list[str], store: JobStore) -> "sp.Popen[bytes]":
     """Start one of our modules, detached from the terminal and from the directory that the user works in."""
-    path = os.pathsep.join(filter(None, [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH", "")]))
-    with log_file(store).open("ab") as output:
+    path = os.pathsep.join(filter(None, [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH")]))
+    with _log_file(store).open("ab") as output:
         return sp.Popen(
             [sys.executable, "-P", "-m", *module],
             cwd=store.root,
@@ -145,15 +151,6 @@ def _spawn(module: list[str], store: JobStore) -> "sp.Popen[bytes]":
             stderr=sp.STDOUT,
             start_new_session=True,
         )
-
-
-def _reap() -> None:
-    """Let ended runners go, so that they do not stay behind as zombies."""
-    try:
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            pass
-    except ChildProcessError:
-        pass
 
 
 if __name__ == "__main__":

@@ -9,41 +9,31 @@ from typing import NamedTuple
 from audiotok.launchers.child import run_command
 from audiotok.status import SchedulerWord, State
 
-TIMEOUT_S = 120.0
 CHUNK = 400  # job ids in one call, far below any limit on the length of a command
+# In sbatch's message: the controller gave no (sensible) answer, and may have accepted the job nevertheless.
 UNREACHABLE = re.compile(
-    r"unable to contact|timed out|zero bytes|connection|communication|message (?:receive|send)|endpoint|standby"
-    r"|make sense of",
-    re.IGNORECASE,
+    r"(?i)unable to contact|timed out|zero bytes|connection|communication|message (?:receive|send)|endpoint|standby"
+    r"|make sense of"
 )
-"""In sbatch's message: the controller gave no (sensible) answer, and may have accepted the job nevertheless."""
 
-# SLURM's words with our state and, where the word itself is one, the reason.
-_WORDS: dict[str, tuple[State, str]] = {
-    "PENDING": (State.PENDING, ""),
-    "REQUEUED": (State.PENDING, ""),
-    "REQUEUE_FED": (State.PENDING, ""),
-    "REQUEUE_HOLD": (State.PENDING, "held after it was queued again"),
-    "RESV_DEL_HOLD": (State.PENDING, ""),
-    "SPECIAL_EXIT": (State.PENDING, "held: special exit"),
-    "CONFIGURING": (State.CONFIGURING, ""),
-    "RUNNING": (State.RUNNING, ""),
-    "RESIZING": (State.RUNNING, ""),
-    "SIGNALING": (State.RUNNING, ""),
-    "STAGE_OUT": (State.COMPLETING, ""),
-    "COMPLETING": (State.COMPLETING, ""),
-    "SUSPENDED": (State.SUSPENDED, ""),
-    "STOPPED": (State.SUSPENDED, ""),
-    "COMPLETED": (State.COMPLETED, ""),
-    "FAILED": (State.FAILED, ""),
-    "CANCELLED": (State.CANCELLED, "cancelled with scancel"),
-    "REVOKED": (State.CANCELLED, "cancelled: another cluster of the federation ran it"),
-    "TIMEOUT": (State.TIMEOUT, "reached its time limit"),
-    "PREEMPTED": (State.PREEMPTED, "preempted"),
-    "NODE_FAIL": (State.NODE_FAIL, "its node failed"),
-    "BOOT_FAIL": (State.BOOT_FAIL, "its node did not boot"),
-    "DEADLINE": (State.DEADLINE, "could not end before its deadline"),
-    "OUT_OF_MEMORY": (State.OUT_OF_MEMORY, "killed: out of memory"),
+_STATES = {  # SLURM's names of states that are not ours, too
+    **dict.fromkeys(("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"), State.PENDING),
+    **dict.fromkeys(("RESIZING", "SIGNALING"), State.RUNNING),
+    "STAGE_OUT": State.COMPLETING,
+    "STOPPED": State.SUSPENDED,
+    "REVOKED": State.CANCELLED,
+}
+_REASONS = {  # where the name itself is one
+    "REQUEUE_HOLD": "held after it was queued again",
+    "SPECIAL_EXIT": "held: special exit",
+    "CANCELLED": "cancelled with scancel",
+    "REVOKED": "cancelled: another cluster of the federation ran it",
+    "TIMEOUT": "reached its time limit",
+    "PREEMPTED": "preempted",
+    "NODE_FAIL": "its node failed",
+    "BOOT_FAIL": "its node did not boot",
+    "DEADLINE": "could not end before its deadline",
+    "OUT_OF_MEMORY": "killed: out of memory",
 }
 _FAILURES = {"NonZeroExitCode": "its script failed; see the log", "None": ""}
 _USUAL = frozenset({"", "None", "(null)", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime"})  # to wait for
@@ -60,44 +50,49 @@ class Entry(NamedTuple):
     @property
     def is_live(self) -> bool:
         """True if it may still do something; so may a state that this code does not know."""
-        return self.state not in _WORDS or _WORDS[self.state][0].live
+        return self._state.live
 
     @property
     def word(self) -> SchedulerWord:
-        """The same as `audiotok.status.judge` takes it."""
-        state, reason = _WORDS.get(self.state, (State.UNKNOWN, f"state {self.state}"))
-        if state is State.FAILED:
-            if "oom" in self.reason.lower().replace("outofmemory", "oom"):
-                return SchedulerWord(*_WORDS["OUT_OF_MEMORY"])
-            return SchedulerWord(state, _FAILURES.get(self.reason, self.reason))
-        if state is State.CANCELLED and self.state != "REVOKED" and self.reason.startswith("by "):
+        """The same for `audiotok.status.judge`."""
+        state, reason = self._state, _REASONS.get(self.state, "")
+        if state is State.UNKNOWN:
+            reason = f"state {self.state}"
+        elif state is State.FAILED and "oom" in self.reason.lower().replace("outofmemory", "oom"):
+            state, reason = State.OUT_OF_MEMORY, _REASONS["OUT_OF_MEMORY"]
+        elif state is State.FAILED:
+            reason = _FAILURES.get(self.reason, self.reason)
+        elif self.state == "CANCELLED" and self.reason.startswith("by "):
             reason = f"{reason} {self.reason}"
-        elif state.live and state not in (State.RUNNING, State.UNKNOWN) and self.reason not in _USUAL:
+        elif state.live and state is not State.RUNNING and self.reason not in _USUAL:
             reason = reason or self.reason
         return SchedulerWord(state, reason, live=self.is_live)
+
+    @property
+    def _state(self) -> State:
+        return _STATES.get(self.state, State.of(self.state))
 
 
 def run(command: Sequence[str]) -> tuple[str, str]:
     """Run a SLURM command; returns its output and, if it failed, why in one line. Never raises."""
     # Variables with which people shape these commands' tables, or choose what they show.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
-    return run_command(command, TIMEOUT_S, environ=environ)
+    return run_command(command, 120.0, environ=environ)
 
 
 def query_queue(uids: Sequence[str]) -> tuple[dict[str, Entry], str]:
     """All jobs of some users that SLURM remembers, those that have ended too.
 
     Returns:
-        Its answer by task id (`A_i` or `J`), and why it does not answer, "" if it does.
+        The answer by task id (`A_i` or `J`), and why there is none, "" if there is.
     """
-    users = ",".join(uids)
+    users = ",".join(uids)  # -r: a line for each task of an array; -a: jobs of hidden partitions, too
     listing, failure = run(["squeue", "-h", "-r", "-a", "-t", "all", "-u", users, "-o", "%i|%T|%r|%j|%k"])
     entries: dict[str, Entry] = {}
     for line in [] if failure else listing.splitlines():
         job_id, state, reason, name, comment = (*line.split("|", 4), "", "", "", "", "")[:5]
         entry = Entry(_word(state), reason.strip(), (name.strip(), comment.split(" ", 1)[0].strip()))
-        for one in expand_ids(job_id.strip()):
-            entries[one] = entry
+        entries.update(dict.fromkeys(expand_ids(job_id.strip()), entry))
     return entries, failure
 
 
@@ -106,9 +101,8 @@ def query_accounting(job_ids: Iterable[str]) -> dict[str, Entry] | None:
     roots = sorted({job_id.split("_")[0] for job_id in job_ids})
     entries: dict[str, Entry] = {}
     for start in range(0, len(roots), CHUNK):
-        listing, failure = run(
-            ["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(roots[start : start + CHUNK])]
-        )
+        chunk = ",".join(roots[start : start + CHUNK])
+        listing, failure = run(["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", chunk])
         if failure:
             return None
         for line in listing.splitlines():
@@ -130,11 +124,8 @@ def expand_ids(job_id: str) -> list[str]:
     found = _RANGES.fullmatch(job_id)
     if found is None:
         return [job_id] if job_id and "." not in job_id else []
-    ids = []
-    for part in found[2].split(","):
-        first, _, last = part.partition("-")
-        ids += [f"{found[1]}_{index}" for index in range(int(first), int(last or first) + 1)]
-    return ids
+    spans = (part.partition("-") for part in found[2].split(","))
+    return [f"{found[1]}_{index}" for a, _, b in spans for index in range(int(a), int(b or a) + 1)]
 
 
 def collapse_ids(job_ids: Iterable[str]) -> list[str]:
@@ -156,19 +147,16 @@ def collapse_ids(job_ids: Iterable[str]) -> list[str]:
 
 def _word(state: str) -> str:
     """`CANCELLED by 1000` and `CANCELLED+` are CANCELLED."""
-    words = state.split()
-    return words[0].rstrip("+") if words else "UNKNOWN"
+    return (state.split() or ["UNKNOWN"])[0].rstrip("+")
 
 
 def _by_whom(state: str) -> str:
-    """Name of the user in `CANCELLED by 1000`."""
-    words = state.split()
-    if len(words) < 3 or words[1] != "by":
-        return ""
+    """`by ada` for `CANCELLED by 1000`, "" for other states."""
+    uid = state.partition(" by ")[2].strip()
     try:
-        return f"by {pwd.getpwuid(int(words[2])).pw_name}"
+        return f"by {pwd.getpwuid(int(uid)).pw_name}"
     except (KeyError, ValueError, OverflowError):
-        return f"by {words[2]}"
+        return f"by {uid}" if uid else ""
 
 
 def _ranges(indices: Sequence[int]) -> str:

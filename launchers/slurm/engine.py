@@ -1,9 +1,6 @@
 """The engine for SLURM: submits arrays, follows their jobs with one query, and repairs what a dead command left.
 
-What is sent is first written to the book (`launchers.slurm.submissions`); the script comes from
-`launchers.slurm.sbatch`; inside the job runs `launchers.slurm.inside`.
-
-SLURM's word counts most, but it forgets a job minutes after its end, and many sites have no accounting. So the job
+SLURM's answer counts most, but it forgets a job minutes after its end, and many sites have no accounting. So the job
 records its start, life and end itself; `audiotok.status.judge` makes one verdict of both, which goes into `job.json`.
 """
 
@@ -37,23 +34,12 @@ YOUNG_S = 5.0  # a job recorded this shortly before a query may be missing in it
 ANSWER_S = 15.0  # so long after a command died between sbatch and its answer the job may still turn up
 FRESH_S = 45.0  # three of the heartbeats of `launchers.slurm.inside`
 _NOT_LISTED = SchedulerWord(State.MISSING)
-_WAITING = SchedulerWord(State.PENDING, live=True)
 
 logger = logging.getLogger(__name__)
 
 
 class SlurmEngine:
-    """Submits with sbatch and follows jobs with squeue.
-
-    Args:
-        package: name that jobs begin with.
-        book: the submissions of this Dora folder.
-        lock: its submission lock.
-
-    Attributes:
-        failure: why SLURM did not answer the last query; "" if it did.
-        queue: its answer, by task id.
-    """
+    """Submits with sbatch and follows jobs with squeue; the names of jobs begin with `package`."""
 
     name: ClassVar[str] = "slurm"
     remote: ClassVar[bool] = True
@@ -61,11 +47,11 @@ class SlurmEngine:
     def __init__(self, package: str, book: SubmissionBook, lock: SubmitLock) -> None:
         self.package, self.book, self.lock = package, book, lock
         self.failure = ""
-        self.queue: dict[str, Entry] = {}
+        self.queue: dict[str, Entry] = {}  # the answer of the last query, by task id
         self._queried = float("-inf")
         self._ended: dict[str, Verdict] = {}
-        self._written: set[str] = set()
-        self._accounting = True
+        self._written: set[str] = set()  # of these, the tasks whose `job.json` has the verdict
+        self._accounting = True  # until it does not answer
 
     @classmethod
     def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
@@ -88,10 +74,7 @@ class SlurmEngine:
         return self.book.has_open()
 
     def submit(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
-        """Submit tasks that request the same resources; called under the submission lock.
-
-        Several go out as an array, more than the site allows in one as several arrays; of each no more than
-        `array_parallelism` run at once.
+        """Submit tasks as an array, or as several if there are more than the site allows in one.
 
         Raises:
             LaunchError: if SLURM refuses; arrays that it accepted before are then recorded.
@@ -104,7 +87,9 @@ class SlurmEngine:
                 jobs += self._submit_one(part, profile)
             except LaunchError as error:
                 left = [task.name for other in parts[number:] for task in other]
-                raise LaunchError(f"{error}{_left_out(left, len(jobs))}") from error
+                shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+                rest = f"{len(jobs)} others are. The same command submits the rest."
+                raise LaunchError(f"{error} Not submitted: {shown}; {rest}") from error
         return jobs
 
     def refresh(self) -> None:
@@ -129,9 +114,7 @@ class SlurmEngine:
                 return known
         elif entry.state != "COMPLETING":  # nothing in the files outweighs it: spare reading them for each of many jobs
             return Verdict(*entry.word[:2])
-        task, status = (_own(job.folder / name, job_id) for name in (TASK_FILE, STATUS_FILE))
-        word = entry.word if entry is not None else self._word_without_entry(job.content, task)
-        return judge(job.content, task, status, word) or Verdict(State.UNKNOWN, "")
+        return _judge(job.folder, job_id, job.content, self._word_without_entry(job) if entry is None else entry.word)
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Stop jobs and wait for their end.
@@ -165,9 +148,9 @@ class SlurmEngine:
             failure = run(["scontrol", "requeue", job.job_id])[1]
             if failure:
                 failed.append(f"{job.job_id} ({failure})")
-                continue
-            self._expect([job])
-            self.book.reopen(str(job.content.get("token")))
+            else:
+                self._expect([job])
+                self.book.reopen(str(job.content.get("token")))
         if failed:
             raise LaunchError(f"not all jobs could be queued again: {', '.join(failed)}")
 
@@ -181,9 +164,7 @@ class SlurmEngine:
             words = ["-u", "-m", "audiotok.launchers.slurm.inside", str(submission.folder)]
             job_id = executor.submit(words, array=len(tasks) if len(tasks) > 1 else None)
         except Exception as error:
-            if not commands.UNREACHABLE.search(
-                str(error)
-            ):  # if SLURM did not answer, it may have the job: the next query shows
+            if not commands.UNREACHABLE.search(str(error)):  # else SLURM may have the job: the next query shows
                 self.book.abandon(submission, str(error))
             if isinstance(error, OSError):
                 raise LaunchError(f"could not submit: {error}") from error
@@ -200,7 +181,7 @@ class SlurmEngine:
             _edit(job.folder, job.job_id, "verdict")
 
     def _wait_for_end(self, jobs: Sequence[Job], *, refused: bool) -> list[Job]:
-        """Wait for the end of jobs; returns those left. If SLURM `refused` some, those that run are not waited for."""
+        """Wait for the end of jobs; returns those left. If SLURM `refused` some, running ones are not waited for."""
         deadline, polls = time.monotonic() + STOP_S, 0
         while True:
             self._query()
@@ -222,25 +203,23 @@ class SlurmEngine:
     def _lives(self, job_id: str) -> bool:
         return job_id in self.queue and self.queue[job_id].is_live
 
-    def _word_without_entry(self, job: Mapping[str, Any], task: Mapping[str, Any] | None) -> SchedulerWord:
+    def _word_without_entry(self, job: Job) -> SchedulerWord:
         """What it means that the last query did not list a job."""
         if self.failure:
             return SchedulerWord(State.UNKNOWN, f"SLURM does not answer: {self.failure}")
-        if (number_in(job, "submitted") or 0.0) > self._queried - YOUNG_S and "cancelled" not in job:
-            return _WAITING
+        if (number_in(job.content, "submitted") or 0.0) > self._queried - YOUNG_S and "cancelled" not in job.content:
+            return SchedulerWord(State.PENDING, live=True)
         # A controller that has lost its memory lists no jobs, while they run on.
-        return SchedulerWord(State.RUNNING, live=True) if _beats(task) else _NOT_LISTED
+        alive = _beats(_own(job.folder / TASK_FILE, job.job_id))
+        return SchedulerWord(State.RUNNING, live=True) if alive else _NOT_LISTED
 
     def _adopt(self, *, patient: bool) -> None:
-        """Find the job ids of submissions whose command died; one that SLURM does not have is abandoned.
-
-        If `patient`, those that are so young that SLURM may not have them yet are waited for.
-        """
+        """Find the job ids of submissions whose command died; one that SLURM does not have is abandoned."""
         for submission in self.book.open():
-            if submission.content.get("recorded"):
+            if submission.recorded:
                 continue
             job_id = submission.job_id or self._find(submission)
-            while job_id is None and patient and _age_s(submission) < ANSWER_S:
+            while job_id is None and patient and _age_s(submission) < ANSWER_S:  # SLURM may not have it yet
                 time.sleep(1.0)
                 self._query()
                 if self.failure:
@@ -270,21 +249,22 @@ class SlurmEngine:
 
     def _judge_open(self, *, write: bool) -> None:
         """Judge all tasks of open submissions that do not live; close submissions that have no others."""
-        submissions = [one for one in self.book.open() if one.content.get("recorded")]
+        submissions = [one for one in self.book.open() if one.recorded]
+        known = self._written if write else self._ended
         ended: list[tuple[str, Path]] = []
         over: list[Submission] = []
         for submission in submissions:
-            folders = [self.book.experiment(task) for task in submission.tasks]
-            tasks = list(zip(submission.task_ids(), folders, strict=True))
+            tasks = self.book.experiments(submission).items()
             gone = [(task_id, folder) for task_id, folder in tasks if not self._may_live(task_id, folder, submission)]
-            ended += gone
+            ended += [(task_id, folder) for task_id, folder in gone if task_id not in known]
             if len(gone) == len(tasks):
                 over.append(submission)
-        known = self._written if write else self._ended.keys()
-        ended = [(task_id, folder) for task_id, folder in ended if task_id not in known]
-        accounting = self._query_accounting([task_id for task_id, folder in ended if self._is_open(task_id, folder)])
+        unclear = [task_id for task_id, folder in ended if self._is_open(task_id, folder)]
+        accounting = commands.query_accounting(unclear) if unclear and self._accounting else {}
+        self._accounting = self._accounting and accounting is not None
         for task_id, folder in ended:
-            self._conclude(folder, task_id, self.queue.get(task_id) or accounting.get(task_id), write=write)
+            entry = self.queue.get(task_id) or (accounting or {}).get(task_id)
+            self._conclude(folder, task_id, entry, write=write)
         if write:
             for submission in over:
                 with contextlib.suppress(OSError):  # of another user, whose next command closes it
@@ -304,15 +284,7 @@ class SlurmEngine:
         """True if neither the query nor the task itself shows how it ended, so that accounting is worth a query."""
         if task_id in self.queue or task_id in self._ended:
             return False
-        task = _own(folder / TASK_FILE, task_id) or {}
-        return not State.of(task.get("state")).settled
-
-    def _query_accounting(self, job_ids: Sequence[str]) -> dict[str, Entry]:
-        if not job_ids or not self._accounting:
-            return {}
-        answer = commands.query_accounting(job_ids)
-        self._accounting = answer is not None
-        return answer or {}
+        return not State.of(_own(folder / TASK_FILE, task_id).get("state")).settled
 
     def _conclude(self, folder: Path, task_id: str, entry: Entry | None, *, write: bool) -> None:
         """Judge a task that has ended and record the verdict in `job.json`, unless a later job took its place."""
@@ -323,14 +295,11 @@ class SlurmEngine:
         if verdict is None:
             # Accounting may list a job as running that the controller has forgotten: that is no sign of life.
             word = _NOT_LISTED if entry is None or entry.is_live else entry.word
-            job = content if ours else {"job_id": task_id}
-            task, status = (_own(folder / name, task_id) for name in (TASK_FILE, STATUS_FILE))
-            verdict = judge(job, task, status, word) or Verdict(State.UNKNOWN, "")
+            verdict = _judge(folder, task_id, content if ours else {"job_id": task_id}, word)
         self._ended[task_id] = verdict
-        if not write:
-            return
-        self._written.add(task_id)
-        if ours and recorded != verdict:
+        if write:
+            self._written.add(task_id)
+        if write and ours and recorded != verdict:
             _edit(folder, task_id, verdict={"state": verdict.state, "reason": verdict.reason, "time": time.time()})
 
     def _reopen(self, known: set[str]) -> None:
@@ -341,15 +310,20 @@ class SlurmEngine:
             if submission is None or submission.job_id is None:
                 continue
             self.book.reopen(name)
-            for task_id, task in zip(submission.task_ids(), submission.tasks, strict=True):
+            for task_id, folder in self.book.experiments(submission).items():
                 if self._lives(task_id):
-                    _edit(self.book.experiment(task), task_id, "verdict")
+                    _edit(folder, task_id, "verdict")
 
 
-def _own(path: Path, job_id: str) -> dict[str, Any] | None:
-    """A `task.json` or `status.json`; None if it is missing or not of this job."""
-    content = read_json(path)
-    return content if content is not None and content.get("job_id") == job_id else None
+def _own(path: Path, job_id: str) -> dict[str, Any]:
+    """A `task.json` or `status.json`; empty if it is missing or not of this job."""
+    content = read_json(path) or {}
+    return content if content.get("job_id") == job_id else {}
+
+
+def _judge(folder: Path, job_id: str, job: Mapping[str, Any], word: SchedulerWord) -> Verdict:
+    task, status = (_own(folder / name, job_id) for name in (TASK_FILE, STATUS_FILE))
+    return judge(job, task, status, word) or Verdict(State.UNKNOWN, "")
 
 
 def _beats(task: Mapping[str, Any] | None) -> bool:
@@ -370,25 +344,16 @@ def _recorded(job: Mapping[str, Any]) -> Verdict | None:
 
 
 def _edit(folder: Path, job_id: str, *removed: str, **added: Any) -> None:
-    """Edit the `job.json` of a job, unless a later job has taken its place.
-
-    A full disk must not prevent stopping jobs or seeing states.
-    """
-    before = read_json(folder / JOB_FILE) or {}
+    """Edit the `job.json` of a job, unless a later job has taken its place."""
+    path = folder / JOB_FILE
+    before = _own(path, job_id)
     after = {name: value for name, value in before.items() if name not in removed} | added
-    if before.get("job_id") != job_id or after == before:
-        return
-    try:
-        write_json(folder / JOB_FILE, after, sync=False)
-    except OSError as error:
-        logger.warning("could not write %s: %s", folder / JOB_FILE, error)
+    if before and after != before:
+        try:
+            write_json(path, after, sync=False)
+        except OSError as error:  # a full disk must not prevent stopping jobs or seeing states
+            logger.warning("could not write %s: %s", path, error)
 
 
 def _age_s(submission: Submission) -> float:
     return time.time() - submission.submitted
-
-
-def _left_out(names: Sequence[str], submitted: int) -> str:
-    """End of a message: what was not submitted."""
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f" Not submitted: {shown}; {submitted} others are. The same command submits the rest."

@@ -1,12 +1,9 @@
 """Runs one task of a SLURM job and records how it goes: `srun … python -u -m ….slurm.inside TOKEN_FOLDER`.
 
-Each task of `srun` is the parent of one training process (a rank). It reads its line of `tasks.jsonl`, passes the rank
-to the child, and keeps `task.json` in the folder of the experiment: start, heartbeat, end and reason. So a state is
-known without `sacct`. That file is written by rank 0; another rank writes in it only that it failed.
-
-SIGUSR2 comes from SLURM ahead of the time limit, SIGTERM with scancel and preemption. Both reach the child as one
-SIGTERM, on which it writes a checkpoint. At the time limit rank 0 then has the job queued again, `max_num_timeout`
-times; it continues where it was. A disk that cannot be written costs `task.json`, not the run. Standard library only.
+Each task of `srun` is the parent of one training process (a rank) and keeps `task.json` in the folder of the
+experiment, so that a state is known without `sacct`: rank 0 writes it, another rank only that it failed. SIGUSR2 comes
+from SLURM ahead of the time limit, SIGTERM with scancel and preemption; both reach the child as one SIGTERM, on which
+it writes a checkpoint. At the time limit rank 0 then has the job queued again. Standard library only.
 """
 
 import json
@@ -29,37 +26,24 @@ from audiotok.status import JOB_FILE, TASK_FILE
 CAUSES = {signal.SIGUSR2: "TIMEOUT", signal.SIGTERM: "PREEMPTED", signal.SIGINT: "CANCELLED"}
 POLL_S = 1.0
 BEAT_S = 15.0
-SIGNAL_S = 120.0  # before the time limit, if the submission does not hold it
 RESERVE_S = 15.0  # of these, kept to request the requeue
 LINGER_S = 900.0  # a task that has stopped stays so long
-FIRST_PORT, PORTS = 12000, 20000  # below the ports that Linux gives to clients
 COMMAND_S = 60.0  # SLURM's commands get so long within a job
 CONTROLLER_S = 900.0  # the requeue is tried again for so long while the controller does not answer
-PAUSE_S = 2.0
-_CANCELLED = "it was cancelled"
 
 
 @dataclass(frozen=True)
 class JobEnvironment:
-    """Where in which job this task is.
+    """Where in which job this task is."""
 
-    Attributes:
-        job_id: `A_i` in an array, else `J`; what SLURM is queried by.
-        raw_id: as SLURM numbers it; that of the last task is the id of the whole array, so it is used in no query.
-        index: line of `tasks.jsonl`.
-        rank: of `world_size` tasks, and `local_rank` on its node.
-        attempt: how many times the job was queued again before.
-        nodes: list of its nodes, in SLURM's notation.
-    """
-
-    job_id: str
-    raw_id: str
-    index: int
+    job_id: str  # `A_i` in an array, else `J`; what SLURM is queried by
+    raw_id: str  # as SLURM numbers it; of the last task it is the id of the whole array, so it is used in no query
+    index: int  # line of `tasks.jsonl`
     rank: int
     world_size: int
-    local_rank: int
-    attempt: int
-    nodes: str
+    local_rank: int  # on its node
+    attempt: int  # how many times the job was queued again before
+    nodes: str  # in SLURM's notation
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "JobEnvironment":
@@ -79,17 +63,11 @@ class JobEnvironment:
     @property
     def port(self) -> int:
         """Port of the rendezvous: the same for all ranks, another for the next job and the next attempt."""
-        return FIRST_PORT + (int(self.raw_id) + 7001 * self.attempt) % PORTS
+        return 12000 + (int(self.raw_id) + 7001 * self.attempt) % 20000  # below those that Linux gives to clients
 
 
 class TaskFile:
-    """Keeps the `task.json` of an experiment. What cannot be written is reported once on stderr.
-
-    Args:
-        folder: of the experiment.
-        here: this task.
-        token: name of its submission.
-    """
+    """Keeps the `task.json` in the folder of an experiment. What cannot be written is reported once on stderr."""
 
     def __init__(self, folder: Path, here: JobEnvironment, token: str) -> None:
         self.folder, self.here, self.path = folder, here, folder / TASK_FILE
@@ -97,20 +75,10 @@ class TaskFile:
         self.timeouts = int(before.get("timeouts") or 0) if before.get("job_id") == here.job_id else 0
         self._beaten = float("-inf")
         self._failure = ""
-        self._fields: dict[str, Any] = {
-            "job_id": here.job_id,
-            "token": token,
-            "attempt": here.attempt,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": time.time(),
-            "updated": None,
-            "ended": None,
-            "state": "RUNNING",
-            "reason": "",
-            "exit_code": None,
-            "timeouts": self.timeouts,
-        }
+        self._fields: dict[str, Any] = {"job_id": here.job_id, "token": token, "attempt": here.attempt}
+        self._fields |= {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+        self._fields |= {"state": "RUNNING", "reason": "", "timeouts": self.timeouts}
+        self._fields |= {"updated": None, "ended": None, "exit_code": None}
 
     def beat(self) -> None:
         """Write a heartbeat, every `BEAT_S`; rank 0 only."""
@@ -121,8 +89,8 @@ class TaskFile:
     def end(self, ended: child.Outcome) -> None:
         """Write how the job ended; of several ranks the first that failed is kept."""
         reason = ended.reason if self.here.rank == 0 else f"rank {self.here.rank}: {ended.reason}"
-        self._fields.update(state=ended.state, reason=reason, exit_code=ended.exit_code, ended=time.time())
-        self._fields["timeouts"] = self.timeouts
+        self._fields.update(state=ended.state, reason=reason, exit_code=ended.exit_code)
+        self._fields.update(ended=time.time(), timeouts=self.timeouts)
         self._write()
 
     def has_ended(self, *states: str) -> bool:
@@ -153,14 +121,12 @@ def main(folder: Path) -> int:
     """Run the task of this process; returns its exit code."""
     signals = child.Signals(CAUSES)
     here = JobEnvironment.of(os.environ)
-    submission = read_json(folder / SUBMISSION_FILE) or {}
     try:
-        with (folder / TASKS_FILE).open(encoding="utf-8") as lines:
-            task = json.loads(lines.read().splitlines()[here.index])
+        task = json.loads((folder / TASKS_FILE).read_text(encoding="utf-8").splitlines()[here.index])
     except (OSError, ValueError, IndexError) as error:
         _log(f"cannot read line {here.index} of {folder / TASKS_FILE} ({error}); submit the experiment again")
         return 2
-    profile = submission.get("profile") or {}
+    profile = (read_json(folder / SUBMISSION_FILE) or {}).get("profile") or {}
     task_file = TaskFile(Path(task["folder"]), here, folder.name)
     task_file.beat()
     ended, signalled = _run(task, signals, task_file, profile), signals.count
@@ -182,11 +148,9 @@ def main(folder: Path) -> int:
 def _run(
     task: Mapping[str, Any], signals: child.Signals, task_file: TaskFile, profile: Mapping[str, Any]
 ) -> child.Outcome:
-    """Run the training process of this rank to its end."""
     folder, here, began, killed = task_file.folder, task_file.here, time.time(), child.oom_kills()
-    signal_s = float(profile.get("signal_s") or SIGNAL_S)
+    signal_s = float(profile.get("signal_s") or 120.0)
     grace_s = {"TIMEOUT": max(signal_s - RESERVE_S, signal_s / 2)}  # other stops end with SIGKILL from SLURM
-
     try:
         if here.rank == 0:
             (folder / "rendezvous.txt").unlink(missing_ok=True)  # of an earlier attempt, if Dora was to use one
@@ -196,13 +160,12 @@ def _run(
     cause = child.attend(
         [process], signals, poll=task_file.beat, poll_s=POLL_S, grace_s=lambda cause: grace_s.get(cause, float("inf"))
     )
-    return child.outcome(
-        process.returncode, cause, folder=folder, log=_own_log(), began=began, oom_killed=child.oom_kills() > killed
-    )
+    log, oom_killed = Path("/proc/self/fd/1").resolve(), child.oom_kills() > killed  # our output, often not a file
+    log_file = log if log.is_file() else None
+    return child.outcome(process.returncode, cause, folder=folder, log=log_file, began=began, oom_killed=oom_killed)
 
 
 def _environment(environ: Mapping[str, str], here: JobEnvironment, folder: Path) -> dict[str, str]:
-    """The environment of the training process: ours, its rank, its job and its frozen configuration."""
     address = "127.0.0.1" if here.world_size == 1 else _address_of(_first_node(here.nodes))
     rank = child.rank_environment(here.rank, here.world_size, here.local_rank, address, here.port)
     identity = {"AUDIOTOK_LAUNCHER": "slurm", "AUDIOTOK_JOB_ID": here.job_id}
@@ -210,9 +173,7 @@ def _environment(environ: Mapping[str, str], here: JobEnvironment, folder: Path)
 
 
 def _first_node(nodes: str) -> str:
-    """The first name of a list of nodes in SLURM's notation."""
-    listing, _ = child.run_command(["scontrol", "show", "hostnames", nodes], COMMAND_S)
-    return (listing.split() or [nodes])[0]
+    return (_scontrol("show", "hostnames", nodes)[0].split() or [nodes])[0]
 
 
 def _address_of(node: str) -> str:
@@ -220,8 +181,7 @@ def _address_of(node: str) -> str:
     try:
         socket.getaddrinfo(node, None)
     except OSError:
-        shown, _ = child.run_command(["scontrol", "show", "node", "-o", node], COMMAND_S)
-        found = re.search(r"\bNodeAddr=(\S+)", shown)
+        found = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", "-o", node)[0])
         return found[1] if found else node
     return node
 
@@ -233,56 +193,47 @@ def _settle(ended: child.Outcome, task_file: TaskFile, max_timeouts: int) -> chi
     if task_file.has_ended():
         return ended  # another rank failed, and srun ends the others for it
     if ended.state == "PREEMPTED":
-        shown, _ = _show(task_file.here)
-        ended = ended._replace(state=_stopped_by(shown, task_file.here.attempt))
-        if ended.state == "PREEMPTED" and "JobState=RUNNING" in shown.split():
+        shown, _ = _scontrol("show", "job", "-o", task_file.here.job_id)
+        state = _stopped_by(shown, task_file.here.attempt)
+        if state == "CANCELLED":
+            return ended._replace(state=state, reason="cancelled with scancel")
+        if state == "PREEMPTED":
             # A partition with a GraceTime: SLURM takes a job that leaves within it for one that has ended.
-            return _requeue_or(ended, child.requeued(ended), task_file)
-    if ended.state == "CANCELLED":
-        return ended._replace(reason="cancelled with scancel")
-    if ended.state != "TIMEOUT":
-        return ended
-    ended = ended._replace(reason=ended.reason.replace(child.STOPPED["PREEMPTED"], child.STOPPED["TIMEOUT"]))
+            in_grace = "JobState=RUNNING" in shown.split()
+            return _requeue(ended, child.requeued(ended), task_file) if in_grace else ended
+        reason = ended.reason.replace(child.STOPPED["PREEMPTED"], child.STOPPED[state])
+        ended = ended._replace(state=state, reason=reason)
     again = child.at_time_limit(ended, task_file.timeouts, max_timeouts)
     if again.state != "REQUEUED":
         return again
     task_file.timeouts += 1
-    settled = _requeue_or(ended, again, task_file)
+    settled = _requeue(ended, again, task_file)
     task_file.timeouts -= settled.state != "REQUEUED"
     return settled
 
 
-def _requeue_or(ended: child.Outcome, again: child.Outcome, task_file: TaskFile) -> child.Outcome:
-    """Have a job queued again that has written its checkpoint; returns `again`, or why it has `ended` after all."""
-    task_file.end(again)  # first, as SLURM may end us while it answers
-    failure = _requeue(task_file)
-    if not failure:
-        return again
-    if failure == _CANCELLED:
-        return ended._replace(state="CANCELLED", reason=f"cancelled when it had {ended.reason}")
-    return ended._replace(reason=f"{ended.reason}; could not be queued again: {failure}")
+def _requeue(ended: child.Outcome, again: child.Outcome, task_file: TaskFile) -> child.Outcome:
+    """Have a job queued again that has written its checkpoint, however long the controller is away.
 
-
-def _requeue(task_file: TaskFile) -> str:
-    """Have a job queued again, however long the controller is away; returns why it is not, "" if it is.
-
-    A job that is cancelled meanwhile stays cancelled.
+    Returns `again`, or how it has `ended` after all; a job that is cancelled meanwhile stays cancelled.
     """
+    task_file.end(again)  # first, as SLURM may end us while it answers
     here, deadline, requested = task_file.here, time.monotonic() + CONTROLLER_S, False
     while True:
-        shown, failure = _show(here)
+        shown, failure = _scontrol("show", "job", "-o", here.job_id)
         stopping = not failure and _stopped_by(shown, here.attempt) == "CANCELLED"
         if task_file.is_cancelled() or (stopping and not requested):
-            return _CANCELLED
+            return ended._replace(state="CANCELLED", reason=f"cancelled when it had {ended.reason}")
         if stopping:
-            return ""  # on its way to the queue, though the answer to our request was lost
+            return again  # on its way to the queue, though the answer to our request was lost
         requested = requested or not failure
-        if not failure and not (failure := child.run_command(["scontrol", "requeue", here.job_id], COMMAND_S)[1]):
-            return ""
-        answers = not child.run_command(["scontrol", "ping"], COMMAND_S)[1]
+        failure = failure or _scontrol("requeue", here.job_id)[1]
+        if not failure:
+            return again
+        answers = not _scontrol("ping")[1]
         if answers or time.monotonic() > deadline:
-            return failure
-        time.sleep(PAUSE_S)
+            return ended._replace(reason=f"{ended.reason}; could not be queued again: {failure}")
+        time.sleep(2.0)
 
 
 def _stopped_by(shown: str, attempt: int) -> str:
@@ -295,8 +246,8 @@ def _stopped_by(shown: str, attempt: int) -> str:
     return "CANCELLED" if stopping and not queued_again else "PREEMPTED"
 
 
-def _show(here: JobEnvironment) -> tuple[str, str]:
-    return child.run_command(["scontrol", "show", "job", "-o", here.job_id], COMMAND_S)
+def _scontrol(*words: str) -> tuple[str, str]:
+    return child.run_command(["scontrol", *words], COMMAND_S)
 
 
 def _linger(signals: child.Signals, over: Callable[[], bool]) -> None:
@@ -306,17 +257,7 @@ def _linger(signals: child.Signals, over: Callable[[], bool]) -> None:
         signals.sleep(POLL_S)
 
 
-def _own_log() -> Path | None:
-    """The file that our output goes to, None if it is not a file."""
-    try:
-        path = Path("/proc/self/fd/1").readlink()
-    except OSError:
-        return None
-    return path if path.is_file() else None
-
-
 def _log(message: str) -> None:
-    """Write to the log of the job."""
     sys.stderr.write(f"audiotok.launchers.slurm.inside: {message}.\n")
     sys.stderr.flush()
 

@@ -1,8 +1,8 @@
 """From a profile to the exact script that sbatch gets, and its submission through submitit.
 
-submitit writes the script, calls sbatch and reads its answer; what differs from its defaults: no pickles (a job finds
-its task in the submission folder), the CPUs of a task handed on to srun (not inherited since SLURM 22.05), memory in
-whole megabytes, all tasks ended with the first that fails, `--requeue` and `--export=ALL` whatever the site's default.
+What differs from submitit's defaults: no pickles (a job finds its task in the submission folder), the CPUs of a task
+handed on to srun (not inherited since SLURM 22.05), memory in whole megabytes, all tasks ended with the first that
+fails, `--requeue` and `--export=ALL` whatever the site's default.
 """
 
 import functools
@@ -23,34 +23,27 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from audiotok.errors import LaunchError
 from audiotok.launchers.child import run_command
-from audiotok.launchers.profile import Profile, Shape
+from audiotok.launchers.profile import Profile
 
-MAX_ARRAY_SIZE = 1001
-"""SLURM's default: jobs of one array, with indices from 0."""
-QUERY_S = 10.0
-
-logger = logging.getLogger(__name__)
+MAX_ARRAY_SIZE = 1001  # SLURM's default: jobs of one array, with indices from 0
 
 # Variables of a job that this command itself may run in; they would change what the new job requests.
 _OF_A_JOB = re.compile(r"SLURM_(?!CONF$|CONF_SERVER$|JWT$|CLUSTERS$|CLUSTER_NAME$)|SBATCH_EXPORT$|SRUN_|PMI")
 
+logger = logging.getLogger(__name__)
 
-def make_parameters(profile: Profile, name: str, *, mem_factor: float = 1.0) -> dict[str, Any]:
-    """Parameters of submitit's SlurmExecutor for a job of this profile.
 
-    Args:
-        profile: what the job requests.
-        name: name of the job; also part of its comment, since sites cut names short.
-        mem_factor: how many times the memory of the profile, at most its `max_mem_gb`.
-
-    Raises:
-        ConfigError: if the profile holds a value that cannot be used.
-    """
+def _make_parameters(profile: Profile, name: str, *, mem_factor: float = 1.0) -> dict[str, Any]:
+    """Parameters of submitit's SlurmExecutor for a job of this profile, see `make_script`."""
     profile.check()
     shape, memory = profile.shape(), profile.node_mem_mb(mem_factor)
+    gres = ":".join(filter(None, ("gpu", profile.gpu_type, str(shape.gpus_per_node))))
+    chdir = profile.container_chdir if profile.force_chdir is None else profile.force_chdir
+    container = ["--container-workdir", str(Path.cwd())] if chdir else []
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in sorted(profile.environment().items())]
     parameters: dict[str, Any] = {
         "job_name": name,
-        "comment": f"{name} {profile.comment or ''}".strip(),
+        "comment": f"{name} {profile.comment or ''}".strip(),  # sites cut the names of jobs short
         "partition": profile.partition,
         "account": profile.account,
         "qos": profile.qos,
@@ -61,21 +54,16 @@ def make_parameters(profile: Profile, name: str, *, mem_factor: float = 1.0) -> 
         "nodes": shape.nodes,
         "ntasks_per_node": shape.tasks_per_node,
         "cpus_per_task": shape.cpus_per_task,
-        "gres": _gres(profile, shape),
+        "gres": gres if shape.gpus_per_node else None,
         "mem": f"{memory}M" if memory else None,
-        "setup": [*profile.setup, *_exports(profile)],
+        "setup": [*profile.setup, *exports],
         "array_parallelism": int(profile.array_parallelism),
-        "srun_args": _srun_args(profile, shape),
+        "srun_args": [f"--cpus-per-task={shape.cpus_per_task}", "--kill-on-bad-exit=1", *container, *profile.srun_args],
         "stderr_to_stdout": True,
     }
     chosen = {key: value for key, value in parameters.items() if value not in (None, "", [])}
-    more = {
-        "export": "ALL",
-        "requeue": True,
-        "signal": f"USR2@{int(profile.signal_s)}",
-        **({} if profile.nice is None else {"nice": int(profile.nice)}),
-        **profile.sbatch,
-    }
+    nice = {} if profile.nice is None else {"nice": int(profile.nice)}
+    more = {"export": "ALL", "requeue": True, "signal": f"USR2@{int(profile.signal_s)}", **nice, **profile.sbatch}
     return {**chosen, "wckey": None, "additional_parameters": more}
 
 
@@ -86,32 +74,28 @@ def make_script(
     command: Sequence[str],
     *,
     array: int | None = None,
-    mem_factor: float = 1.0,
+    mem_factor: float = 1,
 ) -> str:
     """The script, to the letter, that `SbatchExecutor.submit` gives to sbatch.
 
-    Logs go into its folder, as `%j_%t_log.out`, those of an array as `%A_%a_%t_log.out`.
+    Args:
+        profile: what the job requests.
+        name: name of the job; also part of its comment.
+        folder: on a filesystem that all nodes see; submitting makes it. Logs go there, as `%j_%t_log.out`, those of an
+            array as `%A_%a_%t_log.out`.
+        command: words for Python.
+        array: number of jobs of the array, None for a single job.
+        mem_factor: how many times the memory of the profile, at most its `max_mem_gb`.
 
     Raises:
         ConfigError: if the profile holds a value that cannot be used.
     """
-    script: str = _make_sbatch_string(
-        command=_python_command(profile, command),
-        folder=folder,
-        map_count=array,
-        **make_parameters(profile, name, mem_factor=mem_factor),
-    )
-    return script
+    parameters = _make_parameters(profile, name, mem_factor=mem_factor)
+    return str(_make_sbatch_string(_python_command(profile, command), folder, map_count=array, **parameters))
 
 
 class SbatchExecutor(submitit.SlurmExecutor):
-    """Submits commands with the resources of a profile.
-
-    Args:
-        folder: where script and logs go; made if missing. On a file system that all nodes see.
-        profile: what a job requests.
-        name: name of the job.
-        mem_factor: how many times the memory of the profile.
+    """Submits commands with the resources of a profile; for its arguments see `make_script`.
 
     Raises:
         ConfigError: if the profile holds a value that cannot be used.
@@ -125,14 +109,10 @@ class SbatchExecutor(submitit.SlurmExecutor):
         self.profile = profile
         self._array: int | None = None
         self._job_id: str | None = None
-        self.update_parameters(**make_parameters(profile, name, mem_factor=mem_factor))
+        self.update_parameters(**_make_parameters(profile, name, mem_factor=mem_factor))
 
     def submit(self, command: Sequence[str], *, array: int | None = None) -> str:  # type: ignore[override]
-        """Submit one job, or one array whose jobs all run this command.
-
-        Args:
-            command: words for Python, such as `["-u", "-m", "audiotok.launchers.slurm.inside", FOLDER]`.
-            array: number of jobs of the array, None for a single job.
+        """Submit one job, or an array of so many whose jobs all run this command.
 
         Returns:
             SLURM's id of the job; those of an array are `ID_0`, `ID_1`, ….
@@ -173,12 +153,9 @@ def max_array_size(profile: Profile) -> int:
     if profile.max_array_size is not None:
         return int(profile.max_array_size)
     config = show_config()
-    sizes = [
-        config.get("MaxArraySize", ""),
-        *re.findall(r"max_array_tasks=(\d+)", config.get("SchedulerParameters", "")),
-    ]
-    known = [int(size) for size in sizes if size.isdecimal()]
-    return max(1, min(known, default=MAX_ARRAY_SIZE))
+    sizes = [config.get("MaxArraySize", "")]
+    sizes += re.findall(r"max_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
+    return max(1, min((int(size) for size in sizes if size.isdecimal()), default=MAX_ARRAY_SIZE))
 
 
 def show_config() -> dict[str, str]:
@@ -189,7 +166,7 @@ def show_config() -> dict[str, str]:
 
 @functools.cache
 def _show_config(program: str, conf: str) -> dict[str, str]:
-    listing, failure = run_command([program, "show", "config"], QUERY_S)
+    listing, failure = run_command([program, "show", "config"], 10.0)
     pairs = (line.partition("=") for line in ([] if failure else listing.splitlines()))
     return {key.strip(): value.strip() for key, sign, value in pairs if sign}
 
@@ -199,22 +176,5 @@ def _python_command(profile: Profile, words: Sequence[str]) -> str:
     return f"{python} {shlex.join(words)}"
 
 
-def _exports(profile: Profile) -> list[str]:
-    return [f"export {name}={shlex.quote(value)}" for name, value in sorted(profile.environment().items())]
-
-
 def _joined(nodes: Sequence[str] | str | None) -> str:
     return nodes if isinstance(nodes, str) else ",".join(nodes or ())
-
-
-def _gres(profile: Profile, shape: Shape) -> str | None:
-    if not shape.gpus_per_node:
-        return None
-    return ":".join(["gpu", *([profile.gpu_type] if profile.gpu_type else []), str(shape.gpus_per_node)])
-
-
-def _srun_args(profile: Profile, shape: Shape) -> list[str]:
-    """Arguments of srun: its CPUs, all tasks to end with the first that fails, and the user's own."""
-    chdir = profile.container_chdir if profile.force_chdir is None else profile.force_chdir
-    container = ["--container-workdir", str(Path.cwd())] if chdir else []
-    return [f"--cpus-per-task={shape.cpus_per_task}", "--kill-on-bad-exit=1", *container, *profile.srun_args]

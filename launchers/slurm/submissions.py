@@ -9,8 +9,7 @@ submissions/.users/<uid>              the users whose jobs a query must list
 ```
 
 The token is also the name of the job in SLURM. A command that dies between sbatch and recording its answer leaves an
-open submission without `job_id`: the next command looks in SLURM for a job of that name and adopts it. Standard library
-only, as it is read inside jobs too.
+open submission without `job_id`; the next command adopts the job of that name. Standard library only, as jobs read it.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiotok.errors import LaunchError
-from audiotok.files import read_json, write_json, write_symlink
+from audiotok.files import read_json, write_json, write_symlink, write_text
 from audiotok.launchers.lock import user_and_host
 from audiotok.status import JOB_FILE
 from audiotok.text import number_in
@@ -35,32 +34,15 @@ if TYPE_CHECKING:  # these need Dora and OmegaConf, which a job must not import
     from audiotok.launchers.profile import Profile
 
 TASKS_FILE, SUBMISSION_FILE = "tasks.jsonl", "submission.json"
-_UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 @dataclass
 class Submission:
-    """One job or array.
+    """One job or array."""
 
-    Attributes:
-        folder: its folder, named by its token.
-        content: what `submission.json` holds.
-        tasks: what `tasks.jsonl` holds; a task's place is its index in the array.
-    """
-
-    folder: Path
-    content: dict[str, Any]
-    tasks: list[dict[str, Any]] = field(repr=False)
-
-    @classmethod
-    def read(cls, folder: Path) -> "Submission | None":
-        """The submission of a folder, None if there is no submission or it is damaged."""
-        content = read_json(folder / SUBMISSION_FILE)
-        try:
-            tasks = [json.loads(line) for line in (folder / TASKS_FILE).read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError):
-            return None
-        return None if content is None or not tasks else cls(folder, content, tasks)
+    folder: Path  # named by its token
+    content: dict[str, Any]  # what `submission.json` holds
+    tasks: list[dict[str, Any]] = field(repr=False)  # what `tasks.jsonl` holds, by index in the array
 
     @property
     def token(self) -> str:
@@ -82,24 +64,11 @@ class Submission:
         """When SLURM's answer was recorded, in unix seconds; 0 if it was not."""
         return float(self.content.get("recorded") or 0.0)
 
-    def task_ids(self) -> list[str]:
-        """SLURM's ids of its tasks, in their order; only once the job id is known."""
-        if len(self.tasks) == 1 and not self.content.get("array"):
-            return [str(self.job_id)]
-        return [f"{self.job_id}_{index}" for index in range(len(self.tasks))]
-
-    def log(self, task_id: str) -> Path:
-        """File that the output of a task's first process goes to."""
-        return self.folder / f"{task_id}_0_log.out"
-
 
 class SubmissionBook:
-    """All submissions of one Dora folder. What writes is called under the submission lock.
+    """All submissions of one Dora folder; what writes is called under the submission lock.
 
-    Args:
-        dora_dir: the Dora folder.
-        xps: name of the folder of experiments in it.
-        by_id: name of the folder of links from job ids to experiments.
+    In it, `xps` is the name of the folder of experiments, `by_id` that of the links to them from job ids.
     """
 
     def __init__(self, dora_dir: Path, *, xps: str = "xps", by_id: str = "by_id") -> None:
@@ -112,6 +81,13 @@ class SubmissionBook:
         """Folder of the experiment of a task, wherever the Dora folder was moved to."""
         return self.dora_dir / self.xps / str(task["sig"])
 
+    def experiments(self, submission: Submission) -> dict[str, Path]:
+        """Folders of its experiments by SLURM's ids of their tasks, in order; only once the job id is known."""
+        ids = [str(submission.job_id)]
+        if len(submission.tasks) > 1 or submission.content.get("array"):
+            ids = [f"{submission.job_id}_{index}" for index in range(len(submission.tasks))]
+        return dict(zip(ids, map(self.experiment, submission.tasks), strict=True))
+
     def has_open(self) -> bool:
         """True if there is an open submission."""
         return bool(_names(self.root / ".open"))
@@ -119,8 +95,8 @@ class SubmissionBook:
     def open(self) -> list[Submission]:
         """Submissions with a task whose end is not recorded yet, oldest first; damaged ones are closed."""
         names = set(_names(self.root / ".open"))
-        whole = {token: known for token, known in self._known.items() if known.recorded}  # do not change any more
-        self._known = {token: known for token, known in whole.items() if token in names}
+        # Only what is recorded does not change any more.
+        self._known = {token: one for token, one in self._known.items() if one.recorded and token in names}
         for token in names - self._known.keys():
             submission = self.read(token)
             if submission is None:  # it is whole before it is opened and sent, so nothing of it was
@@ -131,7 +107,13 @@ class SubmissionBook:
 
     def read(self, token: str) -> Submission | None:
         """A submission by its token, None if there is none or it is damaged."""
-        return Submission.read(self.root / token)
+        folder = self.root / token
+        content = read_json(folder / SUBMISSION_FILE)
+        try:
+            tasks = [json.loads(line) for line in (folder / TASKS_FILE).read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError):
+            return None
+        return None if content is None or not tasks else Submission(folder, content, tasks)
 
     def uids(self) -> list[str]:
         """Ids of the users who have submitted from this folder, and of this one."""
@@ -144,25 +126,17 @@ class SubmissionBook:
             OSError: if the disk refuses; nothing may be sent then.
         """
         token = _make_token(package, [task.sig for task in tasks])
-        submission = Submission(self.root / token, {}, [_line(task) for task in tasks])
+        lines: list[dict[str, Any]] = [
+            {"sig": t.sig, "name": t.name, "folder": str(t.folder.absolute()), "cwd": str(t.cwd), "command": t.command}
+            for t in tasks
+        ]
+        content: dict[str, Any] = {"token": token, "user": user_and_host(), "uid": os.getuid(), "time": time.time()}
+        content |= {"count": len(tasks), "array": len(tasks) > 1, "mem_factor": tasks[0].mem_factor}
+        content |= {"profile": asdict(profile), "job_id": None, "recorded": None}
+        submission = Submission(self.root / token, content, lines)
         submission.folder.mkdir(parents=True)
-        with (submission.folder / TASKS_FILE).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in submission.tasks)
-            file.flush()
-            os.fsync(file.fileno())
-        submission.content = {
-            "token": token,
-            "user": user_and_host(),
-            "uid": os.getuid(),
-            "time": time.time(),
-            "count": len(tasks),
-            "array": len(tasks) > 1,
-            "mem_factor": tasks[0].mem_factor,
-            "profile": asdict(profile),
-            "job_id": None,
-            "recorded": None,
-        }
-        write_json(submission.folder / SUBMISSION_FILE, submission.content)
+        write_text(submission.folder / TASKS_FILE, "".join(json.dumps(line) + "\n" for line in lines), sync=True)
+        write_json(submission.folder / SUBMISSION_FILE, content)
         _touch(self.root / ".users" / str(os.getuid()))
         _touch(self.root / ".open" / token)
         self._known[token] = submission
@@ -180,7 +154,7 @@ class SubmissionBook:
             LaunchError: if the disk refuses; the job is then adopted later.
         """
         submission.content["job_id"] = job_id
-        try:
+        try:  # the id first: if this is cut short, the next command completes the rest
             write_json(submission.folder / SUBMISSION_FILE, submission.content)
             submitted = submission.submitted if adopted else time.time()
             jobs = list(self._record_tasks(submission, submitted))
@@ -209,29 +183,18 @@ class SubmissionBook:
         if (self.root / token / SUBMISSION_FILE).is_file():
             _touch(self.root / ".open" / token)
 
-    def link(self, job_id: str, sig: str) -> None:
-        """Link the id of a job to its experiment."""
-        (self.dora_dir / self.by_id).mkdir(parents=True, exist_ok=True)
-        write_symlink(self.dora_dir / self.by_id / job_id, Path("..") / self.xps / sig)
-
     def _record_tasks(self, submission: Submission, submitted: float) -> "Iterator[Job]":
         from audiotok.launchers.engine import Job  # here, as it needs Dora, which a job must not import
 
         kept = {name: submission.content[name] for name in ("user", "mem_factor", "profile")}
-        for index, (task_id, task) in enumerate(zip(submission.task_ids(), submission.tasks, strict=True)):
-            folder = self.experiment(task)
-            content = {
-                "launcher": "slurm",
-                "job_id": task_id,
-                "sig": task["sig"],
-                "name": task["name"],
-                "submitted": submitted,
-                "log": str(submission.log(task_id)),
-                "token": submission.token,
-                "index": index,
-                **kept,
-            }
-            self.link(task_id, task["sig"])
+        links = self.dora_dir / self.by_id
+        links.mkdir(parents=True, exist_ok=True)
+        for index, (task_id, folder) in enumerate(self.experiments(submission).items()):
+            task = submission.tasks[index]
+            log = str(submission.folder / f"{task_id}_0_log.out")
+            content = {"launcher": "slurm", "job_id": task_id, "sig": task["sig"], "name": task["name"], "log": log}
+            content |= {"submitted": submitted, "token": submission.token, "index": index, **kept}
+            write_symlink(links / task_id, Path("..") / self.xps / task["sig"])
             there = read_json(folder / JOB_FILE) or {}
             if there.get("token") == submission.token:  # this was done before, and may have been cancelled since
                 content = {**content, **there, "job_id": task_id}
@@ -240,16 +203,6 @@ class SubmissionBook:
             if folder.is_dir():
                 write_json(folder / JOB_FILE, content, sync=False)
                 yield Job(folder, content)
-
-
-def _line(task: "Task") -> dict[str, Any]:
-    return {
-        "sig": task.sig,
-        "folder": str(task.folder.absolute()),
-        "command": list(task.command),
-        "cwd": str(task.cwd),
-        "name": task.name,
-    }
 
 
 def _names(folder: Path) -> list[str]:
@@ -267,5 +220,5 @@ def _touch(path: Path) -> None:
 def _make_token(package: str, sigs: Sequence[str]) -> str:
     """Name of a submission: what it is of, and that it is this one."""
     digest = hashlib.sha1(" ".join(sorted(sigs)).encode()).hexdigest()[:8]
-    moment = f"{time.time_ns() // 1_000_000:x}{secrets.token_hex(2)}"
-    return f"{_UNFIT.sub('-', package)}_{digest}_{moment}"
+    fit, moment = re.sub(r"[^A-Za-z0-9_.-]", "-", package), f"{time.time_ns() // 1_000_000:x}{secrets.token_hex(3)}"
+    return f"{fit}_{digest}_{moment}"

@@ -23,13 +23,13 @@ from audiotok.launchers.local.engine import _divide, _find_gpus
 )
 def test_share(gpus: int, environ: dict[str, str], cores: int, slots: int, granted: int, threads: int) -> None:
     portion = _divide(gpus, environ, cores=cores)
-    assert (portion.slots, portion.gpus, portion.threads) == (slots, granted, threads)
+    assert (portion["slots"], portion["gpus"], portion["threads"]) == (slots, granted, threads)
 
 
 @pytest.mark.parametrize(("cpus", "slots", "threads"), [(None, 4, 2), (1, 8, 1), (3, 2, 4), (64, 1, 8)])
 def test_jobs_without_gpu_get_the_cores_they_ask_for(cpus: int | None, slots: int, threads: int) -> None:
     portion = _divide(0, {"CUDA_VISIBLE_DEVICES": ""}, cpus=cpus, cores=8)
-    assert (portion.slots, portion.threads) == (slots, threads)
+    assert (portion["slots"], portion["threads"]) == (slots, threads)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from audiotok.errors import ConfigError, LaunchError
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm import sbatch
-from audiotok.launchers.slurm.sbatch import SbatchExecutor, make_parameters, make_script, max_array_size, show_config
+from audiotok.launchers.slurm.sbatch import SbatchExecutor, _make_parameters, make_script, max_array_size, show_config
 from tests.fakes.tiny import FAKES, REPOSITORY
 
 GOLDEN = REPOSITORY / "tests" / "golden"
@@ -141,7 +141,7 @@ def test_a_profile_changed_behind_our_back_is_checked_again() -> None:
     profile = Profile()
     profile.setup.append("echo a\necho b")
     with pytest.raises(ConfigError, match="setup"):
-        make_parameters(profile, "name")
+        _make_parameters(profile, "name")
 
 
 def test_submission_tells_the_id_and_keeps_the_script(answers: Path, tmp_path: Path) -> None:
