@@ -1,13 +1,17 @@
-"""Small files that several processes share: read as they are, written whole or not at all."""
+"""Small files that several processes share: read as they are, written whole or not at all, and locked with flock."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -54,6 +58,54 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
         raise
 
 
+def write_symlink(link: Path, target: Path) -> None:
+    """Make a symlink, or let one that is there point elsewhere; there is no instant without it.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    with replacing(link) as draft:
+        draft.unlink(missing_ok=True)  # of a process of this id that was killed
+        draft.symlink_to(target)
+
+
+class NoLocksError(OSError):
+    """The filesystem has no locks, as some mounts of Lustre."""
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, *, patience_s: float = 600.0, poll_s: float = 0.1) -> Iterator[bool]:
+    """Hold the exclusive flock on a file for the length of the block; the kernel releases it however its holder ends.
+
+    Two openings of one file exclude each other within a process, too. A holder may remove the file.
+
+    Args:
+        path: the file; made with its folder if it is missing, for every user to lock.
+        patience_s: how long to wait for another holder.
+        poll_s: pause between two attempts.
+
+    Yields:
+        True; False if another holder kept it for longer than the patience.
+
+    Raises:
+        NoLocksError: if the filesystem has no locks.
+        OSError: if the file can be neither made nor opened.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        descriptor = _open(path)
+        try:
+            held = _flock(descriptor)
+            if held and not _is_at(descriptor, path):
+                continue  # its last holder removed the file: a lock on it excludes nothing
+            if held or time.monotonic() >= deadline:
+                yield held
+                return
+        finally:
+            os.close(descriptor)
+        time.sleep(poll_s)
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds the exclusive flock on `path`; a process loses it however it ends."""
     try:
@@ -66,12 +118,30 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def write_symlink(link: Path, target: Path) -> None:
-    """Make a symlink, or let one that is there point elsewhere; there is no instant without it.
+def _open(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)  # another user's; a lock needs no more
+    with contextlib.suppress(PermissionError):
+        os.fchmod(descriptor, 0o666)  # whatever the umask: the next user must be able to open it
+    return descriptor
 
-    Raises:
-        OSError: if the disk refuses.
-    """
-    with replacing(link) as draft:
-        draft.unlink(missing_ok=True)  # of a process of this id that was killed
-        draft.symlink_to(target)
+
+def _flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise NoLocksError(*error.args) from error
+        raise
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False

@@ -26,9 +26,9 @@ from packaging.requirements import Requirement
 
 from audiotok import cluster
 from audiotok.errors import AudiotokError, ConfigError
+from audiotok.files import hold_lock
 from audiotok.launchers.child import run_command as query
 from audiotok.launchers.engine import Check, Engine
-from audiotok.launchers.lock import take
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import ENGINES, LAUNCHER_VARIABLE, detect
 
@@ -196,7 +196,7 @@ def _check_output(folder: Path, *, shared: bool) -> Check:
             file.write(b"\0" * 4096)
             file.flush()
             path, locks = Path(file.name), False
-            with suppress(OSError), take(path, patience_s=0) as first, take(path, patience_s=0) as second:
+            with suppress(OSError), hold_lock(path, patience_s=0) as first, hold_lock(path, patience_s=0) as second:
                 locks = first and not second  # two openings of a file exclude each other
     except OSError as error:
         return Check.fail("output", f"{folder}: cannot write in {here} ({error.strerror})", advice)

@@ -1,11 +1,6 @@
-"""Locks on files (flock): `take` and `is_held`, and on top of them the submission lock of a Dora folder.
-
-The kernel releases an flock however its holder ends: SIGKILL, reboot, a stopped container. Standard library only.
-"""
+"""The submission lock of a Dora folder, whose file names its holder. Standard library only."""
 
 import contextlib
-import errno
-import fcntl
 import getpass
 import logging
 import os
@@ -16,52 +11,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from audiotok.errors import LaunchError
-from audiotok.files import is_locked
+from audiotok.files import NoLocksError, hold_lock
 
-PATIENCE_S, POLL_S = 600.0, 0.1
-_NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
+PATIENCE_S, _POLL_S = 600.0, 0.1
 
 logger = logging.getLogger(__name__)
-
-is_held = is_locked
-"""True if a process holds the lock on a file; False if there is no such file."""
-
-
-class NoLocksError(OSError):
-    """The filesystem has no locks, as some mounts of Lustre."""
-
-
-@contextlib.contextmanager
-def take(path: Path, *, patience_s: float = PATIENCE_S, poll_s: float = POLL_S) -> Iterator[bool]:
-    """Hold the exclusive lock on a file for the length of the block.
-
-    Two openings of one file exclude each other within a process, too. A holder may remove the file.
-
-    Args:
-        path: the file; made with its folder if it is missing, for every user to lock.
-        patience_s: how long to wait for another holder.
-        poll_s: pause between two attempts.
-
-    Yields:
-        True; False if another holder kept it for longer than the patience.
-
-    Raises:
-        NoLocksError: if the filesystem has no locks.
-        OSError: if the file can be neither made nor opened.
-    """
-    deadline = time.monotonic() + patience_s
-    while True:
-        descriptor = _open(path)
-        try:
-            held = _flock(descriptor)
-            if held and not _is_at(descriptor, path):
-                continue  # its last holder removed the file: a lock on it excludes nothing
-            if held or time.monotonic() >= deadline:
-                yield held
-                return
-        finally:
-            os.close(descriptor)
-        time.sleep(poll_s)
 
 
 def user_name() -> str:
@@ -136,13 +90,13 @@ class SubmitLock:
 
     def _enter(self, stack: contextlib.ExitStack, patience_s: float) -> bool:
         try:
-            held = stack.enter_context(take(self.path, patience_s=0.0))
+            held = stack.enter_context(hold_lock(self.path, patience_s=0.0))
             if held or not patience_s:
                 return held
-            time.sleep(POLL_S)  # until its holder has signed it
+            time.sleep(_POLL_S)  # until its holder has signed it
             if holder := self._holder():
                 self.log(f"waiting for {holder}, who is submitting right now")
-            return stack.enter_context(take(self.path, patience_s=patience_s))
+            return stack.enter_context(hold_lock(self.path, patience_s=patience_s))
         except NoLocksError as error:
             warning = "%s stands on a filesystem without locks (%s); do not submit twice at once"
             logger.warning(warning, self.path, error)
@@ -162,32 +116,3 @@ class SubmitLock:
     def _sign(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a full disk or another user's file must not prevent submitting
             self.path.write_text(text, encoding="utf-8")
-
-
-def _open(path: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:
-        return os.open(path, os.O_RDONLY)  # another user's; a lock needs no more
-    with contextlib.suppress(PermissionError):
-        os.fchmod(descriptor, 0o666)  # whatever the umask: the next user must be able to open it
-    return descriptor
-
-
-def _flock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            raise NoLocksError(*error.args) from error
-        raise
-    return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    return False

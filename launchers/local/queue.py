@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from audiotok.errors import LaunchError
-from audiotok.files import read_json, write_json
-from audiotok.launchers import lock
+from audiotok.files import hold_lock, is_locked, read_json, write_json
 from audiotok.status import JOB_FILE, State
 
 VANISHED = "its process vanished (killed, or the machine restarted)"
@@ -198,7 +197,7 @@ class JobStore:
 
     def is_held(self, name: str) -> bool:
         """True if some process holds the lock of this job (or `supervisor`)."""
-        return lock.is_held(self.locks / name)
+        return is_locked(self.locks / name)
 
     @contextmanager
     def holding(self, name: str, *, patience_s: float = 1.0) -> Iterator[bool]:
@@ -209,7 +208,7 @@ class JobStore:
         path = self.locks / name
         with ExitStack() as stack:
             try:
-                held = stack.enter_context(lock.take(path, patience_s=patience_s, poll_s=0.02))
+                held = stack.enter_context(hold_lock(path, patience_s=patience_s, poll_s=0.02))
             except OSError as error:
                 need = "local jobs need a filesystem with flock for dora.dir"
                 raise LaunchError(f"cannot lock {path} ({error}); {need}.") from error

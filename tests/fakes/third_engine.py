@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 from dora.main import DecoratedMain
 
+from audiotok.files import hold_lock, is_locked
 from audiotok.launchers.child import Outcome, Signals, attend, frozen_environment, outcome, rank_environment, start
 from audiotok.launchers.engine import Check, Job, Task
-from audiotok.launchers.lock import SubmitLock, is_held, take, user_and_host
+from audiotok.launchers.lock import SubmitLock, user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.status import JOB_FILE, TASK_FILE, State, Verdict, experiment_state, read_json, write_json
 
@@ -54,7 +55,7 @@ class FakeEngine:
 
     def verdict(self, job: Job) -> Verdict:
         found = experiment_state(job.folder)
-        if found is not None and found.state.live and not is_held(self.queue / job.job_id):
+        if found is not None and found.state.live and not is_locked(self.queue / job.job_id):
             found = experiment_state(job.folder)  # it may have ended properly between the two looks
             if found is not None and found.state.live:
                 return Verdict(State.NODE_FAIL, "its process vanished")
@@ -62,7 +63,7 @@ class FakeEngine:
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         self._stop(jobs, "CANCELLED")
-        while any(is_held(self.queue / job.job_id) for job in jobs):
+        while any(is_locked(self.queue / job.job_id) for job in jobs):
             time.sleep(0.05)
 
     def requeue(self, jobs: Sequence[Job]) -> None:
@@ -78,13 +79,13 @@ class FakeEngine:
         command = [sys.executable, __file__, str(self.queue / job_id), str(task.folder), *task.command]
         silent: Any = dict.fromkeys(("stdin", "stdout", "stderr"), sp.DEVNULL)
         sp.Popen(command, cwd=task.cwd, env=environ, start_new_session=True, **silent)
-        while not is_held(self.queue / job_id):
+        while not is_locked(self.queue / job_id):
             time.sleep(0.02)
         return Job(task.folder, content)
 
     def _stop(self, jobs: Sequence[Job], cause: str) -> None:
         for job in jobs:
-            if is_held(self.queue / job.job_id):
+            if is_locked(self.queue / job.job_id):
                 (self.queue / f"{job.job_id}.stop").write_text(cause)
 
 
@@ -92,7 +93,7 @@ def run(ticket: Path, folder: Path, command: Sequence[str]) -> None:
     """Run a job to its end: wait for its turn, again after each requeue, and keep `task.json`."""
     job, stop, timeouts = read_json(folder / JOB_FILE) or {}, ticket.with_suffix(".stop"), 0
     signals = Signals({signal.SIGTERM: "PREEMPTED"})
-    with take(ticket):
+    with hold_lock(ticket):
         while True:
             while _ahead(ticket) >= AT_ONCE and not stop.exists():
                 time.sleep(0.05)
@@ -130,7 +131,7 @@ def _attempt(
 
 def _ahead(ticket: Path) -> int:
     """Number of jobs that were submitted before and have not ended."""
-    return sum(is_held(path) for path in ticket.parent.glob("F*") if not path.suffix and path.name < ticket.name)
+    return sum(is_locked(path) for path in ticket.parent.glob("F*") if not path.suffix and path.name < ticket.name)
 
 
 def _write(folder: Path, mark: dict[str, Any], **fields: Any) -> None:
