@@ -70,3 +70,8 @@ def test_links_between_docs_resolve(page: Path) -> None:
     for target in _LINK.findall((ROOT / page).read_text()):
         if "://" not in target:
             assert (ROOT / page.parent / target).exists(), target
+
+
+def test_the_engine_in_the_docs_is_the_one_that_is_tested() -> None:
+    shown = re.findall(r"```python\n(class .*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
+    assert len(shown) == 1 and shown[0] in (ROOT / "tests/fakes/third_engine.py").read_text()
