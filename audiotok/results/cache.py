@@ -1,10 +1,11 @@
-"""Cache of what the JSON files hold: one Arrow IPC file per shard of signatures, `ROOT/.cache/audiotok/results-2/0a`.
+"""Cache of what the JSON files hold: one Arrow IPC file per shard of signatures, `ROOT/.cache/audiotok/results-3/0a`.
 
-A row is an experiment: its entry (JSON of parts, each with size and time of the files that it was read from), a summary
-of its metrics, and a list of rows per stage. Columns are read as needed and have checksums: a file that is damaged,
-foreign or of another version counts as absent. Nothing in it is executed.
+Its metadata hold an entry per experiment (JSON of parts, each with size and time of the files that it was read from)
+and checksums; its record batches are columns of float64, read as needed. A file that is damaged, foreign or of another
+version counts as absent. Nothing in it is executed.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -13,15 +14,14 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -39,14 +39,12 @@ from audiotok.results.read import (
 )
 from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, experiment_state
 
-VERSION = 2
+VERSION = 3
 CACHE_FOLDER = Path(".cache", "audiotok", f"results-{VERSION}")
 MIN_BYTES_FOR_PROCESSES = 2**26  # of JSON; with less, starting processes takes longer than parsing
 _MAX_PROCESSES = 4
 _REST_S = 30.0  # a file that changed less than that ago may be changing still, and is not worth keeping
 _ABANDONED_S = 3600.0
-_SMALL_BYTES = 2**18
-_NO_EPOCHS = np.empty(0, np.int32)
 _FILES = {  # parts of an entry, and the files that each is read from
     "history": ("history.json",),
     "argv": (".argv.json",),
@@ -68,115 +66,122 @@ class StaleCacheError(Exception):
     """A file of the cache was replaced since it was opened, or is damaged; load again."""
 
 
-class Rows(NamedTuple):
-    """What one stage measured, a row per epoch, one experiment after the other."""
-
-    lengths: NDArray[np.int64]  # rows of each experiment [E]
-    epochs: NDArray[np.int32]  # numbers (from 1) of the epochs that measured anything [R]
-    values: Mapping[str, Floats]  # of each metric [R]; NaN where not measured
-
-
 @dataclass(frozen=True)
 class Block:
-    """Experiments by columns.
+    """Experiments by columns; a column holds the rows of one experiment after the other.
 
     Attributes:
         entries: what is known of each of the E experiments besides the numbers; JSON can hold it.
         metrics: of each stage.
-        summary: last value, epoch of the lowest and of the highest finite value (the first among equals; 0 without
-            one) of each stage's metrics, all NaN where the experiment has not measured it [E, M, 3].
-        rows: by stage; empty if they are in the file.
-        path: file that holds the rows.
-        head: its head, by which a file that was replaced is found out.
+        columns: the summary, flat; then of each stage the numbers (from 1) of the epochs that measured anything, and
+            the values of each metric, NaN where not measured. Of a block in a file, the summary only.
+        path: the file, if there is one.
+        checksums: those of its content, by which a file that was replaced is found out.
     """
 
     entries: list[Entry] = field(default_factory=list)
     metrics: Mapping[str, list[str]] = field(default_factory=dict)
-    summary: Floats = field(default_factory=lambda: np.empty((0, 0, 3)))
-    rows: Mapping[str, Rows] = field(default_factory=dict)
+    columns: Sequence[Floats] = (np.empty(0),)
     path: Path | None = None
-    head: bytes = b""
+    checksums: bytes = b""
 
     @cached_property
-    def columns(self) -> list[tuple[str, str]]:
-        """Stage and metric of each of the M columns of the summary."""
+    def names(self) -> list[tuple[str, str]]:
+        """Stage and metric of each of the M metrics of all stages."""
         return [(stage, name) for stage, names in self.metrics.items() for name in names]
 
-    def read(self, stages: Iterable[str] | None = None, metrics: Iterable[str] | None = None) -> Mapping[str, Rows]:
-        """Rows of some stages with some metrics, by default all; more than that may be given.
+    @property
+    def summary(self) -> Floats:
+        """See `StageTable.summary` [E, M, 3]; all NaN where an experiment has not measured a metric."""
+        return self.columns[0].reshape(len(self.entries), len(self.names), 3)
+
+    def lengths(self, stage: str) -> NDArray[np.int64]:
+        """Rows of each experiment [E]."""
+        return np.array([entry["history"]["rows"].get(stage, 0) for entry in self.entries], np.int64)
+
+    def read(
+        self, stages: Collection[str] | None = None, metrics: Collection[str] | None = None
+    ) -> dict[str, tuple[Floats, dict[str, Floats]]]:
+        """Epochs, and values of each metric, of some stages and some metrics, by default all.
 
         Raises:
             StaleCacheError: if the file is no longer as it was.
         """
-        if self.path is None:
-            return self.rows
-        found = [stage for stage in self.metrics if stages is None or stage in stages]
-        return _read_rows(self.path, self, found, metrics) if found else {}
+        chosen: dict[str, dict[str, int]] = {}
+        starts, start = {}, 1
+        for stage, names in self.metrics.items():
+            if stages is None or stage in stages:
+                places = enumerate(names, start + 1)
+                chosen[stage] = {name: place for place, name in places if metrics is None or name in metrics}
+                starts[stage] = start
+            start += 1 + len(names)
+        places = [place for stage, own in chosen.items() for place in (starts[stage], *own.values())]
+        found = {place: self.columns[place] for place in places} if self.path is None else self._read_file(places)
+        return {
+            stage: (found[starts[stage]], {name: found[place] for name, place in own.items()})
+            for stage, own in chosen.items()
+        }
+
+    def _read_file(self, places: list[int]) -> dict[int, Floats]:
+        assert self.path is not None
+        try:
+            # Most of a file is read faster at once.
+            whole = len(places) > len(self.names) / 2
+            with pa.BufferReader(self.path.read_bytes()) if whole else pa.OSFile(str(self.path)) as file:
+                reader = pa.ipc.open_file(file)
+                if reader.schema.metadata[b"crc32"] != self.checksums:
+                    raise StaleCacheError(f"{self.path} was replaced")
+                return _read_columns(reader, places, parse_json(self.checksums))
+        except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+            with suppress(OSError):
+                self.path.unlink()  # or it would be opened again
+            raise StaleCacheError(f"{self.path} is damaged ({error})") from error
 
 
 def _make_block(experiments: Sequence[tuple[Entry, list[StageTable]]]) -> Block:
     """Block of experiments, in memory, from the entry and the tables of each."""
-    tables: dict[str, dict[int, StageTable]] = {}
-    for place, (_, own) in enumerate(experiments):
-        for table in own:
-            tables.setdefault(table.stage, {})[place] = table
-    metrics, rows, summaries = {}, {}, [np.empty((len(experiments), 0, 3))]
-    for stage, found in tables.items():
-        metrics[stage] = list(dict.fromkeys(name for table in found.values() for name in table.names))
-        lengths = np.zeros(len(experiments), np.int64)
-        lengths[list(found)] = [len(table.epochs) for table in found.values()]
-        stops = np.cumsum(lengths)
-        values = np.full((len(metrics[stage]), stops[-1]), np.nan)
-        summary = np.full((len(experiments), len(metrics[stage]), 3), np.nan)
-        for place, table in found.items():
-            columns = [metrics[stage].index(name) for name in table.names]
-            values[columns, stops[place] - lengths[place] : stops[place]] = table.values.T
-            summary[place, columns] = _summary(table)
-        epochs = np.concatenate([table.epochs for table in found.values()])
-        rows[stage] = Rows(lengths, epochs, dict(zip(metrics[stage], values, strict=True)))
-        summaries.append(summary)
-    return Block([entry for entry, _ in experiments], metrics, np.concatenate(summaries, axis=1), rows)
+    names: dict[str, dict[str, None]] = {}
+    for _, tables in experiments:
+        for table in tables:
+            names.setdefault(table.stage, {}).update(dict.fromkeys(table.names))
+    metrics = {stage: list(own) for stage, own in names.items()}
+    summary = np.full((len(experiments), sum(map(len, metrics.values())), 3), np.nan)
+    columns, first = [summary.ravel()], 0
+    for stage, own in metrics.items():
+        parts = []
+        for place, (_, tables) in enumerate(experiments):
+            for table in tables:
+                if table.stage == stage:
+                    at = np.array([own.index(name) for name in table.names])
+                    summary[place, first + at] = table.summary
+                    part = np.full((1 + len(own), len(table.epochs)), np.nan)
+                    part[0], part[1 + at] = table.epochs, table.values.T
+                    parts.append(part)
+        columns += list(np.concatenate(parts, axis=1))
+        first += len(own)
+    return Block([entry for entry, _ in experiments], metrics, columns)
 
 
-def _summary(table: StageTable) -> Floats:
-    """Last value, and epochs of the lowest and highest finite value, of each metric [metrics, 3]."""
-    values, present = table.values, table.present
-    final = len(values) - 1 - present[::-1].argmax(axis=0)
-    finite = np.isfinite(values)
-    lowest = table.epochs[np.where(finite, values, np.inf).argmin(axis=0)]
-    highest = table.epochs[np.where(finite, values, -np.inf).argmax(axis=0)]
-    some = finite.any(axis=0)
-    return np.stack([values[final, np.arange(values.shape[1])], lowest * some, highest * some], axis=1)
-
-
-def _select(block: Block, places: Sequence[int] | NDArray[np.int64]) -> Block:
-    """Block of some of the experiments of another one, in memory.
+def _tables(block: Block) -> list[list[StageTable]]:
+    """Tables of each experiment of a block.
 
     Raises:
         StaleCacheError: if the file is no longer as it was.
     """
-    rows = {}
-    for stage, (lengths, epochs, values) in block.read().items():
-        index = ranges((np.cumsum(lengths) - lengths)[places], lengths[places])
-        rows[stage] = Rows(lengths[places], epochs[index], {name: column[index] for name, column in values.items()})
-    return Block([block.entries[place] for place in places], block.metrics, block.summary[places], rows)
-
-
-def _join(first: Block, second: Block) -> Block:
-    """One block of two, both in memory."""
-    blocks = (first, second)
-    metrics, rows = {}, {}
-    for stage in dict.fromkeys([*first.metrics, *second.metrics]):
-        metrics[stage] = list(dict.fromkeys(name for block in blocks for name in block.metrics.get(stage, ())))
-        parts = [block.rows.get(stage) or Rows(np.zeros(len(block.entries), int), _NO_EPOCHS, {}) for block in blocks]
-        columns = [[part.values.get(n, np.full(len(part.epochs), np.nan)) for part in parts] for n in metrics[stage]]
-        lengths, epochs = (np.concatenate([part[index] for part in parts]) for index in (0, 1))
-        rows[stage] = Rows(lengths, epochs, dict(zip(metrics[stage], map(np.concatenate, columns), strict=True)))
-    both = Block(first.entries + second.entries, metrics, rows=rows)
-    summary = np.full((len(both.entries), len(both.columns), 3), np.nan)
-    for block, part in zip(blocks, np.split(summary, [len(first.entries)]), strict=True):
-        part[:, [both.columns.index(column) for column in block.columns]] = block.summary
-    return replace(both, summary=summary)
+    tables: list[list[StageTable]] = [[] for _ in block.entries]
+    first = 0
+    for stage, (epochs, columns) in block.read().items():
+        summary = block.summary[:, first : first + len(columns)]
+        values = np.stack(list(columns.values()), axis=1)
+        stop = 0
+        for own, each, length in zip(tables, summary, block.lengths(stage), strict=True):
+            start, stop = stop, stop + length
+            if length:
+                there = ~np.isnan(each[:, 1])
+                names = tuple(itertools.compress(columns, there))
+                own.append(StageTable(stage, names, epochs[start:stop], values[start:stop, there], each[there]))
+        first += len(columns)
+    return tables
 
 
 def ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.int64]:
@@ -185,133 +190,58 @@ def ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.int64]:
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64)
 
 
-def _crc(array: NDArray[Any]) -> int:
-    return zlib.crc32(array.data)
-
-
-@lru_cache(maxsize=2**8)
-def _layout(text: bytes) -> tuple[dict[str, list[str]], list[pa.Field]]:
-    """Metrics of each stage, and fields of a file: entries, summary, and a list of rows per stage; from its head."""
-    version, metrics = orjson.loads(text)
-    if version != VERSION:
-        raise ValueError("it is of another version")
-    fields = [pa.field("entry", pa.string()), pa.field("summary", pa.list_(pa.float64()))]
-    for stage, names in metrics.items():
-        values = [pa.field(name, pa.float64()) for name in names]
-        fields.append(pa.field(stage, pa.list_(pa.struct([pa.field("epoch", pa.int32()), *values]))))
-    return metrics, fields
-
-
 def _write_block(path: Path, block: Block) -> Block | None:
-    """Write a block, which is in memory, to the cache.
+    """Write a block, which is in memory, to the cache, except parts of its entries that may not be kept.
 
     Returns:
-        The block with its rows in the file; None where it cannot be written, which is no error.
+        The block with its columns in the file; None where it cannot be written, which is no error.
     """
-    layout = json.dumps([VERSION, block.metrics]).encode()
-    fields = _layout(layout)[1]
-    entries = [json.dumps(entry) for entry in block.entries]
-    width = len(block.columns) * 3
-    offsets = np.arange(len(entries) + 1, dtype=np.int32) * np.int32(width)
-    columns = [pa.array(entries, pa.string()), pa.ListArray.from_arrays(offsets, block.summary.ravel())]
-    checksums = [[zlib.crc32(",".join(entries).encode())], [_crc(offsets), _crc(block.summary)]]
-    for kind, (stage, names) in zip(fields[2:], block.metrics.items(), strict=True):
-        lengths, epochs, values = block.rows[stage]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        arrays: list[NDArray[Any]] = [epochs, *(values[name] for name in names)]
-        rows = pa.StructArray.from_arrays(list(map(pa.array, arrays)), fields=list(kind.type.value_type))
-        columns.append(pa.ListArray.from_arrays(offsets, rows))
-        checksums.append([_crc(array) for array in [offsets, *arrays]])
-    head = layout + b"\n" + json.dumps(checksums).encode()
-    schema = pa.schema(fields, {b"audiotok": head, b"crc32": str(zlib.crc32(head)).encode()})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
+    entries = [
+        {name: part for name, part in entry.items() if name in ("key", "history") or _may_keep(part)}
+        for entry in block.entries
+    ]
+    head = json.dumps([VERSION, block.metrics, entries]).encode()
+    checksums = json.dumps([zlib.crc32(content) for content in (*block.columns, head)]).encode()
+    schema = pa.schema([pa.field("values", pa.float64())], {b"audiotok": head, b"crc32": checksums})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as draft:
-            draft.write_bytes(memoryview(sink.getvalue()))
+        with replacing(path) as draft, pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            for column in block.columns:
+                writer.write_batch(pa.record_batch([pa.array(column)], schema=schema))
         _remove_abandoned(path)
     except OSError as error:
         logger.debug("no cache: %s", error)
         return None
-    return replace(block, rows={}, path=path, head=head)
+    return replace(block, columns=block.columns[:1], path=path, checksums=checksums)
 
 
 def _read_block(path: Path) -> Block | None:
     """Read a file of the cache except its rows; None if there is none or it is not fit for use."""
     try:
-        batch, head, metrics, checksums = _read_columns(path, [0, 1])
-        texts = ",".join(batch.column(0).to_pylist()).encode()
-        _, offsets, _, values = batch.column(1).buffers()
-        if [zlib.crc32(texts)] != checksums[0] or [zlib.crc32(offsets), zlib.crc32(values or b"")] != checksums[1]:
-            return None
-        # Copied, because the buffer is of the size of the whole file.
-        columns = sum(map(len, metrics.values()))
-        summary = np.frombuffer(values or b"").reshape(batch.num_rows, columns, 3).copy()
-        return Block(parse_json(b"[" + texts + b"]"), metrics, summary, path=path, head=head)
+        # Not mapped: on a network file system, a mapped file that another machine replaces would kill this process.
+        with pa.OSFile(str(path)) as file:
+            reader = pa.ipc.open_file(file)
+            head, checksums = (reader.schema.metadata[name] for name in (b"audiotok", b"crc32"))
+            expected = parse_json(checksums)
+            version, metrics, entries = parse_json(head)
+            if version != VERSION or zlib.crc32(head) != expected[-1]:
+                return None
+            return Block(entries, metrics, [_read_columns(reader, [0], expected)[0]], path, checksums)
     except (OSError, ValueError, LookupError, TypeError, MemoryError, pa.ArrowException):
         return None
 
 
-def _read_rows(path: Path, block: Block, stages: list[str], metrics: Iterable[str] | None) -> dict[str, Rows]:
-    places = [place for place, stage in enumerate(block.metrics, 2) if stage in stages]
-    try:
-        names = {stage: [n for n in block.metrics[stage] if metrics is None or n in metrics] for stage in stages}
-        whole = sum(map(len, names.values())) > len(block.columns) / 2
-        batch, head, _, checksums = _read_columns(path, places, whole=whole)
-        if head != block.head:
-            raise StaleCacheError(f"{path} was replaced")
-        rows = {}
-        for stage, place, column in zip(stages, places, batch.columns, strict=True):
-            # Of the list: validity and offsets; of the struct: validity; then validity and values of each column.
-            _, offsets, _, *buffers = column.buffers()
-            columns = [0, *(block.metrics[stage].index(name) + 1 for name in names[stage])]
-            contents = [buffers[2 * column + 1] or b"" for column in columns]
-            expected = [checksums[place][0], *(checksums[place][column + 1] for column in columns)]
-            if list(map(zlib.crc32, [offsets, *contents])) != expected:
-                raise ValueError("a checksum is wrong")
-            lengths = np.diff(np.frombuffer(offsets, np.int32)).astype(np.int64)
-            values = dict(zip(names[stage], map(np.frombuffer, contents[1:]), strict=True))
-            rows[stage] = Rows(lengths, np.frombuffer(contents[0], np.int32), values)
-        return rows
-    except (OSError, ValueError, pa.ArrowException) as error:
-        with suppress(OSError):
-            path.unlink()  # or it would be opened again
-        raise StaleCacheError(f"{path} is damaged ({error})") from error
-
-
-def _read_columns(
-    path: Path, places: list[int], *, whole: bool = False
-) -> tuple[pa.RecordBatch, bytes, dict[str, list[str]], Any]:
-    """Some columns of a file; its head, and what that holds: metrics of each stage, and checksums by column.
-
-    The file is read and not mapped: on a network file system, a mapped file that another machine replaces would kill
-    this process.
-
-    Args:
-        path: the file.
-        places: of the columns.
-        whole: read the file at once, which is faster for most of it, and for a small file.
+def _read_columns(reader: pa.RecordBatchFileReader, places: list[int], checksums: list[int]) -> dict[int, Floats]:
+    """Some columns of a file, by their place.
 
     Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it is not one of ours, of this version, or damaged (`pa.ArrowInvalid`).
+        ValueError: if the file is damaged (`pa.ArrowInvalid` among others).
     """
-    options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
-    whole = whole or path.stat().st_size < _SMALL_BYTES
-    with pa.BufferReader(path.read_bytes()) if whole else pa.OSFile(str(path)) as file:
-        batch = pa.ipc.open_file(file, options=options).get_batch(0)
-    metadata = batch.schema.metadata or {}
-    head = metadata.get(b"audiotok", b"")
-    if metadata.get(b"crc32") != str(zlib.crc32(head)).encode():
-        raise ValueError("its head is not ours")
-    layout, _, checksums = head.partition(b"\n")
-    metrics, fields = _layout(layout)
-    if batch.schema != pa.schema([fields[place] for place in places]):
-        raise ValueError("its columns are not those of its head")
-    batch.validate()  # that no offset leads out of a buffer; the checksums are for what is in them
-    return batch, head, metrics, orjson.loads(checksums)
+    # An empty column has no buffer.
+    buffers = {place: reader.get_batch(place).column(0).buffers()[1] or b"" for place in places}
+    if any(zlib.crc32(buffer) != checksums[place] for place, buffer in buffers.items()):
+        raise ValueError("a checksum is wrong")
+    return {place: np.frombuffer(buffer) for place, buffer in buffers.items()}
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -481,19 +411,11 @@ class Shard:
         return entry, tables
 
     def _write(self, path: Path, old: Block, new: list[tuple[Entry, list[StageTable]]]) -> Block | None:
-        """Write what is new and what there was, experiments that are not being loaded included.
-
-        Returns:
-            The block, with all parts of the entries; None where it cannot be written.
-        """
+        """Write what is new and what there was, experiments that are not being loaded included."""
         replaced = {entry["key"] for entry, _ in new}
-        exists = [entry["key"] not in replaced and Path(self.root, entry["key"]).exists() for entry in old.entries]
-        block = _join(_select(old, np.flatnonzero(exists)), _make_block(new))
-        stored = [
-            {name: part for name, part in entry.items() if name == "key" or _may_keep(part)} for entry in block.entries
-        ]
-        written = _write_block(path, replace(block, entries=stored))
-        return None if written is None else replace(written, entries=block.entries)
+        known = zip(old.entries, _tables(old), strict=True)
+        kept = [each for each in known if each[0]["key"] not in replaced and Path(self.root, each[0]["key"]).exists()]
+        return _write_block(path, _make_block([*kept, *new]))
 
 
 def load_shards(shards: Sequence[Shard], keys: Sequence[str]) -> dict[str, tuple[Block, int]]:

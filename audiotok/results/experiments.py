@@ -338,17 +338,15 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
     values = np.empty((len(names), len(epochs)))
 
     def fill(block: Block, members: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        for stage, (sizes, block_epochs, block_values) in block.read(chosen, names).items():
-            if stage not in chosen:
-                continue
+        for stage, (block_epochs, columns) in block.read(chosen, names).items():
+            sizes = block.lengths(stage)
             target = ranges(starts[members, chosen.index(stage)], sizes[places])
             source: Any = slice(None)
             if len(places) < len(sizes):
                 source = ranges((np.cumsum(sizes) - sizes)[places], sizes[places])
             epochs[target] = block_epochs[source]
-            for name, row in zip(names, values, strict=True):
-                if name in block_values:
-                    row[target] = block_values[name][source]
+            for name, column in columns.items():
+                values[names.index(name)][target] = column[source]
 
     with ThreadPoolExecutor(_THREADS) as pool:  # most of the time goes to the kernel and to checksums, without the GIL
         list(pool.map(lambda row: row.fill(math.nan), values))
@@ -369,7 +367,7 @@ def _last_values(records: Sequence[Experiment]) -> dict[str, NDArray[np.float64]
     for block, members, places in _by_block(records):
         summary = block.summary[places]
         for column in np.flatnonzero(_measured(summary)):
-            name = ".".join(block.columns[column])
+            name = ".".join(block.names[column])
             if name not in found:
                 found[name] = np.full(len(records), math.nan)
             found[name][members] = summary[:, column, 0]
@@ -380,7 +378,7 @@ def _best_epochs(records: Sequence[Experiment], column: str, *, highest: bool) -
     """Epoch (from 1) of the best finite value of a `stage.metric`, the first one among equals; 0 without one."""
     found = np.zeros(len(records))
     for block, members, places in _by_block(records):
-        columns = [".".join(name) for name in block.columns]
+        columns = [".".join(name) for name in block.names]
         if column in columns:
             found[members] = block.summary[places, columns.index(column), 2 if highest else 1]
     return np.nan_to_num(found).astype(np.int64)
@@ -407,7 +405,7 @@ def _metric_names(groups: Sequence[_Group], stages: Sequence[str]) -> list[str]:
     """Metrics that any of the records measured in any of the stages, in the order of METRICS."""
     found: dict[str, None] = {}
     for block, _, places in groups:
-        measured = [name for name, there in zip(block.columns, _measured(block.summary[places]), strict=True) if there]
+        measured = [name for name, there in zip(block.names, _measured(block.summary[places]), strict=True) if there]
         found |= dict.fromkeys(metric for stage in stages for own, metric in measured if own == stage)
     return sorted(found, key=lambda name: metric_rank(f".{name}"))
 

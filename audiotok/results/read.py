@@ -223,7 +223,9 @@ class StageTable(NamedTuple):
     names: tuple[str, ...]  # metrics, in the order they appeared
     epochs: NDArray[np.int32]  # numbers (from 1) of the epochs that measured anything [N]
     values: NDArray[np.float64]  # [N, metrics]; NaN where not measured
-    present: NDArray[np.bool_]  # [N, metrics]; False where not measured, True for a NaN that was
+    # Last value that was measured, which may be NaN; epochs of the lowest and of the highest finite value, the first
+    # among equals, 0 without one [metrics, 3].
+    summary: NDArray[np.float64]
 
 
 def read_history(path: Path, problems: list[str]) -> History:
@@ -310,11 +312,17 @@ def _stage_table(history: History, stage: str) -> StageTable | None:
     if len(orders) == 1:
         flat = chain.from_iterable(map(dict.values, rows))
         values = np.fromiter(flat, np.float64, count=shape[0] * shape[1]).reshape(shape)
-        present = np.ones(shape, np.bool_)
+        last = values[-1]
     else:
         values = np.array([[row.get(name, math.nan) for name in names] for row in rows], np.float64)
-        present = np.array([[name in row for name in names] for row in rows], np.bool_)
-    return StageTable(stage, names, np.array(epochs, np.int32), values, present)
+        latest = {name: value for row in rows for name, value in row.items()}
+        last = np.array([latest[name] for name in names], np.float64)
+    numbers = np.array(epochs, np.int32)
+    finite = np.isfinite(values)
+    lowest = numbers[np.where(finite, values, np.inf).argmin(axis=0)]
+    highest = numbers[np.where(finite, values, -np.inf).argmax(axis=0)]
+    some = finite.any(axis=0)
+    return StageTable(stage, names, numbers, values, np.stack([last, lowest * some, highest * some], axis=1))
 
 
 def _repeated(raw: bytes) -> list[str]:
