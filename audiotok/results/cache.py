@@ -1,8 +1,8 @@
-"""Cache of what the JSON files hold: one Arrow IPC file per shard of signatures, `ROOT/.cache/audiotok/results-3/0a`.
+"""Cache of what the JSON files hold: an Arrow IPC stream per shard of signatures, `ROOT/.cache/audiotok/results-3/0a`.
 
-Its metadata hold an entry per experiment (JSON of parts, each with size and time of the files that it was read from)
-and checksums; its record batches are columns of float64, read as needed. A file that is damaged, foreign or of another
-version counts as absent. Nothing in it is executed.
+Its metadata hold an entry per experiment (JSON of parts, each with size and time of the files that it was read from),
+sizes and checksums; its record batches are columns of float64, read as needed. A file that is damaged, foreign or of
+another version counts as absent. Nothing in it is executed.
 """
 
 import itertools
@@ -51,6 +51,7 @@ _FILES = {  # parts of an entry, and the files that each is read from
     "state": (STATUS_FILE, JOB_FILE, TASK_FILE),
     "config": (FROZEN_FILE,),
 }
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, pa.ArrowException)
 _DRIVER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from audiotok.results import cache; cache._serve()"
 
 Mark = list[int] | None
@@ -67,6 +68,32 @@ class StaleCacheError(Exception):
 
 
 @dataclass(frozen=True)
+class _File:
+    """Columns in a file of the cache, which is not mapped: mapped, it could not be replaced safely on NFS."""
+
+    path: Path
+    mark: Mark
+    starts: list[int]  # offset of each column's message
+    checksums: list[int]
+
+    def read(self, places: Sequence[int]) -> list[Floats]:
+        """Some columns.
+
+        Raises:
+            StaleCacheError: if the file is no longer as it was.
+        """
+        whole = len(places) > len(self.starts) / 2  # most of a file is read faster at once
+        try:
+            with pa.BufferReader(self.path.read_bytes()) if whole else pa.OSFile(str(self.path)) as file:
+                return [_read_column(file, self.starts[place], self.checksums[place]) for place in places]
+        except _UNREADABLE as error:
+            if _mark(str(self.path)) == self.mark:
+                with suppress(OSError):
+                    self.path.unlink()  # or it would be opened again
+            raise StaleCacheError(f"{self.path} was replaced or is damaged ({error})") from error
+
+
+@dataclass(frozen=True)
 class Block:
     """Experiments by columns; a column holds the rows of one experiment after the other.
 
@@ -74,16 +101,14 @@ class Block:
         entries: what is known of each of the E experiments besides the numbers; JSON can hold it.
         metrics: of each stage.
         columns: the summary, flat; then of each stage the numbers (from 1) of the epochs that measured anything, and
-            the values of each metric, NaN where not measured. Of a block in a file, the summary only.
-        path: the file, if there is one.
-        checksums: those of its content, by which a file that was replaced is found out.
+            the values of each metric, NaN where not measured.
+        file: what holds the columns after the summary, if they are not in memory.
     """
 
     entries: list[Entry] = field(default_factory=list)
     metrics: Mapping[str, list[str]] = field(default_factory=dict)
     columns: Sequence[Floats] = (np.empty(0),)
-    path: Path | None = None
-    checksums: bytes = b""
+    file: _File | None = None
 
     @cached_property
     def names(self) -> list[tuple[str, str]]:
@@ -101,41 +126,22 @@ class Block:
 
     def read(
         self, stages: Collection[str] | None = None, metrics: Collection[str] | None = None
-    ) -> dict[str, tuple[Floats, dict[str, Floats]]]:
-        """Epochs, and values of each metric, of some stages and some metrics, by default all.
+    ) -> dict[tuple[str, str | None], Floats]:
+        """Columns of some stages and some metrics, by default all: of each stage its epochs (None), then the metrics.
 
         Raises:
             StaleCacheError: if the file is no longer as it was.
         """
-        chosen: dict[str, dict[str, int]] = {}
-        starts, start = {}, 1
+        places: dict[tuple[str, str | None], int] = {}
+        place = 0
         for stage, names in self.metrics.items():
-            if stages is None or stage in stages:
-                places = enumerate(names, start + 1)
-                chosen[stage] = {name: place for place, name in places if metrics is None or name in metrics}
-                starts[stage] = start
-            start += 1 + len(names)
-        places = [place for stage, own in chosen.items() for place in (starts[stage], *own.values())]
-        found = {place: self.columns[place] for place in places} if self.path is None else self._read_file(places)
-        return {
-            stage: (found[starts[stage]], {name: found[place] for name, place in own.items()})
-            for stage, own in chosen.items()
-        }
-
-    def _read_file(self, places: list[int]) -> dict[int, Floats]:
-        assert self.path is not None
-        try:
-            # Most of a file is read faster at once.
-            whole = len(places) > len(self.names) / 2
-            with pa.BufferReader(self.path.read_bytes()) if whole else pa.OSFile(str(self.path)) as file:
-                reader = pa.ipc.open_file(file)
-                if reader.schema.metadata[b"crc32"] != self.checksums:
-                    raise StaleCacheError(f"{self.path} was replaced")
-                return _read_columns(reader, places, parse_json(self.checksums))
-        except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
-            with suppress(OSError):
-                self.path.unlink()  # or it would be opened again
-            raise StaleCacheError(f"{self.path} is damaged ({error})") from error
+            for name in (None, *names):
+                place += 1
+                if (stages is None or stage in stages) and (name is None or metrics is None or name in metrics):
+                    places[stage, name] = place
+        if self.file is None:
+            return {key: self.columns[place] for key, place in places.items()}
+        return dict(zip(places, self.file.read(list(places.values())), strict=True))
 
 
 def _make_block(experiments: Sequence[tuple[Entry, list[StageTable]]]) -> Block:
@@ -169,18 +175,19 @@ def _tables(block: Block) -> list[list[StageTable]]:
         StaleCacheError: if the file is no longer as it was.
     """
     tables: list[list[StageTable]] = [[] for _ in block.entries]
+    columns = block.read()
     first = 0
-    for stage, (epochs, columns) in block.read().items():
-        summary = block.summary[:, first : first + len(columns)]
-        values = np.stack(list(columns.values()), axis=1)
+    for stage, names in block.metrics.items():
+        summary = block.summary[:, first : first + len(names)]
+        epochs, values = columns[stage, None], np.stack([columns[stage, name] for name in names], axis=1)
         stop = 0
         for own, each, length in zip(tables, summary, block.lengths(stage), strict=True):
             start, stop = stop, stop + length
             if length:
                 there = ~np.isnan(each[:, 1])
-                names = tuple(itertools.compress(columns, there))
-                own.append(StageTable(stage, names, epochs[start:stop], values[start:stop, there], each[there]))
-        first += len(columns)
+                found = tuple(itertools.compress(names, there))
+                own.append(StageTable(stage, found, epochs[start:stop], values[start:stop, there], each[there]))
+        first += len(names)
     return tables
 
 
@@ -200,48 +207,59 @@ def _write_block(path: Path, block: Block) -> Block | None:
         {name: part for name, part in entry.items() if name in ("key", "history") or _may_keep(part)}
         for entry in block.entries
     ]
-    head = json.dumps([VERSION, block.metrics, entries]).encode()
-    checksums = json.dumps([zlib.crc32(content) for content in (*block.columns, head)]).encode()
-    schema = pa.schema([pa.field("values", pa.float64())], {b"audiotok": head, b"crc32": checksums})
+    batches = [pa.record_batch([pa.array(column)], names=["values"]) for column in block.columns]
+    sizes = list(map(pa.ipc.get_record_batch_size, batches))
+    checksums = list(map(zlib.crc32, block.columns))
+    head = json.dumps([VERSION, block.metrics, sizes, checksums, entries]).encode()
+    schema = batches[0].schema.with_metadata({"audiotok": head, "crc32": str(zlib.crc32(head))})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as draft, pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            for column in block.columns:
-                writer.write_batch(pa.record_batch([pa.array(column)], schema=schema))
+        with replacing(path) as draft:
+            with pa.OSFile(str(draft), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+                starts = _starts(file.tell() - sum(sizes), sizes)
+            mark = _mark(str(draft))
         _remove_abandoned(path)
     except OSError as error:
         logger.debug("no cache: %s", error)
         return None
-    return replace(block, columns=block.columns[:1], path=path, checksums=checksums)
+    return replace(block, columns=block.columns[:1], file=_File(path, mark, starts, checksums))
 
 
 def _read_block(path: Path) -> Block | None:
     """Read a file of the cache except its rows; None if there is none or it is not fit for use."""
+    mark = _mark(str(path))
     try:
-        # Not mapped: on a network file system, a mapped file that another machine replaces would kill this process.
         with pa.OSFile(str(path)) as file:
-            reader = pa.ipc.open_file(file)
-            head, checksums = (reader.schema.metadata[name] for name in (b"audiotok", b"crc32"))
-            expected = parse_json(checksums)
-            version, metrics, entries = parse_json(head)
-            if version != VERSION or zlib.crc32(head) != expected[-1]:
+            metadata = pa.ipc.open_stream(file).schema.metadata
+            head = metadata[b"audiotok"]
+            start = file.tell()
+            version, metrics, sizes, checksums, entries = parse_json(head)
+            if version != VERSION or int(metadata[b"crc32"]) != zlib.crc32(head):
                 return None
-            return Block(entries, metrics, [_read_columns(reader, [0], expected)[0]], path, checksums)
-    except (OSError, ValueError, LookupError, TypeError, MemoryError, pa.ArrowException):
+            summary = _read_column(file, start, checksums[0])
+        return Block(entries, metrics, [summary], _File(path, mark, _starts(start, sizes), checksums))
+    except _UNREADABLE:
         return None
 
 
-def _read_columns(reader: pa.RecordBatchFileReader, places: list[int], checksums: list[int]) -> dict[int, Floats]:
-    """Some columns of a file, by their place.
+def _starts(start: int, sizes: list[int]) -> list[int]:
+    return list(itertools.accumulate(sizes[:-1], initial=start))
+
+
+def _read_column(file: pa.NativeFile, start: int, checksum: int) -> Floats:
+    """Column that begins at an offset.
 
     Raises:
-        ValueError: if the file is damaged (`pa.ArrowInvalid` among others).
+        ValueError: if it is damaged (`pa.ArrowInvalid` among others).
     """
-    # An empty column has no buffer.
-    buffers = {place: reader.get_batch(place).column(0).buffers()[1] or b"" for place in places}
-    if any(zlib.crc32(buffer) != checksums[place] for place, buffer in buffers.items()):
+    file.seek(start)
+    # Of a column without nulls, the body of the message is its values.
+    body = pa.ipc.read_message(file).body
+    if zlib.crc32(body) != checksum:
         raise ValueError("a checksum is wrong")
-    return {place: np.frombuffer(buffer) for place, buffer in buffers.items()}
+    return np.frombuffer(body)
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -326,31 +327,32 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
     Raises:
         StaleCacheError: if the cache was rewritten since the records were read.
     """
-    rows = [record.block.entries[record.place]["history"]["rows"] for record in records]
-    there = dict.fromkeys(stage for lengths in rows for stage in lengths)
+    counts = [record.block.entries[record.place]["history"]["rows"] for record in records]
+    there = dict.fromkeys(stage for each in counts for stage in each)
     chosen = sorted((stage for stage in there if stages is None or stage in stages), key=stage_rank)
-    lengths = np.array([[each.get(stage, 0) for stage in chosen] for each in rows], np.int64)
+    lengths = np.array([[each.get(stage, 0) for stage in chosen] for each in counts], np.int64)
     lengths = lengths.reshape(len(records), len(chosen))
     starts = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)
     groups = _by_block(records)
-    names = [name for name in _metric_names(groups, chosen) if metrics is None or name in metrics]
+    names = _metric_names(groups, chosen, metrics)
     epochs = np.empty(lengths.sum(), np.int32)
     values = np.empty((len(names), len(epochs)))
 
     def fill(block: Block, members: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        for stage, (block_epochs, columns) in block.read(chosen, names).items():
-            sizes = block.lengths(stage)
-            target = ranges(starts[members, chosen.index(stage)], sizes[places])
-            source: Any = slice(None)
-            if len(places) < len(sizes):
-                source = ranges((np.cumsum(sizes) - sizes)[places], sizes[places])
-            epochs[target] = block_epochs[source]
-            for name, column in columns.items():
-                values[names.index(name)][target] = column[source]
+        target: Any
+        source: Any
+        for (stage, name), column in block.read(chosen, names).items():
+            if name is None:  # its epochs come first
+                sizes = block.lengths(stage)
+                target = ranges(starts[members, chosen.index(stage)], sizes[places])
+                whole = len(places) == len(sizes)
+                source = slice(None) if whole else ranges((np.cumsum(sizes) - sizes)[places], sizes[places])
+            (epochs if name is None else values[names.index(name)])[target] = column[source]
 
     with ThreadPoolExecutor(_THREADS) as pool:  # most of the time goes to the kernel and to checksums, without the GIL
         list(pool.map(lambda row: row.fill(math.nan), values))
-        list(pool.map(lambda group: fill(*group), groups))
+        for job in [pool.submit(fill, *group) for group in groups]:  # all run, so that each damaged file is found
+            job.result()
     sigs = np.repeat(np.arange(len(records), dtype=np.int32), lengths.sum(axis=1))
     codes = np.repeat(np.tile(np.arange(len(chosen), dtype=np.int8), len(records)), lengths.ravel())
     columns = [_distinct(name, {*_KEYS, *names}, "metric.") if name in _KEYS else name for name in names]
@@ -401,12 +403,14 @@ def _measured(summary: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(~np.isnan(summary[:, :, 1]).all(axis=0))
 
 
-def _metric_names(groups: Sequence[_Group], stages: Sequence[str]) -> list[str]:
-    """Metrics that any of the records measured in any of the stages, in the order of METRICS."""
+def _metric_names(groups: Sequence[_Group], stages: Sequence[str], metrics: set[str] | None) -> list[str]:
+    """Metrics, by default all, that any of the records measured in any of the stages, in the order of METRICS."""
     found: dict[str, None] = {}
     for block, _, places in groups:
-        measured = [name for name, there in zip(block.names, _measured(block.summary[places]), strict=True) if there]
-        found |= dict.fromkeys(metric for stage in stages for own, metric in measured if own == stage)
+        measured = set(compress(block.names, _measured(block.summary[places])))
+        for stage in stages:
+            names = [name for name in block.metrics.get(stage, ()) if metrics is None or name in metrics]
+            found |= dict.fromkeys(name for name in names if (stage, name) in measured)
     return sorted(found, key=lambda name: metric_rank(f".{name}"))
 
 
