@@ -52,10 +52,18 @@ _FILES = {  # parts of an entry, and the files that each is read from
     "config": (FROZEN_FILE,),
 }
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, pa.ArrowException)
-_DRIVER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from audiotok.results import cache; cache._serve()"
+_DRIVER = """
+import json, sys, types
+sys.path[:] = json.loads(sys.argv[1])
+import audiotok
+# Not the package itself: its __init__ imports pandas, which takes half of the memory and of the time to start.
+package = sys.modules["audiotok.results"] = types.ModuleType("audiotok.results")
+package.__path__ = [f"{path}/results" for path in audiotok.__path__]
+from audiotok.results import cache
+cache._serve()
+"""
 
-Mark = list[int] | None
-"""Size in bytes and time of change in ns of a file, None where there is none; a list, as JSON gives it back."""
+Mark = list[int] | None  # size in bytes and time of change in ns of a file; a list, as JSON gives it back
 Part = dict[str, Any]
 Entry = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -69,11 +77,12 @@ class StaleCacheError(Exception):
 
 @dataclass(frozen=True)
 class _File:
-    """Columns in a file of the cache, which is not mapped: mapped, it could not be replaced safely on NFS."""
+    """Columns in a file; it is not mapped, for a mapped file that is replaced on NFS would kill this process."""
 
     path: Path
     mark: Mark
-    starts: list[int]  # offset of each column's message
+    start: int  # of the messages
+    offsets: list[int]  # of the message of each column
     checksums: list[int]
 
     def read(self, places: Sequence[int]) -> list[Floats]:
@@ -82,15 +91,23 @@ class _File:
         Raises:
             StaleCacheError: if the file is no longer as it was.
         """
-        whole = len(places) > len(self.starts) / 2  # most of a file is read faster at once
+        whole = len(places) > len(self.offsets) / 2  # most of a file is read faster at once
         try:
             with pa.BufferReader(self.path.read_bytes()) if whole else pa.OSFile(str(self.path)) as file:
-                return [_read_column(file, self.starts[place], self.checksums[place]) for place in places]
+                return [_read_column(file, self.start + self.offsets[n], self.checksums[n]) for n in places]
         except _UNREADABLE as error:
             if _mark(str(self.path)) == self.mark:
                 with suppress(OSError):
                     self.path.unlink()  # or it would be opened again
             raise StaleCacheError(f"{self.path} was replaced or is damaged ({error})") from error
+
+
+def _read_column(file: pa.NativeFile, start: int, checksum: int) -> Floats:
+    file.seek(start)
+    body = pa.ipc.read_message(file).body  # of a column without nulls, it is the values
+    if zlib.crc32(body) != checksum:
+        raise ValueError("a checksum is wrong")
+    return np.frombuffer(body)
 
 
 @dataclass(frozen=True)
@@ -169,17 +186,14 @@ def _make_block(experiments: Sequence[tuple[Entry, list[StageTable]]]) -> Block:
 
 
 def _tables(block: Block) -> list[list[StageTable]]:
-    """Tables of each experiment of a block.
-
-    Raises:
-        StaleCacheError: if the file is no longer as it was.
-    """
+    """Tables of each experiment of a block; `StaleCacheError` if its file is no longer as it was."""
     tables: list[list[StageTable]] = [[] for _ in block.entries]
     columns = block.read()
     first = 0
     for stage, names in block.metrics.items():
         summary = block.summary[:, first : first + len(names)]
-        epochs, values = columns[stage, None], np.stack([columns[stage, name] for name in names], axis=1)
+        epochs = columns[stage, None].astype(np.int32)
+        values = np.stack([columns[stage, name] for name in names], axis=1)
         stop = 0
         for own, each, length in zip(tables, summary, block.lengths(stage), strict=True):
             start, stop = stop, stop + length
@@ -191,26 +205,16 @@ def _tables(block: Block) -> list[list[StageTable]]:
     return tables
 
 
-def ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.int64]:
-    """Integers start, start + 1, ..., start + length - 1 of each range, one range after the other."""
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64)
-
-
 def _write_block(path: Path, block: Block) -> Block | None:
-    """Write a block, which is in memory, to the cache, except parts of its entries that may not be kept.
-
-    Returns:
-        The block with its columns in the file; None where it cannot be written, which is no error.
-    """
+    """Write a block, which is in memory, except parts of its entries that may not be kept; None if it cannot be."""
     entries = [
         {name: part for name, part in entry.items() if name in ("key", "history") or _may_keep(part)}
         for entry in block.entries
     ]
     batches = [pa.record_batch([pa.array(column)], names=["values"]) for column in block.columns]
-    sizes = list(map(pa.ipc.get_record_batch_size, batches))
-    checksums = list(map(zlib.crc32, block.columns))
-    head = json.dumps([VERSION, block.metrics, sizes, checksums, entries]).encode()
+    offsets = list(itertools.accumulate(map(pa.ipc.get_record_batch_size, batches), initial=0))
+    checksums = [zlib.crc32(column.data) for column in block.columns]
+    head = json.dumps([VERSION, block.metrics, offsets, checksums, entries]).encode()
     schema = batches[0].schema.with_metadata({"audiotok": head, "crc32": str(zlib.crc32(head))})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,13 +222,13 @@ def _write_block(path: Path, block: Block) -> Block | None:
             with pa.OSFile(str(draft), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
                 for batch in batches:
                     writer.write_batch(batch)
-                starts = _starts(file.tell() - sum(sizes), sizes)
+                start = file.tell() - offsets[-1]
             mark = _mark(str(draft))
         _remove_abandoned(path)
     except OSError as error:
         logger.debug("no cache: %s", error)
         return None
-    return replace(block, columns=block.columns[:1], file=_File(path, mark, starts, checksums))
+    return replace(block, columns=block.columns[:1], file=_File(path, mark, start, offsets, checksums))
 
 
 def _read_block(path: Path) -> Block | None:
@@ -233,33 +237,14 @@ def _read_block(path: Path) -> Block | None:
     try:
         with pa.OSFile(str(path)) as file:
             metadata = pa.ipc.open_stream(file).schema.metadata
-            head = metadata[b"audiotok"]
-            start = file.tell()
-            version, metrics, sizes, checksums, entries = parse_json(head)
+            head, start = metadata[b"audiotok"], file.tell()
+            version, metrics, offsets, checksums, entries = parse_json(head)
             if version != VERSION or int(metadata[b"crc32"]) != zlib.crc32(head):
                 return None
             summary = _read_column(file, start, checksums[0])
-        return Block(entries, metrics, [summary], _File(path, mark, _starts(start, sizes), checksums))
+        return Block(entries, metrics, [summary], _File(path, mark, start, offsets, checksums))
     except _UNREADABLE:
         return None
-
-
-def _starts(start: int, sizes: list[int]) -> list[int]:
-    return list(itertools.accumulate(sizes[:-1], initial=start))
-
-
-def _read_column(file: pa.NativeFile, start: int, checksum: int) -> Floats:
-    """Column that begins at an offset.
-
-    Raises:
-        ValueError: if it is damaged (`pa.ArrowInvalid` among others).
-    """
-    file.seek(start)
-    # Of a column without nulls, the body of the message is its values.
-    body = pa.ipc.read_message(file).body
-    if zlib.crc32(body) != checksum:
-        raise ValueError("a checksum is wrong")
-    return np.frombuffer(body)
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -283,13 +268,10 @@ def _marks(folder: str, name: str) -> list[Mark]:
     return [_mark(f"{folder}/{file}") for file in _FILES[name]]
 
 
-def _is_at_rest(mark: Mark) -> bool:
-    return mark is None or mark[1] < (time.time() - _REST_S) * 1e9
-
-
 def _may_keep(part: Part) -> bool:
-    """True if a part may go into the cache: none of its files is changing, and it does not depend on the clock."""
-    return bool(part.get("settled", True)) and all(map(_is_at_rest, part["marks"]))
+    """Whether a part may go into the cache: none of its files is changing, and it does not depend on the clock."""
+    latest = (time.time() - _REST_S) * 1e9
+    return part.get("settled", True) and all(mark is None or mark[1] < latest for mark in part["marks"])
 
 
 def _read_history(folder: str) -> tuple[Part, list[StageTable]]:
@@ -297,10 +279,9 @@ def _read_history(folder: str) -> tuple[Part, list[StageTable]]:
     part["epochs"], tables = read_tables(Path(folder, *_FILES["history"]), part["problems"])
     part["last_epoch"] = max((int(table.epochs[-1]) for table in tables), default=0)
     part["rows"] = {table.stage: len(table.epochs) for table in tables}
-    found = [table.values[:, table.names.index("duration")] for table in tables if "duration" in table.names]
-    seconds = np.concatenate(found) if found else np.empty(0)
-    seconds = seconds[np.isfinite(seconds)]
-    part["duration"] = math.fsum(seconds) if len(seconds) else None
+    measured = [table.values[:, table.names.index("duration")] for table in tables if "duration" in table.names]
+    seconds = [second for values in measured for second in values.tolist() if math.isfinite(second)]
+    part["duration"] = math.fsum(seconds) if seconds else None
     return part, tables
 
 
@@ -357,7 +338,8 @@ class Shard:
         self.root, self.name, self.folders = root, name, folders
         self._path = Path(root, CACHE_FOLDER, name) if cached else None
         self._block = (_read_block(self._path) if self._path is not None else None) or Block()
-        self._places = {entry["key"]: place for place, entry in enumerate(self._block.entries)}
+        self._known: dict[str, Entry] = {entry["key"]: entry for entry in self._block.entries}
+        self._keys = {folder: folder.removeprefix(f"{root}{os.sep}") for folder in folders}
         self._argv = {folder: self._fresh(folder, "argv") or _read_argv(folder) for folder in folders}
         self.overrides = {folder: parse_overrides(part["argv"]) for folder, part in self._argv.items()}
 
@@ -373,42 +355,34 @@ class Shard:
         Raises:
             StaleCacheError: if another process has rewritten the shard, or it is damaged.
         """
-        entries = list(self._block.entries)
+        entries = dict(self._known)
         kept: list[tuple[Entry, list[StageTable]]] = []
         passing: list[tuple[Entry, list[StageTable]]] = []  # whose history is not at rest
         gained = False
-        for folder in self.folders:
-            known = self._known(folder)
+        for folder, key in self._keys.items():
             entry, tables = self._update(folder, keys)
+            known = self._known.get(key, {})
             gained = gained or any(entry[name] is not known.get(name) and _may_keep(entry[name]) for name in _FILES)
             if tables is None:
-                entries[self._places[entry["key"]]] = entry
+                entries[key] = entry
             else:
                 (kept if _may_keep(entry["history"]) else passing).append((entry, tables))
-        old = replace(self._block, entries=entries)
+        old = replace(self._block, entries=list(entries.values()))
         block = self._write(self._path, old, kept) if gained and self._path is not None else None
         blocks = [old, _make_block(kept + passing)] if block is None else [block, _make_block(passing)]
         places = {entry["key"]: (each, place) for each in blocks for place, entry in enumerate(each.entries)}
-        return {folder: places[self._key(folder)] for folder in self.folders}
+        return {folder: places[key] for folder, key in self._keys.items()}
 
     def pending_bytes(self) -> int:
         """Bytes of the histories that have to be parsed, if the cache can then keep them."""
         if self._path is None or not os.access(next(filter(Path.is_dir, self._path.parents)), os.W_OK):
             return 0
-        stale = [folder for folder in self.folders if not self._fresh(folder, "history")]
-        marks = [_marks(folder, "history")[0] for folder in stale]
-        return sum(mark[0] for mark in marks if mark is not None and _is_at_rest(mark))
-
-    def _key(self, folder: str) -> str:
-        return folder.removeprefix(f"{self.root}{os.sep}")
-
-    def _known(self, folder: str) -> Entry:
-        place = self._places.get(self._key(folder))
-        return {} if place is None else self._block.entries[place]
+        stale = [_marks(folder, "history") for folder in self.folders if not self._fresh(folder, "history")]
+        return sum(mark[0] for marks in stale if _may_keep({"marks": marks}) for mark in marks if mark is not None)
 
     def _fresh(self, folder: str, name: str) -> Part | None:
         """Part of an entry, if its files are as they were when it was read."""
-        part: Part | None = self._known(folder).get(name)
+        part: Part | None = self._known.get(self._keys[folder], {}).get(name)
         return part if part is not None and part["marks"] == _marks(folder, name) else None
 
     def _update(self, folder: str, keys: Sequence[str]) -> tuple[Entry, list[StageTable] | None]:
@@ -416,16 +390,16 @@ class Shard:
         config = self._fresh(folder, "config")
         kept = {} if config is None else config["values"]
         missing = [key for key in keys if key not in self.overrides[folder] and key not in kept]
+        history, tables = self._fresh(folder, "history"), None
+        if history is None:
+            history, tables = _read_history(folder)
         entry = {
-            "key": self._key(folder),
+            "key": self._keys[folder],
             "argv": self._argv[folder],
             "state": self._fresh(folder, "state") or _read_state(folder),
             "config": _read_config(folder, [*kept, *missing]) if config is None or missing else config,
-            "history": self._fresh(folder, "history"),
+            "history": history,
         }
-        if entry["history"] is not None:
-            return entry, None
-        entry["history"], tables = _read_history(folder)
         return entry, tables
 
     def _write(self, path: Path, old: Block, new: list[tuple[Entry, list[StageTable]]]) -> Block | None:

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from audiotok.results.cache import Block, Shard, StaleCacheError, load_shards, ranges
+from audiotok.results.cache import Block, Shard, StaleCacheError, load_shards
 from audiotok.results.folders import (
     Roots,
     experiment_folders,
@@ -344,9 +344,9 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
         for (stage, name), column in block.read(chosen, names).items():
             if name is None:  # its epochs come first
                 sizes = block.lengths(stage)
-                target = ranges(starts[members, chosen.index(stage)], sizes[places])
+                target = _ranges(starts[members, chosen.index(stage)], sizes[places])
                 whole = len(places) == len(sizes)
-                source = slice(None) if whole else ranges((np.cumsum(sizes) - sizes)[places], sizes[places])
+                source = slice(None) if whole else _ranges((np.cumsum(sizes) - sizes)[places], sizes[places])
             (epochs if name is None else values[names.index(name)])[target] = column[source]
 
     with ThreadPoolExecutor(_THREADS) as pool:  # most of the time goes to the kernel and to checksums, without the GIL
@@ -361,6 +361,12 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
     frame.insert(1, "stage", _categories(codes, chosen))
     frame.insert(2, "epoch", epochs)
     return frame
+
+
+def _ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """Integers start, start + 1, ..., start + length - 1 of each range, one range after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64)
 
 
 def _last_values(records: Sequence[Experiment]) -> dict[str, NDArray[np.float64]]:
