@@ -232,7 +232,7 @@ def _write_block(path: Path, block: Block) -> Block | None:
 
 
 def _read_block(path: Path) -> Block | None:
-    """Read a file of the cache except its rows; None if there is none or it is not fit for use."""
+    """Read a file except its rows; None if there is none or it is not fit for use."""
     mark = _mark(str(path))
     try:
         with pa.OSFile(str(path)) as file:
@@ -298,12 +298,9 @@ def _read_argv(folder: str) -> Part:
 
 def _read_state(folder: str) -> Part:
     marks = _marks(folder, "state")
-    part: Part = {"marks": marks, "problems": []}
-    contents = {}
-    for name, mark in zip(_FILES["state"], marks, strict=True):
-        contents[name] = None if mark is None else read_json(Path(folder, name))
-        if mark is not None and contents[name] is None:
-            part["problems"].append(f"{name} cannot be read")
+    contents = {name: read_json(Path(folder, name)) for name in _FILES["state"]}
+    unread = [name for name, mark in zip(contents, marks, strict=True) if mark is not None and contents[name] is None]
+    part: Part = {"marks": marks, "problems": [f"{name} cannot be read" for name in unread]}
     verdict = experiment_state(Path(folder)) if any(marks) else None
     state, reason = verdict or ("NOT_STARTED", "")
     part |= {"state": encodable(state), "reason": encodable(reason), "status": contents[STATUS_FILE] or {}}
@@ -430,15 +427,15 @@ def _fill_cache(shares: Sequence[Sequence[Shard]], keys: Sequence[str]) -> None:
     notebook hold, and spawning would run the caller's script again.
     """
     path = json.dumps([entry or os.getcwd() for entry in sys.path])  # noqa: PTH109
-    children: list[subprocess.Popen[str]] = []
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", _DRIVER, path], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # so that Ctrl-C reaches this process only, which then kills it
+        )
+        for _ in shares
+    ]  # fmt: skip
     try:
-        for _ in shares:
-            # In a session of its own, so that Ctrl-C reaches this process only, which then kills it.
-            child = subprocess.Popen(
-                [sys.executable, "-c", _DRIVER, path], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
-            )  # fmt: skip
-            children.append(child)
         for child, share in zip(children, shares, strict=True):  # all have started: a pipe holds less than a share
             assert child.stdin is not None
             with suppress(BrokenPipeError), child.stdin as stdin:

@@ -123,7 +123,11 @@ def _load_records(folders: Mapping[Path, Sequence[Path]], *, cached: bool = True
     overrides = {folder: values for shard in shards for folder, values in shard.overrides.items()}
     paths = [(path, str(path.absolute())) for group in folders.values() for path in group]
     records = [_record(path, overrides[key], *places[key]) for path, key in paths]
-    _log_problems(records)
+    damaged = [record for record in records if record.problems]
+    for record in damaged[:_MAX_LOGGED]:
+        logger.warning("%s: %s", record.folder, encodable("; ".join(record.problems)))
+    if len(damaged) > _MAX_LOGGED:
+        logger.warning("and %d more experiments with files that cannot be read", len(damaged) - _MAX_LOGGED)
     return records
 
 
@@ -162,15 +166,6 @@ def _record(folder: Path, overrides: dict[str, Any], block: Block, place: int) -
 @lru_cache(maxsize=2**12)
 def _configured(text: str) -> Any:
     return hashable(json.loads(text))
-
-
-def _log_problems(records: Sequence[Experiment]) -> None:
-    """Log the first damaged experiments."""
-    damaged = [record for record in records if record.problems]
-    for record in damaged[:_MAX_LOGGED]:
-        logger.warning("%s: %s", record.folder, encodable("; ".join(record.problems)))
-    if len(damaged) > _MAX_LOGGED:
-        logger.warning("and %d more experiments with files that cannot be read", len(damaged) - _MAX_LOGGED)
 
 
 @dataclass(frozen=True)
@@ -272,17 +267,24 @@ def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by
     # Parameters in the order they appear; the seed last, since repeats belong together.
     keys = dict.fromkeys(key for record in records for key in record.overrides)
     order = sorted(keys, key=lambda key: key.rpartition(".")[2] == "seed")
-    values = {
-        record.sig: [
-            hashable(record.overrides[k]) if k in record.overrides else record.configured.get(k) for k in order
-        ]
-        for record in records
-    }
+    rows = [(record, {**record.configured, **record.overrides}) for record in records]
+    values = {record.sig: [hashable(own.get(key)) for key in order] for record, own in rows}
     records = sorted(records, key=lambda record: ([natural(value) for value in values[record.sig]], record.sig))
     last = _last_values(records)
     metrics = sorted(last, key=metric_rank)
     columns: dict[str, Any] = {"sig": [record.sig for record in records]}
-    facts = _facts(records, _best_epochs(records, best_by, highest=highest))
+    best = _best_epochs(records, best_by, highest=highest)
+    facts = {
+        "state": [record.state for record in records],
+        "reason": [record.reason for record in records],
+        "epochs": np.array([record.epochs for record in records], np.int64),
+        "last_epoch": np.array([record.last_epoch for record in records], np.int64),
+        "best_epoch": pd.arrays.IntegerArray(best, best == 0),
+        "duration": np.array([record.duration_s for record in records], np.float64),
+        "gpu_hours": np.array([record.gpu_hours for record in records], np.float64),
+        "host": [record.host for record in records],
+        "commit": [record.commit for record in records],
+    }
     taken = {*facts, *metrics, "problems"}
     for index, key in enumerate(order):
         column = _distinct(key, taken | columns.keys(), "param.")
@@ -291,20 +293,6 @@ def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by
     columns |= facts | {metric: last[metric] for metric in metrics}
     columns["problems"] = ["; ".join(record.problems) for record in records]
     return Experiments(name, tuple(roots), pd.DataFrame(columns), parameters, tuple(metrics), tuple(records))
-
-
-def _facts(records: Sequence[Experiment], best: Any) -> dict[str, Any]:
-    return {
-        "state": [record.state for record in records],
-        "reason": [record.reason for record in records],
-        "epochs": np.array([record.epochs for record in records], np.int64),
-        "last_epoch": np.array([record.last_epoch for record in records], np.int64),
-        "best_epoch": pd.arrays.IntegerArray(best.astype(np.int64), best == 0),
-        "duration": np.array([record.duration_s for record in records], np.float64),
-        "gpu_hours": np.array([record.gpu_hours for record in records], np.float64),
-        "host": [record.host for record in records],
-        "commit": [record.commit for record in records],
-    }
 
 
 def _newest(records: Sequence[Experiment]) -> list[Experiment]:
