@@ -211,7 +211,9 @@ def _write_block(path: Path, block: Block) -> Block | None:
         {name: part for name, part in entry.items() if name in ("key", "history") or _may_keep(part)}
         for entry in block.entries
     ]
-    batches = [pa.record_batch([pa.array(column)], names=["values"]) for column in block.columns]
+    # Not by `pa.array`, which would import pandas.
+    arrays = [pa.Array.from_buffers(pa.float64(), len(each), [None, pa.py_buffer(each)]) for each in block.columns]
+    batches = [pa.record_batch([array], names=["values"]) for array in arrays]
     offsets = list(itertools.accumulate(map(pa.ipc.get_record_batch_size, batches), initial=0))
     checksums = [zlib.crc32(column.data) for column in block.columns]
     head = json.dumps([VERSION, block.metrics, offsets, checksums, entries]).encode()
@@ -224,7 +226,10 @@ def _write_block(path: Path, block: Block) -> Block | None:
                     writer.write_batch(batch)
                 start = file.tell() - offsets[-1]
             mark = _mark(str(draft))
-        _remove_abandoned(path)
+        for abandoned in path.parent.glob(f".{path.name}.*.tmp"):  # by writers that were killed
+            with suppress(OSError):
+                if time.time() - abandoned.stat().st_mtime > _ABANDONED_S:
+                    abandoned.unlink()
     except OSError as error:
         logger.debug("no cache: %s", error)
         return None
@@ -245,14 +250,6 @@ def _read_block(path: Path) -> Block | None:
         return Block(entries, metrics, [summary], _File(path, mark, start, offsets, checksums))
     except _UNREADABLE:
         return None
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove what writers that were killed left behind."""
-    for draft in path.parent.glob(f".{path.name}.*.tmp"):
-        with suppress(OSError):
-            if time.time() - draft.stat().st_mtime > _ABANDONED_S:
-                draft.unlink()
 
 
 def _mark(path: str) -> Mark:
@@ -289,7 +286,7 @@ def _read_argv(folder: str) -> Part:
     """The overrides as text; they are parsed each time, which is faster than to keep them parsed."""
     part: Part = {"marks": _marks(folder, "argv"), "problems": []}
     (name,) = _FILES["argv"]
-    argv = read_json_file(Path(folder, name), list, part["problems"])
+    argv = read_json_file(Path(folder, name), list, part["problems"])[0]
     if argv is None and not part["problems"]:
         part["problems"].append(f"{name} is missing: parameters unknown")
     part["argv"] = [item for item in argv or [] if isinstance(item, str)]
