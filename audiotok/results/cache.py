@@ -93,13 +93,17 @@ class _File:
         """
         whole = len(places) > len(self.offsets) / 2  # most of a file is read faster at once
         try:
-            with pa.BufferReader(self.path.read_bytes()) if whole else pa.OSFile(str(self.path)) as file:
+            with pa.BufferReader(self.path.read_bytes()) if whole else _open(self.path) as file:
                 return [_read_column(file, self.start + self.offsets[n], self.checksums[n]) for n in places]
         except _UNREADABLE as error:
             if _mark(str(self.path)) == self.mark:
                 with suppress(OSError):
                     self.path.unlink()  # or it would be opened again
             raise StaleCacheError(f"{self.path} was replaced or is damaged ({error})") from error
+
+
+def _open(path: Path) -> pa.NativeFile:
+    return pa.OSFile(str(path), memory_pool=pa.system_memory_pool())  # the default pool keeps what is freed
 
 
 def _read_column(file: pa.NativeFile, start: int, checksum: int) -> Floats:
@@ -240,7 +244,7 @@ def _read_block(path: Path) -> Block | None:
     """Read a file except its rows; None if there is none or it is not fit for use."""
     mark = _mark(str(path))
     try:
-        with pa.OSFile(str(path)) as file:
+        with _open(path) as file:
             metadata = pa.ipc.open_stream(file).schema.metadata
             head, start = metadata[b"audiotok"], file.tell()
             version, metrics, offsets, checksums, entries = parse_json(head)
