@@ -153,13 +153,12 @@ class Block:
         Raises:
             StaleCacheError: if the file is no longer as it was.
         """
-        places: dict[tuple[str, str | None], int] = {}
-        place = 0
-        for stage, names in self.metrics.items():
-            for name in (None, *names):
-                place += 1
-                if (stages is None or stage in stages) and (name is None or metrics is None or name in metrics):
-                    places[stage, name] = place
+        keys = ((stage, name) for stage, names in self.metrics.items() for name in (None, *names))
+        places = {
+            (stage, name): place
+            for place, (stage, name) in enumerate(keys, 1)
+            if (stages is None or stage in stages) and (name is None or metrics is None or name in metrics)
+        }
         if self.file is None:
             return {key: self.columns[place] for key, place in places.items()}
         return dict(zip(places, self.file.read(list(places.values())), strict=True))
@@ -424,8 +423,7 @@ def load_shards(shards: Sequence[Shard], keys: Sequence[str]) -> dict[str, tuple
 def _fill_cache(shares: Sequence[Sequence[Shard]], keys: Sequence[str]) -> None:
     """Bring shards up to date in one process per share.
 
-    These are plain child processes and not those of `multiprocessing`: forking would copy locks that threads of a
-    notebook hold, and spawning would run the caller's script again.
+    Not by `multiprocessing`: to fork copies locks that threads of a notebook hold, to spawn runs the caller's script.
     """
     path = json.dumps([entry or os.getcwd() for entry in sys.path])  # noqa: PTH109
     children = [

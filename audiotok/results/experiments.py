@@ -201,15 +201,10 @@ class Experiments:
             try:
                 return _history_frame(records, stages, metrics)
             except StaleCacheError:  # rewritten by another process: the same numbers are there, or later ones
-                records = self._read_again(cached=cached)
+                folders = {root: [own.folder for own in records if root in own.folder.parents] for root in self.roots}
+                found = {record.folder: record for record in _load_records(folders, cached=cached)}
+                records = [found[record.folder] for record in records]
         return _history_frame(records, stages, metrics)
-
-    def _read_again(self, *, cached: bool) -> list[Experiment]:
-        """The same records, as their files are now."""
-        folders = [record.folder for record in self.records]
-        groups = {root: [folder for folder in folders if root in folder.parents] for root in self.roots}
-        found = {record.folder: record for record in _load_records(groups, cached=cached)}
-        return [found[folder] for folder in folders]
 
     @property
     def swept(self) -> list[str]:
