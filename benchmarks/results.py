@@ -1,6 +1,6 @@
 """Loading a results folder: the first time, again from the cache, and with plain json and pandas.
 
-A folder is made up in Dora's layout, 10 000 experiments × 200 epochs × 40 metrics unless told otherwise: some 3 GB of
+A folder is made up in Dora's layout, 10 000 experiments × 200 epochs × 40 metrics unless given otherwise: some 3 GB of
 JSON, for which a disk with 6 GB to spare is needed, and a few minutes.
 """
 

@@ -41,7 +41,7 @@ def load_plain(root: Path, count: int) -> dict[str, float]:
 
 
 def fill(rows: int, columns: int) -> dict[str, float]:
-    """Ask the system for memory as large as the table, and fill it: no reader can take less."""
+    """Request memory as large as the table from the system, and fill it: no reader can take less."""
     start, cpu = time.perf_counter(), _cpu_s()
     np.full((columns, rows), np.nan)
     return {"history": time.perf_counter() - start, "cpu": _cpu_s() - cpu}

@@ -1,10 +1,11 @@
-"""Cache of what the JSON files hold: one Arrow IPC file per shard of signatures, `ROOT/.cache/audiotok/results-2/0a`.
+"""Cache of what the JSON files hold: an Arrow IPC stream per shard of signatures, `ROOT/.cache/audiotok/results-3/0a`.
 
-A row is an experiment: its entry (JSON of parts, each with size and time of the files that it was read from), a summary
-of its metrics, and a list of rows per stage. Columns are read as needed and have checksums: a file that is damaged,
-foreign or of another version counts as absent. Nothing in it is executed.
+Its metadata hold an entry per experiment (JSON of parts, each with size and time of the files that it was read from),
+sizes and checksums; its record batches are columns of float64, read as needed. A file that is damaged, foreign or of
+another version counts as absent. Nothing in it is executed.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -13,15 +14,14 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -39,24 +39,31 @@ from audiotok.results.read import (
 )
 from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, experiment_state
 
-VERSION = 2
+VERSION = 3
 CACHE_FOLDER = Path(".cache", "audiotok", f"results-{VERSION}")
 MIN_BYTES_FOR_PROCESSES = 2**26  # of JSON; with less, starting processes takes longer than parsing
 _MAX_PROCESSES = 4
 _REST_S = 30.0  # a file that changed less than that ago may be changing still, and is not worth keeping
 _ABANDONED_S = 3600.0
-_SMALL_BYTES = 2**18
-_NO_EPOCHS = np.empty(0, np.int32)
 _FILES = {  # parts of an entry, and the files that each is read from
     "history": ("history.json",),
     "argv": (".argv.json",),
     "state": (STATUS_FILE, JOB_FILE, TASK_FILE),
     "config": (FROZEN_FILE,),
 }
-_DRIVER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from audiotok.results import cache; cache._serve()"
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, pa.ArrowException)
+_DRIVER = """
+import json, sys, types
+sys.path[:] = json.loads(sys.argv[1])
+import audiotok
+# Not the package itself: its __init__ imports pandas, which takes half of the memory and of the time to start.
+package = sys.modules["audiotok.results"] = types.ModuleType("audiotok.results")
+package.__path__ = [f"{path}/results" for path in audiotok.__path__]
+from audiotok.results import cache
+cache._serve()
+"""
 
-Mark = list[int] | None
-"""Size in bytes and time of change in ns of a file, None where there is none; a list, as JSON gives it back."""
+Mark = list[int] | None  # size in bytes and time of change in ns of a file; a list, as JSON gives it back
 Part = dict[str, Any]
 Entry = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -68,258 +75,184 @@ class StaleCacheError(Exception):
     """A file of the cache was replaced since it was opened, or is damaged; load again."""
 
 
-class Rows(NamedTuple):
-    """What one stage measured, a row per epoch, one experiment after the other."""
-
-    lengths: NDArray[np.int64]  # rows of each experiment [E]
-    epochs: NDArray[np.int32]  # numbers (from 1) of the epochs that measured anything [R]
-    values: Mapping[str, Floats]  # of each metric [R]; NaN where not measured
-
-
 @dataclass(frozen=True)
-class Block:
-    """Experiments by columns.
+class _File:
+    """Columns in a file; it is not mapped, for a mapped file that is replaced on NFS would kill this process."""
 
-    Attributes:
-        entries: what is known of each of the E experiments besides the numbers; JSON can hold it.
-        metrics: of each stage.
-        summary: last value, epoch of the lowest and of the highest finite value (the first among equals; 0 without
-            one) of each stage's metrics, all NaN where the experiment has not measured it [E, M, 3].
-        rows: by stage; empty if they are in the file.
-        path: file that holds the rows.
-        head: its head, by which a file that was replaced is found out.
-    """
+    path: Path
+    mark: Mark
+    start: int  # of the messages
+    offsets: list[int]  # of the message of each column
+    checksums: list[int]
 
-    entries: list[Entry] = field(default_factory=list)
-    metrics: Mapping[str, list[str]] = field(default_factory=dict)
-    summary: Floats = field(default_factory=lambda: np.empty((0, 0, 3)))
-    rows: Mapping[str, Rows] = field(default_factory=dict)
-    path: Path | None = None
-    head: bytes = b""
-
-    @cached_property
-    def columns(self) -> list[tuple[str, str]]:
-        """Stage and metric of each of the M columns of the summary."""
-        return [(stage, name) for stage, names in self.metrics.items() for name in names]
-
-    def read(self, stages: Iterable[str] | None = None, metrics: Iterable[str] | None = None) -> Mapping[str, Rows]:
-        """Rows of some stages with some metrics, by default all; more than that may be given.
+    def read(self, places: Sequence[int]) -> list[Floats]:
+        """Some columns.
 
         Raises:
             StaleCacheError: if the file is no longer as it was.
         """
-        if self.path is None:
-            return self.rows
-        found = [stage for stage in self.metrics if stages is None or stage in stages]
-        return _read_rows(self.path, self, found, metrics) if found else {}
+        whole = len(places) > len(self.offsets) / 2  # most of a file is read faster at once
+        try:
+            with pa.BufferReader(self.path.read_bytes()) if whole else _open(self.path) as file:
+                return [_read_column(file, self.start + self.offsets[n], self.checksums[n]) for n in places]
+        except _UNREADABLE as error:
+            if _mark(str(self.path)) == self.mark:
+                with suppress(OSError):
+                    self.path.unlink()  # or it would be opened again
+            raise StaleCacheError(f"{self.path} was replaced or is damaged ({error})") from error
+
+
+def _open(path: Path) -> pa.NativeFile:
+    return pa.OSFile(str(path), memory_pool=pa.system_memory_pool())  # the default pool keeps what is freed
+
+
+def _read_column(file: pa.NativeFile, start: int, checksum: int) -> Floats:
+    file.seek(start)
+    body = pa.ipc.read_message(file).body  # of a column without nulls, it is the values
+    if zlib.crc32(body) != checksum:
+        raise ValueError("a checksum is wrong")
+    return np.frombuffer(body)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Experiments by columns; a column holds the rows of one experiment after the other.
+
+    Attributes:
+        entries: what is known of each of the E experiments besides the numbers; JSON can hold it.
+        metrics: of each stage.
+        columns: the summary, flat; then of each stage the numbers (from 1) of the epochs that measured anything, and
+            the values of each metric, NaN where not measured.
+        file: what holds the columns after the summary, if they are not in memory.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    metrics: Mapping[str, list[str]] = field(default_factory=dict)
+    columns: Sequence[Floats] = (np.empty(0),)
+    file: _File | None = None
+
+    @cached_property
+    def names(self) -> list[tuple[str, str]]:
+        """Stage and metric of each of the M metrics of all stages."""
+        return [(stage, name) for stage, names in self.metrics.items() for name in names]
+
+    @property
+    def summary(self) -> Floats:
+        """See `StageTable.summary` [E, M, 3]; all NaN where an experiment has not measured a metric."""
+        return self.columns[0].reshape(len(self.entries), len(self.names), 3)
+
+    def lengths(self, stage: str) -> NDArray[np.int64]:
+        """Rows of each experiment [E]."""
+        return np.array([entry["history"]["rows"].get(stage, 0) for entry in self.entries], np.int64)
+
+    def read(
+        self, stages: Collection[str] | None = None, metrics: Collection[str] | None = None
+    ) -> dict[tuple[str, str | None], Floats]:
+        """Columns of some stages and some metrics, by default all: of each stage its epochs (None), then the metrics.
+
+        Raises:
+            StaleCacheError: if the file is no longer as it was.
+        """
+        keys = ((stage, name) for stage, names in self.metrics.items() for name in (None, *names))
+        places = {
+            (stage, name): place
+            for place, (stage, name) in enumerate(keys, 1)
+            if (stages is None or stage in stages) and (name is None or metrics is None or name in metrics)
+        }
+        if self.file is None:
+            return {key: self.columns[place] for key, place in places.items()}
+        return dict(zip(places, self.file.read(list(places.values())), strict=True))
 
 
 def _make_block(experiments: Sequence[tuple[Entry, list[StageTable]]]) -> Block:
     """Block of experiments, in memory, from the entry and the tables of each."""
-    tables: dict[str, dict[int, StageTable]] = {}
-    for place, (_, own) in enumerate(experiments):
-        for table in own:
-            tables.setdefault(table.stage, {})[place] = table
-    metrics, rows, summaries = {}, {}, [np.empty((len(experiments), 0, 3))]
-    for stage, found in tables.items():
-        metrics[stage] = list(dict.fromkeys(name for table in found.values() for name in table.names))
-        lengths = np.zeros(len(experiments), np.int64)
-        lengths[list(found)] = [len(table.epochs) for table in found.values()]
-        stops = np.cumsum(lengths)
-        values = np.full((len(metrics[stage]), stops[-1]), np.nan)
-        summary = np.full((len(experiments), len(metrics[stage]), 3), np.nan)
-        for place, table in found.items():
-            columns = [metrics[stage].index(name) for name in table.names]
-            values[columns, stops[place] - lengths[place] : stops[place]] = table.values.T
-            summary[place, columns] = _summary(table)
-        epochs = np.concatenate([table.epochs for table in found.values()])
-        rows[stage] = Rows(lengths, epochs, dict(zip(metrics[stage], values, strict=True)))
-        summaries.append(summary)
-    return Block([entry for entry, _ in experiments], metrics, np.concatenate(summaries, axis=1), rows)
+    names: dict[str, dict[str, None]] = {}
+    for _, tables in experiments:
+        for table in tables:
+            names.setdefault(table.stage, {}).update(dict.fromkeys(table.names))
+    metrics = {stage: list(own) for stage, own in names.items()}
+    summary = np.full((len(experiments), sum(map(len, metrics.values())), 3), np.nan)
+    columns, first = [summary.ravel()], 0
+    for stage, own in metrics.items():
+        parts = []
+        for place, (_, tables) in enumerate(experiments):
+            for table in tables:
+                if table.stage == stage:
+                    at = np.array([own.index(name) for name in table.names])
+                    summary[place, first + at] = table.summary
+                    part = np.full((1 + len(own), len(table.epochs)), np.nan)
+                    part[0], part[1 + at] = table.epochs, table.values.T
+                    parts.append(part)
+        columns += list(np.concatenate(parts, axis=1))
+        first += len(own)
+    return Block([entry for entry, _ in experiments], metrics, columns)
 
 
-def _summary(table: StageTable) -> Floats:
-    """Last value, and epochs of the lowest and highest finite value, of each metric [metrics, 3]."""
-    values, present = table.values, table.present
-    final = len(values) - 1 - present[::-1].argmax(axis=0)
-    finite = np.isfinite(values)
-    lowest = table.epochs[np.where(finite, values, np.inf).argmin(axis=0)]
-    highest = table.epochs[np.where(finite, values, -np.inf).argmax(axis=0)]
-    some = finite.any(axis=0)
-    return np.stack([values[final, np.arange(values.shape[1])], lowest * some, highest * some], axis=1)
-
-
-def _select(block: Block, places: Sequence[int] | NDArray[np.int64]) -> Block:
-    """Block of some of the experiments of another one, in memory.
-
-    Raises:
-        StaleCacheError: if the file is no longer as it was.
-    """
-    rows = {}
-    for stage, (lengths, epochs, values) in block.read().items():
-        index = ranges((np.cumsum(lengths) - lengths)[places], lengths[places])
-        rows[stage] = Rows(lengths[places], epochs[index], {name: column[index] for name, column in values.items()})
-    return Block([block.entries[place] for place in places], block.metrics, block.summary[places], rows)
-
-
-def _join(first: Block, second: Block) -> Block:
-    """One block of two, both in memory."""
-    blocks = (first, second)
-    metrics, rows = {}, {}
-    for stage in dict.fromkeys([*first.metrics, *second.metrics]):
-        metrics[stage] = list(dict.fromkeys(name for block in blocks for name in block.metrics.get(stage, ())))
-        parts = [block.rows.get(stage) or Rows(np.zeros(len(block.entries), int), _NO_EPOCHS, {}) for block in blocks]
-        columns = [[part.values.get(n, np.full(len(part.epochs), np.nan)) for part in parts] for n in metrics[stage]]
-        lengths, epochs = (np.concatenate([part[index] for part in parts]) for index in (0, 1))
-        rows[stage] = Rows(lengths, epochs, dict(zip(metrics[stage], map(np.concatenate, columns), strict=True)))
-    both = Block(first.entries + second.entries, metrics, rows=rows)
-    summary = np.full((len(both.entries), len(both.columns), 3), np.nan)
-    for block, part in zip(blocks, np.split(summary, [len(first.entries)]), strict=True):
-        part[:, [both.columns.index(column) for column in block.columns]] = block.summary
-    return replace(both, summary=summary)
-
-
-def ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.int64]:
-    """Integers start, start + 1, ..., start + length - 1 of each range, one range after the other."""
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64)
-
-
-def _crc(array: NDArray[Any]) -> int:
-    return zlib.crc32(array.data)
-
-
-@lru_cache(maxsize=2**8)
-def _layout(text: bytes) -> tuple[dict[str, list[str]], list[pa.Field]]:
-    """Metrics of each stage, and fields of a file: entries, summary, and a list of rows per stage; from its head."""
-    version, metrics = orjson.loads(text)
-    if version != VERSION:
-        raise ValueError("it is of another version")
-    fields = [pa.field("entry", pa.string()), pa.field("summary", pa.list_(pa.float64()))]
-    for stage, names in metrics.items():
-        values = [pa.field(name, pa.float64()) for name in names]
-        fields.append(pa.field(stage, pa.list_(pa.struct([pa.field("epoch", pa.int32()), *values]))))
-    return metrics, fields
+def _tables(block: Block) -> list[list[StageTable]]:
+    """Tables of each experiment of a block; `StaleCacheError` if its file is no longer as it was."""
+    tables: list[list[StageTable]] = [[] for _ in block.entries]
+    columns = block.read()
+    first = 0
+    for stage, names in block.metrics.items():
+        summary = block.summary[:, first : first + len(names)]
+        epochs = columns[stage, None].astype(np.int32)
+        values = np.stack([columns[stage, name] for name in names], axis=1)
+        stop = 0
+        for own, each, length in zip(tables, summary, block.lengths(stage), strict=True):
+            start, stop = stop, stop + length
+            if length:
+                there = ~np.isnan(each[:, 1])
+                found = tuple(itertools.compress(names, there))
+                own.append(StageTable(stage, found, epochs[start:stop], values[start:stop, there], each[there]))
+        first += len(names)
+    return tables
 
 
 def _write_block(path: Path, block: Block) -> Block | None:
-    """Write a block, which is in memory, to the cache.
-
-    Returns:
-        The block with its rows in the file; None where it cannot be written, which is no error.
-    """
-    layout = json.dumps([VERSION, block.metrics]).encode()
-    fields = _layout(layout)[1]
-    entries = [json.dumps(entry) for entry in block.entries]
-    width = len(block.columns) * 3
-    offsets = np.arange(len(entries) + 1, dtype=np.int32) * np.int32(width)
-    columns = [pa.array(entries, pa.string()), pa.ListArray.from_arrays(offsets, block.summary.ravel())]
-    checksums = [[zlib.crc32(",".join(entries).encode())], [_crc(offsets), _crc(block.summary)]]
-    for kind, (stage, names) in zip(fields[2:], block.metrics.items(), strict=True):
-        lengths, epochs, values = block.rows[stage]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        arrays: list[NDArray[Any]] = [epochs, *(values[name] for name in names)]
-        rows = pa.StructArray.from_arrays(list(map(pa.array, arrays)), fields=list(kind.type.value_type))
-        columns.append(pa.ListArray.from_arrays(offsets, rows))
-        checksums.append([_crc(array) for array in [offsets, *arrays]])
-    head = layout + b"\n" + json.dumps(checksums).encode()
-    schema = pa.schema(fields, {b"audiotok": head, b"crc32": str(zlib.crc32(head)).encode()})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
+    """Write a block, which is in memory, except parts of its entries that may not be kept; None if it cannot be."""
+    entries = [
+        {name: part for name, part in entry.items() if name in ("key", "history") or _may_keep(part)}
+        for entry in block.entries
+    ]
+    # Not by `pa.array`, which would import pandas.
+    arrays = [pa.Array.from_buffers(pa.float64(), len(each), [None, pa.py_buffer(each)]) for each in block.columns]
+    batches = [pa.record_batch([array], names=["values"]) for array in arrays]
+    offsets = list(itertools.accumulate(map(pa.ipc.get_record_batch_size, batches), initial=0))
+    checksums = [zlib.crc32(column.data) for column in block.columns]
+    head = json.dumps([VERSION, block.metrics, offsets, checksums, entries]).encode()
+    schema = batches[0].schema.with_metadata({"audiotok": head, "crc32": str(zlib.crc32(head))})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as draft:
-            draft.write_bytes(memoryview(sink.getvalue()))
-        _remove_abandoned(path)
+            with pa.OSFile(str(draft), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+                start = file.tell() - offsets[-1]
+            mark = _mark(str(draft))
+        for abandoned in path.parent.glob(f".{path.name}.*.tmp"):  # by writers that were killed
+            with suppress(OSError):
+                if time.time() - abandoned.stat().st_mtime > _ABANDONED_S:
+                    abandoned.unlink()
     except OSError as error:
         logger.debug("no cache: %s", error)
         return None
-    return replace(block, rows={}, path=path, head=head)
+    return replace(block, columns=block.columns[:1], file=_File(path, mark, start, offsets, checksums))
 
 
 def _read_block(path: Path) -> Block | None:
-    """Read a file of the cache except its rows; None if there is none or it is not fit for use."""
+    """Read a file except its rows; None if there is none or it is not fit for use."""
+    mark = _mark(str(path))
     try:
-        batch, head, metrics, checksums = _read_columns(path, [0, 1])
-        texts = ",".join(batch.column(0).to_pylist()).encode()
-        _, offsets, _, values = batch.column(1).buffers()
-        if [zlib.crc32(texts)] != checksums[0] or [zlib.crc32(offsets), zlib.crc32(values or b"")] != checksums[1]:
-            return None
-        # Copied, because the buffer is of the size of the whole file.
-        columns = sum(map(len, metrics.values()))
-        summary = np.frombuffer(values or b"").reshape(batch.num_rows, columns, 3).copy()
-        return Block(parse_json(b"[" + texts + b"]"), metrics, summary, path=path, head=head)
-    except (OSError, ValueError, LookupError, TypeError, MemoryError, pa.ArrowException):
+        with _open(path) as file:
+            metadata = pa.ipc.open_stream(file).schema.metadata
+            head, start = metadata[b"audiotok"], file.tell()
+            version, metrics, offsets, checksums, entries = parse_json(head)
+            if version != VERSION or int(metadata[b"crc32"]) != zlib.crc32(head):
+                return None
+            summary = _read_column(file, start, checksums[0])
+        return Block(entries, metrics, [summary], _File(path, mark, start, offsets, checksums))
+    except _UNREADABLE:
         return None
-
-
-def _read_rows(path: Path, block: Block, stages: list[str], metrics: Iterable[str] | None) -> dict[str, Rows]:
-    places = [place for place, stage in enumerate(block.metrics, 2) if stage in stages]
-    try:
-        names = {stage: [n for n in block.metrics[stage] if metrics is None or n in metrics] for stage in stages}
-        whole = sum(map(len, names.values())) > len(block.columns) / 2
-        batch, head, _, checksums = _read_columns(path, places, whole=whole)
-        if head != block.head:
-            raise StaleCacheError(f"{path} was replaced")
-        rows = {}
-        for stage, place, column in zip(stages, places, batch.columns, strict=True):
-            # Of the list: validity and offsets; of the struct: validity; then validity and values of each column.
-            _, offsets, _, *buffers = column.buffers()
-            columns = [0, *(block.metrics[stage].index(name) + 1 for name in names[stage])]
-            contents = [buffers[2 * column + 1] or b"" for column in columns]
-            expected = [checksums[place][0], *(checksums[place][column + 1] for column in columns)]
-            if list(map(zlib.crc32, [offsets, *contents])) != expected:
-                raise ValueError("a checksum is wrong")
-            lengths = np.diff(np.frombuffer(offsets, np.int32)).astype(np.int64)
-            values = dict(zip(names[stage], map(np.frombuffer, contents[1:]), strict=True))
-            rows[stage] = Rows(lengths, np.frombuffer(contents[0], np.int32), values)
-        return rows
-    except (OSError, ValueError, pa.ArrowException) as error:
-        with suppress(OSError):
-            path.unlink()  # or it would be opened again
-        raise StaleCacheError(f"{path} is damaged ({error})") from error
-
-
-def _read_columns(
-    path: Path, places: list[int], *, whole: bool = False
-) -> tuple[pa.RecordBatch, bytes, dict[str, list[str]], Any]:
-    """Some columns of a file; its head, and what that holds: metrics of each stage, and checksums by column.
-
-    The file is read and not mapped: on a network file system, a mapped file that another machine replaces would kill
-    this process.
-
-    Args:
-        path: the file.
-        places: of the columns.
-        whole: read the file at once, which is faster for most of it, and for a small file.
-
-    Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it is not one of ours, of this version, or damaged (`pa.ArrowInvalid`).
-    """
-    options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
-    whole = whole or path.stat().st_size < _SMALL_BYTES
-    with pa.BufferReader(path.read_bytes()) if whole else pa.OSFile(str(path)) as file:
-        batch = pa.ipc.open_file(file, options=options).get_batch(0)
-    metadata = batch.schema.metadata or {}
-    head = metadata.get(b"audiotok", b"")
-    if metadata.get(b"crc32") != str(zlib.crc32(head)).encode():
-        raise ValueError("its head is not ours")
-    layout, _, checksums = head.partition(b"\n")
-    metrics, fields = _layout(layout)
-    if batch.schema != pa.schema([fields[place] for place in places]):
-        raise ValueError("its columns are not those of its head")
-    batch.validate()  # that no offset leads out of a buffer; the checksums are for what is in them
-    return batch, head, metrics, orjson.loads(checksums)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove what writers that were killed left behind."""
-    for draft in path.parent.glob(f".{path.name}.*.tmp"):
-        with suppress(OSError):
-            if time.time() - draft.stat().st_mtime > _ABANDONED_S:
-                draft.unlink()
 
 
 def _mark(path: str) -> Mark:
@@ -335,13 +268,10 @@ def _marks(folder: str, name: str) -> list[Mark]:
     return [_mark(f"{folder}/{file}") for file in _FILES[name]]
 
 
-def _is_at_rest(mark: Mark) -> bool:
-    return mark is None or mark[1] < (time.time() - _REST_S) * 1e9
-
-
 def _may_keep(part: Part) -> bool:
-    """True if a part may go into the cache: none of its files is changing, and it does not depend on the clock."""
-    return bool(part.get("settled", True)) and all(map(_is_at_rest, part["marks"]))
+    """Whether a part may go into the cache: none of its files is changing, and it does not depend on the clock."""
+    latest = (time.time() - _REST_S) * 1e9
+    return part.get("settled", True) and all(mark is None or mark[1] < latest for mark in part["marks"])
 
 
 def _read_history(folder: str) -> tuple[Part, list[StageTable]]:
@@ -349,10 +279,9 @@ def _read_history(folder: str) -> tuple[Part, list[StageTable]]:
     part["epochs"], tables = read_tables(Path(folder, *_FILES["history"]), part["problems"])
     part["last_epoch"] = max((int(table.epochs[-1]) for table in tables), default=0)
     part["rows"] = {table.stage: len(table.epochs) for table in tables}
-    found = [table.values[:, table.names.index("duration")] for table in tables if "duration" in table.names]
-    seconds = np.concatenate(found) if found else np.empty(0)
-    seconds = seconds[np.isfinite(seconds)]
-    part["duration"] = math.fsum(seconds) if len(seconds) else None
+    measured = [table.values[:, table.names.index("duration")] for table in tables if "duration" in table.names]
+    seconds = [second for values in measured for second in values.tolist() if math.isfinite(second)]
+    part["duration"] = math.fsum(seconds) if seconds else None
     return part, tables
 
 
@@ -360,7 +289,7 @@ def _read_argv(folder: str) -> Part:
     """The overrides as text; they are parsed each time, which is faster than to keep them parsed."""
     part: Part = {"marks": _marks(folder, "argv"), "problems": []}
     (name,) = _FILES["argv"]
-    argv = read_json_file(Path(folder, name), list, part["problems"])
+    argv = read_json_file(Path(folder, name), list, part["problems"])[0]
     if argv is None and not part["problems"]:
         part["problems"].append(f"{name} is missing: parameters unknown")
     part["argv"] = [item for item in argv or [] if isinstance(item, str)]
@@ -369,12 +298,9 @@ def _read_argv(folder: str) -> Part:
 
 def _read_state(folder: str) -> Part:
     marks = _marks(folder, "state")
-    part: Part = {"marks": marks, "problems": []}
-    contents = {}
-    for name, mark in zip(_FILES["state"], marks, strict=True):
-        contents[name] = None if mark is None else read_json(Path(folder, name))
-        if mark is not None and contents[name] is None:
-            part["problems"].append(f"{name} cannot be read")
+    contents = {name: read_json(Path(folder, name)) for name in _FILES["state"]}
+    unread = [name for name, mark in zip(contents, marks, strict=True) if mark is not None and contents[name] is None]
+    part: Part = {"marks": marks, "problems": [f"{name} cannot be read" for name in unread]}
     verdict = experiment_state(Path(folder)) if any(marks) else None
     state, reason = verdict or ("NOT_STARTED", "")
     part |= {"state": encodable(state), "reason": encodable(reason), "status": contents[STATUS_FILE] or {}}
@@ -409,7 +335,8 @@ class Shard:
         self.root, self.name, self.folders = root, name, folders
         self._path = Path(root, CACHE_FOLDER, name) if cached else None
         self._block = (_read_block(self._path) if self._path is not None else None) or Block()
-        self._places = {entry["key"]: place for place, entry in enumerate(self._block.entries)}
+        self._known: dict[str, Entry] = {entry["key"]: entry for entry in self._block.entries}
+        self._keys = {folder: folder.removeprefix(f"{root}{os.sep}") for folder in folders}
         self._argv = {folder: self._fresh(folder, "argv") or _read_argv(folder) for folder in folders}
         self.overrides = {folder: parse_overrides(part["argv"]) for folder, part in self._argv.items()}
 
@@ -425,42 +352,34 @@ class Shard:
         Raises:
             StaleCacheError: if another process has rewritten the shard, or it is damaged.
         """
-        entries = list(self._block.entries)
+        entries = dict(self._known)
         kept: list[tuple[Entry, list[StageTable]]] = []
         passing: list[tuple[Entry, list[StageTable]]] = []  # whose history is not at rest
         gained = False
-        for folder in self.folders:
-            known = self._known(folder)
+        for folder, key in self._keys.items():
             entry, tables = self._update(folder, keys)
+            known = self._known.get(key, {})
             gained = gained or any(entry[name] is not known.get(name) and _may_keep(entry[name]) for name in _FILES)
             if tables is None:
-                entries[self._places[entry["key"]]] = entry
+                entries[key] = entry
             else:
                 (kept if _may_keep(entry["history"]) else passing).append((entry, tables))
-        old = replace(self._block, entries=entries)
+        old = replace(self._block, entries=list(entries.values()))
         block = self._write(self._path, old, kept) if gained and self._path is not None else None
         blocks = [old, _make_block(kept + passing)] if block is None else [block, _make_block(passing)]
         places = {entry["key"]: (each, place) for each in blocks for place, entry in enumerate(each.entries)}
-        return {folder: places[self._key(folder)] for folder in self.folders}
+        return {folder: places[key] for folder, key in self._keys.items()}
 
     def pending_bytes(self) -> int:
         """Bytes of the histories that have to be parsed, if the cache can then keep them."""
         if self._path is None or not os.access(next(filter(Path.is_dir, self._path.parents)), os.W_OK):
             return 0
-        stale = [folder for folder in self.folders if not self._fresh(folder, "history")]
-        marks = [_marks(folder, "history")[0] for folder in stale]
-        return sum(mark[0] for mark in marks if mark is not None and _is_at_rest(mark))
-
-    def _key(self, folder: str) -> str:
-        return folder.removeprefix(f"{self.root}{os.sep}")
-
-    def _known(self, folder: str) -> Entry:
-        place = self._places.get(self._key(folder))
-        return {} if place is None else self._block.entries[place]
+        stale = [_marks(folder, "history") for folder in self.folders if not self._fresh(folder, "history")]
+        return sum(mark[0] for marks in stale if _may_keep({"marks": marks}) for mark in marks if mark is not None)
 
     def _fresh(self, folder: str, name: str) -> Part | None:
         """Part of an entry, if its files are as they were when it was read."""
-        part: Part | None = self._known(folder).get(name)
+        part: Part | None = self._known.get(self._keys[folder], {}).get(name)
         return part if part is not None and part["marks"] == _marks(folder, name) else None
 
     def _update(self, folder: str, keys: Sequence[str]) -> tuple[Entry, list[StageTable] | None]:
@@ -468,32 +387,24 @@ class Shard:
         config = self._fresh(folder, "config")
         kept = {} if config is None else config["values"]
         missing = [key for key in keys if key not in self.overrides[folder] and key not in kept]
+        history, tables = self._fresh(folder, "history"), None
+        if history is None:
+            history, tables = _read_history(folder)
         entry = {
-            "key": self._key(folder),
+            "key": self._keys[folder],
             "argv": self._argv[folder],
             "state": self._fresh(folder, "state") or _read_state(folder),
             "config": _read_config(folder, [*kept, *missing]) if config is None or missing else config,
-            "history": self._fresh(folder, "history"),
+            "history": history,
         }
-        if entry["history"] is not None:
-            return entry, None
-        entry["history"], tables = _read_history(folder)
         return entry, tables
 
     def _write(self, path: Path, old: Block, new: list[tuple[Entry, list[StageTable]]]) -> Block | None:
-        """Write what is new and what there was, experiments that are not being loaded included.
-
-        Returns:
-            The block, with all parts of the entries; None where it cannot be written.
-        """
+        """Write what is new and what there was, experiments that are not being loaded included."""
         replaced = {entry["key"] for entry, _ in new}
-        exists = [entry["key"] not in replaced and Path(self.root, entry["key"]).exists() for entry in old.entries]
-        block = _join(_select(old, np.flatnonzero(exists)), _make_block(new))
-        stored = [
-            {name: part for name, part in entry.items() if name == "key" or _may_keep(part)} for entry in block.entries
-        ]
-        written = _write_block(path, replace(block, entries=stored))
-        return None if written is None else replace(written, entries=block.entries)
+        known = zip(old.entries, _tables(old), strict=True)
+        kept = [each for each in known if each[0]["key"] not in replaced and Path(self.root, each[0]["key"]).exists()]
+        return _write_block(path, _make_block([*kept, *new]))
 
 
 def load_shards(shards: Sequence[Shard], keys: Sequence[str]) -> dict[str, tuple[Block, int]]:
@@ -512,19 +423,18 @@ def load_shards(shards: Sequence[Shard], keys: Sequence[str]) -> dict[str, tuple
 def _fill_cache(shares: Sequence[Sequence[Shard]], keys: Sequence[str]) -> None:
     """Bring shards up to date in one process per share.
 
-    These are plain child processes and not those of `multiprocessing`: forking would copy locks that threads of a
-    notebook hold, and spawning would run the caller's script again.
+    Not by `multiprocessing`: to fork copies locks that threads of a notebook hold, to spawn runs the caller's script.
     """
     path = json.dumps([entry or os.getcwd() for entry in sys.path])  # noqa: PTH109
-    children: list[subprocess.Popen[str]] = []
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", _DRIVER, path], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # so that Ctrl-C reaches this process only, which then kills it
+        )
+        for _ in shares
+    ]  # fmt: skip
     try:
-        for _ in shares:
-            # In a session of its own, so that Ctrl-C reaches this process only, which then kills it.
-            child = subprocess.Popen(
-                [sys.executable, "-c", _DRIVER, path], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
-            )  # fmt: skip
-            children.append(child)
         for child, share in zip(children, shares, strict=True):  # all have started: a pipe holds less than a share
             assert child.stdin is not None
             with suppress(BrokenPipeError), child.stdin as stdin:

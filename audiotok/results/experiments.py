@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from audiotok.results.cache import Block, Shard, StaleCacheError, load_shards, ranges
+from audiotok.results.cache import Block, Shard, StaleCacheError, load_shards
 from audiotok.results.folders import (
     Roots,
     experiment_folders,
@@ -122,7 +123,11 @@ def _load_records(folders: Mapping[Path, Sequence[Path]], *, cached: bool = True
     overrides = {folder: values for shard in shards for folder, values in shard.overrides.items()}
     paths = [(path, str(path.absolute())) for group in folders.values() for path in group]
     records = [_record(path, overrides[key], *places[key]) for path, key in paths]
-    _log_problems(records)
+    damaged = [record for record in records if record.problems]
+    for record in damaged[:_MAX_LOGGED]:
+        logger.warning("%s: %s", record.folder, encodable("; ".join(record.problems)))
+    if len(damaged) > _MAX_LOGGED:
+        logger.warning("and %d more experiments with files that cannot be read", len(damaged) - _MAX_LOGGED)
     return records
 
 
@@ -163,15 +168,6 @@ def _configured(text: str) -> Any:
     return hashable(json.loads(text))
 
 
-def _log_problems(records: Sequence[Experiment]) -> None:
-    """Log the first damaged experiments."""
-    damaged = [record for record in records if record.problems]
-    for record in damaged[:_MAX_LOGGED]:
-        logger.warning("%s: %s", record.folder, encodable("; ".join(record.problems)))
-    if len(damaged) > _MAX_LOGGED:
-        logger.warning("and %d more experiments with files that cannot be read", len(damaged) - _MAX_LOGGED)
-
-
 @dataclass(frozen=True)
 class Experiments:
     """Experiments as tables; `history` and `samples` are read on first use."""
@@ -205,15 +201,10 @@ class Experiments:
             try:
                 return _history_frame(records, stages, metrics)
             except StaleCacheError:  # rewritten by another process: the same numbers are there, or later ones
-                records = self._read_again(cached=cached)
+                folders = {root: [own.folder for own in records if root in own.folder.parents] for root in self.roots}
+                found = {record.folder: record for record in _load_records(folders, cached=cached)}
+                records = [found[record.folder] for record in records]
         return _history_frame(records, stages, metrics)
-
-    def _read_again(self, *, cached: bool) -> list[Experiment]:
-        """The same records, as their files are now."""
-        folders = [record.folder for record in self.records]
-        groups = {root: [folder for folder in folders if root in folder.parents] for root in self.roots}
-        found = {record.folder: record for record in _load_records(groups, cached=cached)}
-        return [found[folder] for folder in folders]
 
     @property
     def swept(self) -> list[str]:
@@ -271,17 +262,24 @@ def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by
     # Parameters in the order they appear; the seed last, since repeats belong together.
     keys = dict.fromkeys(key for record in records for key in record.overrides)
     order = sorted(keys, key=lambda key: key.rpartition(".")[2] == "seed")
-    values = {
-        record.sig: [
-            hashable(record.overrides[k]) if k in record.overrides else record.configured.get(k) for k in order
-        ]
-        for record in records
-    }
+    rows = [(record, {**record.configured, **record.overrides}) for record in records]
+    values = {record.sig: [hashable(own.get(key)) for key in order] for record, own in rows}
     records = sorted(records, key=lambda record: ([natural(value) for value in values[record.sig]], record.sig))
     last = _last_values(records)
     metrics = sorted(last, key=metric_rank)
     columns: dict[str, Any] = {"sig": [record.sig for record in records]}
-    facts = _facts(records, _best_epochs(records, best_by, highest=highest))
+    best = _best_epochs(records, best_by, highest=highest)
+    facts = {
+        "state": [record.state for record in records],
+        "reason": [record.reason for record in records],
+        "epochs": np.array([record.epochs for record in records], np.int64),
+        "last_epoch": np.array([record.last_epoch for record in records], np.int64),
+        "best_epoch": pd.arrays.IntegerArray(best, best == 0),
+        "duration": np.array([record.duration_s for record in records], np.float64),
+        "gpu_hours": np.array([record.gpu_hours for record in records], np.float64),
+        "host": [record.host for record in records],
+        "commit": [record.commit for record in records],
+    }
     taken = {*facts, *metrics, "problems"}
     for index, key in enumerate(order):
         column = _distinct(key, taken | columns.keys(), "param.")
@@ -290,20 +288,6 @@ def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by
     columns |= facts | {metric: last[metric] for metric in metrics}
     columns["problems"] = ["; ".join(record.problems) for record in records]
     return Experiments(name, tuple(roots), pd.DataFrame(columns), parameters, tuple(metrics), tuple(records))
-
-
-def _facts(records: Sequence[Experiment], best: Any) -> dict[str, Any]:
-    return {
-        "state": [record.state for record in records],
-        "reason": [record.reason for record in records],
-        "epochs": np.array([record.epochs for record in records], np.int64),
-        "last_epoch": np.array([record.last_epoch for record in records], np.int64),
-        "best_epoch": pd.arrays.IntegerArray(best.astype(np.int64), best == 0),
-        "duration": np.array([record.duration_s for record in records], np.float64),
-        "gpu_hours": np.array([record.gpu_hours for record in records], np.float64),
-        "host": [record.host for record in records],
-        "commit": [record.commit for record in records],
-    }
 
 
 def _newest(records: Sequence[Experiment]) -> list[Experiment]:
@@ -326,33 +310,32 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
     Raises:
         StaleCacheError: if the cache was rewritten since the records were read.
     """
-    rows = [record.block.entries[record.place]["history"]["rows"] for record in records]
-    there = dict.fromkeys(stage for lengths in rows for stage in lengths)
+    counts = [record.block.entries[record.place]["history"]["rows"] for record in records]
+    there = dict.fromkeys(stage for each in counts for stage in each)
     chosen = sorted((stage for stage in there if stages is None or stage in stages), key=stage_rank)
-    lengths = np.array([[each.get(stage, 0) for stage in chosen] for each in rows], np.int64)
+    lengths = np.array([[each.get(stage, 0) for stage in chosen] for each in counts], np.int64)
     lengths = lengths.reshape(len(records), len(chosen))
     starts = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)
     groups = _by_block(records)
-    names = [name for name in _metric_names(groups, chosen) if metrics is None or name in metrics]
+    names = _metric_names(groups, chosen, metrics)
     epochs = np.empty(lengths.sum(), np.int32)
     values = np.empty((len(names), len(epochs)))
 
     def fill(block: Block, members: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        for stage, (sizes, block_epochs, block_values) in block.read(chosen, names).items():
-            if stage not in chosen:
-                continue
-            target = ranges(starts[members, chosen.index(stage)], sizes[places])
-            source: Any = slice(None)
-            if len(places) < len(sizes):
-                source = ranges((np.cumsum(sizes) - sizes)[places], sizes[places])
-            epochs[target] = block_epochs[source]
-            for name, row in zip(names, values, strict=True):
-                if name in block_values:
-                    row[target] = block_values[name][source]
+        target: Any
+        source: Any
+        for (stage, name), column in block.read(chosen, names).items():
+            if name is None:  # its epochs come first
+                sizes = block.lengths(stage)
+                target = _ranges(starts[members, chosen.index(stage)], sizes[places])
+                whole = len(places) == len(sizes)
+                source = slice(None) if whole else _ranges((np.cumsum(sizes) - sizes)[places], sizes[places])
+            (epochs if name is None else values[names.index(name)])[target] = column[source]
 
     with ThreadPoolExecutor(_THREADS) as pool:  # most of the time goes to the kernel and to checksums, without the GIL
         list(pool.map(lambda row: row.fill(math.nan), values))
-        list(pool.map(lambda group: fill(*group), groups))
+        for job in [pool.submit(fill, *group) for group in groups]:  # all run, so that each damaged file is found
+            job.result()
     sigs = np.repeat(np.arange(len(records), dtype=np.int32), lengths.sum(axis=1))
     codes = np.repeat(np.tile(np.arange(len(chosen), dtype=np.int8), len(records)), lengths.ravel())
     columns = [_distinct(name, {*_KEYS, *names}, "metric.") if name in _KEYS else name for name in names]
@@ -363,13 +346,19 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
     return frame
 
 
+def _ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """Integers start, start + 1, ..., start + length - 1 of each range, one range after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64)
+
+
 def _last_values(records: Sequence[Experiment]) -> dict[str, NDArray[np.float64]]:
     """Last value of every `stage.metric` of each record, even where its last epochs did not measure it."""
     found: dict[str, NDArray[np.float64]] = {}
     for block, members, places in _by_block(records):
         summary = block.summary[places]
         for column in np.flatnonzero(_measured(summary)):
-            name = ".".join(block.columns[column])
+            name = ".".join(block.names[column])
             if name not in found:
                 found[name] = np.full(len(records), math.nan)
             found[name][members] = summary[:, column, 0]
@@ -380,7 +369,7 @@ def _best_epochs(records: Sequence[Experiment], column: str, *, highest: bool) -
     """Epoch (from 1) of the best finite value of a `stage.metric`, the first one among equals; 0 without one."""
     found = np.zeros(len(records))
     for block, members, places in _by_block(records):
-        columns = [".".join(name) for name in block.columns]
+        columns = [".".join(name) for name in block.names]
         if column in columns:
             found[members] = block.summary[places, columns.index(column), 2 if highest else 1]
     return np.nan_to_num(found).astype(np.int64)
@@ -403,12 +392,14 @@ def _measured(summary: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(~np.isnan(summary[:, :, 1]).all(axis=0))
 
 
-def _metric_names(groups: Sequence[_Group], stages: Sequence[str]) -> list[str]:
-    """Metrics that any of the records measured in any of the stages, in the order of METRICS."""
+def _metric_names(groups: Sequence[_Group], stages: Sequence[str], metrics: set[str] | None) -> list[str]:
+    """Metrics, by default all, that any of the records measured in any of the stages, in the order of METRICS."""
     found: dict[str, None] = {}
     for block, _, places in groups:
-        measured = [name for name, there in zip(block.columns, _measured(block.summary[places]), strict=True) if there]
-        found |= dict.fromkeys(metric for stage in stages for own, metric in measured if own == stage)
+        measured = set(compress(block.names, _measured(block.summary[places])))
+        for stage in stages:
+            names = [name for name in block.metrics.get(stage, ()) if metrics is None or name in metrics]
+            found |= dict.fromkeys(name for name in names if (stage, name) in measured)
     return sorted(found, key=lambda name: metric_rank(f".{name}"))
 
 

@@ -134,7 +134,10 @@ def samples_frame(folders: Mapping[str, Path]) -> pd.DataFrame:
         reference, estimate), clip (name without suffix, the same for a reconstruction and its reference), path
         (`Path`); sorted by these, epochs going up.
     """
-    rows = [(sig, *row) for sig, folder in folders.items() for row in sorted(_sample_files(folder), key=_sample_order)]
+    found = {
+        sig: sorted(_sample_files(folder), key=lambda row: (row[0] or 0, row[2])) for sig, folder in folders.items()
+    }
+    rows = [(sig, *row) for sig, files in found.items() for row in files]
     sigs, epochs, kinds, clips, paths = zip(*rows, strict=True) if rows else ((), (), (), (), ())
     return pd.DataFrame(
         {
@@ -145,10 +148,6 @@ def samples_frame(folders: Mapping[str, Path]) -> pd.DataFrame:
             "path": pd.Series(paths, dtype=object),
         }
     )
-
-
-def _sample_order(row: tuple[int | None, str, str, Path]) -> tuple[int, str]:
-    return row[0] or 0, row[2]
 
 
 def _sample_files(folder: Path) -> Iterator[tuple[int | None, str, str, Path]]:

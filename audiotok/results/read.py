@@ -7,7 +7,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -37,13 +37,8 @@ _REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}\Z")
 _MAX_REFERENCES = 10
 
 
-def read_json_file(path: Path, kind: type, problems: list[str]) -> Any:
-    """Read a JSON file that should hold a list or a dict; None if it is missing, or damaged: a line in `problems`."""
-    return _read_json(path, kind, problems)[0]
-
-
-def _read_json(path: Path, kind: type, problems: list[str]) -> tuple[Any, bytes]:
-    """Content of a JSON file and its text, see `read_json_file`."""
+def read_json_file(path: Path, kind: type, problems: list[str]) -> tuple[Any, bytes]:
+    """Read a JSON file that should hold a list or a dict: content and text; None if missing or damaged, see above."""
     raw = b""
     try:
         raw = path.read_bytes()
@@ -154,8 +149,9 @@ class SavedConfig:
         """
         value = _lookup(self._config, key)
         # A group has no dots. Where there is a key of its name too, such as `solver`, it is a section or a name.
-        if "." not in key and key in self._choices and (value is None or isinstance(value, str | dict)):
-            return self._choices[key]
+        choices = self._frozen.get("choices")
+        if isinstance(choices, dict) and key in choices and "." not in key and isinstance(value, str | dict | None):
+            return choices[key]
         for _ in range(_MAX_REFERENCES):
             match = _REFERENCE.match(value) if isinstance(value, str) else None
             if match is None:
@@ -165,7 +161,7 @@ class SavedConfig:
 
     @cached_property
     def _frozen(self) -> dict[str, Any]:
-        return read_json_file(self._folder / FROZEN_FILE, dict, self.problems) or {}
+        return read_json_file(self._folder / FROZEN_FILE, dict, self.problems)[0] or {}
 
     @cached_property
     def _config(self) -> Any:
@@ -177,11 +173,6 @@ class SavedConfig:
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             self.problems.append(f"{FROZEN_FILE} cannot be read ({type(error).__name__})")
             return None
-
-    @cached_property
-    def _choices(self) -> Mapping[str, Any]:
-        choices = self._frozen.get("choices")
-        return choices if isinstance(choices, dict) else {}
 
 
 def _lookup(config: Any, key: str) -> Any:
@@ -223,7 +214,9 @@ class StageTable(NamedTuple):
     names: tuple[str, ...]  # metrics, in the order they appeared
     epochs: NDArray[np.int32]  # numbers (from 1) of the epochs that measured anything [N]
     values: NDArray[np.float64]  # [N, metrics]; NaN where not measured
-    present: NDArray[np.bool_]  # [N, metrics]; False where not measured, True for a NaN that was
+    # Last value that was measured, which may be NaN; epochs of the lowest and of the highest finite value, the first
+    # among equals, 0 without one [metrics, 3].
+    summary: NDArray[np.float64]
 
 
 def read_history(path: Path, problems: list[str]) -> History:
@@ -232,7 +225,7 @@ def read_history(path: Path, problems: list[str]) -> History:
     An epoch or a metric that is not what it should be is left out, with one line for each kind of damage; a null
     counts as NaN.
     """
-    return _clean(read_json_file(path, list, problems) or [], path.name, problems)
+    return _clean(read_json_file(path, list, problems)[0] or [], path.name, problems)
 
 
 def read_tables(path: Path, problems: list[str]) -> tuple[int, list[StageTable]]:
@@ -241,7 +234,7 @@ def read_tables(path: Path, problems: list[str]) -> tuple[int, list[StageTable]]
     Returns:
         Number of epochs in the file, and a table for each stage that measured anything, in the order they run.
     """
-    epochs, raw = _read_json(path, list, problems)
+    epochs, raw = read_json_file(path, list, problems)
     if not epochs:
         return 0, []
     history = epochs if _is_clean(epochs) else _clean(epochs, path.name, problems)
@@ -300,21 +293,26 @@ def _numbers(stage: str, metrics: dict[str, object], found: dict[str, None]) -> 
 
 def _stage_table(history: History, stage: str) -> StageTable | None:
     """Columns of a stage, in one pass where all its epochs have the same metrics, as they mostly do."""
-    epochs = [number for number, stages in enumerate(history, 1) if stages.get(stage)]
-    if not epochs:
+    found = {number: stages[stage] for number, stages in enumerate(history, 1) if stages.get(stage)}
+    if not found:
         return None
-    rows: Sequence[dict[str, float]] = [history[number - 1][stage] for number in epochs]
+    rows, epochs = list(found.values()), np.array(list(found), np.int32)
     orders = dict.fromkeys(map(tuple, rows))
     names = tuple(dict.fromkeys(chain.from_iterable(orders)))
     shape = (len(rows), len(names))
     if len(orders) == 1:
         flat = chain.from_iterable(map(dict.values, rows))
         values = np.fromiter(flat, np.float64, count=shape[0] * shape[1]).reshape(shape)
-        present = np.ones(shape, np.bool_)
+        last = values[-1]
     else:
         values = np.array([[row.get(name, math.nan) for name in names] for row in rows], np.float64)
-        present = np.array([[name in row for name in names] for row in rows], np.bool_)
-    return StageTable(stage, names, np.array(epochs, np.int32), values, present)
+        latest = {name: value for row in rows for name, value in row.items()}
+        last = np.array([latest[name] for name in names], np.float64)
+    finite = np.isfinite(values)
+    lowest = epochs[np.where(finite, values, np.inf).argmin(axis=0)]
+    highest = epochs[np.where(finite, values, -np.inf).argmax(axis=0)]
+    some = finite.any(axis=0)
+    return StageTable(stage, names, epochs, values, np.stack([last, lowest * some, highest * some], axis=1))
 
 
 def _repeated(raw: bytes) -> list[str]:
