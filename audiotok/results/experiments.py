@@ -145,22 +145,10 @@ def _record(folder: Path, overrides: dict[str, Any], block: Block, place: int) -
     problems = [line for part in (history, state, argv, config) for line in part["problems"]]
     if problems and not folder.is_dir():
         problems = ["no folder for this signature"]
-    return Experiment(
-        sig=folder.name,
-        folder=folder,
-        overrides=overrides,
-        configured={key: _configured(text) for key, text in config["values"].items()},
-        state=state["state"],
-        reason=state["reason"],
-        status=state["status"],
-        profile_gpus=state["profile_gpus"],
-        epochs=history["epochs"],
-        last_epoch=history["last_epoch"],
-        measured_s=history["duration"],
-        problems=problems,
-        block=block,
-        place=place,
-    )
+    configured = {key: _configured(text) for key, text in config["values"].items()}
+    facts = {name: state[name] for name in ("state", "reason", "status", "profile_gpus")}
+    facts |= {"epochs": history["epochs"], "last_epoch": history["last_epoch"], "measured_s": history["duration"]}
+    return Experiment(folder.name, folder, overrides, configured, **facts, problems=problems, block=block, place=place)
 
 
 @lru_cache(maxsize=2**12)

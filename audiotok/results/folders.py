@@ -134,10 +134,8 @@ def samples_frame(folders: Mapping[str, Path]) -> pd.DataFrame:
         reference, estimate), clip (name without suffix, the same for a reconstruction and its reference), path
         (`Path`); sorted by these, epochs going up.
     """
-    found = {
-        sig: sorted(_sample_files(folder), key=lambda row: (row[0] or 0, row[2])) for sig, folder in folders.items()
-    }
-    rows = [(sig, *row) for sig, files in found.items() for row in files]
+    found = ((sig, sorted(_sample_files(one), key=lambda row: (row[0] or 0, row[2]))) for sig, one in folders.items())
+    rows = [(sig, *row) for sig, files in found for row in files]
     sigs, epochs, kinds, clips, paths = zip(*rows, strict=True) if rows else ((), (), (), (), ())
     return pd.DataFrame(
         {

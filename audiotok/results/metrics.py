@@ -61,6 +61,7 @@ HEADLINE = (
     "evaluate.mmd", "evaluate.mmd_p", "evaluate.usage",
 )  # fmt: skip
 """The columns that a table shows by default: how good the codec is, and how independent its codebooks."""
+_ORDER = {name: rank for rank, name in enumerate(METRICS)}
 
 
 def metric_direction(column: str) -> Literal["higher", "lower"]:
@@ -84,9 +85,6 @@ def metric_rank(column: str) -> tuple[int, int]:
     return stage_rank(stage), _ORDER.get(name, len(_ORDER))
 
 
-_ORDER = {name: rank for rank, name in enumerate(METRICS)}
-
-
 class _Runs(Protocol):
     """What is needed of `Experiments`, whose module imports this one."""
 
@@ -99,9 +97,7 @@ class _Runs(Protocol):
     @property
     def metrics(self) -> tuple[str, ...]: ...
 
-    def read_history(
-        self, stages: Iterable[str] | None = None, metrics: Iterable[str] | None = None
-    ) -> pd.DataFrame: ...
+    def read_history(self, stages: Iterable[str], metrics: Iterable[str]) -> pd.DataFrame: ...
 
 
 def require_metric(experiments: _Runs, name: str) -> str:
@@ -118,10 +114,8 @@ def require_metric(experiments: _Runs, name: str) -> str:
     suffix = name.rpartition(".")[2]
     same = [other for other in known if other.partition(".")[2] == suffix]
     near = dict.fromkeys([*same, *difflib.get_close_matches(name, known, n=5, cutoff=0.3)])
-    raise ResultsError(
-        f"no run of {experiments.name} has the metric {name!r}; the nearest: {', '.join(near or known)} "
-        f"({len(known)} in all)."
-    )
+    names = f"{', '.join(near or known)} ({len(known)} in all)"
+    raise ResultsError(f"no run of {experiments.name} has the metric {name!r}; the nearest: {names}.")
 
 
 def metric_values(experiments: _Runs, name: str, *, best_by: str | None = None) -> pd.Series:

@@ -26,8 +26,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vPX*"
 MAX_GROUPS = 12
-_DPI = 160
-_BETTER = {"higher": "↑ higher is better", "lower": "↓ lower is better", "neutral": ""}
+_BETTER = {"higher": " (↑ higher is better)", "lower": " (↓ lower is better)", "neutral": ""}
 
 
 def learning_curves(experiments: Experiments, metric: str, by: Sequence[str], *, seeds: str = "seed") -> Figure:
@@ -76,10 +75,9 @@ def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, b
         means[where], spreads[where] = record["mean"], record["std"]
     figure, axes = _new_figure(f"{metric} of {experiments.name}", columns, rows)
     _draw_matrix(figure, axes, means, metric_label(metric), spreads=spreads)
-    axes.set_xticks(
-        range(len(ticks[1])), [_plain_text(format_value(value)) for value in ticks[1]], rotation=30, ha="right"
-    )
-    axes.set_yticks(range(len(ticks[0])), [_plain_text(format_value(value)) for value in ticks[0]])
+    labels = [[_plain_text(format_value(value)) for value in values] for values in ticks]
+    axes.set_xticks(range(len(ticks[1])), labels[1], rotation=30, ha="right")
+    axes.set_yticks(range(len(ticks[0])), labels[0])
     return figure
 
 
@@ -100,11 +98,10 @@ def tradeoff(experiments: Experiments, x: str, y: str, by: Sequence[str] = (), *
     front = points[pareto_front(points, x, y)].sort_values([x, y])
     axes.plot(front[x], front[y], color="#666666", linewidth=1.2, zorder=1, label="Pareto front")
     groups = list(points.groupby(list(by), sort=False, dropna=False)) if by else [("all runs", points)]
-    for (group, members), style, marker in zip(
-        _check_count(groups), _styles(), itertools.cycle(_MARKERS), strict=False
-    ):
+    for (group, members), style in zip(_check_count(groups), _styles(), strict=False):
         label = _name(by, group, len(members)) if by else f"runs ({len(members)})"
-        axes.scatter(members[x], members[y], label=label, color=style["color"], marker=marker, edgecolors="white", s=55)
+        look = {"color": style["color"], "marker": style["marker"], "edgecolors": "white", "s": 55}
+        axes.scatter(members[x], members[y], label=label, **look)
     _add_legend(axes)
     return figure
 
@@ -123,8 +120,7 @@ def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -
         matrix[i, j] = matrix[j, i] = value
     figure, axes = _new_figure(f"{metric} between the codebooks of {sig}", "codebook", "codebook")
     _draw_matrix(figure, axes, matrix, metric_label(f"evaluate.{metric}"))
-    axes.set_xticks(range(size))
-    axes.set_yticks(range(size))
+    axes.set(xticks=range(size), yticks=range(size))
     return figure
 
 
@@ -166,19 +162,18 @@ def _run(experiments: Experiments, sig: str) -> "pd.Series[Any]":
 
 def _name(by: Sequence[str], group: Any, runs: int) -> str:
     values = group if isinstance(group, tuple) and len(by) == len(group) else (group,)
-    text = ", ".join(
-        f"{name.rpartition('.')[2]}={_plain_text(format_value(value))}" for name, value in zip(by, values, strict=True)
-    )
+    pairs = zip(by, map(format_value, values), strict=True)
+    text = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in pairs)
     return _plain_text(text if runs == 1 else f"{text} ({runs} runs)")
 
 
 def metric_label(name: str) -> str:
     """Axis label of a `stage.metric`: its name, unit and direction."""
     metric = METRICS.get(name.rpartition(".")[2])
-    parts = [name if metric is None or not metric.unit else f"{name}, {metric.unit}"]
-    if metric is not None and _BETTER[metric.direction]:
-        parts.append(f"({_BETTER[metric.direction]})")
-    return " ".join(parts)
+    if metric is None:
+        return name
+    unit, better = metric.unit and f", {metric.unit}", _BETTER[metric.direction]
+    return f"{name}{unit}{better}"
 
 
 def save_figure(figure: Figure, path: str | Path) -> list[Path]:
@@ -187,7 +182,7 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
     try:
         for file in files:
             metadata: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {"Software": None}
-            figure.savefig(file, dpi=_DPI, metadata=metadata)
+            figure.savefig(file, dpi=160, metadata=metadata)
     except OSError as error:
         raise ResultsError(f"cannot write {files[0].parent}: {error.strerror or error}.") from error
     return files
@@ -197,9 +192,7 @@ def _new_figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     """Figure of one panel, its title and the labels of its axes."""
     figure = Figure(figsize=(7.0, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(_plain_text(title))
-    axes.set_xlabel(_plain_text(x))
-    axes.set_ylabel(_plain_text(y))
+    axes.set(title=_plain_text(title), xlabel=_plain_text(x), ylabel=_plain_text(y))
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

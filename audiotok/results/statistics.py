@@ -48,8 +48,7 @@ def summarize(
     Raises:
         ResultsError: if a column does not exist, or `confidence` is not between 0 and 1.
     """
-    _require(runs, [*by, *metrics])
-    _check_confidence(confidence)
+    _check(runs, [*by, *metrics], confidence)
     rows = []
     for group, members in _groups(runs, by):
         for metric in metrics:
@@ -94,8 +93,7 @@ def compare(
     Raises:
         ResultsError: if a column or the baseline does not exist, or two runs of a condition have the same seed.
     """
-    _require(runs, [*by, *metrics, pair])
-    _check_confidence(confidence)
+    _check(runs, [*by, *metrics, pair], confidence)
     unknown = [name for name in baseline if name not in by]
     if unknown or not baseline:
         raise ResultsError(f"baseline names {unknown or 'nothing'}; give values of: {', '.join(by)}.")
@@ -127,10 +125,8 @@ def _confidence_interval(values: Floats, confidence: float, interval: Interval) 
     if interval == "t":
         low, high = stats.t.interval(confidence, len(values) - 1, values.mean(), stats.sem(values))
     else:
-        result = stats.bootstrap(
-            (values,), np.mean, confidence_level=confidence, n_resamples=RESAMPLES, method="percentile", rng=SEED
-        )
-        low, high = result.confidence_interval
+        options: dict[str, Any] = {"n_resamples": RESAMPLES, "method": "percentile", "rng": SEED}
+        low, high = stats.bootstrap((values,), np.mean, confidence_level=confidence, **options).confidence_interval
     return float(low), float(high)
 
 
@@ -153,7 +149,7 @@ def _compare_pairs(both: Floats, confidence: float, interval: Interval, test: Te
     low, high = _confidence_interval(differences, confidence, interval)
     spread = differences.std(ddof=1) if n > 1 else np.nan
     effect = differences.mean() / spread if spread > 0 else np.nan
-    p = np.nan if n < 2 else _p_value(differences, test)
+    p = _p_value(differences, test) if n > 1 else np.nan
     return n, both[:, 0].mean(), both[:, 1].mean(), differences.mean(), low, high, effect, p
 
 
@@ -161,10 +157,8 @@ def _p_value(differences: Floats, test: Test) -> float:
     if not differences.any():
         return 1.0
     if test == "permutation":
-        result = stats.permutation_test(
-            (differences,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=SEED
-        )
-        return float(result.pvalue)
+        options: dict[str, Any] = {"permutation_type": "samples", "n_resamples": RESAMPLES, "rng": SEED}
+        return float(stats.permutation_test((differences,), np.mean, **options).pvalue)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # equal differences: p is 0, as it should be
         return float(stats.ttest_1samp(differences, 0.0).pvalue)
@@ -172,9 +166,7 @@ def _p_value(differences: Floats, test: Test) -> float:
 
 def _groups(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
     """Groups in the order in which they first appear in `runs`, which is sorted by its parameters."""
-    if not by:
-        return [((), runs)]
-    return [(group, members) for group, members in runs.groupby(list(by), sort=False, dropna=False)]
+    return list(runs.groupby(list(by), sort=False, dropna=False)) if by else [((), runs)]
 
 
 def _by_pair(members: pd.DataFrame, pair: str, by: Sequence[str], group: tuple[Any, ...]) -> pd.DataFrame:
@@ -189,13 +181,10 @@ def _by_pair(members: pd.DataFrame, pair: str, by: Sequence[str], group: tuple[A
     return members.set_index(pair)
 
 
-def _require(runs: pd.DataFrame, names: Sequence[str]) -> None:
+def _check(runs: pd.DataFrame, names: Sequence[str], confidence: float) -> None:
     missing = [name for name in names if name not in runs.columns]
     if missing:
         raise ResultsError(f"no column {', '.join(missing)}; there are: {', '.join(map(str, runs.columns))}.")
-
-
-def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ResultsError(f"confidence={confidence}; give a number between 0 and 1, such as 0.95.")
 

@@ -5,12 +5,12 @@ reach the terminal, pipes never break a Markdown row, and LaTeX sees no command.
 full precision.
 """
 
-import difflib
 import json
 import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -23,9 +23,7 @@ from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import HEADLINE, METRICS, Direction
 
 TableFormat = Literal["table", "csv", "markdown", "latex", "parquet"]
-EXACT: tuple[str, ...] = ("csv", "parquet")
-"""Formats for programs: every column, every digit."""
-
+EXACT: tuple[str, ...] = ("csv", "parquet")  # formats for programs: every column, every digit
 MISSING = "-"
 _MAX_TEXT = 60
 _SHORT_NUMBER = 7  # characters: a number as short as that was typed by a person, and is shown as it is
@@ -69,17 +67,14 @@ def format_table(
         raise ResultsError("parquet is not text; give a file with output (--output FILE).")
     frame = runs if columns is None else runs[_select_columns(runs.columns, columns)]
     if fmt == "csv":
-        return _expand_estimates(frame).map(_csv_value).to_csv(index=False, lineterminator="\n")
+        return _plain(frame).to_csv(index=False, lineterminator="\n")  # by repr of numbers, which loses nothing
     headers = [clean_text(str(name)) for name in frame.columns]
     values = [frame.iloc[:, index].tolist() for index in range(len(headers))]
     cells = [format_column(items) for items in values]
     numeric = [all(map(is_numeric, items)) for items in values]
-    best = [
-        best_rows(items, _direction(header) if bold else "neutral")
-        for header, items in zip(headers, values, strict=True)
-    ]
-    write = {"table": _terminal, "markdown": _markdown, "latex": _latex}[fmt]
-    return write(headers, cells, numeric, best)
+    directions: list[Direction] = [_direction(header) if bold else "neutral" for header in headers]
+    best = list(map(best_rows, values, directions))
+    return {"table": _terminal, "markdown": _markdown, "latex": _latex}[fmt](headers, cells, numeric, best)
 
 
 def write_table(
@@ -93,7 +88,7 @@ def write_table(
     try:
         if fmt == "parquet":
             frame = runs if columns is None else runs[_select_columns(runs.columns, columns)]
-            _expand_estimates(frame).map(_csv_value).convert_dtypes().to_parquet(path, index=False)
+            _plain(frame).convert_dtypes().to_parquet(path, index=False)
         else:
             path.write_text(format_table(runs, fmt, columns, bold=bold and fmt != "table"), encoding="utf-8")
     except OSError as error:
@@ -111,7 +106,7 @@ def _select_columns(available: Iterable[str], patterns: Iterable[str]) -> list[s
     for pattern in patterns:
         found = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
         if not found:
-            near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3) or names
+            near = get_close_matches(pattern, names, n=5, cutoff=0.3) or names
             raise ResultsError(f"no column {pattern!r}; there are: {', '.join(near)} ({len(names)} in all).")
         selected |= dict.fromkeys(found)
     return list(selected)
@@ -167,8 +162,8 @@ def _direction(header: str) -> Direction:
     return metric.direction if metric else "neutral"
 
 
-def _expand_estimates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Replace each column of estimates by columns of its parts."""
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns of their parts instead of estimates; lists as JSON."""
     columns: dict[str, Any] = {}
     for name, items in frame.items():
         if any(isinstance(value, Estimate) for value in items):
@@ -176,12 +171,7 @@ def _expand_estimates(frame: pd.DataFrame) -> pd.DataFrame:
                 columns[f"{name}.{part}"] = [getattr(value, part, None) for value in items]
         else:
             columns[str(name)] = items.array
-    return pd.DataFrame(columns)
-
-
-def _csv_value(value: Any) -> Any:
-    """Lists as JSON; what is missing stays empty; numbers are left to repr, which loses nothing."""
-    return json.dumps(value) if isinstance(value, tuple) else value
+    return pd.DataFrame(columns).map(lambda value: json.dumps(value) if isinstance(value, tuple) else value)
 
 
 def _terminal(headers: list[str], cells: list[list[str]], numeric: list[bool], best: list[set[int]]) -> str:
@@ -208,17 +198,13 @@ def _latex(headers: list[str], cells: list[list[str]], numeric: list[bool], best
     columns = []
     for header, column, winners in zip(headers, cells, best, strict=True):
         arrow = _ARROWS.get(_direction(header), "")
-        escaped = [_escape_latex(text) for text in column]
+        head, *escaped = ("".join(_LATEX.get(char, char) for char in text) for text in (header, *column))
         marked = [rf"\textbf{{{text}}}" if row in winners else text for row, text in enumerate(escaped)]
-        columns.append([f"{_escape_latex(header)} {arrow}".rstrip(), *marked])
+        columns.append([f"{head} {arrow}".rstrip(), *marked])
     lines = [f"{' & '.join(row)} \\\\\n" for row in zip(*columns, strict=True)]
     alignment = "".join("r" if right else "l" for right in numeric)
-    head = f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{alignment}}}\n\\toprule\n"
-    return head + lines[0] + "\\midrule\n" + "".join(lines[1:]) + "\\bottomrule\n\\end{tabular}\n"
-
-
-def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in text)
+    begin = f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{alignment}}}\n\\toprule\n"
+    return begin + lines[0] + "\\midrule\n" + "".join(lines[1:]) + "\\bottomrule\n\\end{tabular}\n"
 
 
 class Estimate(NamedTuple):
