@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from audiotok import training
 from audiotok.experiments import experiment_main
-from audiotok.launchers.dora_patches import install, tell_mistakes_in_one_line
+from audiotok.launchers.dora_patches import install, report_mistakes_in_one_line
 from audiotok.training import get_solver
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["get_solver", "get_solver_from_sig", "get_solver_from_xp", "main"]
 
-tell_mistakes_in_one_line()  # now, as the decorator below reads the configuration
+report_mistakes_in_one_line()  # now, as the decorator below reads the configuration
 
 
 @experiment_main(config_path="config", config_name="config", version_base="1.3")

@@ -126,7 +126,7 @@ def cluster_module() -> Any:
     package = ModuleType("tests")
     package.__path__ = [str(Path(__file__).parent.parent / "tests")]
     sys.modules["tests"] = package
-    return importlib.import_module("tests.cluster.slurm")
+    return importlib.import_module("tests.cluster.shared")
 
 
 def on_cluster(method: str, count: int, cluster: "TestCluster", folder: Path) -> Figures:
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(measure((ours if args.one == "ours" else upstream)(args.count))))
         return
     slurm = cluster_module()
-    reason = slurm.missing_reason(os.environ)
+    reason = slurm.missing()
     if reason is not None:
         raise SystemExit(reason)
     with tempfile.TemporaryDirectory(prefix="slurm-") as base, slurm.TestCluster(Path(base) / "cluster") as cluster:

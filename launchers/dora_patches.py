@@ -71,7 +71,7 @@ def install(main: DecoratedMain) -> None:
         ConfigError: if AUDIOTOK_LAUNCHER names no engine.
         AttributeError: if this version of Dora lacks a name that is to be replaced.
     """
-    tell_mistakes_in_one_line()
+    report_mistakes_in_one_line()
     detect(os.environ)
     main.get_slurm_config = lambda: profile_of(main)  # type: ignore[method-assign]
     for patch in PATCHES:
@@ -80,7 +80,7 @@ def install(main: DecoratedMain) -> None:
         setattr(module, patch.name, patch.ours)
 
 
-def tell_mistakes_in_one_line() -> None:
+def report_mistakes_in_one_line() -> None:
     """Under the `dora` command line, end mistakes of the user in one line and exit code 2.
 
     `install` does it too; but composing the configuration, which comes before that, can find mistakes. Notebooks and

@@ -21,10 +21,15 @@ _running: dict[str, tuple[TestCluster, ExitStack]] = {}
 _borrowers: dict[str, int] = {}
 
 
+def missing() -> str | None:
+    """Why there can be no cluster on this machine; None if there can be one, whose packages are then installed."""
+    return missing_reason(PACKAGES, DAEMONS) if os.geteuid() == 0 else "a test cluster needs root"
+
+
 @contextmanager
 def borrowed(kind: str) -> Iterator[TestCluster]:
     """A running cluster; where it cannot be had the test is left out, but on CI (CI=true) that is a failure."""
-    reason = missing_reason(PACKAGES, DAEMONS) if os.geteuid() == 0 else "a test cluster needs root"
+    reason = missing()
     if reason is not None and os.environ.get("CI") == "true":
         pytest.fail(reason)
     if reason is not None:

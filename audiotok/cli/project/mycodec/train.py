@@ -4,9 +4,9 @@ from typing import Any
 
 from audiotok import training
 from audiotok.experiments import experiment_main
-from audiotok.launchers.dora_patches import install, tell_mistakes_in_one_line
+from audiotok.launchers.dora_patches import install, report_mistakes_in_one_line
 
-tell_mistakes_in_one_line()
+report_mistakes_in_one_line()
 
 
 @experiment_main(config_path="config", config_name="config", version_base="1.3", base="audiotok")
