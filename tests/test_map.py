@@ -65,6 +65,14 @@ def test_every_file_that_the_map_names_is_there() -> None:
         assert placeholder or "/" not in name or (ROOT / name).is_file(), name
 
 
+def test_every_name_in_the_tasks_is_in_the_code() -> None:
+    files = [path for top in ("audiotok", "launchers", "grids", "tests") for path in (ROOT / top).rglob("*.py")]
+    text = "\n".join(path.read_text() for path in [*files, *(ROOT / "config").rglob("*.yaml")])
+    names = re.findall(r"`([A-Za-z_][\w.]*)`", MAP.partition("## To add")[2])
+    parts = {part for name in names if "NAME" not in name and not _PATH.match(f"`{name}`") for part in name.split(".")}
+    assert len(parts) > 30 and [part for part in parts if not re.search(rf"\b{part}\b", text)] == []
+
+
 @pytest.mark.parametrize("page", DOCS, ids=str)
 def test_links_between_docs_resolve(page: Path) -> None:
     for target in _LINK.findall((ROOT / page).read_text()):
