@@ -132,12 +132,17 @@ class _Grid:
             self.herd.complete()
         self.folder = Path(main.dora.dir) / main.dora._grids / name  # of its links
         every = list(self.herd.sheeps.values())
-        self.sheeps: list[Any] = dora.grid._filter_grid_sheeps(list(args.patterns), main, every)
+        try:
+            self.sheeps: list[Any] = dora.grid._filter_grid_sheeps(list(args.patterns), main, every)
+        except IndexError as error:
+            raise ConfigError(f"{name} has {len(every)} experiments, which count from 0: {args.patterns}.") from error
+        if args.trim is not None and self.sheeps and not -len(self.sheeps) <= args.trim < len(self.sheeps):
+            raise ConfigError(f"--trim {args.trim}: there are {len(self.sheeps)} experiments, which count from 0.")
 
     def clear(self) -> None:
         """Cancel all jobs and delete the folders of experiments, from the command line after a confirmation."""
         self.log(f"--clear cancels {len(self.sheeps)} experiments of {self.name} and deletes their folders for good.")
-        if self.args._from_commandline and input("Delete them? [y/N] ").lower() != "y":
+        if self.args._from_commandline and not _confirmed("Delete them? [y/N] "):
             fatal("Not confirmed; nothing was changed.")
         for sheep in self.sheeps:
             self.shepherd.cancel_lazy(sheep=sheep)
@@ -205,7 +210,12 @@ class _Grid:
         if not self.sheeps:
             self.log("No experiment of this grid is selected.")
         elif not indices:
-            self._watch()
+            try:
+                self._watch()
+            except KeyboardInterrupt:
+                command = f"dora grid {self.name}"
+                self.log(f"The jobs are still there: `{command}` shows the table again, `{command} -C` cancels them.")
+                sys.exit(130)  # as of a shell after Ctrl-C
         elif self.args._from_commandline:
             self._show_one(indices[0])
         else:
@@ -240,11 +250,12 @@ class _Grid:
             if monitor(args, self.main, self.explorer, self.sheeps, show) or not args.monitor:
                 return
             show()
-            for left in range(int(args.interval * 60), 0, -1):
+            for left in range(max(1, int(args.interval * 60)), 0, -1):
                 text = f"again in {left} s       "
-                show(colorize(text, "31") if left < 10 else text, end="\r")
+                if sys.stdout.isatty():  # no countdown in a pipe or a log
+                    show(colorize(text, "31") if left < 10 else text, end="\r")
                 time.sleep(1)
-            show(" " * 60)
+            show(" " * 60 if sys.stdout.isatty() else "")
 
     def _left(self) -> list[GridSheep]:
         """The experiments that are linked in its folder but not in its file any more."""
@@ -259,6 +270,13 @@ class _Grid:
     def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:
         profile, xp = None if decision.action is Action.CANCEL else sheep.profile, sheep.xp
         return Entry(xp.sig, self.main.get_name(xp), Path(xp.folder), sheep.state() or "", decision, profile)
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:  # without a terminal
+        return False
 
 
 def _links(folder: Path) -> set[str]:

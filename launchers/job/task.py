@@ -1,8 +1,4 @@
-"""Runs a task of a SLURM job that was submitted by an earlier version.
-
-The scripts of jobs that still wait in a queue hold `python -u -m launchers.job.task FOLDER`; new ones
-`audiotok.launchers.slurm.inside`.
-"""
+"""Runs a task of a pending SLURM job whose script, by an earlier version, holds `-m launchers.job.task FOLDER`."""
 
 import sys
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess as sp
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,8 +173,26 @@ def test_a_dry_run_may_initialize_and_not_clear(slurm_project: TinyProject) -> N
     slurm_project.dora("grid", "fleet", "--dry_run", "--init")
     assert slurm_project.experiment(index=3).is_dir() and not calls(slurm_project, "sbatch")
     assert "exclude each other" in slurm_project.dora("grid", "fleet", "--dry_run", "--clear", code=1)
-    assert "nothing was changed" in slurm_project.dora("grid", "fleet", "--clear", code=1, answer="n\n")
+    for answer in ("n\n", ""):  # the second is the end of the input
+        assert "nothing was changed" in slurm_project.dora("grid", "fleet", "--clear", code=1, answer=answer)
     assert slurm_project.experiment(index=3).is_dir() and not calls(slurm_project, "sbatch")
+
+
+def test_an_index_beyond_the_grid_is_one_line_and_submits_nothing(slurm_project: TinyProject) -> None:
+    for arguments in (("9",), ("--trim", "4")):
+        said = slurm_project.dora("grid", "fleet", *arguments, "--no_monitoring", code=2)
+        assert said.splitlines()[-1].startswith("error: ") and "count from 0" in said and "Traceback" not in said
+    assert not calls(slurm_project, "sbatch")
+
+
+def test_the_watch_ends_with_a_line_and_leaves_the_jobs(slurm_project: TinyProject) -> None:
+    command = slurm_project.start("grid", "fleet", "--interval", "0")
+    assert command.stdout is not None
+    assert any("4 experiments" in line for line in command.stdout)
+    command.send_signal(signal.SIGINT)
+    said = command.stdout.read()
+    assert command.wait(20) == 130 and "`dora grid fleet -C` cancels" in said and "Traceback" not in said
+    assert "\r" not in said and not calls(slurm_project, "scancel")
 
 
 def test_what_is_not_a_link_stays_in_the_folder_of_a_grid(slurm_project: TinyProject) -> None:
