@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import keyword
 import logging
+import shlex
 from pathlib import Path
 
 from audiotok.errors import ConfigError
@@ -25,8 +26,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def _init(args: argparse.Namespace) -> None:
     folder: Path = args.folder.absolute()
     name = folder.name
-    _check(folder, name)
     try:
+        _check(folder, name)
         for source in sorted(path for path in _TEMPLATE.rglob("*") if path.is_file() and path.suffix != ".pyc"):
             target = folder / str(source.relative_to(_TEMPLATE)).replace(_NAME, name)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +36,7 @@ def _init(args: argparse.Namespace) -> None:
         raise ConfigError(f"cannot write to {folder}: {error.strerror}.") from error
     advice = "`audiotok doctor` checks this machine, `audiotok data demo` fetches music to train on. Next:"
     logger.info("The grid, presets and cluster profile of the project are in %s; %s", args.folder / name, advice)
-    print(f"cd {args.folder} && dora grid sweep --dry_run --no_monitoring")
+    print(f"cd {shlex.quote(str(args.folder))} && dora grid sweep --dry_run --no_monitoring")
 
 
 def _check(folder: Path, name: str) -> None:

@@ -35,8 +35,11 @@ def test_the_doctor_knows_the_profiles_and_presets_of_a_project(tmp_path: Path) 
     assert done.returncode == 1 and not done.stderr
 
 
-def test_an_empty_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_folder_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
+    assert main(["init", "two words/mine"]) == 0 and capsys.readouterr().out.startswith("cd 'two words/mine' && ")
     (tmp_path / "mine").mkdir()
     assert main(["init", "mine"]) == 0 and (tmp_path / "mine" / "mine" / "train.py").exists()
 
@@ -53,6 +56,7 @@ def test_an_empty_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("json", "installed already"),
         ("audiotok", "installed already"),
         ("file/mine", "cannot write"),
+        ("a" * 300, "cannot write"),
     ],
 )
 def test_what_it_refuses_is_left_as_it_is(
