@@ -155,8 +155,8 @@ def test_the_daemon_of_the_queue_is_killed(house: House) -> None:
     assert set(project.verdicts(4)) <= {"RUNNING", "PENDING", "COMPLETED"}
     project.wait(lambda: project.verdicts(2) == ["COMPLETED"] * 2)
     house.revive_daemon()
-    table = project.many(4, slurm=house.slurm, **slow)
-    assert shown_states(table)[:2] == ["COMPLETED"] * 2
+    # A controller that comes back has its jobs running until the nodes have reported to it.
+    project.wait(lambda: shown_states(project.many(4, slurm=house.slurm, **slow))[:2] == ["COMPLETED"] * 2)
     project.wait(lambda: project.verdicts(4) == ["COMPLETED"] * 4)
     assert_nothing_lost(project, 4)
     assert all(len(runs_of(project.experiment(index=index))) == 1 for index in range(1, 5))

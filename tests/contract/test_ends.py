@@ -58,7 +58,7 @@ def test_a_process_killed_by_somebody_fails(house: House) -> None:
 def test_a_time_limit_queues_again_until_it_may_no_more(house: House) -> None:
     """The limit is a minute; the signal comes ahead of it, and SLURM looks at its clock twice a minute."""
     project = house.project
-    often, never = {"time": 1, "signal_s": 58}, {"time": 1, "signal_s": 58, "max_num_timeout": 0}
+    often, never = {"time": 1, "signal_s": 55}, {"time": 1, "signal_s": 55, "max_num_timeout": 0}
     runs = [{"index": 1, "slurm": often}, {"index": 2, "slurm": never}]
     slow = {**SHORT, "faults": 1}
     project.many(runs, array=False, **slow)
