@@ -12,9 +12,18 @@ from typing import Any, ClassVar, Protocol, Self
 
 from dora.main import DecoratedMain
 
+from audiotok.errors import LaunchError
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
 from audiotok.status import JOB_FILE, Verdict, read_json
+
+
+class NoRoomError(LaunchError):
+    """The scheduler takes no more jobs now: a limit of the site is reached, or it is busy. The profile is right."""
+
+
+class NoAnswerError(LaunchError):
+    """The scheduler gave no answer to a submission, and may have accepted it nevertheless."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +136,15 @@ class Engine(Protocol):
         `refresh`: nothing is submitted twice, nothing is lost.
 
         Raises:
+            NoRoomError: if it takes no more now.
             LaunchError: if the scheduler refuses; jobs that it accepted before are then recorded.
         """
 
-    def refresh(self) -> None:
-        """Query the states of all jobs at once, and repair what a dead command left behind."""
+    def refresh(self, *, repair: bool = True) -> None:
+        """Query the states of all jobs at once; with `repair` also mend what a dead command left behind.
+
+        Without `repair` nothing is written, started or stopped.
+        """
 
     def verdict(self, job: Job) -> Verdict:
         """State of a job as of the last `refresh`, and the reason; never waits."""

@@ -102,7 +102,7 @@ class LocalEngine:
             ensure(self.store)
         return jobs
 
-    def refresh(self) -> None:
+    def refresh(self, *, repair: bool = True) -> None:
         """Read the states of all jobs that are not over, and bring back a supervisor that was killed."""
         records = filter(None, map(self.store.checked, self.store.unfinished()))
         self._live = {record.job_id: _verdict(record) for record in records}

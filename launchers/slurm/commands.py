@@ -10,11 +10,6 @@ from audiotok.launchers.child import run_command
 from audiotok.status import SchedulerWord, State
 
 CHUNK = 400  # job ids in one call, far below any limit on the length of a command
-# In sbatch's message: the controller gave no (sensible) answer, and may have accepted the job nevertheless.
-UNREACHABLE = re.compile(
-    r"(?i)unable to contact|timed out|zero bytes|connection|communication|message (?:receive|send)|endpoint|standby"
-    r"|make sense of"
-)
 
 _STATES = {  # SLURM's names of states that are not ours, too
     **dict.fromkeys(("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"), State.PENDING),

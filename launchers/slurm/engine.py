@@ -17,13 +17,13 @@ from dora.main import DecoratedMain
 
 from audiotok.errors import LaunchError
 from audiotok.files import read_json, write_json
-from audiotok.launchers.engine import Check, Job, Task
+from audiotok.launchers.engine import Check, Job, NoAnswerError, Task
 from audiotok.launchers.lock import SubmitLock, user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm import commands
 from audiotok.launchers.slurm.commands import CHUNK, Entry, collapse_ids, run
 from audiotok.launchers.slurm.doctor import check_slurm
-from audiotok.launchers.slurm.sbatch import SbatchExecutor, max_array_size
+from audiotok.launchers.slurm.sbatch import max_array_size, send
 from audiotok.launchers.slurm.submissions import Submission, SubmissionBook
 from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict
 from audiotok.status.judge import judge
@@ -92,7 +92,7 @@ class SlurmEngine:
                 raise LaunchError(f"{error} Not submitted: {shown}; {rest}") from error
         return jobs
 
-    def refresh(self) -> None:
+    def refresh(self, *, repair: bool = True) -> None:
         """Query all jobs at once; adopt what a dead command sent, and record how jobs have ended.
 
         If SLURM does not answer, `failure` holds why and all jobs that are not known to have ended are UNKNOWN.
@@ -160,16 +160,17 @@ class SlurmEngine:
         except OSError as error:
             raise LaunchError(f"cannot write {self.book.root} ({error}); nothing of this was submitted.") from error
         try:
-            executor = SbatchExecutor(submission.folder, profile, submission.token, mem_factor=tasks[0].mem_factor)
             words = ["-u", "-m", "audiotok.launchers.slurm.inside", str(submission.folder)]
-            job_id = executor.submit(words, array=len(tasks) if len(tasks) > 1 else None)
+            array, factor = len(tasks) if len(tasks) > 1 else None, tasks[0].mem_factor
+            sent = send(profile, submission.token, submission.folder, words, array=array, mem_factor=factor)
+        except NoAnswerError:
+            raise  # SLURM may have the job: the next query shows
         except Exception as error:
-            if not commands.UNREACHABLE.search(str(error)):  # else SLURM may have the job: the next query shows
-                self.book.abandon(submission, str(error))
+            self.book.abandon(submission, str(error))
             if isinstance(error, OSError):
                 raise LaunchError(f"could not submit: {error}") from error
             raise
-        jobs = self.book.record(submission, job_id)
+        jobs = self.book.record(submission, sent.job_id)
         self._expect(jobs)
         return jobs
 

@@ -15,7 +15,7 @@ import subprocess as sp
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -23,9 +23,16 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from audiotok.errors import LaunchError
 from audiotok.launchers.child import run_command
+from audiotok.launchers.engine import NoAnswerError
 from audiotok.launchers.profile import Profile
 
 MAX_ARRAY_SIZE = 1001  # SLURM's default: jobs of one array, with indices from 0
+
+# In sbatch's message: the controller gave no (sensible) answer, and may have accepted the job nevertheless.
+_UNREACHABLE = re.compile(
+    r"(?i)unable to contact|timed out|zero bytes|connection|communication|message (?:receive|send)|endpoint|standby"
+    r"|holds no id|make sense of"
+)
 
 # Variables of a job that this command itself may run in; they would change what the new job requests.
 _OF_A_JOB = re.compile(r"SLURM_(?!CONF$|CONF_SERVER$|JWT$|CLUSTERS$|CLUSTER_NAME$)|SBATCH_EXPORT$|SRUN_|PMI")
@@ -92,6 +99,39 @@ def make_script(
     """
     parameters = _make_parameters(profile, name, mem_factor=mem_factor)
     return str(_make_sbatch_string(_python_command(profile, command), folder, map_count=array, **parameters))
+
+
+class Sent(NamedTuple):
+    """What sbatch answered."""
+
+    job_id: str  # of the job or of the whole array
+    cluster: str = ""  # where it is, if that is another cluster than this one
+
+
+def send(
+    profile: Profile,
+    name: str,
+    folder: Path,
+    command: Sequence[str],
+    *,
+    array: int | None = None,
+    mem_factor: float = 1.0,
+) -> Sent:
+    """Submit the script of `make_script`, whose arguments these are.
+
+    Raises:
+        ConfigError: if the profile holds a value that cannot be used.
+        NoRoomError: if SLURM takes no more jobs now.
+        NoAnswerError: if it gave no sensible answer, and may have the job: query squeue by name.
+        LaunchError: if SLURM refuses the job, or there is no SLURM here.
+    """
+    executor = SbatchExecutor(folder, profile, name, mem_factor=mem_factor)
+    try:
+        return Sent(executor.submit(command, array=array))
+    except LaunchError as error:
+        if _UNREACHABLE.search(str(error)):
+            raise NoAnswerError(str(error)) from error
+        raise
 
 
 class SbatchExecutor(submitit.SlurmExecutor):

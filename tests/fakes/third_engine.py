@@ -50,7 +50,7 @@ class FakeEngine:
     def submit(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
         return [self._start(task, profile) for task in tasks]
 
-    def refresh(self) -> None:
+    def refresh(self, *, repair: bool = True) -> None:
         """States are read from files when they are needed."""
 
     def verdict(self, job: Job) -> Verdict:

@@ -89,7 +89,7 @@ class Engine:
             jobs.append(Job(task.folder, content))
         return jobs
 
-    def refresh(self) -> None:
+    def refresh(self, *, repair: bool = True) -> None:
         self.refreshed += 1
 
     def verdict(self, job: Job) -> Verdict:

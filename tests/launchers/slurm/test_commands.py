@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from audiotok.launchers.slurm.commands import (
     CHUNK,
-    UNREACHABLE,
     Entry,
     collapse_ids,
     expand_ids,
@@ -18,6 +17,7 @@ from audiotok.launchers.slurm.commands import (
     query_queue,
     run,
 )
+from audiotok.launchers.slurm.sbatch import _UNREACHABLE
 from tests.fakes.tiny import FAKES
 
 
@@ -129,4 +129,4 @@ def test_steps_are_no_jobs() -> None:
     ],
 )
 def test_a_controller_that_is_silent_is_told_from_one_that_refuses(said: str, unreachable: bool) -> None:
-    assert bool(UNREACHABLE.search(said)) == unreachable
+    assert bool(_UNREACHABLE.search(said)) == unreachable
