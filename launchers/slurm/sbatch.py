@@ -272,10 +272,8 @@ def _python(profile: Profile, folder: Path) -> tuple[list[str], str]:
         return ["--container-image", image, "--container-mounts", pairs, *workdir], python
     binds = [word for mount in mounts for word in ("--bind", mount)]
     words = ["exec", *["--nv"] * bool(profile.gpus), *binds, "--pwd", here, image]
-    return (
-        [],
-        f"{runtime or '$(command -v apptainer || command -v singularity || echo apptainer)'} {shlex.join(words)} {python}",
-    )
+    start = runtime or "$(command -v apptainer || command -v singularity || echo apptainer)"
+    return [], f"{start} {shlex.join(words)} {python}"
 
 
 def container_runtime(profile: Profile) -> str:
