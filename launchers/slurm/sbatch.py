@@ -25,8 +25,9 @@ from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm.inside import REQUEUE_CODE
 
 MAX_ARRAY_SIZE = 1001  # SLURM's default: jobs of one array, with indices from 0
-SEND_S = 180.0  # sbatch itself tries again for two minutes where SLURM is busy
+SEND_S = 180.0  # sbatch itself tries again for two minutes where the queue is full
 BACKOFF_S = (2.0, 5.0, 10.0)  # pauses before a submission that SLURM was too busy for is tried again
+PATIENCE_S = 30.0  # after that it is not
 
 # In sbatch's message: the controller gave no (sensible) answer, and may have accepted the job nevertheless.
 _UNREACHABLE = re.compile(
@@ -212,10 +213,10 @@ def send(
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "submission.sh"
     write_text(script, make_script(profile, name, folder, command, array=array, mem_factor=mem_factor))
-    environ = sbatch_environment(profile)
+    environ, began = sbatch_environment(profile), time.monotonic()
     for pause in (*BACKOFF_S, None):
         output, failure = run_command(["sbatch", "--parsable", str(script)], SEND_S, environ=environ)
-        if pause is None or not _BUSY.search(failure):
+        if pause is None or not _BUSY.search(failure) or time.monotonic() > began + PATIENCE_S:
             break
         time.sleep(pause)
     ids = re.findall(r"^(\d+)(?:;(\S*))?\s*$", output, re.MULTILINE)  # wrappers of sites print more than that

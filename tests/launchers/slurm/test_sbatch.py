@@ -239,19 +239,16 @@ def test_a_container_sees_the_project_the_results_and_the_audio() -> None:
             {"gpus": 1, "container": {"image": "a.sif", "runtime": runtime}, "python": "/opt/bin/python -X dev"}
         )
         assert f" {runtime} exec --nv --bind /project" in text and " a.sif /opt/bin/python -X dev -u " in text
-    for image, runtime in (("a.sqsh", None), ("docker://a", "pyxis"), ("nvcr.io#a", None)):
-        text = script({"container": {"image": image, "runtime": runtime}})
+    for image, wanted in (("a.sqsh", None), ("docker://a", "pyxis"), ("nvcr.io#a", None)):
+        text = script({"container": {"image": image, "runtime": wanted}})
         assert f"--container-image {image if '#' not in image else repr(image)} --container-mounts" in text
     assert "exec" in script({"container": {"image": "docker://a#b"}})
 
 
 def test_the_script_queues_a_job_in_a_container_again(tmp_path: Path) -> None:
-    for name, code in (
-        ("srun", "exit $CODE"),
-        ("sleep", ""),
-        ("scontrol", 'echo "$@" >>calls; echo "A JobState=$NOW B"'),
-    ):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+    commands = {"srun": "exit $CODE", "sleep": "", "scontrol": 'echo "$@" >>calls; echo "A JobState=$NOW B"'}
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "job.sh").write_text(script({"container": {"image": "a.sif", "runtime": "apptainer"}}))
     array = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "7"}
@@ -304,7 +301,7 @@ def test_the_environment_fills_in_only_what_the_profile_leaves_open() -> None:
         "GPUS_PER_NODE GPUS_PER_TASK CPUS_PER_GPU"
     )
     memory = "MEM_PER_NODE MEM_PER_CPU MEM_PER_GPU"
-    sometimes = {
+    sometimes: dict[str, dict[str, Any]] = {
         "ACCOUNT": {"account": "music"},
         "PARTITION": {"partition": "gpu"},
         "QOS": {"qos": "high"},
@@ -370,9 +367,16 @@ def test_a_busy_slurm_is_tried_again(answers: Path, tmp_path: Path, monkeypatch:
         if len(pauses) == 2:
             (answers / "sbatch.fails").unlink()
 
-    monkeypatch.setattr("audiotok.launchers.slurm.sbatch.time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(
+        "audiotok.launchers.slurm.sbatch.time", SimpleNamespace(sleep=sleep, monotonic=lambda: sum(pauses))
+    )
     assert send(Profile(), "grid_1", tmp_path, ["x"]) == Sent("101")
     assert pauses == list(sbatch.BACKOFF_S[:2])
+    (answers / "sbatch.fails").write_text("Resource temporarily unavailable\n")
+    monkeypatch.setattr(sbatch, "PATIENCE_S", -1.0)  # sbatch itself has waited
+    with pytest.raises(NoRoomError):
+        send(Profile(), "grid_1", tmp_path, ["x"])
+    assert len(pauses) == 2
 
 
 @pytest.mark.parametrize("answer", ["something else\n", "Submitted job 7 of 9\n", ""])
