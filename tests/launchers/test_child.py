@@ -13,10 +13,10 @@ import pytest
 from audiotok.launchers.child import (
     Outcome,
     Signals,
-    last_error,
     at_time_limit,
     attend,
     frozen_environment,
+    last_error,
     oom_kills,
     outcome,
     rank_environment,
