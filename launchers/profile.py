@@ -230,6 +230,11 @@ class Profile(SlurmConfig):
     @property
     def where(self) -> str:
         """Where a value is to be corrected."""
+        return self.file
+
+    @property
+    def file(self) -> str:
+        """The file of this profile, as messages name it."""
         if not self.cluster:
             return "the profile"
         path = profile_path(self.cluster).resolve()  # without our link to the folder of the repository

@@ -232,7 +232,7 @@ def _refusal(profile: Profile, failure: str) -> LaunchError:
     """The error for what sbatch says when SLURM has not accepted a job."""
     if _NO_ROOM.search(failure) and not _TOO_LARGE.search(failure):
         return NoRoomError(f"SLURM takes no more jobs now: {failure}.")
-    advice = "see your administrator" if _NOT_THE_PROFILE.search(failure) else f"correct {profile.where}"
+    advice = "see your administrator" if _NOT_THE_PROFILE.search(failure) else f"correct {profile.file}"
     return LaunchError(f"SLURM refused the job: {failure}; {advice} and try again.")
 
 
