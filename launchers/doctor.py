@@ -1,7 +1,7 @@
 """`audiotok doctor`: can this machine run and submit experiments, and if not, what to do about it.
 
-No check changes anything or waits for ever; a file system that hangs counts as one that does not work. The checks of a
-scheduler are its engine's.
+None but the job of `--try` changes anything, none waits for ever; a file system that hangs counts as one that does not
+work. The checks of a scheduler are its engine's.
 """
 
 import json
@@ -31,6 +31,7 @@ from audiotok.launchers.child import run_command as query
 from audiotok.launchers.engine import Check, Engine
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import ENGINES, LAUNCHER_VARIABLE, detect
+from audiotok.launchers.slurm.trial import try_job
 
 IMPORT_S, FILES_S = 120.0, 15.0  # patience with the import of torch, and with a file system
 ROOMY_GB, CRAMPED_GB = 50.0, 2.0
@@ -40,12 +41,15 @@ SPLITS = ("train", "valid", "evaluate", "generate")
 _Load = Callable[[Sequence[str]], DictConfig]
 
 
-def examine(overrides: Sequence[str] = (), *, torch: bool = False, load: _Load | None = None) -> Iterator[Check]:
+def examine(
+    overrides: Sequence[str] = (), *, torch: bool = False, trial: bool = False, load: _Load | None = None
+) -> Iterator[Check]:
     """Run all checks, in the order in which a newcomer would correct what they find.
 
     Args:
         overrides: as of `dora run`, such as `solver=compression/demo`: whose data to look for.
         torch: also import torch and count its GPUs, which takes a while.
+        trial: also submit a short job of the profile and follow it.
         load: composes the configuration of a project; None: the library's.
     """
     yield _check_versions()
@@ -55,6 +59,8 @@ def examine(overrides: Sequence[str] = (), *, torch: bool = False, load: _Load |
         yield _check_torch()
     engine, check = _check_launcher()
     yield check
+    if engine is None:
+        os.environ.pop(LAUNCHER_VARIABLE)  # the rest can be checked without, and is not to fail for the same mistake
     config, check = _load_config(overrides, load or _load_library)
     yield check
     profile, remote = None, engine is not None and engine.remote
@@ -69,6 +75,11 @@ def examine(overrides: Sequence[str] = (), *, torch: bool = False, load: _Load |
     if config is not None:
         yield _bounded("output", lambda: _check_output(Path.cwd() / config.dora.dir, shared=remote))
         yield _bounded("data", lambda: _check_data(config))
+    if trial and profile is not None and config is not None and engine is not None:
+        if engine.name == "slurm":
+            yield from try_job(profile, Path.cwd() / config.dora.dir)
+        else:
+            yield Check.ok("try", f"not needed: jobs of {engine.name} run on this machine, which is checked above")
 
 
 def _bounded(name: str, check: Callable[[], Check], seconds: float = FILES_S) -> Check:
@@ -215,7 +226,8 @@ def _check_output(folder: Path, *, shared: bool) -> Check:
 
 def _check_data(config: DictConfig) -> Check:
     """Whether the manifests that the configuration names are here, and the first track of each."""
-    named = {split: config.datasource[split] for split in SPLITS if config.datasource.get(split)}
+    datasource = config.get("datasource") or {}  # a project of its own may have none
+    named = {split: datasource[split] for split in SPLITS if datasource.get(split)}
     if not named:
         advice = "name the experiment to look at, such as `audiotok doctor solver=compression/demo`"
         return Check.warn("data", "the configuration names no manifests", advice)

@@ -21,7 +21,7 @@ from dora.main import DecoratedMain
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from audiotok.cluster import CLUSTER_VARIABLE, DATASET_PATHS_VARIABLE, DEFAULT_CLUSTER, dump_paths
+from audiotok.cluster import CLUSTER_VARIABLE, DATASET_PATHS_VARIABLE, DEFAULT_CLUSTER, dump_paths, profile_path
 from audiotok.errors import ConfigError
 from audiotok.text import nearest_first
 
@@ -31,6 +31,8 @@ _KIND = re.compile(r"[A-Za-z0-9_.-]+")
 _CONSTRAINT = re.compile(r"[A-Za-z0-9_.&|!()\[\]*,:=-]*")
 _NODES = re.compile(r"[A-Za-z0-9_.-]+(\[[0-9,-]+\][A-Za-z0-9_.-]*)*(,[A-Za-z0-9_.-]+(\[[0-9,-]+\][A-Za-z0-9_.-]*)*)*")
 _OPTION = re.compile(r"[a-z][a-z-]*[a-z]")
+_MOUNT = re.compile(r"/[^:,\x00-\x1f]*(:/[^:,\x00-\x1f]*(:(ro|rw))?)?")
+RUNTIMES = ("apptainer", "singularity", "pyxis")
 _HERE_DOCUMENT = re.compile(r"(?<!<)<<(?!<)")
 # Options of sbatch that follow from other keys, or that the launcher itself needs as they are.
 _MADE_HERE = frozenset((
@@ -93,6 +95,19 @@ def _fits_paths(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_line(v) and v.startswith("/") for pair in value.items() for v in pair)
 
 
+def _fits_container(value: Any) -> bool:
+    if not isinstance(value, dict) or not value:
+        return value == {}
+    image, mounts, runtime = value.get("image"), value.get("mounts") or [], value.get("runtime")
+    known = value.keys() <= {"image", "mounts", "runtime"} and runtime in (None, *RUNTIMES)
+    fits = isinstance(mounts, list | tuple) and all(isinstance(one, str) and _MOUNT.fullmatch(one) for one in mounts)
+    return known and fits and isinstance(image, str) and image.isprintable() and image[:1] not in ("", " ", "-")
+
+
+def _one_of(*words: str) -> _Rule:
+    return _Rule(lambda value: value in words, f"one of: {', '.join(words)}")
+
+
 _COUNT, _FLAG = _whole(1), _Rule(lambda value: isinstance(value, bool), "true or false")
 _HOSTS = _Rule(_fits_nodelist, "names of nodes, such as n1,n[3-5]")
 _PYTHON = _Rule(lambda value: _is_line(value) and bool(value.strip()), "a command that starts Python")
@@ -106,6 +121,10 @@ _SBATCH = _Rule(
 _FOLDER = _Rule(
     lambda value: _is_line(value) and value[:1] not in ("", "~"),
     "a folder, such as /scratch/${oc.env:USER}/audiotok (no ~)",
+)
+_CONTAINER = _Rule(
+    _fits_container,
+    f"{{image: …, mounts: [/data, /here:/there], runtime: {' or '.join(RUNTIMES)}}}, of which image is needed",
 )
 _PATHS = _Rule(_fits_paths, "absolute folders, such as {/home/me/music: /scratch/me/music}")
 
@@ -149,6 +168,9 @@ class Profile(SlurmConfig):
     mem_gb: Annotated[float | None, _number(0, "GB")] = None
     max_mem_gb: Annotated[float | None, _number(0, "GB")] = None
     oom_mem_factor: Annotated[float, _number(1, "times the memory of before")] = 1.5
+    gpu_option: Annotated[str, _one_of("gres", "gpus-per-node", "gpus", "none")] = "gres"
+    cpu_option: Annotated[str, _one_of("cpus-per-task", "none")] = "cpus-per-task"
+    mem_option: Annotated[str, _one_of("mem", "mem-per-cpu", "mem-per-gpu", "none")] = "mem"
     time: Annotated[int, _whole(1, 525_600, "minutes")] = SlurmConfig.time
     signal_s: Annotated[int, _whole(1, 65_535, "seconds")] = 120
     max_num_timeout: Annotated[int, _whole(0)] = SlurmConfig.max_num_timeout
@@ -166,6 +188,7 @@ class Profile(SlurmConfig):
     setup: Annotated[list[str], _SETUP] = field(default_factory=list)
     srun_args: Annotated[list[str], _SRUN_ARGS] = field(default_factory=list)
     python: Annotated[str | None, _PYTHON] = SlurmConfig.python
+    container: Annotated[dict[str, Any], _CONTAINER] = field(default_factory=dict)
     container_chdir: Annotated[bool, _FLAG] = SlurmConfig.container_chdir
     force_chdir: Annotated[bool | None, _FLAG] = SlurmConfig.force_chdir
     dependents: Annotated[int, _whole(0)] = SlurmConfig.dependents
@@ -207,7 +230,15 @@ class Profile(SlurmConfig):
     @property
     def where(self) -> str:
         """Where a value is to be corrected."""
-        return f"config/cluster/{self.cluster}.yaml" if self.cluster else "the profile"
+        return self.file
+
+    @property
+    def file(self) -> str:
+        """The file of this profile, as messages name it."""
+        if not self.cluster:
+            return "the profile"
+        path = profile_path(self.cluster).resolve()  # without our link to the folder of the repository
+        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Set some keys, and check the whole.
@@ -241,6 +272,8 @@ class Profile(SlurmConfig):
             raise self._error("setup", problem)
         if self.dependents:
             raise self._error("dependents", "give 0: a job that runs out of time is requeued instead")
+        if self.mem_option == "mem-per-cpu" and self.cpu_option == "none":
+            raise self._error("mem_option", "cpu_option is none, so the cores are not known; give mem, or none")
         if 0 < self.time * 60 <= self.signal_s:
             raise self._error("signal_s", f"give less than the time limit of the job, {self.time} min")
         total = self.total_mem_gb
@@ -274,8 +307,8 @@ class Profile(SlurmConfig):
     @property
     def total_mem_gb(self) -> float | None:
         """Memory of the whole job in GB, None where none is requested."""
-        if self.mem_gb is not None:
-            return self.mem_gb or None
+        if self.mem_option == "none" or self.mem_gb is not None:
+            return None if self.mem_option == "none" else self.mem_gb or None
         shape = self.shape()
         return self.mem_per_gpu * shape.nodes * max(1, shape.gpus_per_node) or None
 

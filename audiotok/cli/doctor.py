@@ -6,9 +6,14 @@ import argparse
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the parser of `audiotok`."""
     parser = commands.add_parser("doctor", help="check this machine, its cluster profile and the data")
-    parser.description = "Check versions, GPUs, SLURM, cluster profile, results folder and manifests; changes nothing."
+    parser.description = (
+        "Check versions, GPUs, SLURM, cluster profile, results folder and manifests; only --try changes anything."
+    )
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as of `dora run`: whose data to look for")
     parser.add_argument("--torch", action="store_true", help="also import torch and count its GPUs")
+    parser.add_argument(
+        "--try", dest="trial", action="store_true", help="also run a one-minute job of the profile on the cluster"
+    )
     parser.set_defaults(run=_doctor)
 
 
@@ -18,7 +23,8 @@ def _doctor(args: argparse.Namespace) -> int:
     from audiotok.launchers.engine import Level
 
     failed = False
-    for check in examine(args.overrides, torch=args.torch, load=lambda argv: entry_point(None).compose(argv).cfg):
+    options = {"torch": args.torch, "trial": args.trial}
+    for check in examine(args.overrides, load=lambda argv: entry_point(None).compose(argv).cfg, **options):
         failed |= check.verdict is Level.FAIL
         print(f"{check.verdict:4}  {check.name:10}  {check.found}", flush=True)
         if check.advice:

@@ -1,6 +1,8 @@
 """The checks of SLURM in `audiotok doctor`: is it there, does it answer, would it accept a job of this profile."""
 
+import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,10 +12,19 @@ from audiotok.launchers.child import run_command
 from audiotok.launchers.engine import Check
 from audiotok.launchers.lock import user_name
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.slurm.sbatch import make_script, max_array_size, show_config
+from audiotok.launchers.slurm.sbatch import (
+    make_script,
+    max_array_size,
+    open_environment,
+    sbatch_environment,
+    show_config,
+)
 
 _NEEDED = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 _HELPFUL = ("sacct", "sinfo", "sacctmgr")
+_SOURCED = re.compile(
+    r"""\s*(?:source|\.)\s+("[^"$`]*/[^"$`]*"|'[^']*/[^']*'|[\w./+@%:,-]*/[\w./+@%:,-]*)"""
+)  # by a literal path
 _GPUS = re.compile(r"gpu:(?:([A-Za-z][\w.-]*):)?(\d+)")
 
 
@@ -36,9 +47,16 @@ def check_slurm(profile: Profile | None) -> Iterator[Check]:
     yield _check_accounting()
     if profile is None:
         return
+    yield from _check_files(profile)
+    if profile.sbatch.get("clusters"):
+        yield _check_clusters(profile)
+    if variables := open_environment(profile, os.environ):
+        found = f"{', '.join(f'{name}={value}' for name, value in variables.items())} in the environment of each job"
+        yield Check.warn("variables", found, "unset what is not meant, or set it in the profile")
     yield _check_partition(profile)
     if profile.account or profile.qos:
         yield _check_association(profile)
+    yield from _check_limits(profile)
     yield _check_arrays(profile)
     yield _check_job(profile)
 
@@ -54,9 +72,64 @@ def _check_accounting() -> Check:
     return Check.ok("accounting", "sacct answers")
 
 
+def _check_files(profile: Profile) -> Iterator[Check]:
+    """Whether the image and the mounts of the container and the files that setup lines source are here."""
+    image, mounts = str(profile.container.get("image", "")), profile.container.get("mounts") or ()
+    needed = [("container", mount.split(":")[0]) for mount in mounts]
+    if image.startswith(("/", ".")) or ("/" not in image and image.endswith((".sif", ".sqsh", ".img"))):
+        needed.append(("container", image))
+    for line in profile.setup:
+        if found := _SOURCED.match(line):
+            needed.append(("setup", shlex.split(found[1])[0]))
+    for key in dict.fromkeys(key for key, _ in needed):
+        missing = [path for where, path in needed if where == key and not Path(path).exists()]
+        advice = f"correct {key} in {profile.file}; if only the nodes have that, `audiotok doctor --try` shows it"
+        if missing:
+            yield Check.fail(key, f"not here: {', '.join(missing)}", advice)
+        else:
+            yield Check.ok(key, f"here: {', '.join(path for where, path in needed if where == key)}")
+
+
+def _check_clusters(profile: Profile) -> Check:
+    """Whether the other clusters that jobs go to are known."""
+    names, here = str(profile.sbatch["clusters"]).split(","), show_config().get("ClusterName", "")
+    listing, failure = run_command(["sacctmgr", "-n", "-P", "show", "clusters", "format=cluster"])
+    known = [here, *("" if failure else listing).split()]
+    unknown = ", ".join(name for name in names if name not in (*known, "all"))
+    if unknown:
+        advice = f"correct sbatch in {profile.file}; there are: {', '.join(sorted(set(known)))}"
+        return Check.fail("clusters", f"no cluster {unknown}", advice)
+    return Check.ok("clusters", f"jobs go to {', '.join(names)}, from {here}")
+
+
+def _check_limits(profile: Profile) -> Iterator[Check]:
+    """Limits of the association and of the quality of service, where accounting lists them."""
+    fields = "maxsubmitjobs,maxjobs,maxwall"
+    user = [f"user={user_name()}", f"format=account,defaultqos,{fields}"]
+    listing = run_command(["sacctmgr", "-n", "-P", "show", "associations", *user])[0]
+    rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 4]
+    rows = [row for row in rows if profile.account in (None, row[0])]
+    used = {profile.qos} if profile.qos else {row[1] for row in rows}
+    qos = ["format=name,maxsubmitjobsperuser,maxjobsperuser,maxwall"]
+    listing = run_command(["sacctmgr", "-n", "-P", "show", "qos", *qos])[0] if rows else ""
+    limits = [(f"account {row[0]}", row[2:]) for row in rows]
+    lines = [line.split("|") for line in listing.splitlines() if line.count("|") == 3]
+    limits += [(f"qos {row[0]}", row[1:]) for row in lines if row[0] in used]
+    words = ("{} submitted jobs at once", "{} running jobs at once", "{} for a job")
+    found = [
+        f"{name}: {word.format(limit)}" for name, row in limits for word, limit in zip(words, row, strict=True) if limit
+    ]
+    too_long = [name for name, row in limits if (most := _minutes(row[2])) is not None and profile.time > most]
+    if too_long and (len(limits) == 1 or profile.qos):
+        advice = f"correct time in {profile.file}, or choose another qos"
+        yield Check.fail("limits", f"time={int(profile.time)} min is too long; {'; '.join(found)}", advice)
+    elif found:
+        yield Check.ok("limits", f"{'; '.join(found)}; what is beyond is submitted as there is room")
+
+
 def _check_partition(profile: Profile) -> Check:
     """Whether the partition exists and a job of the profile fits its limits and its nodes."""
-    listing, failure = run_command(["scontrol", "show", "partition", "-o"])
+    listing, failure = run_command(["scontrol", *_elsewhere(profile), "show", "partition", "-o"])
     if failure:
         return Check.warn("partition", f"scontrol does not list partitions: {failure}", "see `sinfo`")
     rows = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in listing.splitlines()]
@@ -69,11 +142,11 @@ def _check_partition(profile: Profile) -> Check:
         return Check.fail("partition", found, f"set partition; {there}")
     unknown = ", ".join(name for name in names if name not in known)
     if unknown:
-        return Check.fail("partition", f"no partition {unknown}", f"correct partition in {profile.where}; {there}")
+        return Check.fail("partition", f"no partition {unknown}", f"correct partition in {profile.file}; {there}")
     problems = {name: _does_not_fit(profile, known[name]) for name in names}
     if all(problems.values()):
         found = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
-        return Check.fail("partition", found, f"correct {profile.where}, or choose another partition ({there})")
+        return Check.fail("partition", found, f"correct {profile.file}, or choose another partition ({there})")
     fits = known[next(name for name in names if not problems[name])]
     limits = f"at most {fits.get('MaxTime', 'unknown')}, {fits.get('TotalNodes', '?')} nodes"
     return Check.ok("partition", f"{', '.join(names)}; {limits}")
@@ -94,10 +167,10 @@ def _check_association(profile: Profile) -> Check:
     accounts = sorted({account for account, _ in rows})
     allowed = {qos for account, listed in rows for qos in listed.split(",") if profile.account in (None, account)}
     if profile.account and profile.account not in accounts:
-        advice = f"correct account in {profile.where}; yours are: {', '.join(accounts)}"
+        advice = f"correct account in {profile.file}; yours are: {', '.join(accounts)}"
         return Check.fail("account", f"no account {profile.account} for you", advice)
     if profile.qos and profile.qos not in allowed:
-        advice = f"correct qos in {profile.where}; yours are: {', '.join(sorted(allowed))}"
+        advice = f"correct qos in {profile.file}; yours are: {', '.join(sorted(allowed))}"
         return Check.fail("account", f"no qos {profile.qos} for you", advice)
     return Check.ok("account", f"{names} are yours")
 
@@ -106,7 +179,7 @@ def _check_arrays(profile: Profile) -> Check:
     """How long an array may be; a longer grid goes out as several."""
     size, cluster = max_array_size(profile), show_config().get("MaxArraySize", "")
     if cluster.isdecimal() and size > int(cluster):
-        advice = f"set max_array_size to null in {profile.where}"
+        advice = f"set max_array_size to null in {profile.file}"
         return Check.fail("arrays", f"max_array_size={size}, but SLURM takes {cluster} at most", advice)
     return Check.ok("arrays", f"up to {size} jobs each, {int(profile.array_parallelism)} of them at once")
 
@@ -116,10 +189,11 @@ def _check_job(profile: Profile) -> Check:
     with tempfile.TemporaryDirectory(prefix="audiotok-doctor-") as folder:
         script = Path(folder) / "job.sh"
         script.write_text(make_script(profile, "audiotok-doctor", Path(folder), ["--version"]))
-        output, failure = run_command(["sh", "-c", 'exec sbatch --test-only "$0" 2>&1', str(script)])
+        command = ["sh", "-c", 'exec sbatch --test-only "$0" 2>&1', str(script)]
+        output, failure = run_command(command, environ=sbatch_environment(profile))
     last = " ".join(output.split()).removeprefix("sbatch: ")
     if failure:
-        return Check.fail("job", f"sbatch would refuse it: {last or failure}", f"correct {profile.where}")
+        return Check.fail("job", f"sbatch would refuse it: {last or failure}", f"correct {profile.file}")
     return Check.ok("job", last or "sbatch would take it")
 
 
@@ -133,7 +207,9 @@ def _does_not_fit(profile: Profile, row: dict[str, str]) -> str:
         return f"time={int(profile.time)} min is above its limit of {minutes} min ({row['MaxTime']})"
     if row.get("MaxNodes", "").isdecimal() and shape.nodes > int(row["MaxNodes"]):
         return f"{shape.nodes} nodes are above its limit of {row['MaxNodes']}"
-    listing, failure = run_command(["sinfo", "-h", "-p", row["PartitionName"], "-o", "%D|%c|%m|%G"])
+    listing, failure = run_command(
+        ["sinfo", *_elsewhere(profile), "-h", "-p", row["PartitionName"], "-o", "%D|%c|%m|%G"]
+    )
     if failure:  # also where there is no sinfo
         return ""
     cpus, able, seen = shape.cpus_per_task * shape.tasks_per_node, 0, []
@@ -147,6 +223,12 @@ def _does_not_fit(profile: Profile, row: dict[str, str]) -> str:
     kind = f" {profile.gpu_type}" if profile.gpu_type else ""
     needed = f"{shape.nodes} with {cpus} cores, {memory / 1024:.0f} GB, {shape.gpus_per_node}{kind} GPUs"
     return f"nodes needed: {needed}; it has: {'; '.join(seen)}"
+
+
+def _elsewhere(profile: Profile) -> list[str]:
+    """Arguments with which SLURM's commands answer for the cluster that jobs go to."""
+    clusters = profile.sbatch.get("clusters")
+    return ["-M", str(clusters)] if clusters else []
 
 
 def _number(text: str) -> int:

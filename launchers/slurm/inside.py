@@ -9,6 +9,7 @@ it writes a checkpoint. At the time limit rank 0 then has the job queued again. 
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -29,6 +30,7 @@ BEAT_S = 15.0
 RESERVE_S = 15.0  # of these, kept to request the requeue
 LINGER_S = 900.0  # a task that has stopped stays so long
 COMMAND_S = 60.0  # SLURM's commands get so long within a job
+REQUEUE_CODE = 200  # exit code with which a task in a container leaves the requeue to the script of its job
 CONTROLLER_S = 900.0  # the requeue is tried again for so long while the controller does not answer
 
 
@@ -134,6 +136,8 @@ def main(folder: Path) -> int:
         ended = _settle(ended, task_file, int(profile.get("max_num_timeout", 0)))
     if here.rank == 0 or ended.state in ("FAILED", "OUT_OF_MEMORY"):
         task_file.end(ended)
+    if here.rank == 0 and ended.state in ("REQUEUED", "PREEMPTED") and shutil.which("scontrol") is None:
+        return REQUEUE_CODE
     if here.rank and ended.state in CAUSES.values():
         # The first to leave with an error makes srun end the others: that is for rank 0 to do, after its checkpoint.
         _linger(
@@ -154,7 +158,10 @@ def _run(
     try:
         if here.rank == 0:
             (folder / "rendezvous.txt").unlink(missing_ok=True)  # of an earlier attempt, if Dora was to use one
-        process = child.start(task["command"], environ=_environment(os.environ, here, folder), cwd=task["cwd"])
+        command = list(task["command"])
+        if command[0] == task.get("python"):  # of the submitter; in a container ours is another
+            command[0] = sys.executable
+        process = child.start(command, environ=_environment(os.environ, here, folder), cwd=task["cwd"])
     except OSError as error:
         return child.Outcome("FAILED", f"could not be started: {error}", 1)
     cause = child.attend(
@@ -173,7 +180,9 @@ def _environment(environ: Mapping[str, str], here: JobEnvironment, folder: Path)
 
 
 def _first_node(nodes: str) -> str:
-    return (_scontrol("show", "hostnames", nodes)[0].split() or [nodes])[0]
+    """The first of nodes in SLURM's notation: `n01` of `n[01-04,7]-ib,m1`."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0] if first else nodes)
 
 
 def _address_of(node: str) -> str:
@@ -218,6 +227,8 @@ def _requeue(ended: child.Outcome, again: child.Outcome, task_file: TaskFile) ->
     Returns `again`, or how it has `ended` after all; a job that is cancelled meanwhile stays cancelled.
     """
     task_file.end(again)  # first, as SLURM may end us while it answers
+    if shutil.which("scontrol") is None:
+        return again
     here, deadline, requested = task_file.here, time.monotonic() + CONTROLLER_S, False
     while True:
         shown, failure = _scontrol("show", "job", "-o", here.job_id)

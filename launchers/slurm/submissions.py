@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -127,7 +128,14 @@ class SubmissionBook:
         """
         token = _make_token(package, [task.sig for task in tasks])
         lines: list[dict[str, Any]] = [
-            {"sig": t.sig, "name": t.name, "folder": str(t.folder.absolute()), "cwd": str(t.cwd), "command": t.command}
+            {
+                "sig": t.sig,
+                "name": t.name,
+                "folder": str(t.folder.absolute()),
+                "cwd": str(t.cwd),
+                "command": t.command,
+                "python": sys.executable,
+            }
             for t in tasks
         ]
         content: dict[str, Any] = {"token": token, "user": user_and_host(), "uid": os.getuid(), "time": time.time()}

@@ -3,6 +3,8 @@
 # command's name there; a file `COMMAND.fails` makes it fail with that text. sbatch keeps the script it is given.
 name=$(basename "$0")
 echo "$name $*" >> "$FAKE_SLURM/calls"
-if [ "$name" = sbatch ]; then cp "$1" "$FAKE_SLURM/script"; fi
+for last; do :; done
+if [ "$name" = sbatch ]; then cp "$last" "$FAKE_SLURM/script"; fi
 if [ -f "$FAKE_SLURM/$name.fails" ]; then cat "$FAKE_SLURM/$name.fails" >&2; exit 1; fi
-if [ -f "$FAKE_SLURM/$name" ]; then cat "$FAKE_SLURM/$name"; fi
+# as sbatch --parsable has it
+if [ -f "$FAKE_SLURM/$name" ]; then sed "s/^Submitted batch job //" "$FAKE_SLURM/$name"; fi

@@ -75,14 +75,6 @@ USES = (
     Use("omegaconf.nodes.AnyNode._is_interpolation", EXPERIMENTS, "finds references"),
     Use("omegaconf.nodes.AnyNode._is_none", EXPERIMENTS, "finds values without resolving them"),
     Use("omegaconf.nodes.AnyNode._value", EXPERIMENTS, "the text of a reference"),
-    Use("submitit.core.core.Executor", "launchers/slurm/sbatch.py", "base of the executor"),
-    Use("submitit.core.core.PicklingExecutor._submit_command", "launchers/slurm/sbatch.py", "calls sbatch"),
-    Use("submitit.core.utils.FailedJobError", "launchers/slurm/sbatch.py", "sbatch refuses"),
-    Use("submitit.core.utils.FailedSubmissionError", "launchers/slurm/sbatch.py", "an answer without an id"),
-    Use("submitit.slurm.slurm.SlurmExecutor._get_job_id_from_submission_command", "launchers/slurm/sbatch.py", "id"),
-    Use("submitit.slurm.slurm.SlurmExecutor._make_submission_command", "launchers/slurm/sbatch.py", "overridden"),
-    Use("submitit.slurm.slurm.SlurmExecutor._make_submission_file_text", "launchers/slurm/sbatch.py", "overridden"),
-    Use("submitit.slurm.slurm._make_sbatch_string", "launchers/slurm/sbatch.py", "the script of a job"),
 )
 
 

@@ -123,7 +123,7 @@ def test_steps_are_no_jobs() -> None:
         ("Batch job submission failed: Unable to contact slurm controller (connect failure)", True),
         ("Batch job submission failed: Socket timed out on send/recv operation", True),
         ("Batch job submission failed: Zero Bytes were transmitted or received", True),
-        ('Could not make sense of sbatch output "?"', True),
+        ("no answer within 180 s", True),
         ("Batch job submission failed: Invalid partition name specified", False),
         ("SLURM refused the job: Job violates accounting/QOS policy; correct the profile and try again.", False),
     ],

@@ -132,7 +132,7 @@ def test_those_that_went_out_before_a_failure_are_recorded(slurm: Cluster, tmp_p
     script.unlink()
     script.write_text(
         f'#!/bin/sh\nsh {FAKES}/slurm_command.sh "$@"; n=$(grep -c "" {slurm.answers}/calls)\n'
-        'if [ "$n" -ge 2 ]; then echo "Unable to contact slurm controller" >&2; exit 1; fi\necho "job 10$n"\n'
+        'if [ "$n" -ge 2 ]; then echo "Unable to contact slurm controller" >&2; exit 1; fi\necho "10$n"\n'
     )
     script.chmod(0o755)
     with pytest.raises(LaunchError) as caught:

@@ -259,7 +259,9 @@ def test_ranks_find_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert _first_node("n[1-2]") == "n1"
     assert _address_of("localhost") == "localhost"
     assert _address_of("n1.invalid") == "127.0.0.7"  # a name that only SLURM knows
-    assert job.calls == ["show hostnames n[1-2]", "show node -o n1.invalid"]
+    assert job.calls == ["show node -o n1.invalid"]
+    names = {"n7": "n7", "n[01-04,9]-ib,m1": "n01-ib", "m[3,5-6]": "m3", "a1,b[1-2]": "a1", "r[2-3]n[04-08]": "r2n04"}
+    assert {nodes: _first_node(nodes) for nodes in names} == names
 
 
 def test_a_task_imports_neither_torch_nor_dora() -> None:

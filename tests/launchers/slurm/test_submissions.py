@@ -1,6 +1,7 @@
 """What is written down before and after sbatch."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_everything_stands_before_it_is_sent(tmp_path: Path) -> None:
         "folder": str(tmp_path / "xps" / "sig1"),
         "command": ["python", "-m", "dora", "run", "--", "index=1", "name='a b'"],
         "cwd": str(tmp_path),
+        "python": sys.executable,
     }
     content = read_json(submission.folder / "submission.json")
     assert content is not None

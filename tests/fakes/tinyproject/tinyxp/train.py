@@ -74,6 +74,7 @@ class Training:
             "from": [self.epoch, self.step],
             "pid": os.getpid(),
             "host": os.environ.get("SLURMD_NODENAME", "here"),
+            "python": sys.executable,
             "launcher": launcher,
             "job_id": job_id,
             "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
