@@ -8,9 +8,10 @@ it: two users who launch the same grid at once get one job each experiment.
 import json
 import os
 import sys
+import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from audiotok.errors import ConfigError, LaunchError
 from audiotok.experiments.frozen import FROZEN_FILE
 from audiotok.files import write_symlink
 from audiotok.launchers.decide import RETRY_VARIABLE, Action, Decision, decide, previous_job
-from audiotok.launchers.engine import Engine, Job, Task, job_of
+from audiotok.launchers.engine import Engine, Job, NoRoomError, Task, job_of
 from audiotok.launchers.local.engine import LocalEngine
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
@@ -37,6 +38,7 @@ LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngine, LocalEngine)}
 """All engines; by default a machine submits with the first one that it can submit with."""
 
+ROOM_S = 60.0  # after so long there may be room again, though no job that is known here has ended
 _SHOWN = 8  # experiments logged one by one as they are submitted
 _DORAS_ENGINE = SlurmEngine.name  # has the jobs that Dora itself submitted, whose job.json names no engine
 _shepherds: "weakref.WeakValueDictionary[str, GridShepherd]" = weakref.WeakValueDictionary()
@@ -122,6 +124,11 @@ class GridSheep(Sheep):
         return self.job is None or self.job.is_done()
 
     @property
+    def waits(self) -> bool:
+        """True if it was to be submitted and found no room."""
+        return self.xp.sig in self.shepherd.rest
+
+    @property
     def current_job_id(self) -> str | None:
         """Id of its job in its engine."""
         return None if self.job is None else self.job.job_id
@@ -164,6 +171,10 @@ class GridShepherd(Shepherd):
         self._requests: list[_Request] = []
         self._to_cancel: list[Any] = []
         self._updated: set[str] = set()  # engines that have been queried
+        self.rest: dict[str, _Request] = {}  # what found no room, by signature
+        self.no_room = ""  # why, and how many
+        self._failures: list[str] = []  # of the last commit: what could not be cancelled
+        self._tried_at, self._lived = 0.0, 0  # when there was no room, and how many jobs lived then
 
     def __reduce__(self) -> Any:
         return _same_shepherd, (self.key, self.main)  # Dora sends it to a pool of processes, and its sheep back
@@ -225,11 +236,27 @@ class GridShepherd(Shepherd):
             self._to_cancel.append(job)
 
     def commit(self) -> None:
-        """Cancel and submit what was requested since the last commit.
+        """`carry_out` for Dora's commands, to which all that is not done is an error.
+
+        Raises:
+            NoRoomError: if something found no room.
+            LaunchError: if something could not be cancelled or submitted; what could is recorded.
+        """
+        if failures := self.carry_out():
+            raise LaunchError(" ".join(failures))
+        if self.rest:
+            raise NoRoomError(f"{self.no_room}; the same command submits the rest as jobs end.")
+
+    def carry_out(self) -> list[str]:
+        """Cancel and submit what was requested since the last time; `rest` is what found no room.
+
+        Returns:
+            A line for each engine with jobs that could not be cancelled.
 
         Raises:
             LaunchError: if something could not be submitted; what was is recorded.
         """
+        self._failures = []
         cancels = [job.record for job in self._to_cancel if isinstance(job, _SheepJob)]
         requests, self._to_cancel, self._requests = self._requests, [], []
         blocked = [request for request in requests if request.decision.action is Action.BLOCKED]
@@ -239,11 +266,33 @@ class GridShepherd(Shepherd):
             self.log(f"Not retried: {len(blocked) - _SHOWN} more; --dry_run shows why")
         requests = [request for request in requests if request.decision.action.submits]
         if not cancels and not requests:
-            return
+            return []
         with self.lock.hold():
             self._try_to_cancel(cancels)
-            if requests:
-                self._submit_requests(self.engines[detect(os.environ)], requests)
+            try:
+                if requests:
+                    self._submit_requests(self.engines[detect(os.environ)], requests)
+            except LaunchError as error:
+                raise LaunchError(" ".join([*self._failures, str(error)])) from error
+        return self._failures
+
+    def may_have_room(self) -> bool:
+        """True if something found no room and there may be some by now: a job has ended, or time has passed."""
+        waited = time.monotonic() - self._tried_at > ROOM_S
+        return bool(self.rest) and (waited or self._count_live() < self._lived)
+
+    def submit_rest(self, sigs: Container[str]) -> list[str]:
+        """Like `carry_out`, for what found no room; of these experiments only: the others wait no longer.
+
+        Raises:
+            LaunchError: if something could not be submitted; what was is recorded, the rest waits on.
+        """
+        self.rest = {sig: request for sig, request in self.rest.items() if sig in sigs}
+        for request in self.rest.values():  # a job that it replaces may have been cancelled
+            request.rules = replace(request.rules, retry=True)
+        self._requests = list(self.rest.values())
+        self._tried_at = time.monotonic()  # also if this fails
+        return self.carry_out()
 
     def cancel(self, jobs: Iterable[Job]) -> None:
         """Stop jobs now and wait for their end.
@@ -308,15 +357,29 @@ class GridShepherd(Shepherd):
         for request in left:  # what requests the same resources may share an array
             key = [request.group, request.decision.mem_factor, asdict(request.profile)]
             groups.setdefault(json.dumps(key, default=str), []).append(request)
-        waiting = len(left)
-        with _clone_of_code(self.main, [request.sheep for request in left]) as clone:
-            for group in groups.values():
-                waiting -= len(group)
-                try:
-                    self._submit_group(engine, group, clone)
-                except LaunchError as error:
-                    more = f" Nor were {waiting} that request other resources." if waiting else ""
-                    raise LaunchError(f"{error}{more}") from error
+        waiting, full = len(left), dict[str, NoRoomError]()
+        try:
+            with _clone_of_code(self.main, [request.sheep for request in left]) as clone:
+                for group in groups.values():
+                    waiting -= len(group)
+                    if (queue := _queue_of(group[0].profile)) in full:
+                        continue
+                    try:
+                        self._submit_group(engine, group, clone)
+                    except NoRoomError as error:
+                        full[queue] = error
+                    except LaunchError as error:
+                        more = f" Nor were {waiting} that request other resources." if waiting else ""
+                        raise LaunchError(f"{error}{more}") from error
+        finally:
+            rest = [request for request in left if request.sheep.current_job_id == request.job_id]
+            self.rest = {request.sheep.xp.sig: request for request in rest}
+            self._tried_at, self._lived = time.monotonic(), self._count_live()
+        if not full:
+            self.rest = {}
+            return
+        counts = f"{len(left) - len(rest)} of {len(left)} are submitted, {len(rest)} wait for room"
+        self.no_room = f"{str(next(iter(full.values()))).rstrip('.')}. {counts}"
 
     def _submit_group(self, engine: Engine, requests: Sequence[_Request], clone: Path | None) -> None:
         try:
@@ -340,7 +403,7 @@ class GridShepherd(Shepherd):
         sheep.reload()
         changed = sheep.current_job_id != request.job_id
         if changed:
-            rules = replace(rules, replace=False, replace_done=False, update=False)
+            rules = SubmitRules()
         request.decision = sheep.decision = self._decide(sheep, request.profile, rules)
         if changed and sheep.job is not None and not request.decision.action.submits:
             user = sheep.job.record.content.get("user", "another user")
@@ -377,7 +440,10 @@ class GridShepherd(Shepherd):
         try:
             self.cancel(jobs)
         except LaunchError as error:
-            self.log(str(error))
+            self._failures.append(str(error))
+
+    def _count_live(self) -> int:
+        return sum(not sheep.is_done() for sheep in self.herd)
 
     def _engine_name(self, job: Job) -> str:
         return job.engine if job.engine in self.engines else _DORAS_ENGINE
@@ -391,6 +457,11 @@ class GridShepherd(Shepherd):
     def _refresh(self, name: str) -> None:
         self._updated.add(name)
         self.engines[name].refresh()
+
+
+def _queue_of(profile: Profile) -> str:
+    """What the limits of a site hold for: jobs that name the same are refused alike."""
+    return str((profile.cluster, profile.partition, profile.account, profile.qos, profile.sbatch))
 
 
 def _same_shepherd(key: str, main: DecoratedMain) -> GridShepherd:

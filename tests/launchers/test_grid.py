@@ -148,15 +148,12 @@ def test_flags_of_dora_grid_that_show_one_experiment(slurm_project: TinyProject)
     slurm_project.dora("grid", "fleet", "--no_monitoring")
     second = slurm_project.experiment(index=2)
     assert f"{second}\n" in slurm_project.dora("grid", "fleet", "--folder", "1")
-    assert "has no log yet" in slurm_project.dora("grid", "fleet", "--log", "1", code=1)
-    assert "No experiment 9: there are 4" in slurm_project.dora("grid", "fleet", "--tail", "9", code=1)
+    assert "has no log yet" in slurm_project.dora("grid", "fleet", "--log", "1", code=2)
+    assert "--tail 9: there are 4 experiments" in slurm_project.dora("grid", "fleet", "--tail", "9", code=2)
     log = Path(slurm_project.job(index=2)["log"])
     log.write_text("step 7\n")
     assert "step 7\n" in slurm_project.dora("grid", "fleet", "--log", "1")
     assert f"{second}\n" in slurm_project.dora("grid", "fleet", "index=2", "--folder", "0")
-    assert "No experiment of this grid is selected" in slurm_project.dora(
-        "grid", "fleet", "index=77", "--no_monitoring"
-    )
     assert len(calls(slurm_project, "sbatch")) == 1
 
 
@@ -172,7 +169,7 @@ def test_patterns_select_and_the_rest_stays(slurm_project: TinyProject) -> None:
 def test_a_dry_run_may_initialize_and_not_clear(slurm_project: TinyProject) -> None:
     slurm_project.dora("grid", "fleet", "--dry_run", "--init")
     assert slurm_project.experiment(index=3).is_dir() and not calls(slurm_project, "sbatch")
-    assert "exclude each other" in slurm_project.dora("grid", "fleet", "--dry_run", "--clear", code=1)
+    assert "exclude each other" in slurm_project.dora("grid", "fleet", "--dry_run", "--clear", code=2)
     for answer in ("n\n", ""):  # the second is the end of the input
         assert "nothing was changed" in slurm_project.dora("grid", "fleet", "--clear", code=1, answer=answer)
     assert slurm_project.experiment(index=3).is_dir() and not calls(slurm_project, "sbatch")
