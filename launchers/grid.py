@@ -159,8 +159,12 @@ class _Grid:
 
     def confirm_clear(self) -> None:
         """Name what `clear` deletes; from the command line, exit unless that is confirmed."""
-        count = len(self._clearable())
+        held = self._held_elsewhere()
+        count = sum(sheep.xp.sig not in held for sheep in self.sheeps)
         self.log(f"--clear cancels {count} experiments of {self.name} and deletes their folders for good.")
+        for sheep in self.sheeps:
+            if other := held.get(sheep.xp.sig):
+                self.log(f"It leaves what is also of {other}: {self.shepherd.title(sheep)}")
         if self.args._from_commandline and not _confirmed("Delete them? [y/N] "):
             self.log("Not confirmed; nothing was changed.")
             sys.exit(1)
@@ -168,7 +172,8 @@ class _Grid:
     def clear(self) -> None:
         """Cancel jobs and delete the folders of experiments, but for those that another grid holds."""
         self.shepherd.update()
-        sheeps = self._clearable()
+        held = self._held_elsewhere()
+        sheeps = [sheep for sheep in self.sheeps if sheep.xp.sig not in held]
         for sheep in sheeps:
             if not sheep.is_done():
                 self.shepherd.cancel_lazy(sheep=sheep)
@@ -181,13 +186,6 @@ class _Grid:
             if sheep.xp.folder.exists():
                 reliable_rmtree(sheep.xp.folder)
             sheep.job = None
-
-    def _clearable(self) -> list[GridSheep]:
-        held = self._held_elsewhere()
-        for sheep in self.sheeps:
-            if sheep.xp.sig in held:
-                self.log(f"--clear leaves what {held[sheep.xp.sig]} holds, too: {self.shepherd.title(sheep)}")
-        return [sheep for sheep in self.sheeps if sheep.xp.sig not in held]
 
     def decide(self, rules: SubmitRules | None) -> None:
         """Decide which experiments are submitted with the next commit, and which are cancelled."""
@@ -210,11 +208,11 @@ class _Grid:
             if sheep.is_done():
                 continue
             if left and other:  # only what no grid holds any more is cancelled without being named
-                self.log(f"Left alone: {what} is no longer of this grid, but {other} holds it, too: {title}")
+                self.log(f"Left alone: {what} is no longer of this grid, but of {other}, too: {title}")
                 continue
             self.shepherd.cancel_lazy(sheep=sheep)
             self.cancels.append(sheep)
-            why = ", no longer in the grid" if left else f", which {other} holds, too" if other else ""
+            why = ", no longer in the grid" if left else f" (also of {other})" if other else ""
             self.log(f"Canceling {what}{why}: {title}")
 
     def _entries(self) -> list[Entry]:

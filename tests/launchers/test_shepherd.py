@@ -36,6 +36,9 @@ class Main(DecoratedMain):
         xp.delta = [(argument.split("=")[0], argument.split("=")[1]) for argument in argv]
         return xp
 
+    def value_to_argv(self, arg: Any) -> list[str]:
+        return [arg] if isinstance(arg, str) else []
+
     def get_name_parts(self, xp: XP) -> Any:
         return dict(xp.delta or [])
 
