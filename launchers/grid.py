@@ -11,7 +11,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,6 @@ from audiotok.launchers.table import WAITS, monitor
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
 _Log = Callable[[str], None]
-_POOL = 4  # processes that compose experiments, for an entry point that calls itself slow
 _get_dora_explorer = dora.grid._get_explore  # before `launchers.dora_patches` replaces it by ours
 
 
@@ -137,9 +135,8 @@ class _Grid:
         self.held: dict[str, str] = {}  # the other grids that hold an experiment, by signature
         self.waiting: set[str] = set()  # experiments that have found no room, by any command
         self.failures: list[str] = []  # what could not be cancelled
-        with ProcessPoolExecutor(_POOL) if main._slow else contextlib.nullcontext() as pool:
-            explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd, pool=pool))
-            self.herd.complete()
+        # Without Dora's pool of processes for entry points that are slow to compose: ours are not.
+        explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd))
         self.root = Path(main.dora.dir)
         self.folder = self.root / main.dora._grids / name  # of its links
         self.lock = SubmitLock(self.root / "locks" / f"grid.{name}", log=log)

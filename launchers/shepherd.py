@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import time
-import uuid
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,7 +40,6 @@ ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngi
 ROOM_S = 60.0  # after so long there may be room again, though no job that is known here has ended
 _SHOWN = 8  # experiments logged one by one as they are submitted
 _DORAS_ENGINE = SlurmEngine.name  # has the jobs that Dora itself submitted, whose job.json names no engine
-_shepherds: "weakref.WeakValueDictionary[str, GridShepherd]" = weakref.WeakValueDictionary()
 
 
 def detect(environ: Mapping[str, str]) -> str:
@@ -89,9 +87,6 @@ class GridSheep(Sheep):
         self._other_jobs, self._dependent_jobs = [], []
         shepherd.herd.add(self)
         self.reload()
-
-    def __reduce__(self) -> Any:
-        return GridSheep, (self.xp, self.shepherd)
 
     def reload(self) -> None:
         """Read its latest job again."""
@@ -162,8 +157,7 @@ class GridShepherd(Shepherd):
 
     def __init__(self, main: DecoratedMain, log: Callable[[str], None] = no_log) -> None:
         # Dora's own constructor makes folders for pickles and cancels what it takes for orphans.
-        self.main, self.log, self.key = main, log, uuid.uuid4().hex
-        _shepherds[self.key] = self
+        self.main, self.log = main, log
         self.lock = SubmitLock(Path(main.dora.dir) / "locks" / "submit", log=lambda text: self.log(text))
         self.engines: dict[str, Engine] = {name: engine.open(main, self.lock) for name, engine in ENGINES.items()}
         self.herd: weakref.WeakSet[GridSheep] = weakref.WeakSet()  # all sheep in use
@@ -173,11 +167,7 @@ class GridShepherd(Shepherd):
         self._updated: set[str] = set()  # engines that have been queried
         self.rest: dict[str, _Request] = {}  # what found no room, by signature
         self.no_room = ""  # why, and how many
-        self._failures: list[str] = []  # of the last commit: what could not be cancelled
         self._tried_at, self._lived = 0.0, 0  # when there was no room, and how many jobs lived then
-
-    def __reduce__(self) -> Any:
-        return _same_shepherd, (self.key, self.main)  # Dora sends it to a pool of processes, and its sheep back
 
     def get_sheep_from_argv(self, argv: Sequence[str]) -> GridSheep:
         """The experiment of these arguments."""
@@ -256,7 +246,6 @@ class GridShepherd(Shepherd):
         Raises:
             LaunchError: if something could not be submitted; what was is recorded.
         """
-        self._failures = []
         cancels = [job.record for job in self._to_cancel if isinstance(job, _SheepJob)]
         requests, self._to_cancel, self._requests = self._requests, [], []
         blocked = [request for request in requests if request.decision.action is Action.BLOCKED]
@@ -268,13 +257,13 @@ class GridShepherd(Shepherd):
         if not cancels and not requests:
             return []
         with self.lock.hold():
-            self._try_to_cancel(cancels)
+            failures = self._stop(cancels)
             try:
                 if requests:
-                    self._submit_requests(self.engines[detect(os.environ)], requests)
+                    self._submit_requests(self.engines[detect(os.environ)], requests, failures)
             except LaunchError as error:
-                raise LaunchError(" ".join([*self._failures, str(error)])) from error
-        return self._failures
+                raise LaunchError(" ".join([*failures, str(error)])) from error
+        return failures
 
     def may_have_room(self) -> bool:
         """True if something found no room and there may be some by now: a job has ended, or time has passed."""
@@ -300,13 +289,8 @@ class GridShepherd(Shepherd):
         Raises:
             LaunchError: naming those that could not be stopped.
         """
-        failures = []
         with self.lock.hold():
-            for name, some in self._by_engine(jobs).items():
-                try:
-                    self.engines[name].cancel(some)
-                except LaunchError as error:
-                    failures.append(str(error))
+            failures = self._stop(jobs)
         if failures:
             raise LaunchError(" ".join(failures))
 
@@ -343,43 +327,43 @@ class GridShepherd(Shepherd):
         moved = (Path(self.main.dora.dir).joinpath(*path.parts[place:]) for place in range(1, len(path.parts) - 1))
         return path if path.exists() else next((one for one in moved if one.parent.exists()), path)
 
-    def _submit_requests(self, engine: Engine, requests: Sequence[_Request]) -> None:
-        """Decide again, stop jobs to replace, and submit together what requests the same; called under the lock."""
+    def _submit_requests(self, engine: Engine, requests: Sequence[_Request], failures: list[str]) -> None:
+        """Decide again, stop jobs to replace, and submit together what requests the same; called under the lock.
+
+        What could not be stopped is added to `failures`.
+        """
         self.update(engine.name)
         if engine.failure:
             raise LaunchError(f"{engine.name.upper()} does not answer ({engine.failure}); nothing was submitted.")
         left = [request for request in requests if self._is_due(request)]
         replaced = [one.sheep.job.record for one in left if one.sheep.job and not one.sheep.is_done()]
         if replaced:
-            self._try_to_cancel(replaced)
+            failures += self._stop(replaced)
             left = [request for request in left if self._has_ended(request.sheep)]
         groups: dict[str, list[_Request]] = {}
         for request in left:  # what requests the same resources may share an array
             key = [request.group, request.decision.mem_factor, asdict(request.profile)]
             groups.setdefault(json.dumps(key, default=str), []).append(request)
-        waiting, full = len(left), dict[str, NoRoomError]()
-        try:
-            with _clone_of_code(self.main, [request.sheep for request in left]) as clone:
-                for group in groups.values():
-                    waiting -= len(group)
-                    if (queue := _queue_of(group[0].profile)) in full:
-                        continue
-                    try:
-                        self._submit_group(engine, group, clone)
-                    except NoRoomError as error:
-                        full[queue] = error
-                    except LaunchError as error:
-                        more = f" Nor were {waiting} that request other resources." if waiting else ""
-                        raise LaunchError(f"{error}{more}") from error
-        finally:
-            rest = [request for request in left if request.sheep.current_job_id == request.job_id]
-            self.rest = {request.sheep.xp.sig: request for request in rest}
-            self._tried_at, self._lived = time.monotonic(), self._count_live()
+        waiting, full = len(left), dict[str, NoRoomError]()  # why, by queue
+        self.rest = {request.sheep.xp.sig: request for request in left}
+        with _clone_of_code(self.main, [request.sheep for request in left]) as clone:
+            for group in groups.values():
+                waiting -= len(group)
+                if group[0].profile.queue in full:
+                    continue
+                try:
+                    self._submit_group(engine, group, clone)
+                except NoRoomError as error:
+                    full[group[0].profile.queue] = error
+                except LaunchError as error:
+                    more = f" Nor were {waiting} that request other resources." if waiting else ""
+                    raise LaunchError(f"{error}{more}") from error
         if not full:
             self.rest = {}
-            return
-        counts = f"{len(left) - len(rest)} of {len(left)} are submitted, {len(rest)} wait for room"
-        self.no_room = f"{str(next(iter(full.values()))).rstrip('.')}. {counts}"
+        else:
+            counts = f"{len(left) - len(self.rest)} of {len(left)} are submitted, {len(self.rest)} wait for room"
+            self.no_room = f"{str(next(iter(full.values()))).rstrip('.')}. {counts}"
+            self._tried_at, self._lived = time.monotonic(), self._count_live()
 
     def _submit_group(self, engine: Engine, requests: Sequence[_Request], clone: Path | None) -> None:
         try:
@@ -391,6 +375,8 @@ class GridShepherd(Shepherd):
             engine.submit(tasks, requests[0].profile)
         finally:  # an engine that was refused may have submitted some
             sheeps = [request.sheep for request in requests if self._has_new_job(request)]
+            for sheep in sheeps:
+                self.rest.pop(sheep.xp.sig, None)
             for sheep in sheeps[:_SHOWN]:
                 self.log(f"Submitted job {sheep.current_job_id}: {self.title(sheep)}")
             if len(sheeps) > _SHOWN:
@@ -435,12 +421,15 @@ class GridShepherd(Shepherd):
         previous: Mapping[str, Any] = {} if sheep.job is None else previous_job(sheep.xp.folder)
         return decide(sheep.verdict(), rules, previous, profile, force=force)
 
-    def _try_to_cancel(self, jobs: Sequence[Job]) -> None:
-        """Cancel jobs; one that cannot be cancelled does not prevent the rest of a commit."""
-        try:
-            self.cancel(jobs)
-        except LaunchError as error:
-            self._failures.append(str(error))
+    def _stop(self, jobs: Iterable[Job]) -> list[str]:
+        """Stop jobs; returns a line for each engine with such that could not be stopped."""
+        failures = []
+        for name, some in self._by_engine(jobs).items():
+            try:
+                self.engines[name].cancel(some)
+            except LaunchError as error:
+                failures.append(str(error))
+        return failures
 
     def _count_live(self) -> int:
         return sum(not sheep.is_done() for sheep in self.herd)
@@ -457,16 +446,6 @@ class GridShepherd(Shepherd):
     def _refresh(self, name: str) -> None:
         self._updated.add(name)
         self.engines[name].refresh()
-
-
-def _queue_of(profile: Profile) -> str:
-    """What the limits of a site hold for: jobs that name the same are refused alike."""
-    return str((profile.cluster, profile.partition, profile.account, profile.qos, profile.sbatch))
-
-
-def _same_shepherd(key: str, main: DecoratedMain) -> GridShepherd:
-    """The shepherd that was pickled, or in another process one like it."""
-    return _shepherds.get(key) or GridShepherd(main)
 
 
 def _xp_of_sig(main: DecoratedMain, sig: str) -> XP:

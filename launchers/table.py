@@ -32,13 +32,8 @@ PRESET = "(preset)"  # name of an experiment that is as its preset
 _MARK = 0xE000  # of the private-use area of Unicode; see `_marked`
 _COLOURED = re.compile(r"\033\[([\d;]*)m|([\ue000-\ue07f]+)")
 # Grey, blue and green; other states are yellow while they live and red once they failed.
-_COLOURS = {
-    State.NOT_STARTED: "90",
-    State.PENDING: "90",
-    State.RUNNING: "34",
-    State.COMPLETING: "34",
-    State.COMPLETED: "32",
-}
+_COLOURS = {State.RUNNING: "34", State.COMPLETING: "34", State.COMPLETED: "32"}
+_COLOURS |= dict.fromkeys((State.NOT_STARTED, State.PENDING), "90")
 
 _History = list[dict[str, Any]]
 T = TypeVar("T")

@@ -53,7 +53,7 @@ class SlurmEngine:
         self._ended: dict[str, Verdict] = {}
         self._written: set[str] = set()  # of these, the tasks whose `job.json` has the verdict
         self._accounting = True  # until it does not answer
-        self._is_full = False  # it took no more at the last submission
+        self._full: set[str] = set()  # queues that took no more at the last submission
 
     @classmethod
     def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
@@ -86,7 +86,7 @@ class SlurmEngine:
             LaunchError: if SLURM refuses; likewise.
         """
         most, jobs, left = max_array_size(profile), list[Job](), list(tasks)
-        room, size, refusal = len(left), 1 if self._is_full else most, None
+        room, size, refusal = len(left), 1 if profile.queue in self._full else most, None
         while left and room:
             part, began = left[: min(size, most, room)], time.monotonic()
             try:
@@ -103,8 +103,9 @@ class SlurmEngine:
             else:
                 left, room = left[len(part) :], room - len(part)
             size = 2 * size if refusal is None else (room + 1) // 2
-        self._is_full = refusal is not None
+        self._full.discard(profile.queue)
         if refusal is not None and left:
+            self._full.add(profile.queue)
             raise refusal
         return jobs
 

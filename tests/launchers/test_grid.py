@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import subprocess as sp
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -296,6 +296,11 @@ def grids(house: House, monkeypatch: pytest.MonkeyPatch) -> Grids:
     return Grids(house, monkeypatch)
 
 
+def replace_sleep(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
+    """Have the watch call this in place of sleeping."""
+    monkeypatch.setattr("audiotok.launchers.grid.time", SimpleNamespace(sleep=sleep))
+
+
 def test_what_another_grid_holds_is_not_cancelled_with_the_first(grids: Grids) -> None:
     grids.run("a", [1, 2, 3])
     grids.run("b", [1, 2])
@@ -391,7 +396,7 @@ def test_the_watch_sends_what_waits_as_jobs_end(grids: Grids, monkeypatch: pytes
         grids.end()
         grids.engine.room = {None: 2}
 
-    monkeypatch.setattr("audiotok.launchers.grid.time", SimpleNamespace(sleep=sleep))
+    replace_sleep(monkeypatch, sleep)
     grids.run("a", [1, 2, 3, 4, 5], room=2, monitor=True, interval=0)
     assert grids.engine.submitted == [["xindex1", "xindex2"], ["xindex3", "xindex4"], ["xindex5"]]
     assert len(rounds) == 3 and not waiting_in(grids.house.folder, "a")
@@ -413,7 +418,7 @@ def test_the_watch_leaves_what_another_command_launches_cancels_or_submits(
             set_waiting(grids.house.folder, "a", ["xindex5"])
             stack.close()
 
-    monkeypatch.setattr("audiotok.launchers.grid.time", SimpleNamespace(sleep=sleep))
+    replace_sleep(monkeypatch, sleep)
     with contextlib.ExitStack() as stack:
         grids.run("a", [1, 2, 3, 4, 5], room=2, monitor=True, interval=0)
     assert grids.engine.submitted == [["xindex1", "xindex2"], ["xindex5"]]
@@ -424,7 +429,7 @@ def test_a_watch_that_ends_early_names_what_is_not_submitted(grids: Grids, monke
     def sleep(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("audiotok.launchers.grid.time", SimpleNamespace(sleep=sleep))
+    replace_sleep(monkeypatch, sleep)
     with pytest.raises(SystemExit):
         grids.run("a", [1, 2, 3], room=1, monitor=True)
     assert "2 that are not submitted yet" in grids.house.said[-1] and "`dora grid a`" in grids.house.said[-1]
@@ -437,7 +442,7 @@ def test_the_watch_goes_on_though_sending_fails(grids: Grids, monkeypatch: pytes
         grids.end()
         grids.engine.room, grids.engine.failure = {None: 9}, failures.pop(0)
 
-    monkeypatch.setattr("audiotok.launchers.grid.time", SimpleNamespace(sleep=sleep))
+    replace_sleep(monkeypatch, sleep)
     monkeypatch.setattr("audiotok.launchers.shepherd.ROOM_S", -1.0)
     with pytest.raises(IndexError):  # the third round would be the last
         grids.run("a", [1, 2, 3], room=1, monitor=True, interval=0)

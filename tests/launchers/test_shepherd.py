@@ -1,7 +1,6 @@
 """Who is submitted, in which arrays, and that nobody is submitted twice; with an engine that only takes notes."""
 
 import ast
-import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -394,15 +393,6 @@ def test_jobs_are_found_by_their_id_after_a_move(house: House) -> None:
     assert shepherd.get_sheep_from_job_id("999") is None
     assert shepherd.find_moved(log) == house.folder.with_name("moved") / "submissions" / "token" / log.name
     assert shepherd.find_moved(Path("/elsewhere/x.out")) == Path("/elsewhere/x.out")
-
-
-def test_a_sheep_that_comes_back_from_a_pool_has_its_shepherd(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    (sheep,), _ = house.launch(1)
-    monkeypatch.setattr(Main, "__reduce__", lambda self: (Main, (self.dora.dir,)))
-    again: GridSheep = pickle.loads(pickle.dumps(sheep))
-    assert again.shepherd is sheep.shepherd and again.state() == "PENDING" and again in sheep.shepherd.herd
-    other = pickle.dumps(GridShepherd(Main(house.folder)))  # and is gone
-    assert pickle.loads(other).main.dora.dir == house.folder
 
 
 def test_slurm_is_found_by_sbatch_on_path(tmp_path: Path) -> None:
