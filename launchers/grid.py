@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import dora.grid
 from dora.conf import SlurmConfig, SubmitRules
 from dora.explore import Explorer, Herd
 from dora.grid import RunGridArgs, log
-from dora.log import colorize, fatal
+from dora.log import colorize
 from dora.main import DecoratedMain
 from dora.shep import Sheep, no_log
 from dora.utils import import_or_fatal, reliable_rmtree
@@ -29,14 +29,13 @@ from audiotok.errors import ConfigError, LaunchError
 from audiotok.files import write_symlink
 from audiotok.launchers.decide import Action, Decision
 from audiotok.launchers.lock import SubmitLock
-from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember
+from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember, set_waiting, waiting_in
 from audiotok.launchers.profile import ProfileLauncher
 from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
-from audiotok.launchers.table import monitor
+from audiotok.launchers.table import WAITS, monitor
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
 _Log = Callable[[str], None]
-_POOL = 4  # processes that compose experiments, for an entry point that calls itself slow
 _get_dora_explorer = dora.grid._get_explore  # before `launchers.dora_patches` replaces it by ours
 
 
@@ -51,22 +50,24 @@ def run_grid(
     """Run a grid, with the arguments and the result of Dora's function of this name; a dry run prints its plan.
 
     Raises:
-        LaunchError: if something could not be submitted, or the Dora folder cannot be written.
+        ConfigError: if patterns or flags select nothing.
+        LaunchError: if something could not be submitted or cancelled, or the Dora folder cannot be written.
     """
     args = args or RunGridArgs()
+    if args.dry_run and args.clear:
+        raise ConfigError("--dry_run and --clear exclude each other; leave one out.")
+    grid = _Grid(main, explorer, grid_name, slurm, args, no_log if args.dry_run else log)
     if args.dry_run:
-        if args.clear:
-            fatal("--dry_run and --clear exclude each other.")
-        grid = _Grid(main, explorer, grid_name, slurm, args, no_log)
         grid.decide(rules)
         if not args.silent:
             print(plan_text(grid.plan()))  # noqa: T201
         if args.init:
             grid.init()
         return grid.sheeps
+    if args.clear:
+        grid.confirm_clear()
     try:
-        with SubmitLock(Path(main.dora.dir) / "locks" / f"grid.{grid_name}", log=log).hold():
-            grid = _Grid(main, explorer, grid_name, slurm, args, log)
+        with grid.lock.hold():
             if args.clear:
                 grid.clear()
             grid.decide(rules)
@@ -78,6 +79,8 @@ def run_grid(
             raise
         advice = "make room or correct it, and try again."
         raise LaunchError(f"cannot write to {main.dora.dir} ({error}); {advice}") from error
+    if grid.failures:
+        raise LaunchError(" ".join(grid.failures))
     return grid.sheeps
 
 
@@ -126,35 +129,65 @@ class _Grid:
         assert isinstance(explorer, Explorer)
         self.main, self.explorer, self.name, self.args, self.log = main, explorer, name, args, log
         self.shepherd, self.herd = GridShepherd(main, log), Herd()  # the herd: all experiments of the grid file
-        self.cancels: list[GridSheep] = []  # whose jobs the next commit cancels, also such that have left the file
-        with ProcessPoolExecutor(_POOL) if main._slow else contextlib.nullcontext() as pool:
-            explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd, pool=pool))
-            self.herd.complete()
-        self.folder = Path(main.dora.dir) / main.dora._grids / name  # of its links
+        self.cancels: list[GridSheep] = []  # whose jobs `launch` cancels, also such that have left the file
+        self.gone: list[GridSheep] = []  # linked in its folder, but no longer in its file
+        self.unlinked: list[str] = []  # links that `launch` removes, with those of `gone` whose jobs have ended
+        self.held: dict[str, str] = {}  # the other grids that hold an experiment, by signature
+        self.waiting: set[str] = set()  # experiments that have found no room, by any command
+        self.failures: list[str] = []  # what could not be cancelled
+        # Without Dora's pool of processes for entry points that are slow to compose: ours are not.
+        explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd))
+        self.root = Path(main.dora.dir)
+        self.folder = self.root / main.dora._grids / name  # of its links
+        self.lock = SubmitLock(self.root / "locks" / f"grid.{name}", log=log)
         every = list(self.herd.sheeps.values())
         try:
             self.sheeps: list[Any] = dora.grid._filter_grid_sheeps(list(args.patterns), main, every)
         except IndexError as error:
             raise ConfigError(f"{name} has {len(every)} experiments, which count from 0: {args.patterns}.") from error
-        if args.trim is not None and self.sheeps and not -len(self.sheeps) <= args.trim < len(self.sheeps):
-            raise ConfigError(f"--trim {args.trim}: there are {len(self.sheeps)} experiments, which count from 0.")
+        count = len(self.sheeps)
+        if args.patterns and not count:
+            advice = f"`audiotok plan {name} --all` lists them"
+            raise ConfigError(f"none of the {len(every)} experiments of {name} matches {args.patterns}; {advice}.")
+        for flag in ("trim", "folder", "log", "tail"):
+            index = getattr(args, flag)
+            if index is not None and count and not -count <= index < count:
+                raise ConfigError(f"--{flag} {index}: there are {count} experiments, which count from 0.")
+
+    def confirm_clear(self) -> None:
+        """Name what `clear` deletes; from the command line, exit unless that is confirmed."""
+        held = self._held_elsewhere()
+        count = sum(sheep.xp.sig not in held for sheep in self.sheeps)
+        self.log(f"--clear cancels {count} experiments of {self.name} and deletes their folders for good.")
+        for sheep in self.sheeps:
+            if other := held.get(sheep.xp.sig):
+                self.log(f"It leaves what is also of {other}: {self.shepherd.title(sheep)}")
+        if self.args._from_commandline and not _confirmed("Delete them? [y/N] "):
+            self.log("Not confirmed; nothing was changed.")
+            sys.exit(1)
 
     def clear(self) -> None:
-        """Cancel all jobs and delete the folders of experiments, from the command line after a confirmation."""
-        self.log(f"--clear cancels {len(self.sheeps)} experiments of {self.name} and deletes their folders for good.")
-        if self.args._from_commandline and not _confirmed("Delete them? [y/N] "):
-            fatal("Not confirmed; nothing was changed.")
-        for sheep in self.sheeps:
-            self.shepherd.cancel_lazy(sheep=sheep)
-        self.shepherd.commit()
-        for sheep in self.sheeps:
+        """Cancel jobs and delete the folders of experiments, but for those that another grid holds."""
+        self.shepherd.update()
+        held = self._held_elsewhere()
+        sheeps = [sheep for sheep in self.sheeps if sheep.xp.sig not in held]
+        for sheep in sheeps:
+            if not sheep.is_done():
+                self.shepherd.cancel_lazy(sheep=sheep)
+        self.failures += self.shepherd.carry_out()
+        for sheep in sheeps:
+            sheep.reload()
+            if not sheep.is_done():
+                self.log(f"Not deleted, as job {sheep.current_job_id} still runs: {self.shepherd.title(sheep)}")
+                continue
             if sheep.xp.folder.exists():
                 reliable_rmtree(sheep.xp.folder)
             sheep.job = None
 
     def decide(self, rules: SubmitRules | None) -> None:
         """Decide which experiments are submitted with the next commit, and which are cancelled."""
-        left = self._left()
+        self._find_gone()
+        self.held, self.waiting = self._held_elsewhere(), waiting_in(self.root, self.name)
         self.shepherd.update()
         if not self.args.cancel:
             selected = {sheep.xp.sig: sheep for sheep in self.sheeps}
@@ -166,13 +199,18 @@ class _Grid:
                 with self.shepherd.job_array(slurm) if len(some) > 1 else contextlib.nullcontext():
                     for sheep in some:
                         self.shepherd.maybe_submit_lazy(sheep, slurm, rules or SubmitRules())
-        reasons = [(sheep, ", no longer in the grid") for sheep in left]
-        reasons += [(sheep, "") for sheep in self.sheeps] if self.args.cancel else []
-        for sheep, reason in reasons:
-            if not sheep.is_done():
-                self.shepherd.cancel_lazy(sheep=sheep)
-                self.cancels.append(sheep)
-                self.log(f"Canceling job {sheep.current_job_id}{reason}: {self.shepherd.title(sheep)}")
+        for sheep in [*self.gone, *(self.sheeps if self.args.cancel else [])]:
+            left, other = sheep.xp.sig not in self.herd.sheeps, self.held.get(sheep.xp.sig)
+            what, title = f"job {sheep.current_job_id}", self.shepherd.title(sheep)
+            if sheep.is_done():
+                continue
+            if left and other:  # only what no grid holds any more is cancelled without being named
+                self.log(f"Left alone: {what} is no longer of this grid, but of {other}, too: {title}")
+                continue
+            self.shepherd.cancel_lazy(sheep=sheep)
+            self.cancels.append(sheep)
+            why = ", no longer in the grid" if left else f" (also of {other})" if other else ""
+            self.log(f"Canceling {what}{why}: {title}")
 
     def _entries(self) -> list[Entry]:
         return [self._entry(sheep, sheep.decision) for sheep in self.sheeps if sheep.decision is not None]
@@ -181,23 +219,46 @@ class _Grid:
         """What `launch` would do."""
         cancelled = Decision(Action.CANCEL, "cancelled as requested" if self.args.cancel else "no longer in the grid")
         entries = self._entries() + [self._entry(sheep, cancelled) for sheep in self.cancels]
-        return make_plan(Path(self.main.dora.dir), self.name, detect(os.environ), entries, self.herd.sheeps)
+        return make_plan(self.root, self.name, detect(os.environ), entries, self.herd.sheeps)
 
     def launch(self) -> None:
         """Link the experiments, cancel and submit, and record what was launched; called under the lock of the grid."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        gone = [self.folder / name for name in _links(self.folder) - self.herd.sheeps.keys()]
         _write_links(self.folder, self.main.dora.xps, [sheep.xp.sig for sheep in self.sheeps])
-        self.shepherd.commit()
-        for link in gone:
-            link.unlink(missing_ok=True)
+        self.failures += self.shepherd.carry_out()
+        over = [sheep.xp.sig for sheep in self.gone if sheep.is_done() or sheep.xp.sig in self.held]
+        for sig in [*self.unlinked, *over]:  # what could not be cancelled stays, for the next launch to cancel it
+            (self.folder / sig).unlink(missing_ok=True)
+        selected = {sheep.xp.sig for sheep in self.sheeps}
+        if self.args.cancel and (count := len(self.waiting & selected)):
+            self.log(f"{count} that wait for room are not submitted any more.")
+        if self.shepherd.rest:
+            self.log(f"{self.shepherd.no_room}: `dora grid {self.name}` sends them as jobs end.")
         try:
             if entries := self._entries():
-                remember(Path(self.main.dora.dir), self.name, entries, self.herd.sheeps)
+                remember(self.root, self.name, entries, self.herd.sheeps)
+            others = (self.waiting & self.herd.sheeps.keys()) - selected
+            set_waiting(self.root, self.name, others | self.shepherd.rest.keys())
         except OSError as error:
             self.log(f"Could not write down what was launched: {error}")
         if self.args.init:
             self.init()
+
+    def _send_rest(self) -> None:
+        """Submit what found no room, if there may be some now and no other command has done so or cancelled it."""
+        if not self.shepherd.may_have_room():
+            return
+        with self.lock.try_hold() as held:
+            if not held:
+                return
+            waiting, tried = waiting_in(self.root, self.name), set(self.shepherd.rest)
+            try:
+                failures = self.shepherd.submit_rest(waiting)
+                set_waiting(self.root, self.name, (waiting - tried) | self.shepherd.rest.keys())
+            except (LaunchError, OSError) as error:  # the watch goes on, and so does the wait
+                failures = [str(error)]
+        for failure in failures:
+            self.log(failure)
 
     def init(self) -> None:
         """Make the folders of experiments, so that their signatures can be used."""
@@ -207,14 +268,18 @@ class _Grid:
     def show(self) -> None:
         """Show the folder or the log of one experiment, or watch all."""
         indices = [index for index in (self.args.folder, self.args.log, self.args.tail) if index is not None]
+        for failure in self.failures:
+            self.log(failure)
         if not self.sheeps:
-            self.log("No experiment of this grid is selected.")
+            self.log(f"{self.name} has no experiments.")
         elif not indices:
             try:
                 self._watch()
             except KeyboardInterrupt:
-                command = f"dora grid {self.name}"
-                self.log(f"The jobs are still there: `{command}` shows the table again, `{command} -C` cancels them.")
+                command, count = f"dora grid {self.name}", len(self.shepherd.rest)
+                rest = f" and sends {count} that are not submitted yet" if count else ""
+                shows = f"shows the table again{rest}"
+                self.log(f"The jobs are still there: `{command}` {shows}, `{command} -C` cancels them.")
                 sys.exit(130)  # as of a shell after Ctrl-C
         elif self.args._from_commandline:
             self._show_one(indices[0])
@@ -222,14 +287,11 @@ class _Grid:
             raise RuntimeError("folder, log and tail are for the command line.")
 
     def _show_one(self, index: int) -> None:
-        try:
-            sheep = self.sheeps[index]
-        except IndexError:
-            fatal(f"No experiment {index}: there are {len(self.sheeps)}, from 0 on.")
+        sheep = self.sheeps[index]
         if self.args.folder is not None:
             print(sheep.xp.folder)  # noqa: T201
         elif sheep.log is None or not sheep.log.exists():
-            fatal(f"{self.shepherd.title(sheep)} has no log yet: {sheep.log or 'it was not submitted'}.")
+            raise LaunchError(f"{self.shepherd.title(sheep)} has no log yet: {sheep.log or 'it was not submitted'}.")
         elif self.args.tail is not None:
             os.execvp("tail", ["tail", "-n", "200", "-f", str(sheep.log)])
         else:
@@ -247,6 +309,7 @@ class _Grid:
 
                 display.clear_output(wait=True)  # type: ignore[no-untyped-call]
             self.shepherd.update()
+            self._send_rest()
             if monitor(args, self.main, self.explorer, self.sheeps, show) or not args.monitor:
                 return
             show()
@@ -257,17 +320,31 @@ class _Grid:
                 time.sleep(1)
             show(" " * 60 if sys.stdout.isatty() else "")
 
-    def _left(self) -> list[GridSheep]:
-        """The experiments that are linked in its folder but not in its file any more."""
-        left = []
+    def _find_gone(self) -> None:
+        """Find the experiments that are linked in its folder but not in its file any more, and that patterns select."""
+        patterns = list(self.args.patterns)
+        if any(pattern.strip().lstrip("+-").isdecimal() for pattern in patterns):
+            return  # indices are of what is in the file
         for name in sorted(_links(self.folder) - self.herd.sheeps.keys()):
             try:
-                left.append(self.shepherd.get_sheep_from_sig(name))
+                self.gone.append(self.shepherd.get_sheep_from_sig(name))
             except Exception as error:  # without a job, of a configuration that can no longer be composed
                 self.log(f"Cannot load experiment {name}, which left the grid: {error}")
-        return left
+                self.unlinked += [] if patterns else [name]
+        self.gone = dora.grid._filter_grid_sheeps(patterns, self.main, self.gone)  # type: ignore[assignment,arg-type]
+
+    def _held_elsewhere(self) -> dict[str, str]:
+        """The other grids whose folders link an experiment, by its signature: `grid a` or `grids a, b`."""
+        found: dict[str, list[str]] = {}
+        folders = sorted(self.folder.parent.iterdir()) if self.folder.parent.is_dir() else []
+        for folder in folders:
+            for sig in _links(folder) if folder.name != self.name else ():
+                found.setdefault(sig, []).append(folder.name)
+        return {sig: f"grid{'s' * (len(names) > 1)} {', '.join(names)}" for sig, names in found.items()}
 
     def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:
+        if decision.action.submits and sheep.xp.sig in self.waiting:
+            decision = replace(decision, reason="; ".join(filter(None, (decision.reason, WAITS))))
         profile, xp = None if decision.action is Action.CANCEL else sheep.profile, sheep.xp
         return Entry(xp.sig, self.main.get_name(xp), Path(xp.folder), sheep.state() or "", decision, profile)
 

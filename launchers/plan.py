@@ -166,6 +166,25 @@ def remember(root: Path, grid: str, entries: Iterable[Entry], sigs: Iterable[str
     write_json(path, content)
 
 
+def waiting_in(root: Path, grid: str) -> set[str]:
+    """Signatures of the experiments of a grid that were to be submitted and wait for room."""
+    waiting = (read_json(_path(root, grid)) or {}).get("waiting")
+    return set(map(str, waiting)) if isinstance(waiting, list) else set()
+
+
+def set_waiting(root: Path, grid: str, sigs: Iterable[str]) -> None:
+    """Record which experiments wait for room; called under the lock of the grid.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    path, waiting = _path(root, grid), sorted(sigs)
+    content = read_json(path) or {}
+    if waiting != content.get("waiting", []):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**content, "waiting": waiting})
+
+
 def plan_text(plan: Plan, *, shown: int | None = SHOWN) -> str:
     """A plan as text, with so many experiments of each group listed (None: all)."""
     whole = sum(entry.action is not Action.CANCEL for entry in plan.entries)

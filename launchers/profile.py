@@ -228,6 +228,11 @@ class Profile(SlurmConfig):
         return config if isinstance(config, cls) else cls.from_mapping(vars(config))
 
     @property
+    def queue(self) -> str:
+        """What limits of a site hold for: where there is no room for one job, there is none for others of its queue."""
+        return str((self.partition, self.account, self.qos, self.sbatch))
+
+    @property
     def where(self) -> str:
         """Where a value is to be corrected."""
         return self.file

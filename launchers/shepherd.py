@@ -8,9 +8,9 @@ it: two users who launch the same grid at once get one job each experiment.
 import json
 import os
 import sys
-import uuid
+import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from audiotok.errors import ConfigError, LaunchError
 from audiotok.experiments.frozen import FROZEN_FILE
 from audiotok.files import write_symlink
 from audiotok.launchers.decide import RETRY_VARIABLE, Action, Decision, decide, previous_job
-from audiotok.launchers.engine import Engine, Job, Task, job_of
+from audiotok.launchers.engine import Engine, Job, NoRoomError, Task, job_of
 from audiotok.launchers.local.engine import LocalEngine
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
@@ -37,9 +37,9 @@ LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngine, LocalEngine)}
 """All engines; by default a machine submits with the first one that it can submit with."""
 
+ROOM_S = 60.0  # after so long there may be room again, though no job that is known here has ended
 _SHOWN = 8  # experiments logged one by one as they are submitted
 _DORAS_ENGINE = SlurmEngine.name  # has the jobs that Dora itself submitted, whose job.json names no engine
-_shepherds: "weakref.WeakValueDictionary[str, GridShepherd]" = weakref.WeakValueDictionary()
 
 
 def detect(environ: Mapping[str, str]) -> str:
@@ -88,9 +88,6 @@ class GridSheep(Sheep):
         shepherd.herd.add(self)
         self.reload()
 
-    def __reduce__(self) -> Any:
-        return GridSheep, (self.xp, self.shepherd)
-
     def reload(self) -> None:
         """Read its latest job again."""
         job = job_of(self.xp.folder)
@@ -120,6 +117,11 @@ class GridSheep(Sheep):
         if mode == "force":
             self.shepherd.update()
         return self.job is None or self.job.is_done()
+
+    @property
+    def waits(self) -> bool:
+        """True if it was to be submitted and found no room."""
+        return self.xp.sig in self.shepherd.rest
 
     @property
     def current_job_id(self) -> str | None:
@@ -155,8 +157,7 @@ class GridShepherd(Shepherd):
 
     def __init__(self, main: DecoratedMain, log: Callable[[str], None] = no_log) -> None:
         # Dora's own constructor makes folders for pickles and cancels what it takes for orphans.
-        self.main, self.log, self.key = main, log, uuid.uuid4().hex
-        _shepherds[self.key] = self
+        self.main, self.log = main, log
         self.lock = SubmitLock(Path(main.dora.dir) / "locks" / "submit", log=lambda text: self.log(text))
         self.engines: dict[str, Engine] = {name: engine.open(main, self.lock) for name, engine in ENGINES.items()}
         self.herd: weakref.WeakSet[GridSheep] = weakref.WeakSet()  # all sheep in use
@@ -164,9 +165,9 @@ class GridShepherd(Shepherd):
         self._requests: list[_Request] = []
         self._to_cancel: list[Any] = []
         self._updated: set[str] = set()  # engines that have been queried
-
-    def __reduce__(self) -> Any:
-        return _same_shepherd, (self.key, self.main)  # Dora sends it to a pool of processes, and its sheep back
+        self.rest: dict[str, _Request] = {}  # what found no room, by signature
+        self.no_room = ""  # why, and how many
+        self._tried_at, self._lived = 0.0, 0  # when there was no room, and how many jobs lived then
 
     def get_sheep_from_argv(self, argv: Sequence[str]) -> GridSheep:
         """The experiment of these arguments."""
@@ -225,7 +226,22 @@ class GridShepherd(Shepherd):
             self._to_cancel.append(job)
 
     def commit(self) -> None:
-        """Cancel and submit what was requested since the last commit.
+        """`carry_out` for Dora's commands, to which all that is not done is an error.
+
+        Raises:
+            NoRoomError: if something found no room.
+            LaunchError: if something could not be cancelled or submitted; what could is recorded.
+        """
+        if failures := self.carry_out():
+            raise LaunchError(" ".join(failures))
+        if self.rest:
+            raise NoRoomError(f"{self.no_room}; the same command submits the rest as jobs end.")
+
+    def carry_out(self) -> list[str]:
+        """Cancel and submit what was requested since the last time; `rest` is what found no room.
+
+        Returns:
+            A line for each engine with jobs that could not be cancelled.
 
         Raises:
             LaunchError: if something could not be submitted; what was is recorded.
@@ -239,11 +255,33 @@ class GridShepherd(Shepherd):
             self.log(f"Not retried: {len(blocked) - _SHOWN} more; --dry_run shows why")
         requests = [request for request in requests if request.decision.action.submits]
         if not cancels and not requests:
-            return
+            return []
         with self.lock.hold():
-            self._try_to_cancel(cancels)
-            if requests:
-                self._submit_requests(self.engines[detect(os.environ)], requests)
+            failures = self._stop(cancels)
+            try:
+                if requests:
+                    self._submit_requests(self.engines[detect(os.environ)], requests, failures)
+            except LaunchError as error:
+                raise LaunchError(" ".join([*failures, str(error)])) from error
+        return failures
+
+    def may_have_room(self) -> bool:
+        """True if something found no room and there may be some by now: a job has ended, or time has passed."""
+        waited = time.monotonic() - self._tried_at > ROOM_S
+        return bool(self.rest) and (waited or self._count_live() < self._lived)
+
+    def submit_rest(self, sigs: Container[str]) -> list[str]:
+        """Like `carry_out`, for what found no room; of these experiments only: the others wait no longer.
+
+        Raises:
+            LaunchError: if something could not be submitted; what was is recorded, the rest waits on.
+        """
+        self.rest = {sig: request for sig, request in self.rest.items() if sig in sigs}
+        for request in self.rest.values():  # a job that it replaces may have been cancelled
+            request.rules = replace(request.rules, retry=True)
+        self._requests = list(self.rest.values())
+        self._tried_at = time.monotonic()  # also if this fails
+        return self.carry_out()
 
     def cancel(self, jobs: Iterable[Job]) -> None:
         """Stop jobs now and wait for their end.
@@ -251,13 +289,8 @@ class GridShepherd(Shepherd):
         Raises:
             LaunchError: naming those that could not be stopped.
         """
-        failures = []
         with self.lock.hold():
-            for name, some in self._by_engine(jobs).items():
-                try:
-                    self.engines[name].cancel(some)
-                except LaunchError as error:
-                    failures.append(str(error))
+            failures = self._stop(jobs)
         if failures:
             raise LaunchError(" ".join(failures))
 
@@ -294,29 +327,43 @@ class GridShepherd(Shepherd):
         moved = (Path(self.main.dora.dir).joinpath(*path.parts[place:]) for place in range(1, len(path.parts) - 1))
         return path if path.exists() else next((one for one in moved if one.parent.exists()), path)
 
-    def _submit_requests(self, engine: Engine, requests: Sequence[_Request]) -> None:
-        """Decide again, stop jobs to replace, and submit together what requests the same; called under the lock."""
+    def _submit_requests(self, engine: Engine, requests: Sequence[_Request], failures: list[str]) -> None:
+        """Decide again, stop jobs to replace, and submit together what requests the same; called under the lock.
+
+        What could not be stopped is added to `failures`.
+        """
         self.update(engine.name)
         if engine.failure:
             raise LaunchError(f"{engine.name.upper()} does not answer ({engine.failure}); nothing was submitted.")
         left = [request for request in requests if self._is_due(request)]
         replaced = [one.sheep.job.record for one in left if one.sheep.job and not one.sheep.is_done()]
         if replaced:
-            self._try_to_cancel(replaced)
+            failures += self._stop(replaced)
             left = [request for request in left if self._has_ended(request.sheep)]
         groups: dict[str, list[_Request]] = {}
         for request in left:  # what requests the same resources may share an array
             key = [request.group, request.decision.mem_factor, asdict(request.profile)]
             groups.setdefault(json.dumps(key, default=str), []).append(request)
-        waiting = len(left)
+        waiting, full = len(left), dict[str, NoRoomError]()  # why, by queue
+        self.rest = {request.sheep.xp.sig: request for request in left}
         with _clone_of_code(self.main, [request.sheep for request in left]) as clone:
             for group in groups.values():
                 waiting -= len(group)
+                if group[0].profile.queue in full:
+                    continue
                 try:
                     self._submit_group(engine, group, clone)
+                except NoRoomError as error:
+                    full[group[0].profile.queue] = error
                 except LaunchError as error:
                     more = f" Nor were {waiting} that request other resources." if waiting else ""
                     raise LaunchError(f"{error}{more}") from error
+        if not full:
+            self.rest = {}
+        else:
+            counts = f"{len(left) - len(self.rest)} of {len(left)} are submitted, {len(self.rest)} wait for room"
+            self.no_room = f"{str(next(iter(full.values()))).rstrip('.')}. {counts}"
+            self._tried_at, self._lived = time.monotonic(), self._count_live()
 
     def _submit_group(self, engine: Engine, requests: Sequence[_Request], clone: Path | None) -> None:
         try:
@@ -328,6 +375,8 @@ class GridShepherd(Shepherd):
             engine.submit(tasks, requests[0].profile)
         finally:  # an engine that was refused may have submitted some
             sheeps = [request.sheep for request in requests if self._has_new_job(request)]
+            for sheep in sheeps:
+                self.rest.pop(sheep.xp.sig, None)
             for sheep in sheeps[:_SHOWN]:
                 self.log(f"Submitted job {sheep.current_job_id}: {self.title(sheep)}")
             if len(sheeps) > _SHOWN:
@@ -340,7 +389,7 @@ class GridShepherd(Shepherd):
         sheep.reload()
         changed = sheep.current_job_id != request.job_id
         if changed:
-            rules = replace(rules, replace=False, replace_done=False, update=False)
+            rules = SubmitRules()
         request.decision = sheep.decision = self._decide(sheep, request.profile, rules)
         if changed and sheep.job is not None and not request.decision.action.submits:
             user = sheep.job.record.content.get("user", "another user")
@@ -372,12 +421,18 @@ class GridShepherd(Shepherd):
         previous: Mapping[str, Any] = {} if sheep.job is None else previous_job(sheep.xp.folder)
         return decide(sheep.verdict(), rules, previous, profile, force=force)
 
-    def _try_to_cancel(self, jobs: Sequence[Job]) -> None:
-        """Cancel jobs; one that cannot be cancelled does not prevent the rest of a commit."""
-        try:
-            self.cancel(jobs)
-        except LaunchError as error:
-            self.log(str(error))
+    def _stop(self, jobs: Iterable[Job]) -> list[str]:
+        """Stop jobs; returns a line for each engine with such that could not be stopped."""
+        failures = []
+        for name, some in self._by_engine(jobs).items():
+            try:
+                self.engines[name].cancel(some)
+            except LaunchError as error:
+                failures.append(str(error))
+        return failures
+
+    def _count_live(self) -> int:
+        return sum(not sheep.is_done() for sheep in self.herd)
 
     def _engine_name(self, job: Job) -> str:
         return job.engine if job.engine in self.engines else _DORAS_ENGINE
@@ -391,11 +446,6 @@ class GridShepherd(Shepherd):
     def _refresh(self, name: str) -> None:
         self._updated.add(name)
         self.engines[name].refresh()
-
-
-def _same_shepherd(key: str, main: DecoratedMain) -> GridShepherd:
-    """The shepherd that was pickled, or in another process one like it."""
-    return _shepherds.get(key) or GridShepherd(main)
 
 
 def _xp_of_sig(main: DecoratedMain, sig: str) -> XP:

@@ -27,11 +27,13 @@ from audiotok.status import STATUS_FILE, State, Verdict, read_json
 from audiotok.text import duration_text, number_in
 
 _REASON_WIDTH = 60
+WAITS = "not submitted: waits for room"
 PRESET = "(preset)"  # name of an experiment that is as its preset
 _MARK = 0xE000  # of the private-use area of Unicode; see `_marked`
 _COLOURED = re.compile(r"\033\[([\d;]*)m|([\ue000-\ue07f]+)")
 # Grey, blue and green; other states are yellow while they live and red once they failed.
-_COLOURS = {State.PENDING: "90", State.RUNNING: "34", State.COMPLETING: "34", State.COMPLETED: "32"}
+_COLOURS = {State.RUNNING: "34", State.COMPLETING: "34", State.COMPLETED: "32"}
+_COLOURS |= dict.fromkeys((State.NOT_STARTED, State.PENDING), "90")
 
 _History = list[dict[str, Any]]
 T = TypeVar("T")
@@ -50,12 +52,12 @@ def monitor(
         maybe_print: `print`, or a function that prints nothing.
 
     Returns:
-        True if every experiment has ended; one in state UNKNOWN has not.
+        True if every experiment has ended; one in state UNKNOWN has not, nor has one that waits for room.
     """
     verdicts = [_verdict_of(sheep) for sheep in herd]
     states = [None if verdict is None else verdict.state for verdict in verdicts]
     done = [sheep.is_done() for sheep in herd]
-    finished = all(done) and State.UNKNOWN not in states
+    finished = all(done) and not {State.UNKNOWN, State.NOT_STARTED} & {*states}
     if getattr(args, "silent", False):
         return finished
     progress = [_progress.read(Path(sheep.xp.folder) / STATUS_FILE) for sheep in herd]
@@ -74,6 +76,8 @@ def monitor(
 
 def _verdict_of(sheep: Any) -> Verdict | None:
     """State of a sheep and why, None if it has no job; any Dora sheep will do."""
+    if getattr(sheep, "waits", False):
+        return Verdict(State.NOT_STARTED, WAITS)
     verdict = getattr(sheep, "verdict", None)
     if verdict is not None:
         return verdict() if callable(verdict) else verdict  # type: ignore[no-any-return]

@@ -62,8 +62,6 @@ class ExperimentMain(HydraMain):
         kwargs: as `hydra.initialize_config_dir` has them.
     """
 
-    _slow = False  # bases are composed once, so a process pool costs more than it saves
-
     def __init__(
         self, main: Callable[..., Any], config_name: str, config_path: str, base: str | None = None, **kwargs: Any
     ) -> None:

@@ -17,7 +17,7 @@ from dora.main import DecoratedMain
 
 from audiotok.errors import LaunchError
 from audiotok.files import read_json, write_json
-from audiotok.launchers.engine import Check, Job, NoAnswerError, Task
+from audiotok.launchers.engine import Check, Job, NoAnswerError, NoRoomError, Task
 from audiotok.launchers.lock import SubmitLock, user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm import commands
@@ -32,6 +32,7 @@ from audiotok.text import number_in
 STOP_S = 60.0  # SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL
 YOUNG_S = 5.0  # a job recorded this shortly before a query may be missing in its answer: clocks differ
 ANSWER_S = 15.0  # so long after a command died between sbatch and its answer the job may still turn up
+BUSY_S = 10.0  # an answer that takes longer than this shows a busy controller
 FRESH_S = 45.0  # three of the heartbeats of `launchers.slurm.inside`
 _NOT_LISTED = SchedulerWord(State.MISSING)
 
@@ -52,6 +53,7 @@ class SlurmEngine:
         self._ended: dict[str, Verdict] = {}
         self._written: set[str] = set()  # of these, the tasks whose `job.json` has the verdict
         self._accounting = True  # until it does not answer
+        self._full: set[str] = set()  # queues that took no more at the last submission
 
     @classmethod
     def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
@@ -74,22 +76,37 @@ class SlurmEngine:
         return self.book.has_open()
 
     def submit(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
-        """Submit tasks as an array, or as several if there are more than the site allows in one.
+        """Submit tasks as an array, or as several if there are more than the site takes in one, or takes now.
+
+        A limit counts every task, and refuses an array as a whole. How much fits is found by halving what was refused;
+        after a refusal the next call begins with one task, and doubles what was accepted.
 
         Raises:
-            LaunchError: if SLURM refuses; arrays that it accepted before are then recorded.
+            NoRoomError: if SLURM takes no more now; arrays that it accepted before are then recorded.
+            LaunchError: if SLURM refuses; likewise.
         """
-        size = max_array_size(profile)
-        parts = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-        jobs: list[Job] = []
-        for number, part in enumerate(parts):
+        most, jobs, left = max_array_size(profile), list[Job](), list(tasks)
+        room, size, refusal = len(left), 1 if profile.queue in self._full else most, None
+        while left and room:
+            part, began = left[: min(size, most, room)], time.monotonic()
             try:
                 jobs += self._submit_one(part, profile)
+            except NoRoomError as error:
+                # A refusal that took long is of a busy controller, of which more tries would only take more time.
+                room = 0 if time.monotonic() - began > BUSY_S else len(part) - 1
+                refusal = error
             except LaunchError as error:
-                left = [task.name for other in parts[number:] for task in other]
-                shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+                names = [task.name for task in left]
+                shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
                 rest = f"{len(jobs)} others are. The same command submits the rest."
                 raise LaunchError(f"{error} Not submitted: {shown}; {rest}") from error
+            else:
+                left, room = left[len(part) :], room - len(part)
+            size = 2 * size if refusal is None else (room + 1) // 2
+        self._full.discard(profile.queue)
+        if refusal is not None and left:
+            self._full.add(profile.queue)
+            raise refusal
         return jobs
 
     def refresh(self, *, repair: bool = True) -> None:
@@ -165,6 +182,10 @@ class SlurmEngine:
             sent = send(profile, submission.token, submission.folder, words, array=array, mem_factor=factor)
         except NoAnswerError:
             raise  # SLURM may have the job: the next query shows
+        except NoRoomError as error:
+            self.book.abandon(submission, str(error))
+            shutil.rmtree(submission.folder, ignore_errors=True)  # there may be many tries
+            raise
         except Exception as error:
             self.book.abandon(submission, str(error))
             if isinstance(error, OSError):

@@ -14,12 +14,14 @@ class Options:
         accounting: with slurmdbd over MariaDB, so that sacct answers; without it the cluster is up much sooner.
         max_array_size: MaxArraySize; the largest index of an array is one less.
         min_job_age: seconds after which a job that is over leaves squeue.
+        qos: limits of QOS `normal`, which all jobs have; enforced if there are any.
         changes: other lines of `slurm.conf`, which replace those here.
     """
 
     accounting: bool = True
     max_array_size: int = 1001
     min_job_age: int = 300
+    qos: Mapping[str, int] = field(default_factory=dict)
     changes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -97,7 +99,9 @@ def files(options: Options, places: Mapping[str, str]) -> dict[str, str]:
         options: what the cluster is to be.
         places: `root` folder, `host` name, and a port for every daemon.
     """
-    lines = {**_SLURM_CONF, **(_ACCOUNTING if options.accounting else {}), **options.changes}
+    lines = {**_SLURM_CONF, **(_ACCOUNTING if options.accounting else {})}
+    lines |= {"AccountingStorageEnforce": "limits,qos"} if options.qos else {}
+    lines |= options.changes
     text = "".join(f"{name}={value}\n" for name, value in lines.items()) + _HARDWARE
     values = {**places, "max_array_size": options.max_array_size, "min_job_age": options.min_job_age}
     return {

@@ -67,6 +67,9 @@ class TestCluster:
             self._daemons.start("slurmdbd", "slurmdbd", "-D")
             self._daemons.wait("slurmdbd", lambda: answers(self._places["slurmdbd"]))
             self.run("sacctmgr", "-i", "add", "cluster", "audiotok")
+        if self.options.qos:
+            limits = [f"{name}={limit}" for name, limit in self.options.qos.items()]
+            self.run("sacctmgr", "-i", "modify", "qos", "normal", "set", *limits)
         self._daemons.start("slurmctld", "slurmctld", "-D", "-c")
         for node in NODES:
             self.start_node(node)

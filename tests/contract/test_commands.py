@@ -1,6 +1,7 @@
 """What one may do to experiments that wait, run or are over: the same commands, whichever launcher has them."""
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -79,6 +80,21 @@ def test_what_left_the_grid_is_cancelled_and_what_came_is_submitted(house: House
     project.wait(lambda: project.verdicts(2)[1] == "CANCELLED")
     project.wait(lambda: has_begun(project, 3))
     assert ids(project, 1) == before and project.verdicts(3) == ["RUNNING", "CANCELLED", "RUNNING"]
+
+
+def test_what_another_grid_holds_goes_on_until_no_grid_holds_it(house: House) -> None:
+    project = house.project
+    grids = project.folder / "tinyxp" / "grids"
+    shutil.copy(grids / "many.py", grids / "other.py")
+    project.many(2, **LONG)
+    project.dora("grid", "other", "--no_monitoring", environ=project.grid_environ(2, **LONG))
+    project.wait(lambda: has_begun(project, 1, 2))
+    said = project.many(1, **LONG)
+    assert "but of grid other, too" in said and project.verdicts(2) == ["RUNNING", "RUNNING"]
+    project.dora("grid", "other", "--no_monitoring", environ=project.grid_environ(1, **LONG))
+    project.wait(lambda: project.verdicts(2) == ["RUNNING", "CANCELLED"])
+    assert "(also of grid other)" in project.many(1, "-C", **LONG)
+    project.wait(lambda: project.verdicts(1) == ["CANCELLED"])
 
 
 def test_a_replaced_job_has_ended_before_the_next_begins(house: House) -> None:

@@ -1,19 +1,31 @@
 """`dora grid` with a SLURM made of fakes: plan, memory, links, moved folders, clones of the code."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess as sp
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from dora.conf import SubmitRules
+from dora.explore import Explorer, Launcher
+from dora.grid import RunGridArgs
 
-from audiotok.errors import ConfigError
-from audiotok.launchers.grid import _write_links, get_explorer, list_grids
+from audiotok.errors import ConfigError, LaunchError
+from audiotok.launchers.grid import _write_links, get_explorer, list_grids, plan_grid, run_grid
 from audiotok.launchers.lock import SubmitLock
+from audiotok.launchers.plan import plan_text, set_waiting, waiting_in
+from audiotok.launchers.profile import Profile
+from audiotok.launchers.shepherd import GridShepherd
+from audiotok.status import State, Verdict, read_json, write_json
 from tests.fakes.tiny import TinyProject
+from tests.launchers.test_shepherd import House, Main, house
+
+__all__ = ["house"]
 
 
 def calls(project: TinyProject, name: str) -> list[str]:
@@ -125,6 +137,18 @@ def test_a_refusal_is_one_line_and_names_what_is_left(slurm_project: TinyProject
     assert slurm_project.job(index=4)["job_id"] == "101_3"
 
 
+def test_a_cancel_that_did_not_cancel_is_one_line_and_exit_code_2(slurm_project: TinyProject) -> None:
+    slurm_project.dora("grid", "fleet", "--no_monitoring")
+    answers, folder = Path(slurm_project.environ["FAKE_SLURM"]), slurm_project.experiment(index=1)
+    for name in ("squeue", "scancel"):
+        (answers / f"{name}.fails").write_text("Unable to contact slurm controller\n")
+    for command in (["grid", "fleet", "index=1"], ["info", "-f", folder.name], ["launch", "index=1", "seconds=0.3"]):
+        said = slurm_project.dora(*command, "-C", code=2)
+        assert said.splitlines()[-1].startswith("error: not all jobs could be cancelled: 101_0")
+        assert said.count("could be cancelled") == 1 and "Traceback" not in said
+    assert len(calls(slurm_project, "scancel")) == 3
+
+
 def test_who_looks_needs_no_login_name(slurm_project: TinyProject) -> None:
     slurm_project.dora("launch", "--no_tail", "index=1", environ={"USER": "", "LOGNAME": ""})
     said = slurm_project.dora("info", "index=1", environ={"USER": "", "LOGNAME": ""})
@@ -148,15 +172,12 @@ def test_flags_of_dora_grid_that_show_one_experiment(slurm_project: TinyProject)
     slurm_project.dora("grid", "fleet", "--no_monitoring")
     second = slurm_project.experiment(index=2)
     assert f"{second}\n" in slurm_project.dora("grid", "fleet", "--folder", "1")
-    assert "has no log yet" in slurm_project.dora("grid", "fleet", "--log", "1", code=1)
-    assert "No experiment 9: there are 4" in slurm_project.dora("grid", "fleet", "--tail", "9", code=1)
+    assert "has no log yet" in slurm_project.dora("grid", "fleet", "--log", "1", code=2)
+    assert "--tail 9: there are 4 experiments" in slurm_project.dora("grid", "fleet", "--tail", "9", code=2)
     log = Path(slurm_project.job(index=2)["log"])
     log.write_text("step 7\n")
     assert "step 7\n" in slurm_project.dora("grid", "fleet", "--log", "1")
     assert f"{second}\n" in slurm_project.dora("grid", "fleet", "index=2", "--folder", "0")
-    assert "No experiment of this grid is selected" in slurm_project.dora(
-        "grid", "fleet", "index=77", "--no_monitoring"
-    )
     assert len(calls(slurm_project, "sbatch")) == 1
 
 
@@ -172,7 +193,7 @@ def test_patterns_select_and_the_rest_stays(slurm_project: TinyProject) -> None:
 def test_a_dry_run_may_initialize_and_not_clear(slurm_project: TinyProject) -> None:
     slurm_project.dora("grid", "fleet", "--dry_run", "--init")
     assert slurm_project.experiment(index=3).is_dir() and not calls(slurm_project, "sbatch")
-    assert "exclude each other" in slurm_project.dora("grid", "fleet", "--dry_run", "--clear", code=1)
+    assert "exclude each other" in slurm_project.dora("grid", "fleet", "--dry_run", "--clear", code=2)
     for answer in ("n\n", ""):  # the second is the end of the input
         assert "nothing was changed" in slurm_project.dora("grid", "fleet", "--clear", code=1, answer=answer)
     assert slurm_project.experiment(index=3).is_dir() and not calls(slurm_project, "sbatch")
@@ -203,3 +224,227 @@ def test_what_is_not_a_link_stays_in_the_folder_of_a_grid(slurm_project: TinyPro
     said = slurm_project.dora("grid", "fleet", "--no_monitoring")
     assert "Cannot load experiment 0123abcd" in said
     assert len(list(folder.iterdir())) == 5 and (folder / "note").read_text() == "mine"
+
+
+class Grids:
+    """Grids of one Dora folder, each a list of indices, run in this process with an engine that takes notes."""
+
+    def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.house, self.monkeypatch = house, monkeypatch
+        monkeypatch.setattr("audiotok.launchers.grid.log", house.said.append)
+
+    def run(
+        self,
+        name: str,
+        indices: Sequence[int],
+        *patterns: str,
+        room: int | None = None,
+        stubborn: Sequence[int] = (),
+        **args: Any,
+    ) -> str:
+        """Run `dora grid NAME PATTERN…`; returns what it logs.
+
+        Its engine, `self.engine` from then on, takes `room` jobs, and cannot stop those of the indices in `stubborn`.
+        """
+        shepherd, self.engine = self.house.shepherd()
+        self.engine.room = {} if room is None else {None: room}
+        self.engine.stubborn = {self.job_id(index) for index in stubborn}
+
+        def open_shepherd(main: Any, log: Any) -> GridShepherd:
+            shepherd.log = log
+            return shepherd
+
+        def explore(launcher: Launcher) -> None:
+            for index in indices:
+                launcher(f"index={index}")
+
+        self.monkeypatch.setattr("audiotok.launchers.grid.GridShepherd", open_shepherd)
+        self.house.said.clear()
+        self.args = RunGridArgs(**{"patterns": list(patterns), "monitor": False, **args})
+        self.explorer = Explorer(explore)
+        try:
+            run_grid(Main(self.house.folder), self.explorer, name, None, Profile(), self.args)
+        finally:
+            for index in indices:
+                folder = self.folder(index)
+                if folder.is_dir():
+                    write_json(folder / "frozen.json", {"argv": [f"index={index}"], "delta": [["index", str(index)]]})
+        return "\n".join(self.house.said)
+
+    def plan(self, name: str) -> str:
+        """What `audiotok plan` shows of the grid that was run last."""
+        return plan_text(plan_grid(Main(self.house.folder), self.explorer, name, SubmitRules(), Profile(), self.args))
+
+    def folder(self, index: int) -> Path:
+        return self.house.folder / "xps" / f"xindex{index}"
+
+    def job_id(self, index: int) -> str:
+        return str((read_json(self.folder(index) / "job.json") or {})["job_id"])
+
+    def links(self, name: str) -> list[str]:
+        return sorted(path.name for path in (self.house.folder / "grids" / name).iterdir())
+
+    def end(self) -> None:
+        """Let all jobs that wait complete."""
+        for job_id, verdict in self.house.states.items():
+            if verdict.state is State.PENDING:
+                self.house.states[job_id] = Verdict(State.COMPLETED, "")
+
+
+@pytest.fixture
+def grids(house: House, monkeypatch: pytest.MonkeyPatch) -> Grids:
+    return Grids(house, monkeypatch)
+
+
+def replace_sleep(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
+    """Have the watch call this in place of sleeping."""
+    monkeypatch.setattr("audiotok.launchers.grid.time", SimpleNamespace(sleep=sleep))
+
+
+def test_what_another_grid_holds_is_not_cancelled_with_the_first(grids: Grids) -> None:
+    grids.run("a", [1, 2, 3])
+    grids.run("b", [1, 2])
+    said = grids.run("a", [3])
+    assert grids.engine.cancelled == [] and grids.links("a") == ["xindex3"]
+    assert "Left alone: job 101 is no longer of this grid, but of grid b, too: xindex1/index=1" in said
+    grids.run("c", [2])
+    said = grids.run("b", [])
+    assert grids.engine.cancelled == ["101"] and "Canceling job 101, no longer in the grid: xindex1" in said
+    assert "but of grid c, too" in said and grids.links("b") == []
+    said = grids.run("c", [2], cancel=True)
+    assert grids.engine.cancelled == ["102"]
+
+
+def test_an_explicit_cancel_names_the_other_grids(grids: Grids) -> None:
+    for name in "abc":
+        grids.run(name, [1, 2])
+    said = grids.run("b", [1, 2], "index=2", cancel=True)
+    assert grids.engine.cancelled == ["102"]
+    assert said == "Canceling job 102 (also of grids a, c): xindex2/index=2"
+
+
+def test_what_could_not_be_cancelled_is_an_error_after_the_rest(grids: Grids) -> None:
+    grids.run("a", [1, 2, 3])
+    with pytest.raises(LaunchError, match="not all jobs could be cancelled: 101"):
+        grids.run("a", [2, 3, 4], stubborn=[1])
+    assert grids.engine.submitted == [["xindex4"]] and "not all jobs could be cancelled: 101" in grids.house.said
+    assert grids.links("a") == ["xindex1", "xindex2", "xindex3", "xindex4"]  # the next launch cancels it
+    grids.run("a", [2, 3, 4])
+    assert grids.engine.cancelled == ["101"] and grids.links("a") == ["xindex2", "xindex3", "xindex4"]
+    with pytest.raises(LaunchError, match="not all jobs could be cancelled: 103"):
+        grids.run("a", [2, 3, 4], cancel=True, stubborn=[3])
+    grids.end()
+    grids.run("a", [2, 3, 4], cancel=True)  # what is over already is no failure
+    assert grids.engine.cancelled == []
+
+
+def test_clear_deletes_neither_what_still_runs_nor_what_another_grid_holds(grids: Grids) -> None:
+    grids.run("a", [1, 2, 3])
+    grids.run("b", [2])
+    with pytest.raises(LaunchError, match="not all jobs could be cancelled: 103"):
+        grids.run("a", [1, 2, 3], clear=True, stubborn=[3])
+    said = "\n".join(grids.house.said)
+    assert "--clear cancels 2 experiments of a" in said and "It leaves what is also of grid b: xindex2" in said
+    assert "Not deleted, as job 103 still runs: xindex3/index=3" in said
+    assert grids.engine.cancelled == ["101"] and grids.engine.submitted == [["xindex1"]]
+    assert [grids.job_id(index) for index in (1, 2, 3)] == ["104", "102", "103"]
+
+
+def test_a_pattern_that_selects_nothing_is_an_error_and_changes_nothing(grids: Grids) -> None:
+    with pytest.raises(ConfigError, match=r"none of the 2 experiments of a matches \['index=7'\]"):
+        grids.run("a", [1, 2], "index=7")
+    assert not (grids.house.folder / "grids").exists()
+    grids.run("a", [1, 2])
+    flags: list[dict[str, Any]] = [{}, {"cancel": True}, {"clear": True}, {"dry_run": True}]
+    for chosen in flags:
+        with pytest.raises(ConfigError, match="none of the 1 experiments"):
+            grids.run("a", [2], "index=7", **chosen)
+        assert grids.engine.cancelled == [] and grids.links("a") == ["xindex1", "xindex2"]
+    with pytest.raises(ConfigError, match="none of the 1 experiments"):
+        grids.plan("a")
+
+
+def test_patterns_select_what_left_the_grid_too(grids: Grids) -> None:
+    grids.run("a", [1, 2, 3])
+    grids.run("a", [3], "index=3")
+    grids.run("a", [3], "0")
+    assert grids.engine.cancelled == [] and grids.links("a") == ["xindex1", "xindex2", "xindex3"]
+    grids.run("a", [3], "!index=1")
+    assert grids.engine.cancelled == ["102"] and grids.links("a") == ["xindex1", "xindex3"]
+
+
+def test_what_waits_for_room_is_shown_planned_and_sent_later(grids: Grids, capsys: pytest.CaptureFixture[str]) -> None:
+    said = grids.run("a", [1, 2, 3, 4, 5], room=2)
+    assert "2 of 5 are submitted, 3 wait for room: `dora grid a` sends them as jobs end." in said
+    table = capsys.readouterr().out
+    assert table.count("not submitted: waits for room") == 3 and "3 NOT_STARTED, 2 PENDING" in table
+    assert "new (3)\n  not submitted: waits for room\n    xindex3" in grids.plan("a")
+    said = grids.run("a", [1, 2, 3, 4, 5], "index=3", cancel=True)
+    assert said == "1 that wait for room are not submitted any more."
+    assert waiting_in(grids.house.folder, "a") == {"xindex4", "xindex5"}
+    grids.run("a", [1, 2, 3, 4, 5], "index=4")
+    assert grids.engine.submitted == [["xindex4"]] and waiting_in(grids.house.folder, "a") == {"xindex5"}
+    grids.run("a", [1, 2, 3, 4])
+    assert grids.engine.submitted == [["xindex3"]] and not waiting_in(grids.house.folder, "a")
+
+
+def test_the_watch_sends_what_waits_as_jobs_end(grids: Grids, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        rounds.append(len(grids.house.states))
+        grids.end()
+        grids.engine.room = {None: 2}
+
+    replace_sleep(monkeypatch, sleep)
+    grids.run("a", [1, 2, 3, 4, 5], room=2, monitor=True, interval=0)
+    assert grids.engine.submitted == [["xindex1", "xindex2"], ["xindex3", "xindex4"], ["xindex5"]]
+    assert len(rounds) == 3 and not waiting_in(grids.house.folder, "a")
+
+
+def test_the_watch_leaves_what_another_command_launches_cancels_or_submits(
+    grids: Grids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = SubmitLock(grids.house.folder / "locks" / "grid.a")
+    rounds: list[None] = []
+
+    def sleep(seconds: float) -> None:
+        rounds.append(None)
+        grids.end()
+        grids.engine.room = {None: 9}
+        if len(rounds) == 1:  # another command launches the grid right now
+            stack.enter_context(lock.hold())
+        else:  # it has cancelled 3, submitted 4, and left 5 for want of room
+            set_waiting(grids.house.folder, "a", ["xindex5"])
+            stack.close()
+
+    replace_sleep(monkeypatch, sleep)
+    with contextlib.ExitStack() as stack:
+        grids.run("a", [1, 2, 3, 4, 5], room=2, monitor=True, interval=0)
+    assert grids.engine.submitted == [["xindex1", "xindex2"], ["xindex5"]]
+    assert len(rounds) == 3
+
+
+def test_a_watch_that_ends_early_names_what_is_not_submitted(grids: Grids, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    replace_sleep(monkeypatch, sleep)
+    with pytest.raises(SystemExit):
+        grids.run("a", [1, 2, 3], room=1, monitor=True)
+    assert "2 that are not submitted yet" in grids.house.said[-1] and "`dora grid a`" in grids.house.said[-1]
+
+
+def test_the_watch_goes_on_though_sending_fails(grids: Grids, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = ["no contact", ""]
+
+    def sleep(seconds: float) -> None:
+        grids.end()
+        grids.engine.room, grids.engine.failure = {None: 9}, failures.pop(0)
+
+    replace_sleep(monkeypatch, sleep)
+    monkeypatch.setattr("audiotok.launchers.shepherd.ROOM_S", -1.0)
+    with pytest.raises(IndexError):  # the third round would be the last
+        grids.run("a", [1, 2, 3], room=1, monitor=True, interval=0)
+    assert any("no contact" in line for line in grids.house.said)
+    assert grids.engine.submitted == [["xindex1"], ["xindex2", "xindex3"]]

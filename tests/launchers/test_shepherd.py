@@ -1,7 +1,6 @@
 """Who is submitted, in which arrays, and that nobody is submitted twice; with an engine that only takes notes."""
 
 import ast
-import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from dora.main import DecoratedMain
 from dora.xp import XP
 
 from audiotok.errors import ConfigError, LaunchError
-from audiotok.launchers.engine import Check, Job, Task
+from audiotok.launchers.decide import previous_job
+from audiotok.launchers.engine import Check, Job, NoRoomError, Task
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import ENGINES, GridSheep, GridShepherd, detect
@@ -34,6 +34,9 @@ class Main(DecoratedMain):
         xp = XP(self.dora, None, list(argv), sig="x" + "_".join(argv).replace("=", ""))
         xp.delta = [(argument.split("=")[0], argument.split("=")[1]) for argument in argv]
         return xp
+
+    def value_to_argv(self, arg: Any) -> list[str]:
+        return [arg] if isinstance(arg, str) else []
 
     def get_name_parts(self, xp: XP) -> Any:
         return dict(xp.delta or [])
@@ -61,6 +64,8 @@ class Engine:
         self.cancelled: list[str] = []
         self.refreshed = 0
         self.stubborn: set[str] = set()
+        self.room: dict[str | None, int] = {}  # how many tasks it takes, by partition; no limit if that is not there
+        self.tried: list[int] = []
 
     @classmethod
     def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
@@ -78,15 +83,22 @@ class Engine:
         return False
 
     def submit(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
-        self.submitted.append([task.sig for task in tasks])
-        self.tasks = list(tasks)
+        self.tried.append(len(tasks))
+        room = self.room.get(profile.partition, len(tasks))
+        fit, rest = tasks[:room], tasks[room:]
+        if profile.partition in self.room:
+            self.room[profile.partition] = room - len(fit)
+        self.submitted += [[task.sig for task in fit]] if fit else []
+        self.tasks = list(fit)
         jobs = []
-        for task in tasks:
+        for task in fit:
             content: dict[str, Any] = {"launcher": "slurm", "job_id": str(100 + len(self.states)), "sig": task.sig}
             content |= {"user": "ada@login", "submitted": time.time(), "mem_factor": task.mem_factor, "log": "nowhere"}
             write_json(task.folder / "job.json", content, sync=False)
             self.states[content["job_id"]] = Verdict(State.PENDING, "")
             jobs.append(Job(task.folder, content))
+        if rest:
+            raise NoRoomError("SLURM takes no more jobs now: QOSMaxSubmitJobPerUserLimit")
         return jobs
 
     def refresh(self, *, repair: bool = True) -> None:
@@ -195,7 +207,8 @@ def test_a_job_is_replaced_once_it_has_ended(house: House) -> None:
     engine.stubborn = {str(sheeps[0].current_job_id)}
     for index in range(2):
         shepherd.maybe_submit_lazy(shepherd.get_sheep_from_argv([f"index={index}"]), Profile(), REPLACE)
-    shepherd.commit()
+    with pytest.raises(LaunchError, match="not all jobs could be cancelled: 101"):
+        shepherd.commit()
     assert engine.submitted == []  # the engine stopped at the first, and both go on
     assert any("Not submitted, as job 101 is still running" in line for line in house.said)
     engine.stubborn = set()
@@ -210,9 +223,9 @@ def test_a_cancellation_that_fails_does_not_lose_the_rest(house: House) -> None:
     shepherd.cancel_lazy(sheep=shepherd.get_sheep_from_argv(["index=0"]))
     shepherd.cancel_lazy(sheep=shepherd.get_sheep_from_argv(["index=9"]))  # has no job
     shepherd.maybe_submit_lazy(shepherd.get_sheep_from_argv(["index=1"]), Profile(), SubmitRules())
-    shepherd.commit()
+    with pytest.raises(LaunchError, match="not all jobs could be cancelled: 101"):
+        shepherd.commit()  # at its end
     assert engine.submitted == [["xindex1"]]
-    assert any("not all jobs could be cancelled: 101" in line for line in house.said)
     job = shepherd.get_sheep_from_argv(["index=0"]).job
     assert job is not None
     with pytest.raises(LaunchError):
@@ -226,6 +239,80 @@ def test_nothing_is_submitted_while_the_scheduler_is_silent(house: House) -> Non
     with pytest.raises(LaunchError, match=r"SLURM does not answer.*nothing was submitted"):
         shepherd.commit()
     assert not engine.submitted
+
+
+def test_what_finds_no_room_waits_and_goes_out_as_room_appears(house: House) -> None:
+    shepherd, engine = house.shepherd()
+    engine.room[None] = 4
+    sheeps = [shepherd.get_sheep_from_argv([f"index={index}"]) for index in range(10)]
+    for sheep in sheeps:
+        shepherd.maybe_submit_lazy(sheep, Profile(), SubmitRules())
+    assert shepherd.carry_out() == []
+    assert engine.submitted == [[f"xindex{index}" for index in range(4)]]
+    assert [sheep.waits for sheep in sheeps] == [False] * 4 + [True] * 6
+    assert shepherd.no_room.endswith("QOSMaxSubmitJobPerUserLimit. 4 of 10 are submitted, 6 wait for room")
+    assert not shepherd.may_have_room()  # no job has ended
+
+    for job_id in ("101", "102"):
+        house.states[job_id] = Verdict(State.COMPLETED, "")
+    assert shepherd.may_have_room()
+    engine.room[None] = 2
+    assert shepherd.submit_rest({sheep.xp.sig for sheep in sheeps if sheep is not sheeps[4]}) == []
+    assert engine.submitted[1:] == [["xindex5", "xindex6"]] and not sheeps[4].waits
+    assert list(shepherd.rest) == ["xindex7", "xindex8", "xindex9"] and not shepherd.may_have_room()
+
+    house.launch(8)  # somebody else submits two more of them
+    engine.room[None] = 10
+    shepherd.submit_rest(set(shepherd.rest))
+    assert engine.submitted[2:] == [["xindex8", "xindex9"]] and not shepherd.rest
+    assert [sheep.current_job_id is not None for sheep in sheeps] == [True] * 10  # index 4 is of the other command
+
+
+def test_there_may_be_room_after_a_while_and_none_without_waiting(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shepherd, engine = house.shepherd()
+    engine.room[None] = 0
+    shepherd.maybe_submit_lazy(shepherd.get_sheep_from_argv(["index=1"]), Profile(), SubmitRules())
+    monkeypatch.setattr("audiotok.launchers.shepherd.ROOM_S", -1.0)
+    assert not shepherd.may_have_room()
+    with pytest.raises(NoRoomError, match=r"0 of 1 are submitted, 1 wait for room; the same command"):
+        shepherd.commit()
+    assert shepherd.may_have_room()
+    engine.failure = "no contact"
+    with pytest.raises(LaunchError, match="does not answer"):
+        shepherd.submit_rest({"xindex1"})
+    assert list(shepherd.rest) == ["xindex1"]  # it waits on
+
+
+def test_what_is_retried_or_replaced_waits_for_room_as_it_is(house: House) -> None:
+    profile = Profile(mem_gb=4, max_mem_gb=16, oom_mem_factor=2.0)
+    sheeps, _ = house.launch(3, profile=profile)
+    house.states[str(sheeps[0].current_job_id)] = Verdict(State.OUT_OF_MEMORY, "")
+    shepherd, engine = house.shepherd()
+    engine.room[None] = 0
+    for index, rules in enumerate((RETRY, REPLACE)):
+        shepherd.maybe_submit_lazy(shepherd.get_sheep_from_argv([f"index={index}"]), profile, rules)
+    shepherd.carry_out()
+    assert engine.cancelled == ["102"] and list(shepherd.rest) == ["xindex0", "xindex1"]
+    engine.room[None] = 2
+    shepherd.submit_rest(set(shepherd.rest))
+    assert sorted(engine.submitted) == [["xindex0"], ["xindex1"]]
+    factors = [previous_job(house.folder / "xps" / f"xindex{index}")["mem_factor"] for index in range(2)]
+    assert factors == [2.0, 1.0]
+
+
+def test_a_full_queue_is_tried_once_and_another_one_too(house: House) -> None:
+    shepherd, engine = house.shepherd()
+    engine.room = {"small": 1, "large": 5}
+    kinds = [("small", 1), ("small", 2), ("small", 4), ("large", 2)]
+    for index, (partition, gpus) in enumerate(kinds):
+        for number in range(2):
+            sheep = shepherd.get_sheep_from_argv([f"index={10 * index + number}"])
+            shepherd.maybe_submit_lazy(sheep, Profile(partition=partition, gpus=gpus), SubmitRules())
+    shepherd.carry_out()
+    assert engine.tried == [2, 2] and engine.submitted == [["xindex0"], ["xindex30", "xindex31"]]
+    assert list(shepherd.rest) == ["xindex1", "xindex10", "xindex11", "xindex20", "xindex21"]
 
 
 def test_a_thousand_experiments_are_a_few_queries(house: House) -> None:
@@ -306,15 +393,6 @@ def test_jobs_are_found_by_their_id_after_a_move(house: House) -> None:
     assert shepherd.get_sheep_from_job_id("999") is None
     assert shepherd.find_moved(log) == house.folder.with_name("moved") / "submissions" / "token" / log.name
     assert shepherd.find_moved(Path("/elsewhere/x.out")) == Path("/elsewhere/x.out")
-
-
-def test_a_sheep_that_comes_back_from_a_pool_has_its_shepherd(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    (sheep,), _ = house.launch(1)
-    monkeypatch.setattr(Main, "__reduce__", lambda self: (Main, (self.dora.dir,)))
-    again: GridSheep = pickle.loads(pickle.dumps(sheep))
-    assert again.shepherd is sheep.shepherd and again.state() == "PENDING" and again in sheep.shepherd.herd
-    other = pickle.dumps(GridShepherd(Main(house.folder)))  # and is gone
-    assert pickle.loads(other).main.dora.dir == house.folder
 
 
 def test_slurm_is_found_by_sbatch_on_path(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from audiotok.errors import LaunchError
-from audiotok.launchers.engine import Engine, Job, Task, job_of
+from audiotok.launchers.engine import Engine, Job, NoRoomError, Task, job_of
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm.engine import SlurmEngine
+from audiotok.launchers.slurm.sbatch import Sent
 from audiotok.launchers.slurm.submissions import SubmissionBook
 from audiotok.status import read_json, write_json
 from tests.fakes.tiny import FAKES
@@ -109,6 +110,65 @@ def test_an_array_is_split_at_the_size_of_the_site(slurm: Cluster) -> None:
     slurm.answer("scontrol", "MaxArraySize            = 3\n")
     slurm.submit(4, max_array_size=None)
     assert len(slurm.calls("sbatch")) == 5
+
+
+class Site:
+    """Takes so many more tasks, and refuses an array that is larger as a whole."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.tried, self.job_id = room, list[int](), 100
+
+    def send(self, *_: object, array: int | None = None, mem_factor: float = 1.0) -> Sent:
+        self.tried.append(array or 1)
+        if self.tried[-1] > self.room:
+            raise NoRoomError("QOSMaxSubmitJobPerUserLimit")
+        self.room -= self.tried[-1]
+        self.job_id += 1
+        return Sent(str(self.job_id))
+
+
+@pytest.mark.parametrize(
+    ("count", "room", "tried"),
+    [
+        (10, 4, [10, 5, 2, 1, 1]),
+        (10, 9, [10, 5, 2, 1, 1]),
+        (7, 0, [7, 3, 1]),
+        (1, 0, [1]),
+        (64, 63, [64, 32, 16, 8, 4, 2, 1]),
+    ],
+)
+def test_what_fits_is_found_in_a_few_tries_and_the_rest_later(
+    slurm: Cluster, monkeypatch: pytest.MonkeyPatch, count: int, room: int, tried: list[int]
+) -> None:
+    site = Site(room)
+    monkeypatch.setattr("audiotok.launchers.slurm.engine.send", site.send)
+    tasks, profile = slurm.tasks(count), Profile(gpus=0, max_array_size=1001)
+    with pytest.raises(NoRoomError):
+        slurm.engine.submit(tasks, profile)
+    jobs = [job_of(task.folder) for task in tasks]
+    assert [job is not None for job in jobs] == [True] * room + [False] * (count - room)
+    assert len({job.job_id for job in jobs if job}) == room  # each once
+    assert site.tried == tried and site.room == 0
+    assert len(list(slurm.root.glob("submissions/*_*"))) == site.job_id - 100  # nothing is left of refusals
+
+    with pytest.raises(NoRoomError):
+        slurm.engine.submit(tasks[room:], profile)
+    assert site.tried == [*tried, 1]  # one call shows that there is no room yet
+    site.room = count
+    slurm.engine.submit(tasks[room:], profile)
+    assert all(job_of(task.folder) for task in tasks) and site.room == room
+    site.room = 3
+    slurm.engine.submit(slurm.tasks(3, first=count), profile)
+    assert site.tried[-1] == 3  # there was room: one array again
+
+
+def test_a_busy_controller_is_not_tried_again_at_once(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(4)
+    monkeypatch.setattr("audiotok.launchers.slurm.engine.send", site.send)
+    monkeypatch.setattr("audiotok.launchers.slurm.engine.BUSY_S", -1.0)
+    with pytest.raises(NoRoomError):
+        slurm.engine.submit(slurm.tasks(10), Profile(gpus=0, max_array_size=1001))
+    assert site.tried == [10]
 
 
 def test_more_memory_after_running_out_of_it(slurm: Cluster) -> None:
