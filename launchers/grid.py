@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def plan_grid(
     main: DecoratedMain, explorer: Explorer, grid_name: str, rules: SubmitRules, slurm: SlurmConfig, args: RunGridArgs
 ) -> Plan:
     """What `run_grid` with the same arguments would do; nothing is submitted, cancelled or written."""
-    grid = _Grid(main, explorer, grid_name, slurm, args, no_log)
+    grid = _Grid(main, explorer, grid_name, slurm, replace(args, dry_run=True), no_log)
     grid.decide(rules)
     return grid.plan()
 
@@ -155,7 +156,7 @@ class _Grid:
     def decide(self, rules: SubmitRules | None) -> None:
         """Decide which experiments are submitted with the next commit, and which are cancelled."""
         left = self._left()
-        self.shepherd.update()
+        self.shepherd.update(repair=not self.args.dry_run)
         if not self.args.cancel:
             selected = {sheep.xp.sig: sheep for sheep in self.sheeps}
             for sigs in self.herd.job_arrays:

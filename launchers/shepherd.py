@@ -164,6 +164,7 @@ class GridShepherd(Shepherd):
         self._requests: list[_Request] = []
         self._to_cancel: list[Any] = []
         self._updated: set[str] = set()  # engines that have been queried
+        self._launches = False  # until the first commit of a launch nothing is started
 
     def __reduce__(self) -> Any:
         return _same_shepherd, (self.key, self.main)  # Dora sends it to a pool of processes, and its sheep back
@@ -182,12 +183,18 @@ class GridShepherd(Shepherd):
         link = self._by_id / job_id
         return self.get_sheep_from_sig(link.readlink().name) if link.is_symlink() else None
 
-    def update(self, *names: str) -> None:
-        """Query once each engine that has jobs, and those named; read again which jobs there are."""
+    def update(self, *names: str, repair: bool = False) -> None:
+        """Query once each engine that has jobs, and those named; read again which jobs there are.
+
+        With `repair` engines also mend what dead commands left behind, and after a launch start what waits; else
+        nothing is written, started or stopped.
+        """
         used = {self._engine_name(sheep.job.record) for sheep in self.herd if sheep.job is not None}
         for name, engine in self.engines.items():
             if name in (*used, *names) or engine.has_open():
-                self._refresh(name)
+                self._refresh(name, repair=repair or self._launches)
+        if self._launches:
+            self._resume()
         for sheep in list(self.herd):
             if sheep.job is not None or (sheep.xp.folder / JOB_FILE).exists():
                 sheep.reload()
@@ -237,13 +244,16 @@ class GridShepherd(Shepherd):
             self.log(f"Not retried: {self.title(request.sheep)}: {request.decision.reason}")
         if len(blocked) > _SHOWN:
             self.log(f"Not retried: {len(blocked) - _SHOWN} more; --dry_run shows why")
+        launches = bool(requests)
         requests = [request for request in requests if request.decision.action.submits]
-        if not cancels and not requests:
-            return
-        with self.lock.hold():
-            self._try_to_cancel(cancels)
-            if requests:
-                self._submit_requests(self.engines[detect(os.environ)], requests)
+        if cancels or requests:
+            with self.lock.hold():
+                self._try_to_cancel(cancels)
+                if requests:
+                    self._submit_requests(self.engines[detect(os.environ)], requests)
+        if launches:
+            self._launches = True
+            self._resume()
 
     def cancel(self, jobs: Iterable[Job]) -> None:
         """Stop jobs now and wait for their end.
@@ -296,7 +306,7 @@ class GridShepherd(Shepherd):
 
     def _submit_requests(self, engine: Engine, requests: Sequence[_Request]) -> None:
         """Decide again, stop jobs to replace, and submit together what requests the same; called under the lock."""
-        self.update(engine.name)
+        self.update(engine.name, repair=True)
         if engine.failure:
             raise LaunchError(f"{engine.name.upper()} does not answer ({engine.failure}); nothing was submitted.")
         left = [request for request in requests if self._is_due(request)]
@@ -388,9 +398,13 @@ class GridShepherd(Shepherd):
             found.setdefault(self._engine_name(job), []).append(job)
         return found
 
-    def _refresh(self, name: str) -> None:
+    def _resume(self) -> None:
+        for name in {self._engine_name(sheep.job.record) for sheep in self.herd if sheep.job is not None}:
+            self.engines[name].resume()
+
+    def _refresh(self, name: str, *, repair: bool = False) -> None:
         self._updated.add(name)
-        self.engines[name].refresh()
+        self.engines[name].refresh(repair=repair)
 
 
 def _same_shepherd(key: str, main: DecoratedMain) -> GridShepherd:

@@ -59,7 +59,7 @@ class Engine:
         self.states = states
         self.submitted: list[list[str]] = []
         self.cancelled: list[str] = []
-        self.refreshed = 0
+        self.refreshed = self.repaired = self.resumed = 0
         self.stubborn: set[str] = set()
 
     @classmethod
@@ -91,6 +91,10 @@ class Engine:
 
     def refresh(self, *, repair: bool = True) -> None:
         self.refreshed += 1
+        self.repaired += repair
+
+    def resume(self) -> None:
+        self.resumed += 1
 
     def verdict(self, job: Job) -> Verdict:
         return self.states[job.job_id]
