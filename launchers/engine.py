@@ -146,6 +146,12 @@ class Engine(Protocol):
         Without `repair` nothing is written, started or stopped.
         """
 
+    def resume(self) -> None:
+        """Start waiting jobs of this user that only a process of ours starts, and name them; if there are such.
+
+        Called by commands that launch and by no other.
+        """
+
     def verdict(self, job: Job) -> Verdict:
         """State of a job as of the last `refresh`, and the reason; never waits."""
 

@@ -88,7 +88,7 @@ def plan_grid(
     main: DecoratedMain, explorer: Explorer, grid_name: str, rules: SubmitRules, slurm: SlurmConfig, args: RunGridArgs
 ) -> Plan:
     """What `run_grid` with the same arguments would do; nothing is submitted, cancelled or written."""
-    grid = _Grid(main, explorer, grid_name, slurm, args, no_log)
+    grid = _Grid(main, explorer, grid_name, slurm, replace(args, dry_run=True), no_log)
     grid.decide(rules)
     return grid.plan()
 
@@ -168,7 +168,7 @@ class _Grid:
 
     def clear(self) -> None:
         """Cancel jobs and delete the folders of experiments, but for those that another grid holds."""
-        self.shepherd.update()
+        self.shepherd.update(repair=True)
         held = self._held_elsewhere()
         sheeps = [sheep for sheep in self.sheeps if sheep.xp.sig not in held]
         for sheep in sheeps:
@@ -188,7 +188,7 @@ class _Grid:
         """Decide which experiments are submitted with the next commit, and which are cancelled."""
         self._find_gone()
         self.held, self.waiting = self._held_elsewhere(), waiting_in(self.root, self.name)
-        self.shepherd.update()
+        self.shepherd.update(repair=not self.args.dry_run)
         if not self.args.cancel:
             selected = {sheep.xp.sig: sheep for sheep in self.sheeps}
             for sigs in self.herd.job_arrays:

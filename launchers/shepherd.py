@@ -168,6 +168,7 @@ class GridShepherd(Shepherd):
         self.rest: dict[str, _Request] = {}  # what found no room, by signature
         self.no_room = ""  # why, and how many
         self._tried_at, self._lived = 0.0, 0  # when there was no room, and how many jobs lived then
+        self._launches = False  # until the first commit of a launch nothing is started
 
     def get_sheep_from_argv(self, argv: Sequence[str]) -> GridSheep:
         """The experiment of these arguments."""
@@ -183,12 +184,18 @@ class GridShepherd(Shepherd):
         link = self._by_id / job_id
         return self.get_sheep_from_sig(link.readlink().name) if link.is_symlink() else None
 
-    def update(self, *names: str) -> None:
-        """Query once each engine that has jobs, and those named; read again which jobs there are."""
+    def update(self, *names: str, repair: bool = False) -> None:
+        """Query once each engine that has jobs, and those named; read again which jobs there are.
+
+        With `repair` engines also mend what dead commands left behind, and after a launch start what waits; else
+        nothing is written, started or stopped.
+        """
         used = {self._engine_name(sheep.job.record) for sheep in self.herd if sheep.job is not None}
         for name, engine in self.engines.items():
             if name in (*used, *names) or engine.has_open():
-                self._refresh(name)
+                self._refresh(name, repair=repair or self._launches)
+        if self._launches:
+            self._resume()
         for sheep in list(self.herd):
             if sheep.job is not None or (sheep.xp.folder / JOB_FILE).exists():
                 sheep.reload()
@@ -253,16 +260,20 @@ class GridShepherd(Shepherd):
             self.log(f"Not retried: {self.title(request.sheep)}: {request.decision.reason}")
         if len(blocked) > _SHOWN:
             self.log(f"Not retried: {len(blocked) - _SHOWN} more; --dry_run shows why")
+        launches = bool(requests)
         requests = [request for request in requests if request.decision.action.submits]
-        if not cancels and not requests:
-            return []
-        with self.lock.hold():
-            failures = self._stop(cancels)
-            try:
-                if requests:
-                    self._submit_requests(self.engines[detect(os.environ)], requests, failures)
-            except LaunchError as error:
-                raise LaunchError(" ".join([*failures, str(error)])) from error
+        failures: list[str] = []
+        if cancels or requests:
+            with self.lock.hold():
+                failures = self._stop(cancels)
+                try:
+                    if requests:
+                        self._submit_requests(self.engines[detect(os.environ)], requests, failures)
+                except LaunchError as error:
+                    raise LaunchError(" ".join([*failures, str(error)])) from error
+        if launches:
+            self._launches = True
+            self._resume()
         return failures
 
     def may_have_room(self) -> bool:
@@ -332,7 +343,7 @@ class GridShepherd(Shepherd):
 
         What could not be stopped is added to `failures`.
         """
-        self.update(engine.name)
+        self.update(engine.name, repair=True)
         if engine.failure:
             raise LaunchError(f"{engine.name.upper()} does not answer ({engine.failure}); nothing was submitted.")
         left = [request for request in requests if self._is_due(request)]
@@ -443,9 +454,13 @@ class GridShepherd(Shepherd):
             found.setdefault(self._engine_name(job), []).append(job)
         return found
 
-    def _refresh(self, name: str) -> None:
+    def _resume(self) -> None:
+        for name in {self._engine_name(sheep.job.record) for sheep in self.herd if sheep.job is not None}:
+            self.engines[name].resume()
+
+    def _refresh(self, name: str, *, repair: bool = False) -> None:
         self._updated.add(name)
-        self.engines[name].refresh()
+        self.engines[name].refresh(repair=repair)
 
 
 def _xp_of_sig(main: DecoratedMain, sig: str) -> XP:

@@ -81,10 +81,19 @@ def experiment_state(folder: Path, *, stale_s: float | None = None) -> Verdict |
     """Judge an experiment from its folder alone, without its scheduler; see `judge`."""
     job, task, status = (read_json(folder / name) for name in (JOB_FILE, TASK_FILE, STATUS_FILE))
     word = None
+    if job is not None and _waits_elsewhere(job, folder):
+        return Verdict(State.NODE_FAIL, queued_elsewhere(job))
     if job is not None and _has_no_process(job):
         job = read_json(folder / JOB_FILE) or job  # it may have ended properly between the two looks
         word = SchedulerWord(State.NODE_FAIL, "its process vanished") if _has_no_process(job) else None
     return judge(job, task, status, word, stale_s=stale_s)
+
+
+def queued_elsewhere(job: Content) -> str:
+    """Why a local job waits and never starts: its folder was copied, moved, or received from somebody."""
+    root = job.get("root")
+    where = f"{job.get('user')} in {Path(str(root)).parent}" if root else "an earlier version"
+    return f"not queued here, --retry does it (but by {where})"
 
 
 def _select(
@@ -174,6 +183,12 @@ def _has_no_process(job: Content) -> bool:
     """True if a local job is recorded as RUNNING while no process holds its lock."""
     runs = job.get("launcher") == "local" and job.get("state") == State.RUNNING
     return runs and not is_locked(Path(str(job.get("lock"))))
+
+
+def _waits_elsewhere(job: Content, folder: Path) -> bool:
+    """True if a local job waits in the queue of another folder than that of this experiment."""
+    waits = job.get("launcher") == "local" and job.get("state") == State.PENDING
+    return waits and (not job.get("root") or Path(str(job.get("folder"))).resolve() != folder.resolve())
 
 
 def _reported(content: Content) -> Verdict:

@@ -4,7 +4,8 @@ It only writes to the book of jobs (`launchers.local.queue`); a supervisor start
 profile it uses GPUs, CPUs and the time limit; memory, nodes and shell lines (`setup`) are for clusters.
 
 Environment variables: AUDIOTOK_LOCAL_SLOTS (most jobs at once), AUDIOTOK_LOCAL_GRACE_S (seconds that a
-cancelled job gets to end by itself), CUDA_VISIBLE_DEVICES (the GPUs that may be used).
+cancelled job gets to end by itself), CUDA_VISIBLE_DEVICES (the GPUs that may be used), AUDIOTOK_LOCAL_GPU_LOCKS (see
+`launchers.local.claims`).
 """
 
 import functools
@@ -12,7 +13,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,6 +23,7 @@ from dora.main import DecoratedMain
 from audiotok.errors import ConfigError, LaunchError
 from audiotok.launchers.child import run_command
 from audiotok.launchers.engine import Check, Job, Task
+from audiotok.launchers.local import claims
 from audiotok.launchers.local.queue import JobRecord, JobStore
 from audiotok.launchers.local.supervisor import ensure
 from audiotok.launchers.lock import SubmitLock, user_and_host
@@ -28,6 +31,7 @@ from audiotok.launchers.profile import Profile
 from audiotok.status import State, Verdict, read_status
 from audiotok.status.judge import judge
 
+SHOWN = 5  # waiting jobs that are named as they are started
 STOP_S = 20.0  # a killed job must be gone within this time after its grace period
 SLOTS_VARIABLE = "AUDIOTOK_LOCAL_SLOTS"
 GRACE_VARIABLE = "AUDIOTOK_LOCAL_GRACE_S"
@@ -42,15 +46,15 @@ class LocalEngine:
     remote: ClassVar[bool] = False
     failure = ""  # it has no scheduler that could be silent
 
-    def __init__(self, root: Path) -> None:
-        self.store = JobStore(root)
+    def __init__(self, root: Path, log: Callable[[str], object] = logger.info) -> None:
+        self.store, self._log = JobStore(root), log
         self._live: dict[str, Verdict] = {}
         self._over: dict[str, Verdict] = {}
 
     @classmethod
     def open(cls, main: DecoratedMain, lock: SubmitLock) -> Self:
         """The queue of one Dora folder."""
-        return cls(Path(main.dora.dir) / "local")
+        return cls(Path(main.dora.dir) / "local", lock.log)
 
     @classmethod
     def detect(cls, environ: Mapping[str, str]) -> str:
@@ -79,8 +83,9 @@ class LocalEngine:
         share = _divide(profile.gpus, os.environ, cpus=None if profile.gpus else profile.cpus_per_task)
         ranks = 1 if profile.one_task_per_node else max(1, share["gpus"])
         jobs, user = [], user_and_host()
-        with self.store.submitting():
+        with self._writing(), self.store.submitting():
             self.store.mend()
+            self._drop_copies({task.sig for task in tasks})
             for number, task in enumerate(tasks, start=self.store.last_number() + 1):
                 record = JobRecord(
                     job_id=f"L{number}",
@@ -89,6 +94,7 @@ class LocalEngine:
                     log=str(task.folder / "logs" / f"L{number}_0_log.out"),
                     cwd=str(task.cwd),
                     command=list(task.command),
+                    name=task.name,
                     user=user,
                     ranks=ranks,
                     time_s=profile.time * 60.0,
@@ -97,21 +103,24 @@ class LocalEngine:
                     **share,
                 )
                 self.store.add(record, {**os.environ, **profile.environment()})
-                self._live[record.job_id] = _verdict(record)
+                self._live[record.job_id] = self._judge(record)
                 jobs.append(Job(task.folder, record.to_json()))
-            ensure(self.store)
+            self._start({job.job_id for job in jobs})
         return jobs
 
     def refresh(self, *, repair: bool = True) -> None:
-        """Read the states of all jobs that are not over, and bring back a supervisor that was killed."""
-        records = filter(None, map(self.store.checked, self.store.unfinished()))
-        self._live = {record.job_id: _verdict(record) for record in records}
-        drafts = self.store.drafts.is_dir() and any(self.store.drafts.iterdir())
-        if drafts or (self._live and not self.store.is_held("supervisor")):
-            with self.store.submitting():
+        """Read the states of all jobs that are not over; `repair` completes submissions of commands that died."""
+        if repair and self.store.drafts.is_dir() and any(self.store.drafts.iterdir()):
+            with self._writing(), self.store.submitting():
                 self.store.mend()
-                if self.store.unfinished():
-                    ensure(self.store)
+        records = filter(None, map(self.store.checked, self.store.unfinished()))
+        self._live = {record.job_id: self._judge(record) for record in records}
+
+    def resume(self) -> None:
+        """Bring back a supervisor that was killed, if jobs of this user wait here, and name those."""
+        if self.store.own() and not self.store.is_held(self.store.supervisor):
+            with self._writing(), self.store.submitting():
+                self._start(set())
 
     def verdict(self, job: Job) -> Verdict:
         """State of a job as of the last `refresh`; MISSING if its record was deleted."""
@@ -121,7 +130,7 @@ class LocalEngine:
         record = self.store.checked(job.job_id)
         if record is None:
             return Verdict(State.MISSING, f"no record of it in {self.store.jobs}")
-        verdict = _verdict(record)
+        verdict = self._judge(record)
         if record.is_over:
             self._over[job.job_id] = verdict
         return verdict
@@ -132,9 +141,11 @@ class LocalEngine:
         Raises:
             LaunchError: naming those that did not stop; all others are cancelled.
         """
-        store, running = self.store, [job.job_id for job in jobs if not self._drop(job.job_id)]
-        for job_id in running:
-            store.stop_mark(job_id).write_text("CANCELLED", encoding="utf-8")
+        store = self.store
+        with self._writing():
+            running = [job.job_id for job in jobs if not self._drop(job.job_id)]
+            for job_id in running:
+                store.stop_mark(job_id).write_text("CANCELLED", encoding="utf-8")
         patience_s = STOP_S + max((record.grace_s for name in running if (record := store.read(name))), default=0)
         deadline = time.monotonic() + patience_s
         while (alive := [job_id for job_id in running if store.is_held(job_id)]) and time.monotonic() < deadline:
@@ -156,8 +167,10 @@ class LocalEngine:
             if record is None or record.is_over:
                 over.append(job.job_id)
             elif record.state == State.RUNNING:
-                self.store.stop_mark(job.job_id).write_text("REQUEUED", encoding="utf-8")
+                with self._writing():
+                    self.store.stop_mark(job.job_id).write_text("REQUEUED", encoding="utf-8")
         self.refresh()
+        self.resume()
         if over:
             raise LaunchError(f"jobs {', '.join(over)} have ended; submit their experiments again with --retry.")
 
@@ -174,13 +187,48 @@ class LocalEngine:
                 self.store.finish(record, State.CANCELLED, "cancelled before it started")
         return held
 
+    def _drop_copies(self, sigs: Collection[str]) -> None:
+        """Take jobs of these experiments from the queue that were not queued in this very folder."""
+        for job_id in self.store.unfinished():
+            record = self.store.checked(job_id)
+            if record is not None and record.sig in sigs and record.is_over:
+                self._drop(job_id)
 
-def _verdict(record: JobRecord) -> Verdict:
-    """Judge a job by its record and, if it failed, by what the trainer reports."""
-    status = read_status(Path(record.folder)) if record.state == State.FAILED else None
-    if status is not None and status.get("job_id") != record.job_id:
-        status = None  # of another job, or of a run by hand, which is no job's state
-    return judge(record.to_json(), None, status) or Verdict(State.UNKNOWN, "")
+    def _start(self, queued: Collection[str]) -> None:
+        """Have a supervisor start the jobs of this user; names those that were not `queued` by this command."""
+        if not self.store.own() or self.store.is_held(self.store.supervisor):
+            return
+        records = [self.store.read(job_id) for job_id in self.store.own() if job_id not in queued]
+        names = [f"{one.sig}/{one.name}" for one in records if one is not None and one.state == State.PENDING]
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            self._log(f"Starting {len(names)} local jobs that wait here: {', '.join(names[:SHOWN])}{more}")
+        ensure(self.store)
+
+    def _judge(self, record: JobRecord) -> Verdict:
+        """Judge a job by its record and, if it failed, by what the trainer reports."""
+        status = read_status(Path(record.folder)) if record.state == State.FAILED else None
+        if status is not None and status.get("job_id") != record.job_id:
+            status = None  # of another job, or of a run by hand, which is no job's state
+        verdict = judge(record.to_json(), None, status) or Verdict(State.UNKNOWN, "")
+        return Verdict(verdict.state, self._waits_for(record)) if verdict == (State.PENDING, "") else verdict
+
+    def _waits_for(self, record: JobRecord) -> str:
+        """What keeps a waiting job from starting that is not in this queue; "" for nothing."""
+        if not self.store.is_ours(record):
+            return f"starts with a command of {record.user}"
+        taken = claims.holders({name: record.gpu_ids.get(name, name) for name in record.visible if record.gpus})
+        others = [f"{gpu} by {who}" for gpu, who in taken.items() if not who.endswith(f" of {self.store.root.parent}")]
+        return f"waits for GPUs in use: {', '.join(others)}" if len(record.visible) - len(others) < record.gpus else ""
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Make one line of what the file system refuses."""
+        try:
+            yield
+        except OSError as error:
+            advice = "make room, or have its owner let you write there"
+            raise LaunchError(f"cannot write {self.store.root} ({error}); {advice}.") from error
 
 
 def _divide(
@@ -200,7 +248,9 @@ def _divide(
     at_once = max(1, min(slots, len(visible) // gpus if gpus else slots))
     threads = max(1, cores // (at_once * max(1, gpus)))
     grace_s = _grace_s(environ)
-    return {"gpus": gpus, "visible": list(visible), "slots": slots, "threads": threads, "grace_s": grace_s}
+    gpu_ids = claims.identify(visible, _listing()) if gpus else {}
+    share = {"gpus": gpus, "visible": list(visible), "gpu_ids": gpu_ids}
+    return share | {"slots": slots, "threads": threads, "grace_s": grace_s}
 
 
 def _find_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -209,17 +259,22 @@ def _find_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
     if chosen is not None:
         names = (name.strip() for name in chosen.split(","))
         return tuple(name for name in names if name not in ("", "-1", "NoDevFiles"))
+    lines = _listing().splitlines()
+    return tuple(str(index) for index in range(sum(line.startswith("GPU ") for line in lines)))
+
+
+def _listing() -> str:
+    """What `nvidia-smi -L` prints; "" without it."""
     program = shutil.which("nvidia-smi")
-    return _list_gpus(program) if program else ()
+    return _list_gpus(program) if program else ""
 
 
 @functools.cache  # a grid needs it for each experiment, and the answer takes a second
-def _list_gpus(program: str) -> tuple[str, ...]:
+def _list_gpus(program: str) -> str:
     listing, failure = run_command([program, "-L"])
     if failure:
         logger.warning("nvidia-smi -L failed (%s): taking this machine as one without GPUs", failure)
-        return ()
-    return tuple(str(index) for index in range(sum(line.startswith("GPU ") for line in listing.splitlines())))
+    return "" if failure else listing
 
 
 def _slots(environ: Mapping[str, str]) -> int | None:

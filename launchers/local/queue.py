@@ -8,9 +8,12 @@ queue/L7         there while L7 is not over; holds its environment, readable by 
 drafts/L7        the same while L7 is being submitted; a submission that died is completed from it
 locks/L7         flocked by the runner of L7 as long as it lives
 locks/L7.stop    makes the runner of L7 stop it; holds the cause: CANCELLED or REQUEUED
-locks/supervisor flocked by the one supervisor of this folder
-locks/submit     flocked for the instant of a submission, and while the supervisor decides to leave
+locks/supervisor.1000  flocked by the one supervisor that this user (id) has in this folder
+locks/submit     flocked for the instant of a submission, and while a supervisor decides to leave
 ```
+
+Only a job that this user queued on this machine in this very folder is ever started (`JobStore.is_ours`): a folder may
+be shared with others, a copy, or received from somebody.
 
 Locks rather than process ids: the kernel releases a lock however its holder ends, and a process id may be reused. So a
 record that is RUNNING while no process holds its lock is a job that vanished, and no reader shows RUNNING for ever. A
@@ -19,6 +22,8 @@ record leaves a state only under its lock, which makes "cancelled while it was s
 
 import json
 import os
+import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,7 +34,9 @@ from typing import Any
 from audiotok.errors import LaunchError
 from audiotok.files import hold_lock, is_locked, read_json, write_json
 from audiotok.status import JOB_FILE, State
+from audiotok.status.judge import queued_elsewhere
 
+_JOB_ID = re.compile(r"L[1-9][0-9]*")
 VANISHED = "its process vanished (killed, or the machine restarted)"
 
 
@@ -43,9 +50,15 @@ class JobRecord:
     log: str  # the file that the output of rank 0 goes to
     cwd: str
     command: list[str]
+    name: str = ""  # of the experiment
     user: str = ""  # `name@host` of the submitter
+    uid: int = -1  # its user id
+    host: str = ""
+    root: str = ""  # of the book that it was queued in
+    inode: int = 0  # of its file in the queue, which no copy has
     gpus: int = 0  # number that it holds while it runs
     visible: list[str] = field(default_factory=list)  # GPUs of the machine
+    gpu_ids: dict[str, str] = field(default_factory=dict)  # of these, what `launchers.local.claims` knows them by
     devices: list[str] = field(default_factory=list)  # of these, its own
     ranks: int = 1  # number of processes
     slots: int = 1  # it starts only while fewer jobs than this are running
@@ -66,6 +79,7 @@ class JobRecord:
     lock: str = ""
     launcher: str = "local"
     cancelled: float | None = None  # when one of our commands cancelled it
+    owner: int = -1  # user id that the file of this record belongs to; not in it
 
     @property
     def is_over(self) -> bool:
@@ -74,16 +88,19 @@ class JobRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The content of its file; `cancelled` is there only if it was."""
-        return {name: value for name, value in asdict(self).items() if name != "cancelled" or value is not None}
+        left_out = {"owner"} if self.cancelled is not None else {"owner", "cancelled"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 class JobStore:
     """Reads and writes the book of one Dora folder; its `root` is `<dora.dir>/local`, made on first use."""
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(root).absolute()
+        self.root = Path(root).parent.resolve() / Path(root).name  # one path, whichever symlink leads there
+        self.supervisor = f"supervisor.{os.getuid()}"  # its lock
         self._folders = [self.root / name for name in ("jobs", "queue", "drafts", "locks")]
         self.jobs, self.queue, self.drafts, self.locks = self._folders
+        self._own: dict[str, bool] = {}
 
     def create(self) -> None:
         """Make the folders."""
@@ -101,19 +118,22 @@ class JobStore:
         this is interrupted, the job is nowhere or `mend` completes it.
         """
         record.lock, record.submitted = str(self.locks / record.job_id), time.time()
-        write_json(self._file(record.job_id), record.to_json(), sync=False)
+        record.uid, record.host, record.root = os.getuid(), socket.gethostname(), str(self.root)
         draft = self.drafts / record.job_id
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        draft.unlink(missing_ok=True)  # of a command that died
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump(dict(environ), file)
+            record.inode = os.fstat(file.fileno()).st_ino
+        write_json(self._file(record.job_id), record.to_json(), sync=False)
         self._release(record)
 
     def mend(self) -> None:
-        """Complete the submissions of commands that died; only under `submitting()`."""
+        """Complete the submissions of this user's commands that died; only under `submitting()`."""
         for draft in self.drafts.iterdir():
             record = self.read(draft.name)
-            if record is None or read_json(draft) is None:
+            if record is None or (self.is_ours(record) and read_json(draft) is None):
                 draft.unlink()
-            else:
+            elif self.is_ours(record):
                 self._release(record)
 
     def _release(self, record: JobRecord) -> None:
@@ -121,11 +141,11 @@ class JobStore:
         (self.drafts / record.job_id).replace(self.queue / record.job_id)
 
     def write(self, record: JobRecord) -> None:
-        """Save a record, and its copy in the experiment folder unless a later job took that place."""
+        """Save a record, and its copy in the experiment folder unless that is elsewhere or of a later job."""
         content, sync = record.to_json(), record.started is not None  # a run must not be lost in a power cut
         write_json(self._file(record.job_id), content, sync=sync)
         copy = Path(record.folder) / JOB_FILE
-        if (read_json(copy) or {}).get("job_id") == record.job_id:
+        if self.is_here(record) and (read_json(copy) or {}).get("job_id") == record.job_id:
             write_json(copy, content, sync=sync)
 
     def finish(self, record: JobRecord, state: str, reason: str, exit_code: int | None = None) -> None:
@@ -155,23 +175,58 @@ class JobStore:
 
     def read(self, job_id: str) -> JobRecord | None:
         """The record as it stands in the book; None if there is none or it is damaged."""
-        content = read_json(self._file(job_id)) or {}
-        if content.get("launcher") != "local":
+        if not _JOB_ID.fullmatch(job_id):
             return None
         try:
-            return JobRecord(**{key.name: content[key.name] for key in fields(JobRecord) if key.name in content})
-        except TypeError:
+            with self._file(job_id).open(encoding="utf-8") as file:
+                content, owner = json.load(file), os.fstat(file.fileno()).st_uid  # of the very file that is read
+            known = {key.name: content[key.name] for key in fields(JobRecord) if key.name in content}
+            record = JobRecord(**{**known, "owner": owner})
+        except (OSError, ValueError, TypeError):
             return None
+        sound = record.launcher == "local" and record.job_id == job_id and isinstance(record.folder, str)
+        return record if sound else None
 
     def checked(self, job_id: str) -> JobRecord | None:
-        """The record, as NODE_FAIL if it is RUNNING and no process holds its lock."""
+        """The record, as NODE_FAIL if it is RUNNING and no process holds its lock, or waits in another folder."""
         record = self.read(job_id)
+        if record is not None and record.state == State.PENDING and not self.is_here(record):
+            record.state, record.reason = State.NODE_FAIL, queued_elsewhere(record.to_json())
         if record is None or record.state != State.RUNNING or self.is_held(job_id):
             return record
         record = self.read(job_id)  # it may have ended properly between the two looks
         if record is not None and record.state == State.RUNNING:
             record.state, record.reason = State.NODE_FAIL, VANISHED
         return record
+
+    def is_here(self, record: JobRecord) -> bool:
+        """True if it was queued in this very folder: not in one that this is a copy of, nor before a move."""
+        entry, folder = self._entry(record.job_id), Path(os.path.normpath(record.folder))
+        if record.root != str(self.root) or (entry is not None and entry.st_ino != record.inode):
+            return False
+        above = (folder, *folder.parents)
+        return self.root.parent in above or any(one.resolve() == self.root.parent for one in above)
+
+    def is_ours(self, record: JobRecord) -> bool:
+        """True if this user queued it, on this machine and in this folder; anybody can write the words of a record."""
+        entry, me = self._entry(record.job_id), os.getuid()
+        owners = (record.uid, record.owner, None if entry is None else entry.st_uid)
+        return owners == (me, me, me) and record.host == socket.gethostname() and self.is_here(record)
+
+    def own(self) -> list[str]:
+        """Of the unfinished jobs, those that are ours; a damaged record counts as ours if its file in the queue is."""
+        for job_id in (found := self.unfinished()):
+            if job_id not in self._own and (entry := self._entry(job_id)) is not None:
+                record = self.read(job_id)
+                self._own[job_id] = entry.st_uid == os.getuid() if record is None else self.is_ours(record)
+        return [job_id for job_id in found if self._own.get(job_id)]
+
+    def _entry(self, job_id: str) -> os.stat_result | None:
+        """The file of a job in the queue, or its draft."""
+        for folder in (self.queue, self.drafts):
+            with suppress(OSError):
+                return (folder / job_id).lstat()
+        return None
 
     def unfinished(self) -> list[str]:
         """The ids in the queue, in the order they are to start."""
@@ -182,8 +237,11 @@ class JobStore:
         return [name for _, number, name in sorted(found) if number]
 
     def environment(self, job_id: str) -> dict[str, str]:
-        """The environment a queued job was submitted with."""
-        return {key: str(value) for key, value in (read_json(self.queue / job_id) or {}).items()}
+        """The environment that a queued job of this user was submitted with."""
+        with (self.queue / job_id).open(encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_uid != os.getuid():
+                raise PermissionError(f"{file.name} belongs to another user")
+            return {key: str(value) for key, value in json.load(file).items()}
 
     def stop_mark(self, job_id: str) -> Path:
         """The file that makes the runner of a job stop it."""
@@ -196,7 +254,7 @@ class JobStore:
         return None
 
     def is_held(self, name: str) -> bool:
-        """True if some process holds the lock of this job (or `supervisor`)."""
+        """True if some process holds the lock of this job (or of a supervisor)."""
         return is_locked(self.locks / name)
 
     @contextmanager

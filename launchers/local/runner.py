@@ -13,8 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from audiotok.files import read_json
 from audiotok.launchers import child
+from audiotok.launchers.local import claims
 from audiotok.launchers.local.queue import JobRecord, JobStore
+from audiotok.status import JOB_FILE
 
 CAUSES = {signal.SIGTERM: "PREEMPTED", signal.SIGINT: "PREEMPTED"}
 DISK_S = 600.0  # a record that the disk refuses is written again for so long
@@ -23,7 +26,7 @@ _OF_A_RANK = frozenset(child.rank_environment(0, 1, 0, "", 0))
 
 
 def run(root: Path, job_id: str, devices: list[str]) -> None:
-    """Run a pending job once; does nothing if it is cancelled or another runner has it."""
+    """Run a pending job of this user once; does nothing if it is cancelled or another runner has it."""
     store = JobStore(root)
     with store.holding(job_id) as held:
         record = store.read(job_id) if held else None
@@ -32,6 +35,16 @@ def run(root: Path, job_id: str, devices: list[str]) -> None:
         if record.state != "PENDING":
             store.forget(job_id)
             return
+        if not store.is_ours(record):
+            return
+        latest = (read_json(Path(record.folder) / JOB_FILE) or {}).get("job_id", job_id)
+        if latest != job_id:  # queued again from where this folder has another name
+            store.finish(record, "CANCELLED", f"replaced by job {latest}")
+            return
+        holder = f"{record.user}, job {job_id} of {store.root.parent}"
+        gpus = sorted(record.gpu_ids.get(name, name) for name in devices)  # in one order: of two jobs one gets all
+        if not all(claims.take(gpu, holder) for gpu in gpus):
+            sys.exit(claims.BUSY)
         record.devices, record.started = devices, time.time()
         record.ended, record.exit_code, record.reason = None, None, ""
         ended = _run(store, record)

@@ -1,8 +1,8 @@
 """Starts queued local jobs, a bounded number at once, oldest first: `python -m ….local.supervisor ROOT`.
 
-One supervisor per Dora folder, alone by a lock. It keeps nothing in memory, so it can be killed at any moment: running
-jobs continue under their runners, and the next `dora` command starts another supervisor, which finds everything as it
-was. It leaves when nothing is left to do. Standard library only.
+One supervisor per Dora folder and user, alone by a lock; it starts jobs of that user alone. It keeps nothing in memory,
+so it can be killed at any moment: running jobs continue under their runners, and the next command that launches starts
+another supervisor, which finds everything as it was. It leaves when nothing is left to do. Standard library only.
 """
 
 import os
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import audiotok
 from audiotok.errors import LaunchError
+from audiotok.launchers.local import claims
 from audiotok.launchers.local.queue import VANISHED, JobRecord, JobStore
 from audiotok.launchers.local.runner import LOCK_VARIABLE
 
@@ -32,11 +33,11 @@ def ensure(store: JobStore) -> None:
     Raises:
         LaunchError: if the supervisor cannot be started.
     """
-    if store.is_held("supervisor"):
+    if store.is_held(store.supervisor):
         return
     process = _spawn(["audiotok.launchers.local.supervisor", str(store.root)], store)
     deadline = time.monotonic() + START_S
-    while not store.is_held("supervisor"):
+    while not store.is_held(store.supervisor):
         if process.poll() is not None or time.monotonic() > deadline:
             raise LaunchError(f"the supervisor of local jobs did not start; read {_log_file(store)} and try again.")
         time.sleep(0.02)
@@ -46,7 +47,7 @@ def supervise(root: Path) -> None:
     """Look after the queue until everything has ended; returns at once if another one does."""
     store = JobStore(root)
     with ExitStack() as stack:
-        held = stack.enter_context(store.holding("supervisor"))
+        held = stack.enter_context(store.holding(store.supervisor))
         idle_since = time.monotonic()
         while held:
             running, waiting = _survey(store)
@@ -57,7 +58,7 @@ def supervise(root: Path) -> None:
                 continue
             if time.monotonic() - idle_since > LINGER_S:
                 with store.submitting():  # no command can submit between this look and giving up the lock
-                    if not store.unfinished():
+                    if not store.own():
                         stack.close()
                         return
             with suppress(ChildProcessError):
@@ -67,18 +68,20 @@ def supervise(root: Path) -> None:
 
 
 def _survey(store: JobStore) -> tuple[list[JobRecord], JobRecord | None]:
-    """The running jobs and the first pending one; records those that vanished.
+    """The running jobs of all users and the first pending one of this user; records those of his that vanished.
 
     Of those behind it only what has a lock is read: a job that no runner ever started has none.
     """
-    started = {path.name for path in store.locks.iterdir()}
+    started, own = {path.name for path in store.locks.iterdir()}, set(store.own())
     running, waiting = [], None
     for job_id in store.unfinished():
-        if job_id not in started and waiting is not None:
+        if job_id not in started and (waiting is not None or job_id not in own):
             continue
         record = store.checked(job_id)
         if record is not None and not record.is_over and store.is_held(job_id):
             running.append(record)
+        elif job_id not in own:
+            continue
         elif record is not None and record.state == "PENDING":
             waiting = waiting or record
         else:
@@ -92,6 +95,7 @@ def _may_start(job: JobRecord, running: Sequence[JobRecord]) -> bool:
 
 def _free_devices(job: JobRecord, running: Sequence[JobRecord]) -> list[str]:
     taken = {name for other in running for name in other.devices}
+    taken |= claims.holders({name: job.gpu_ids.get(name, name) for name in job.visible if job.gpus}).keys()
     return [name for name in job.visible if name not in taken]
 
 
@@ -105,6 +109,8 @@ def _start(store: JobStore, job: JobRecord, running: Sequence[JobRecord]) -> Non
         if record is None or record.state != "PENDING":
             return
         time.sleep(0.02)
+    if process.poll() == claims.BUSY:
+        return
     with store.holding(job.job_id) as held:
         record = store.read(job.job_id)
         if held and record is not None and record.state == "PENDING":
@@ -118,15 +124,15 @@ def _bury(store: JobStore, job_id: str) -> None:
             return
         record = store.read(job_id)
         if record is not None and record.state == "RUNNING":
-            _kill_leftovers(record)
+            _kill_leftovers(store.locks / job_id)
             store.finish(record, "NODE_FAIL", VANISHED)
         elif record is None or record.is_over:
             store.forget(job_id)
 
 
-def _kill_leftovers(record: JobRecord) -> None:
+def _kill_leftovers(lock: Path) -> None:
     """Kill what a job had started whose runner vanished; known by its environment, as process ids may be reused."""
-    mark = f"{LOCK_VARIABLE}={record.lock}".encode()
+    mark = f"{LOCK_VARIABLE}={lock}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if mark in (folder / "environ").read_bytes().split(b"\0"):
@@ -135,7 +141,7 @@ def _kill_leftovers(record: JobRecord) -> None:
 
 def _log_file(store: JobStore) -> Path:
     """What supervisor and runners print their own errors to."""
-    return store.root / "supervisor.log"
+    return store.root / f"{store.supervisor}.log"
 
 
 def _spawn(module: list[str], store: JobStore) -> "sp.Popen[bytes]":

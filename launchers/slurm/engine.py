@@ -122,6 +122,9 @@ class SlurmEngine:
             if not self.failure:
                 self._judge_open(write=held)
 
+    def resume(self) -> None:
+        """Nothing to do: SLURM starts its jobs."""
+
     def verdict(self, job: Job) -> Verdict:
         """State of a job as of the last refresh, and why."""
         job_id, entry = job.job_id, self.queue.get(job.job_id)

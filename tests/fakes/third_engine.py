@@ -53,6 +53,9 @@ class FakeEngine:
     def refresh(self, *, repair: bool = True) -> None:
         """States are read from files when they are needed."""
 
+    def resume(self) -> None:
+        """Each job has a process that starts it."""
+
     def verdict(self, job: Job) -> Verdict:
         found = experiment_state(job.folder)
         if found is not None and found.state.live and not is_locked(self.queue / job.job_id):

@@ -18,6 +18,7 @@ def project(tmp_path: Path) -> Iterator[TinyProject]:
             "AUDIOTOK_LOCAL_SLOTS": "2",
             "AUDIOTOK_LOCAL_GRACE_S": "0.5",
             "CUDA_VISIBLE_DEVICES": "",
+            "AUDIOTOK_LOCAL_GPU_LOCKS": str(tmp_path / "gpus"),
         },
     )
     yield tiny

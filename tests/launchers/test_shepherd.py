@@ -62,7 +62,7 @@ class Engine:
         self.states = states
         self.submitted: list[list[str]] = []
         self.cancelled: list[str] = []
-        self.refreshed = 0
+        self.refreshed = self.repaired = self.resumed = 0
         self.stubborn: set[str] = set()
         self.room: dict[str | None, int] = {}  # how many tasks it takes, by partition; no limit if that is not there
         self.tried: list[int] = []
@@ -103,6 +103,10 @@ class Engine:
 
     def refresh(self, *, repair: bool = True) -> None:
         self.refreshed += 1
+        self.repaired += repair
+
+    def resume(self) -> None:
+        self.resumed += 1
 
     def verdict(self, job: Job) -> Verdict:
         return self.states[job.job_id]
@@ -325,6 +329,24 @@ def test_a_thousand_experiments_are_a_few_queries(house: House) -> None:
     assert {sheep.state() for sheep in sheeps} == {"PENDING"} and not any(sheep.is_done() for sheep in sheeps)
     assert engine.refreshed == 2
     assert 0 < len([line for line in house.said if line.startswith("Submitted")]) < 20
+
+
+def test_only_a_launch_repairs_and_starts(house: House) -> None:
+    house.launch(1)
+    shepherd, engine = house.shepherd()
+    sheep = shepherd.get_sheep_from_argv(["index=0"])
+    shepherd.update()
+    assert sheep.state("force") == "PENDING"
+    shepherd.cancel_lazy(sheep=sheep)
+    shepherd.commit()
+    assert engine.cancelled and (engine.repaired, engine.resumed) == (0, 0)
+    shepherd.update(repair=True)
+    assert (engine.repaired, engine.resumed) == (1, 0)
+    shepherd.maybe_submit_lazy(sheep, Profile(), SubmitRules())  # kept, as it has failed
+    shepherd.commit()
+    assert (engine.submitted, engine.repaired, engine.resumed) == ([], 1, 1)
+    shepherd.update()  # while a grid is watched
+    assert (engine.repaired, engine.resumed) == (2, 2)
 
 
 def test_states_are_asked_for_if_nobody_has(house: House) -> None:

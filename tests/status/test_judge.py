@@ -40,8 +40,15 @@ def test_local_jobs_are_judged_by_their_lock(tmp_path: Path) -> None:
     assert experiment_state(tmp_path) == ("FAILED", "exit code 1")
     write_json(tmp_path / "status.json", {"job_id": "L4", "state": "DIVERGED", "reason": "loss is nan"})
     assert experiment_state(tmp_path) == ("DIVERGED", "loss is nan")
-    write_json(tmp_path / "job.json", {**job, "job_id": "L5", "state": "PENDING"})
+    waits = {**job, "job_id": "L5", "state": "PENDING", "folder": str(tmp_path), "root": "/a/outputs/local"}
+    write_json(tmp_path / "job.json", waits)
     assert experiment_state(tmp_path) == ("PENDING", "")
+    write_json(tmp_path / "job.json", {**waits, "folder": "/a/outputs/xps/x", "user": "ada@here"})
+    reason = "not queued here, --retry does it (but by ada@here in /a/outputs)"
+    assert experiment_state(tmp_path) == ("NODE_FAIL", reason)
+    write_json(tmp_path / "job.json", {**waits, "root": ""})
+    reason = "not queued here, --retry does it (but by an earlier version)"
+    assert experiment_state(tmp_path) == ("NODE_FAIL", reason)
 
 
 def test_a_run_by_hand_after_the_last_job_counts(tmp_path: Path) -> None:

@@ -121,7 +121,11 @@ def test_killed_supervisor_leaves_true_states_and_a_queue_that_goes_on(project: 
     os.kill(project.supervisor_pid(), signal.SIGKILL)
     project.wait(lambda: list(project.book().values()).count("RUNNING") == 0)
     assert list(project.book().values()) == ["COMPLETED", "COMPLETED", "PENDING", "PENDING"]
-    project.dora("info", "-f", project.experiment(index=3).name)
+    waiting = project.experiment(index=3).name
+    assert "state=PENDING" in project.dora("info", "-f", waiting)
+    assert project.store.unfinished() == ["L3", "L4"]  # looking starts nothing
+    said = project.dora("grid", "fleet", "--no_monitoring", environ={"TINY_SECONDS": "2"})
+    assert f"Starting 2 local jobs that wait here: {waiting}/end=exception index=3 seconds=2.0, " in said
     project.settle()
     assert list(project.book().values()) == ["COMPLETED", "COMPLETED", "FAILED", "COMPLETED"]
 
@@ -137,6 +141,7 @@ def test_killed_runner_takes_its_job_along_and_nothing_runs_for_ever(project: Ti
     state = experiment_state(folder)
     assert state is not None and state.state == "NODE_FAIL"
     assert "state=NODE_FAIL" in project.dora("info", "-f", record["sig"])
+    project.dora("launch", "--no_tail", "index=5", "seconds=600", "children=1")  # not again, but a supervisor comes
     project.settle()
     assert project.job(index=5)["state"] == "NODE_FAIL"
     project.wait(lambda: not processes_in(folder))
@@ -208,7 +213,9 @@ def test_two_commands_at_once_submit_an_experiment_once(project: TinyProject) ->
         command.communicate()
     project.settle()
     assert len(project.book()) == 4
-    project.wait(lambda: not project.store.is_held("supervisor"))  # which leaves when there is nothing to do
+    project.wait(
+        lambda: not project.store.is_held(project.store.supervisor)
+    )  # which leaves when there is nothing to do
 
 
 def test_launch_follows_the_log_and_the_job_leaves_no_child(project: TinyProject) -> None:

@@ -62,6 +62,29 @@ def test_running_without_a_holder_is_node_fail_at_once(store: JobStore, tmp_path
     assert not (store.locks / record.job_id).exists()
 
 
+def test_jobs_of_another_user_are_seen_and_left_alone(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, waiting, vanished = queued(store, tmp_path), queued(store, tmp_path), queued(store, tmp_path, "RUNNING")
+    (store.queue / "L2").rename(store.drafts / "L2")
+    process = holder(store, running.job_id)
+    try:
+        monkeypatch.setattr(os, "getuid", lambda: waiting.uid + 1)
+        theirs = JobStore(store.root)
+        assert theirs.supervisor != store.supervisor
+        theirs.mend()
+        mine = queued(theirs, tmp_path)
+        found, first = _survey(theirs)
+        assert ([job.job_id for job in found], first) == (["L1"], None)  # its own file is not its own user's here
+        assert theirs.own() == [] and (theirs.drafts / "L2").exists() and mine.job_id in theirs.unfinished()
+        with pytest.raises(PermissionError, match="another user"):
+            theirs.environment("L1")
+    finally:
+        process.kill()
+        process.communicate()
+    assert (store.read(vanished.job_id) or vanished).state == "RUNNING"  # not theirs to bury
+
+
 def test_a_pending_job_that_is_held_counts_as_running(store: JobStore, tmp_path: Path) -> None:
     first, second = queued(store, tmp_path), queued(store, tmp_path)
     process = holder(store, first.job_id)
@@ -178,4 +201,4 @@ def test_what_a_supervisor_starts_is_imported_from_where_it_was(tmp_path: Path) 
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-P", "-c", code]
     done = sp.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == f"{site} 0\n" and (tmp_path / "supervisor.log").read_text() == ""
+    assert done.stdout == f"{site} 0\n" and (tmp_path / f"supervisor.{os.getuid()}.log").read_text() == ""

@@ -67,6 +67,8 @@ class Training:
         self.folder = Path(self.xp.folder)
         kept = read_json(self.folder / "progress.json") or {"epoch": 0, "step": 0, "value": 0, "history": []}
         self.epoch, self.step, self.value = int(kept["epoch"]), int(kept["step"]), int(kept["value"])
+        if os.environ.get("RANK", "0") != "0":  # Dora tells ranks apart by torch.distributed, which is not there
+            self.xp.link.history_file = None
         self.xp.link.update_history(kept["history"])
         launcher, job_id = job_identity(os.environ)
         self.seen: dict[str, Any] = {
