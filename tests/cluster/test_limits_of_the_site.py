@@ -40,8 +40,8 @@ def test_ten_experiments_go_out_four_at_a_time(limited_cluster: TestCluster, pro
     assert_nothing_lost(project, 10)
     assert all(len(runs_of(project.experiment(index=index))) == 1 for index in range(1, 11))
     assert len({project.job(index=index)["job_id"] for index in range(1, 11)}) == 10
-    jobs = limited_cluster.run("sacct", "-n", "-X", "-P", "-o", "JobID").split()
-    assert len(jobs) == 10  # nothing was sent twice
+    # Accounting comes to know of jobs a little later; nothing was sent twice.
+    project.wait(lambda: len(limited_cluster.output("sacct", "-n", "-X", "-P", "-o", "JobID").split()) == 10)
 
 
 def test_a_single_experiment_without_room_is_one_line(limited_cluster: TestCluster, project: TinyProject) -> None:
