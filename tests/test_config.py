@@ -156,7 +156,7 @@ def test_profiles_hold_every_key_and_no_site(profile: str) -> None:
 
 def test_the_profile_does_not_change_the_signature() -> None:
     plain = train.main.get_xp(["solver=compression/demo"])
-    for extra in ("cluster=h100x8", "device=cpu", "num_threads=2", "logging.level=DEBUG", "dataset.num_workers=3"):
+    for extra in ("cluster=h100x8", "device=cpu", "num_threads=2", "deterministic=true", "logging.level=DEBUG", "dataset.num_workers=3"):
         assert train.main.get_xp(["solver=compression/demo", extra]).sig == plain.sig, extra
     assert train.main.get_xp(["solver=compression/demo", "losses.mmd=11"]).sig != plain.sig
 
