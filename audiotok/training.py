@@ -69,11 +69,14 @@ def _setup(cfg: DictConfig) -> None:
     import flashy
     import torch
 
+    from audiotok.solvers.randomness import set_deterministic
+
     if cfg.logging.level.upper() not in logging.getLevelNamesMapping():
         raise ConfigError(f"logging.level={cfg.logging.level!r}; choose one of: DEBUG, INFO, WARNING, ERROR")
     flashy.setup_logging(level=cfg.logging.level.upper())
     if cfg.num_threads != "auto":
         torch.set_num_threads(cfg.num_threads)
+    set_deterministic(bool(cfg.get("deterministic")))  # a run that was frozen before has no such key
     flashy.distrib.init(backend="nccl" if torch.cuda.is_available() and cfg.device != "cpu" else "gloo")
 
 

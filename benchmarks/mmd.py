@@ -233,7 +233,7 @@ widths about it.
 ## CUDA
 
 The same tiles run on CUDA tensors, with a Triton kernel for their exponentials where Triton is installed. That kernel
-is tested against the tiles in Triton's interpreter on the CPU. Neither has been run or timed on a GPU yet.
+is tested against the tiles in Triton's interpreter on the CPU. Figures on a GPU: [gpu.md](gpu.md).
 """
 
 

@@ -62,12 +62,20 @@ def test_a_preset_builds_all_its_parts(preset: str) -> None:
     before = OmegaConf.to_yaml(cfg)
     with torch.device("meta"):
         model = get_compression_model(cfg)
-        builders.get_adversaries(cfg)
+        builders.get_adversaries(cfg, torch.device("meta"))
     builders.get_signal_losses(cfg)
     builders.get_balancer(cfg)
     builders.get_macro_batch(cfg)
     assert OmegaConf.to_yaml(cfg) == before, "a builder changed the configuration"
     assert model.sample_rate == cfg.sample_rate and model.num_codebooks == cfg.rvq.n_q
+
+
+def test_adversaries_are_on_their_device_when_ranks_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[torch.nn.Module] = []
+    monkeypatch.setattr("flashy.distrib.broadcast_model", shared.append)
+    builders.get_adversaries(config("solver=compression/demo"), torch.device("meta"))
+    (adversary,) = shared
+    assert all(tensor.is_meta for tensor in (*adversary.parameters(), *adversary.buffers()))
 
 
 def test_the_sizes_are_those_of_the_paper() -> None:
@@ -156,7 +164,8 @@ def test_profiles_hold_every_key_and_no_site(profile: str) -> None:
 
 def test_the_profile_does_not_change_the_signature() -> None:
     plain = train.main.get_xp(["solver=compression/demo"])
-    for extra in ("cluster=h100x8", "device=cpu", "num_threads=2", "logging.level=DEBUG", "dataset.num_workers=3"):
+    extras = ("cluster=h100x8", "device=cpu", "num_threads=2", "logging.level=DEBUG", "dataset.num_workers=3")
+    for extra in (*extras, "deterministic=true"):
         assert train.main.get_xp(["solver=compression/demo", extra]).sig == plain.sig, extra
     assert train.main.get_xp(["solver=compression/demo", "losses.mmd=11"]).sig != plain.sig
 

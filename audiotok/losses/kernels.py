@@ -9,7 +9,7 @@ Features for Large-Scale Kernel Machines", NeurIPS 2007.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
@@ -226,7 +226,7 @@ def _tile_terms(
         spare: room for R * C numbers or more.
 
     Returns:
-        A scalar; None if every pair gives 0, and slope then means nothing.
+        A scalar in float64; None if every pair gives 0, and slope then means nothing.
     """
     limits = torch.finfo(squared.dtype)
     lowest = math.log(limits.tiny) + 0.5
@@ -239,16 +239,21 @@ def _tile_terms(
             least, squared = 0.0, squared.clamp_(min=0)
     if -0.5 * least / widths[0] < lowest:
         return None
-    total = _exponentials(squared, widths[0], most, lowest, slope).sum()
+    total = _precise_sum(_exponentials(squared, widths[0], most, lowest, slope))
     for a in widths[1:]:
         ratio = widths[0] / a
         # Below a quarter of the widest term's last digit at the least distance, hence at all: lost in the sum.
         if ratio * math.exp(0.5 * least / widths[0] * (1 - ratio)) < limits.eps / 4:
             continue
         term = _exponentials(squared, a, most, lowest, spare[: squared.numel()].view_as(squared))
-        total += term.sum()
+        total += _precise_sum(term)
         slope.add_(term, alpha=ratio)
     return total
+
+
+def _precise_sum(tile: torch.Tensor) -> torch.Tensor:
+    """Sum of a tile in float64: the last digits of a float32 are what sums of three tiles differ by."""
+    return tile.sum(1).sum(dtype=torch.float64)  # by rows, as float64 of the whole tile would be a copy of it
 
 
 def _exponentials(squared: torch.Tensor, a: float, most: float, lowest: float, out: torch.Tensor) -> torch.Tensor:
@@ -262,9 +267,14 @@ def _exponentials(squared: torch.Tensor, a: float, most: float, lowest: float, o
 
 def _frequencies(dimension: int, sigmas: Sequence[float], per_width: int, seed: int) -> torch.Tensor:
     """Draw per_width normal frequencies of variance 1 / a for every width a, [F, W * per_width] in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(dimension, len(sigmas), per_width, generator=generator, dtype=torch.float64)
+    normal = _normal_numbers(dimension, len(sigmas), per_width, seed)
     return (normal / torch.tensor(list(sigmas), dtype=torch.float64).sqrt()[:, None]).flatten(1)
+
+
+@lru_cache(maxsize=2)  # drawing them anew takes far longer than all the rest does on a GPU
+def _normal_numbers(dimension: int, n_widths: int, per_width: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(dimension, n_widths, per_width, generator=generator, dtype=torch.float64)
 
 
 def _wave_sums(x: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:

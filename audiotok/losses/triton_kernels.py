@@ -2,7 +2,7 @@
 
 `kernels._tile_terms` reads a tile several times per width, which memory bounds on a GPU. Here a program reads its
 distances once and keeps everything else in registers. Import needs Triton; its interpreter (TRITON_INTERPRET=1) runs
-this on the CPU. Not yet run or timed on a GPU.
+this on the CPU. Twice as fast as torch on an H200 with nearly the same error: docs/benchmarks/gpu.md.
 """
 
 from collections.abc import Callable, Sequence

@@ -74,7 +74,8 @@ def nearest(samples: Tensor, means: Tensor, chunk: int = CHUNK) -> Tensor:
 
 def tally(samples: Tensor, indices: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
     """Counts [K] and sums [K, D] of the samples [N, D] that belong to each cluster."""
-    counts = torch.bincount(indices, minlength=num_clusters).to(samples.dtype)
+    # Not bincount, for which the program waits for the GPU.
+    counts = samples.new_zeros(num_clusters).index_add_(0, indices, samples.new_ones(len(samples)))
     sums = samples.new_zeros(num_clusters, samples.shape[1]).index_add_(0, indices, samples)
     return counts, sums
 

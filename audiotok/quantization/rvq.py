@@ -231,7 +231,7 @@ class ResidualVectorQuantizer(BaseQuantizer):
         penalty = torch.stack(penalties).mean() if penalties else latent.new_zeros(())
         if self.training:
             x = latent + (x - latent).detach()  # straight through: the value is x, the gradient that of latent
-        kbps = torch.tensor(n_q * math.log2(self._bins) * frame_rate / 1000).to(latent)
+        kbps = latent.new_full((), n_q * math.log2(self._bins) * frame_rate / 1000)
         return QuantizedResult(x, torch.stack(codes, dim=1), kbps, penalty)
 
     @torch.no_grad()

@@ -81,8 +81,8 @@ def _weights(cfg: DictConfig) -> dict[str, float]:
     return weights
 
 
-def get_adversaries(cfg: DictConfig) -> dict[str, AdversarialLoss]:
-    """Discriminators with their losses and optimisers, by name."""
+def get_adversaries(cfg: DictConfig, device: torch.device) -> dict[str, AdversarialLoss]:
+    """Discriminators with their losses and optimisers, by name, on the device where they train."""
     adversarial = cfg.adversarial
     if adversarial.every < 1:
         raise ConfigError(f"adversarial.every={adversarial.every}; give 1 or more steps")
@@ -94,7 +94,8 @@ def get_adversaries(cfg: DictConfig) -> dict[str, AdversarialLoss]:
         raise ConfigError(f"adversarial.feat_loss={adversarial.feat_loss!r}; choose one of: {', '.join(features)}")
     losses: dict[str, AdversarialLoss] = {}
     for name in adversarial.adversaries:
-        adversary = ADVERSARIES[name](**settings(cfg[name]))
+        # There before `AdversarialLoss` broadcasts it: NCCL knows no tensors of the CPU.
+        adversary = ADVERSARIES[name](**settings(cfg[name])).to(device)
         optimizer = get_optimizer(adversary.parameters(), cfg.optim)
         kind = adversarial.adv_loss
         criteria = get_adv_criterion(kind), get_real_criterion(kind), get_fake_criterion(kind)

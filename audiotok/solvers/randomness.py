@@ -1,5 +1,6 @@
 """Random states: made from a seed, saved to a checkpoint, restored."""
 
+import os
 import random
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,6 +15,15 @@ def seed_everything(seed: int, *parts: int) -> None:
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
     torch.manual_seed(int(words[2]))
+
+
+def set_deterministic(on: bool) -> None:
+    """Choose algorithms that give the same result every time, wherever torch has one; before the GPU is first used."""
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it takes time
+    torch.use_deterministic_algorithms(on, warn_only=True)
+    torch.backends.cudnn.deterministic = on
 
 
 def rng_state() -> dict[str, Any]:

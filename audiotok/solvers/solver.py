@@ -1,7 +1,8 @@
 """The training loop shared by all solvers, from top to bottom: build, run, stage, step, checkpoint, restore.
 
 Built on flashy (registry of states, stages, logging). An epoch's randomness depends on (seed, epoch, rank) alone, so
-that a resumed run repeats the uninterrupted one, from wherever a signal stopped it, to the last bit.
+that a resumed run repeats the uninterrupted one, from wherever a signal stopped it, to the last bit (on a GPU with
+deterministic=true).
 """
 
 import math

@@ -176,6 +176,14 @@ def test_fewer_features_than_widths_are_refused() -> None:
         MMDLoss(estimator="rff", num_features=5)
 
 
+def test_the_value_keeps_its_digits_where_the_sums_nearly_cancel() -> None:
+    x = normal(1500, 32)
+    y = x[torch.randperm(1500, generator=torch.Generator().manual_seed(1))] + 0.05 * normal(1500, 32, seed=2)
+    widths = [50.0, 200.0, 1000.0]
+    exact = squared_mmd(x, y, widths).item()
+    assert squared_mmd(x.float(), y.float(), widths).item() == pytest.approx(exact, rel=5e-5)
+
+
 TRITON_BESIDE_TILES = """
 import json, torch
 from audiotok.losses.kernels import _tile_terms

@@ -20,7 +20,7 @@ from audiotok.errors import CheckpointError, ConfigError
 from audiotok.solvers import CompressionSolver, StandardSolver
 from audiotok.solvers.averages import MetricAverages
 from audiotok.solvers.interruption import PROGRESS, Interrupted, Progress, SaveClock, StopSignals
-from audiotok.solvers.randomness import rng_state, set_rng_state
+from audiotok.solvers.randomness import rng_state, set_deterministic, set_rng_state
 from audiotok.status import read_status
 from tests.conftest import data_overrides
 
@@ -204,6 +204,17 @@ def test_random_states_survive_a_checkpoint(tmp_path: Path) -> None:
     expected = [draw(), draw()]
     set_rng_state(torch.load(tmp_path / "rng.th", weights_only=True))
     assert [draw(), draw()] == expected
+
+
+def test_deterministic_algorithms_are_chosen_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        set_deterministic(True)
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        set_deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
 
 
 def test_another_number_of_ranks_takes_over_the_averages() -> None:

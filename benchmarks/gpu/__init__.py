@@ -1,0 +1,1 @@
+"""What the product does on a GPU: values, time, memory, waiting, resuming, NCCL: `python -m benchmarks.gpu`."""

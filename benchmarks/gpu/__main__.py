@@ -1,0 +1,150 @@
+"""Write docs/benchmarks/gpu.md: each section in a process of its own, so that none can take the others with it."""
+
+import argparse
+import datetime
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.gpu.device import Setting
+from benchmarks.machine import write_page
+
+
+class Section(NamedTuple):
+    """A function of a module here, and what the page says about it."""
+
+    module: str
+    limit_s: float  # then it is given up
+    heading: str
+    note: str
+
+
+SECTIONS = {
+    "mmd": Section(
+        "kernels", 90, "The MMD between codebooks",
+        "Forward and backward of the unbiased estimate, K·D = 512, dependent codebooks. N = 94208 is what the preset "
+        "compares in one step: 32 batches of 64 clips of 46 frames. Dense is benchmarks/mmd.py's formula. Errors are "
+        "relative to the largest value.",
+    ),
+    "measures": Section("kernels", 60, "Other estimators, the permutation test, k-means", "At N = 2944."),
+    "steps": Section(
+        "steps", 150, "Training steps of the 32 kHz model",
+        "encodec_mmd_32khz in full: batches of 64 clips of 1 s from wav and flac files, 8 loader processes, msstftd, "
+        "balancer, an MMD step every 4 batches. PyTorch's defaults allow TF32 in convolutions and LSTMs, not in matrix "
+        "products; bf16 is no option of the product.",
+    ),
+    "values": Section(
+        "steps", 60, "Training steps beside the CPU",
+        "A quarter of the width, 8 clips, the same weights and batches, no renewal of dead codes.",
+    ),
+    "codec": Section(
+        "codec", 90, "Encoding and decoding with the 32 kHz model",
+        "A margin is how much farther the other code is, relative to the squared distance of the CPU's.",
+    ),
+    "loader": Section("codec", 60, "The loader alone", "1 s segments of 44.1 kHz stereo wav and flac to 32 kHz mono."),
+    "resume": Section(
+        "runs", 60, "Stopped and resumed",
+        "One epoch of six steps, valid, evaluate and generate, at a quarter of the width.",
+    ),
+    "deterministic": Section("runs", 60, "Stopped and resumed, deterministic", "The same with deterministic=true."),
+    "nccl": Section("runs", 60, "NCCL", "A group of one process, with no collective passed over."),
+    "compiled": Section("steps", 150, "torch.compile", "An experiment: encoder and decoder, in TF32, no MMD."),
+}  # fmt: skip
+MARK = "section: "
+
+
+def section(name: str, setting: Setting) -> list[str]:
+    """Run a section; its lines of Markdown."""
+    run: Callable[[Setting], list[str]] = getattr(
+        importlib.import_module(f"benchmarks.gpu.{SECTIONS[name].module}"), name
+    )
+    return run(setting)
+
+
+def in_own_process(name: str, options: argparse.Namespace, music: Path, limit_s: float) -> list[str]:
+    """Run a section in a process of its own; its lines, or one that says why there are none."""
+    if limit_s < 5:
+        return ["left out: no time was left", ""]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--one", name, "--device", options.device]
+    command += ["--music", str(music), *(["--tiny"] if options.tiny else [])]
+    started = time.monotonic()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return [f"given up after {limit_s:.0f} s", ""]
+    found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if not found:
+        sys.stderr.write(done.stderr[-4000:])
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return [f"failed, exit code {done.returncode}: {said[:300]}", ""]
+    print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return list(json.loads(found[-1].removeprefix(MARK)))
+
+
+def make_music(folder: Path, tracks: int, length_s: float) -> None:
+    """Tracks of decaying notes and noise, half of them wav and half flac, 44.1 kHz stereo, with their manifests."""
+    from audiotok.data.audio import write_audio
+    from audiotok.data.prepare import prepare
+
+    rate = 44100
+    since = torch.arange(int(length_s * rate)) % (rate // 2) / rate
+    for index in range(tracks):
+        generator = torch.Generator().manual_seed(index)
+        pitches = 110 * 2 ** (torch.randint(0, 36, (4, 1), generator=generator) / 12)
+        notes = (torch.sin(2 * torch.pi * pitches * since) * torch.exp(-3 * since)).sum(0)
+        wav = 0.1 * notes + 0.01 * torch.randn(2, len(since), generator=generator)
+        write_audio(folder / f"track{index}.{'flac' if index % 2 else 'wav'}", wav, rate)
+    prepare([folder], folder, splits={"train": 0.7, "valid": 0.1, "evaluate": 0.1, "generate": 0.1})
+
+
+def make_page(options: argparse.Namespace) -> str:
+    """Run the sections, and return the page."""
+    until = time.monotonic() + options.limit
+    names = options.only or list(SECTIONS)
+    card = torch.cuda.get_device_name() if options.device == "cuda" else "the CPU"
+    lines = ["# On a GPU", "", f"`python -m benchmarks.gpu`, {datetime.date.today()}; {card}, {os.cpu_count()} cores, "
+             f"PyTorch {torch.__version__}.", ""]  # fmt: skip
+    with tempfile.TemporaryDirectory() as music:
+        make_music(Path(music), *((8, 3.0) if options.tiny else (40, 10.0)))
+        for name in names:
+            one = SECTIONS[name]
+            found = in_own_process(name, options, Path(music), min(one.limit_s, until - time.monotonic()))
+            lines += [f"## {one.heading}", "", one.note, "", *found]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and write the page, or say that there is no GPU; with --one, a section as one line of JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections; the page is printed, not written")
+    parser.add_argument("--limit", type=float, default=460, help="seconds in all (460)")
+    parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs; nothing is written")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only to try this program out")
+    parser.add_argument("--one", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--music", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("No GPU here: there is nothing to measure (try the program out with --device cpu --tiny).")
+        return
+    if options.one:
+        lines = section(options.one, Setting(torch.device(options.device), options.tiny, options.music))
+        print(MARK + json.dumps(lines))
+        return
+    page = make_page(options)
+    if options.tiny or options.only or options.device == "cpu":
+        print(page)
+    else:
+        write_page("gpu.md", page)
+
+
+if __name__ == "__main__":
+    main()
