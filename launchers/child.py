@@ -212,7 +212,7 @@ def outcome(
     status = read_status(folder) or {}
     if (number_in(status, "updated") or 0.0) < began:
         status = {}  # of an earlier job
-    reason = str(status.get("reason") or _last_error(log))
+    reason = str(status.get("reason") or last_error(log))
     if cause is not None:
         remark = f" (exit code {code}: {reason})" if code not in TERMINATED else ""
         remark = " (killed, as it did not end in time)" if code in KILLED else remark
@@ -264,7 +264,7 @@ def oom_kills(root: Path = Path("/")) -> int:
     return count
 
 
-def _last_error(log: Path | None) -> str:
+def last_error(log: Path | None) -> str:
     """The last line of a log that reads as an error, else its last line; "" if there is none."""
     try:
         with (log or Path()).open("rb") as file:

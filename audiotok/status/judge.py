@@ -62,10 +62,10 @@ def judge(
 
     Some cells name a property of `State`. A job's `verdict` applies unless a heartbeat is later than it. A
     RUNNING or REQUEUED task is silent if its heartbeat is too old or the scheduler does not know its job, a RUNNING
-    trainer if its heartbeat is too old; a RUNNING task is mute if its heartbeat is too old. An ended scheduler takes the
-    reason of a task that agrees, and for FAILED the first of the task's, the trainer's and its own. COMPLETED by a
-    scheduler is an exit code of 0, which a script has as well that ended before the task began: it needs the word of the
-    job. A verdict FAILED gives way to the trainer's DIVERGED, which nothing else can know.
+    trainer if its heartbeat is too old; a RUNNING task is mute if its heartbeat is too old. An ended scheduler takes
+    the reason of a task that agrees, and for FAILED the first of the task's, the trainer's and its own. COMPLETED by a
+    scheduler is an exit code of 0, which a script also has that ends before the task begins: it needs the job's own
+    word. A verdict FAILED gives way to the trainer's DIVERGED, which nothing else can know.
 
     Args:
         job: content of `job.json`, None without one.

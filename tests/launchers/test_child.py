@@ -13,10 +13,10 @@ import pytest
 from audiotok.launchers.child import (
     Outcome,
     Signals,
-    _last_error,
     at_time_limit,
     attend,
     frozen_environment,
+    last_error,
     oom_kills,
     outcome,
     rank_environment,
@@ -217,13 +217,13 @@ def test_the_kernel_tells_how_often_it_ran_out_of_memory(tmp_path: Path) -> None
 )
 def test_lines_that_read_as_errors(tmp_path: Path, line: str, says: str) -> None:
     (tmp_path / "log").write_text(f"ValueError: earlier\n{line}\n[12:00][x][INFO] - bye\nerrors: 3\n")
-    assert _last_error(tmp_path / "log") == says
+    assert last_error(tmp_path / "log") == says
 
 
 def test_last_line_of_a_log_without_errors(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"x" * 20000 + b"\n" + b"y" * 300 + b"\xff\n\n")
-    assert _last_error(tmp_path / "log") == "y" * 200
-    assert _last_error(tmp_path / "nowhere") == _last_error(None) == ""
+    assert last_error(tmp_path / "log") == "y" * 200
+    assert last_error(tmp_path / "nowhere") == last_error(None) == ""
 
 
 def test_the_time_limit_requeues_so_many_times() -> None:
