@@ -38,7 +38,6 @@ STOP_S = 60.0  # SLURM gives a job KillWait (30 s by default) between SIGTERM an
 YOUNG_S = 5.0  # a job recorded this shortly before a query may be missing in its answer: clocks differ
 AGAIN_S = 2.0  # an answer without any job, where there should be some, is looked at again after so long
 FRESH_S = 45.0  # three of the heartbeats of `launchers.slurm.inside`
-_NOT_LISTED = SchedulerWord(State.MISSING)
 _Key = tuple[str, str]  # token and task id
 
 logger = logging.getLogger(__name__)
@@ -155,6 +154,9 @@ class SlurmEngine:
             entry = self._entry(job.content)
             if (entry.state != "COMPLETING") if entry else refused:
                 _edit(job, "cancelled", "cancelled_by")
+        for job in found:
+            if job not in left:
+                self._conclude(job, self._entry(job.content), write=True)
         failures: dict[str, list[str]] = {}
         why = "; ".join(refused) or self.failure or f"still ending after {STOP_S:.0f} s"
         for job in [*left, *(job for job in jobs if job not in found)]:
@@ -276,13 +278,15 @@ class SlurmEngine:
         """What it means that the last query did not list a job: MISSING only if it would have listed it."""
         if self.failure:
             return SchedulerWord(State.UNKNOWN, f"SLURM does not answer: {self.failure}")
-        if (number_in(job.content, "submitted") or 0.0) > self._queried - YOUNG_S and "cancelled" not in job.content:
-            return SchedulerWord(State.PENDING, live=True)
         hidden = self._hidden(job.content)
         # A controller that has lost its memory lists no jobs, while they run on.
         if _beats(_own(job.folder / TASK_FILE, job.content), STALE_S if hidden else FRESH_S):
             return SchedulerWord(State.RUNNING, live=True)
-        return SchedulerWord(State.UNKNOWN, hidden) if hidden else _NOT_LISTED
+        if hidden:
+            return SchedulerWord(State.UNKNOWN, hidden)
+        submitted = number_in(job.content, "submitted") or 0.0
+        is_new = submitted > self._queried - YOUNG_S and "cancelled" not in job.content
+        return SchedulerWord(State.PENDING, live=True) if is_new else SchedulerWord(State.MISSING)
 
     def _hidden(self, job: Mapping[str, Any]) -> str:
         """Why a job that no query lists may be there nevertheless, and what to do; "" if it is not there."""

@@ -15,7 +15,7 @@ PACKAGES = ("slurm-wlm", "munge", "slurmdbd", "mariadb-server")
 DAEMONS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd")
 KINDS = {
     "full": Options(),
-    "bare": Options(accounting=False, max_array_size=11, min_job_age=2),
+    "bare": Options(name="bare", accounting=False, max_array_size=11, min_job_age=2),
 }
 _running: dict[str, tuple[TestCluster, ExitStack]] = {}
 _borrowers: dict[str, int] = {}

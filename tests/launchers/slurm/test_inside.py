@@ -145,10 +145,10 @@ def test_a_submission_that_is_gone_is_told_in_the_log(tmp_path: Path) -> None:
     assert f"cannot read line 1 of {job.token / 'tasks.jsonl'}" in (tmp_path / "log0").read_text()
 
 
-def refusal(job: Job, **environ: str) -> str:
+def refusal(job: Job) -> str:
     """What a job that must not start says; it touches nothing and fails."""
     (job.folder / "task.json").write_text('{"of": "another job"}')
-    assert job.start(**environ).wait(30) == REFUSED
+    assert job.start().wait(30) == REFUSED
     said = (job.root / "log0").read_text()
     assert "trained" not in said and job.marker == {"of": "another job"}
     return said
