@@ -2,18 +2,19 @@
 
 - `job.json`, by the launcher that submitted the job: launcher, job_id, submitted; `cancelled` (time) once one of our
   commands cancelled it; `verdict` {state, reason, time} once its end is known. A local job's holds all of its record
-  (`launchers.local.queue.JobRecord`), with state and lock.
-- `task.json`, by the parent of the training process inside a SLURM job: job_id, attempt, started, updated (heartbeat),
-  ended, state (RUNNING, REQUEUED, or how it ended), reason, exit_code.
+  (`launchers.local.queue.JobRecord`), with state and lock; a SLURM job's the token of its submission, the cluster, and
+  the uid of its user.
+- `task.json`, by the parent of the training process inside a SLURM job: job_id, token, attempt, started, updated
+  (heartbeat), ended, state (RUNNING, REQUEUED, or how it ended), reason, exit_code.
 - `status.json`, by the trainer: state (RUNNING, COMPLETED, FAILED, DIVERGED or INTERRUPTED), reason, kind (one of
-  KINDS: what kind of reason), launcher (its name, or none), job_id, host, pid, started, updated (heartbeat), ended,
+  KINDS: what kind of reason), launcher (its name, or none), job_id, token, host, pid, started, updated, ended,
   epoch (epochs finished), epochs (requested), update (updates done in the current epoch), updates_per_epoch, epoch_s
   (mean duration of an epoch so far, in s), commit (of the code), world_size and gpus (of the run).
 """
 
 from audiotok.files import read_json, write_json
 from audiotok.status.judge import experiment_state
-from audiotok.status.state import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict, read_status
+from audiotok.status.state import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict, read_status, same_job
 from audiotok.status.writer import KINDS, StatusWriter, job_identity
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "job_identity",
     "read_json",
     "read_status",
+    "same_job",
     "write_json",
 ]

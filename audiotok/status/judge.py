@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from audiotok.files import is_locked, read_json
-from audiotok.status.state import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict
+from audiotok.status.state import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict, same_job
 from audiotok.text import number_in
 
 STALE_S = 600.0  # a parent process, which beats every 15 s, is silent for this long before it does not count as running
@@ -33,9 +33,14 @@ def judge(
     | scheduler   | job          | task                             | trainer              | verdict   |
     | ----------- | ------------ | -------------------------------- | -------------------- | --------- |
     | COMPLETING  |              | COMPLETED, FAILED, OUT_OF_MEMORY |                      | task      |
+    | RUNNING     |              | COMPLETED                        |                      | task      |
+    | RUNNING     |              | mute                             |                      | RUNNING   |
     | live        |              |                                  |                      | scheduler |
     | CANCELLED   | cancelled    |                                  |                      | CANCELLED |
     | FAILED      |              | failed                           |                      | task      |
+    | COMPLETED   |              | settled                          |                      | task      |
+    | COMPLETED   |              |                                  | settled              | trainer   |
+    | COMPLETED   |              |                                  |                      | FAILED    |
     | ended       |              |                                  |                      | scheduler |
     |             | local record |                                  |                      | job       |
     |             | verdict      |                                  |                      | job       |
@@ -57,9 +62,10 @@ def judge(
 
     Some cells name a property of `State`. A job's `verdict` applies unless a heartbeat is later than it. A
     RUNNING or REQUEUED task is silent if its heartbeat is too old or the scheduler does not know its job, a RUNNING
-    trainer if its heartbeat is too old. An ended scheduler takes the reason of a task that agrees, and for FAILED the
-    first of the task's, the trainer's and its own. A verdict FAILED gives way to the trainer's DIVERGED, which nothing
-    else can know.
+    trainer if its heartbeat is too old; a RUNNING task is mute if its heartbeat is too old. An ended scheduler takes
+    the reason of a task that agrees, and for FAILED the first of the task's, the trainer's and its own. COMPLETED by a
+    scheduler is an exit code of 0, which a script also has that ends before the task begins: it needs the job's own
+    word. A verdict FAILED gives way to the trainer's DIVERGED, which nothing else can know.
 
     Args:
         job: content of `job.json`, None without one.
@@ -70,8 +76,9 @@ def judge(
         stale_s: seconds after which a heartbeat is too old, by default STALE_S and TRAINER_STALE_S.
     """
     job, task, status, scheduler = _select(job or {}, task or {}, status or {}, scheduler)
-    verdict = _by_scheduler(job, task, status, scheduler) or _by_record(job, task, status)
-    verdict = verdict or _by_files(job, task, status, scheduler, time.time() if now is None else now, stale_s)
+    now = time.time() if now is None else now
+    verdict = _by_scheduler(job, task, status, scheduler, now) or _by_record(job, task, status)
+    verdict = verdict or _by_files(job, task, status, scheduler, now, stale_s)
     if verdict is not None and verdict.state is State.FAILED and status.get("state") == State.DIVERGED:
         return _reported(status)
     return verdict
@@ -100,10 +107,10 @@ def _select(
     job: Content, task: Content, status: Content, word: SchedulerWord | None
 ) -> tuple[Content, Content, Content, SchedulerWord | None]:
     """Leave out what is of another job or an earlier attempt, or of a job that a run by hand came after."""
-    if job and task.get("job_id") != job.get("job_id"):
+    if job and not same_job(task, job):
         task = {}
     owner = job or task
-    if owner and status.get("job_id") != owner.get("job_id"):
+    if owner and not same_job(status, owner):
         began = max(_number(job, "submitted"), _number(task, "started"))
         if status and status.get("job_id") is None and _number(status, "started") >= began:
             return {}, {}, status, None
@@ -113,26 +120,39 @@ def _select(
     return job, task, status, word
 
 
-def _by_scheduler(job: Content, task: Content, status: Content, word: SchedulerWord | None) -> Verdict | None:
-    """The first five rows."""
+def _by_scheduler(
+    job: Content, task: Content, status: Content, word: SchedulerWord | None, now: float
+) -> Verdict | None:
+    """The rows of a scheduler that knows the job."""
     if word is None or (not word.live and word.state in (State.MISSING, State.UNKNOWN)):
         return None
     state, task_state = word.state, State.of(task.get("state"))
     # SLURM is COMPLETING for seconds after all processes are gone; after a stop, other ranks may still be ending.
     if state is State.COMPLETING and task_state in (State.COMPLETED, State.FAILED, State.OUT_OF_MEMORY):
         return _reported(task)
+    if state is State.RUNNING and task_state is State.COMPLETED:
+        return _reported(task)  # a controller that was restarted has jobs running until their nodes have reported
+    silence_s = now - _number(task, "updated")
+    if state is State.RUNNING and task_state is State.RUNNING and silence_s > STALE_S:
+        # Not STALE, which is retried: the job has its nodes, and may go on.
+        advice = "look at its log and its node, or cancel it"
+        return Verdict(state, f"no sign of life for {silence_s / 60:.0f} minutes, though its job runs: {advice}")
     if word.live:
         return Verdict(state, word.reason)
     if state is State.CANCELLED and "cancelled" in job:
         return _cancelled(job)
     if state is State.FAILED and task_state.failed:
         return _reported(task)
+    if state is State.COMPLETED:
+        reported = (one for one in (task, status) if State.of(one.get("state")).settled)
+        unknown = {"state": State.FAILED, "reason": word.reason or "ended without reporting its result; see the log"}
+        return _reported(next(reported, unknown))
     agreeing = (task, status) if state is State.FAILED else (task,) if task_state is state else ()
     return Verdict(state, next((str(one["reason"]) for one in agreeing if one.get("reason")), word.reason))
 
 
 def _by_record(job: Content, task: Content, status: Content) -> Verdict | None:
-    """The next two rows."""
+    """The next two rows, of what is recorded."""
     if job.get("launcher") == "local" and "state" in job:
         return _reported(job)
     verdict = job.get("verdict")

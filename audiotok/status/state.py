@@ -1,5 +1,6 @@
 """The states of an experiment, and the three files in its folder that report them."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +74,15 @@ class SchedulerWord(NamedTuple):
     state: State  # MISSING if it does not know the job (any more), UNKNOWN if it does not answer
     reason: str = ""
     live: bool = False  # pending or running; with UNKNOWN: it has the job, in a state that we do not know
+
+
+def same_job(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """True if two contents are of one job: a job id can come again, on another cluster or after a reset of the ids.
+
+    The `token` tells such jobs apart; the files of other launchers and of earlier versions have none.
+    """
+    tokens = {one.get("token"), other.get("token")} - {None}
+    return one.get("job_id") == other.get("job_id") and len(tokens) < 2
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

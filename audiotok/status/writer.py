@@ -30,7 +30,9 @@ class StatusWriter:
         self.path, self.beat_s, self.silent = Path(folder) / STATUS_FILE, beat_s, silent
         launcher, job_id = job_identity(os.environ)
         self._fields: dict[str, Any] = {"state": State.RUNNING, "reason": "", "kind": ""}
-        self._fields |= {"launcher": launcher, "job_id": job_id, "host": socket.gethostname(), "pid": os.getpid()}
+        token = os.environ.get("AUDIOTOK_JOB_TOKEN") if job_id else None
+        self._fields |= {"launcher": launcher, "job_id": job_id, "token": token}
+        self._fields |= {"host": socket.gethostname(), "pid": os.getpid()}
         self._fields |= dict.fromkeys(("started", "updated", "ended", "epoch")) | {"epochs": epochs}
         self._fields |= dict.fromkeys(("update", "updates_per_epoch", "epoch_s", "commit", "world_size", "gpus"))
         self._written = float("-inf")

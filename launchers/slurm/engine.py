@@ -2,14 +2,18 @@
 
 SLURM's answer counts most, but it forgets a job minutes after its end, and many sites have no accounting. So the job
 records its start, life and end itself; `audiotok.status.judge` makes one verdict of both, which goes into `job.json`.
+
+A job is known by its id and the token of its submission, which is its name in SLURM: ids come again, on another cluster
+or after a reset. That a query does not list a job means something only on its cluster, to its user.
 """
 
 import contextlib
 import logging
+import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,24 +21,25 @@ from dora.main import DecoratedMain
 
 from audiotok.errors import LaunchError
 from audiotok.files import read_json, write_json
+from audiotok.launchers.child import last_error
 from audiotok.launchers.engine import Check, Job, NoAnswerError, NoRoomError, Task
 from audiotok.launchers.lock import SubmitLock, user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm import commands
-from audiotok.launchers.slurm.commands import CHUNK, Entry, collapse_ids, run
+from audiotok.launchers.slurm.commands import CHUNK, Entry, collapse_ids, on, run
 from audiotok.launchers.slurm.doctor import check_slurm
 from audiotok.launchers.slurm.sbatch import max_array_size, send
-from audiotok.launchers.slurm.submissions import Submission, SubmissionBook
-from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict
-from audiotok.status.judge import judge
+from audiotok.launchers.slurm.submissions import SUBMISSION_FILE, WITHDRAWN, Submission, SubmissionBook, claim
+from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict, same_job
+from audiotok.status.judge import STALE_S, judge
 from audiotok.text import number_in
 
 STOP_S = 60.0  # SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL
 YOUNG_S = 5.0  # a job recorded this shortly before a query may be missing in its answer: clocks differ
-ANSWER_S = 15.0  # so long after a command died between sbatch and its answer the job may still turn up
+AGAIN_S = 2.0  # an answer without any job, where there should be some, is looked at again after so long
 BUSY_S = 10.0  # an answer that takes longer than this shows a busy controller
 FRESH_S = 45.0  # three of the heartbeats of `launchers.slurm.inside`
-_NOT_LISTED = SchedulerWord(State.MISSING)
+_Key = tuple[str, str]  # token and task id
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +53,16 @@ class SlurmEngine:
     def __init__(self, package: str, book: SubmissionBook, lock: SubmitLock) -> None:
         self.package, self.book, self.lock = package, book, lock
         self.failure = ""
-        self.queue: dict[str, Entry] = {}  # the answer of the last query, by task id
+        self.queue: dict[_Key, Entry] = {}  # the answer of the last query, also by ("", task id) for jobs without token
+        self._silent: dict[str, str] = {}  # why other clusters did not answer, by name
+        self._answered: set[str] = set()  # other clusters that did
+        self._cluster = ""  # name of this one, once known
         self._queried = float("-inf")
-        self._ended: dict[str, Verdict] = {}
-        self._written: set[str] = set()  # of these, the tasks whose `job.json` has the verdict
-        self._accounting = True  # until it does not answer
+        self._repair = False
+        self._ended: dict[_Key, Verdict] = {}
+        self._written: set[_Key] = set()  # of these, the tasks whose `job.json` has the verdict
+        self._looked_up: set[_Key] = set()  # in accounting
+        self._no_accounting: set[str] = set()  # clusters without it, "" for this one
         self._full: set[str] = set()  # queues that took no more at the last submission
 
     @classmethod
@@ -110,31 +120,39 @@ class SlurmEngine:
         return jobs
 
     def refresh(self, *, repair: bool = True) -> None:
-        """Query all jobs at once; adopt what a dead command sent, and record how jobs have ended.
+        """Query all jobs at once; adopt or withdraw what a dead command sent, and record how jobs have ended.
 
         If SLURM does not answer, `failure` holds why and all jobs that are not known to have ended are UNKNOWN.
+        Without `repair` nothing is written.
         """
         self._query()
-        submitting = self.lock.held
-        with self.lock.try_hold() as held:
-            if held and not self.failure:
-                self._adopt(patient=submitting)
-            if not self.failure:
-                self._judge_open(write=held)
+        self._repair = repair
+        with self.lock.try_hold() if repair else contextlib.nullcontext(False) as held:
+            if self.failure:
+                return
+            if held:
+                self._adopt()
+            self._judge_open(write=held)
 
     def resume(self) -> None:
         """Nothing to do: SLURM starts its jobs."""
 
     def verdict(self, job: Job) -> Verdict:
         """State of a job as of the last refresh, and why."""
-        job_id, entry = job.job_id, self.queue.get(job.job_id)
+        key, entry = _key(job.content), self._entry(job.content)
         if entry is None or not entry.is_live:
-            known = self._ended.get(job_id) or _recorded(job.content)
+            known = self._ended.get(key) or _recorded(job.content)
             if known is not None:
                 return known
-        elif entry.state != "COMPLETING":  # nothing in the files outweighs it: spare reading them for each of many jobs
+        elif entry.state not in ("RUNNING", "COMPLETING"):  # nothing in the files outweighs it: spare reading them
             return Verdict(*entry.word[:2])
-        return _judge(job.folder, job_id, job.content, self._word_without_entry(job) if entry is None else entry.word)
+        verdict = self._judge(job, self._absence(job) if entry is None else entry.word)
+        if self._repair and key[0] and not (verdict.state.live or (self.book.root / key[0] / SUBMISSION_FILE).exists()):
+            self._ended[key] = verdict  # its submission is deleted: nothing else writes this for who reads files alone
+            with self.lock.try_hold() as held:
+                if held:
+                    _record(job, verdict)
+        return verdict
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Stop jobs and wait for their end.
@@ -142,20 +160,33 @@ class SlurmEngine:
         Raises:
             LaunchError: naming those that could not be stopped; all others are.
         """
-        for job in jobs:  # first, as the job itself reads there why it is stopped
-            _edit(job.folder, job.job_id, cancelled=time.time(), cancelled_by=user_and_host())
-        words = collapse_ids(job.job_id for job in jobs)
-        answers = [run(["scancel", *words[start : start + CHUNK]])[1] for start in range(0, len(words), CHUNK)]
-        failures = [failure for failure in answers if failure]
-        left = self._wait_for_end(jobs, refused=bool(failures))
-        if not left:
-            return
+        self._query()
+        found = [job for job in jobs if self._lives(job)]
+        for job in found:  # first, as the job itself reads there why it is stopped
+            _edit(job, cancelled=time.time(), cancelled_by=user_and_host())
+        refused = []
+        for cluster in sorted({self._other_cluster(job.content) for job in found}):
+            words = collapse_ids(job.job_id for job in found if self._other_cluster(job.content) == cluster)
+            answers = [run(["scancel", *on(cluster), *words[at : at + CHUNK]])[1] for at in range(0, len(words), CHUNK)]
+            refused += [answer for answer in answers if answer]
+        left = self._wait_for_end(found, refused=bool(refused)) if found else []
         for job in left:
-            if not self.failure and self.queue[job.job_id].state != "COMPLETING":
-                _edit(job.folder, job.job_id, "cancelled", "cancelled_by")
-        names = ", ".join(collapse_ids(job.job_id for job in left))
-        why = "; ".join(failures) or self.failure or f"still ending after {STOP_S:.0f} s"
-        raise LaunchError(f"not all jobs could be cancelled: {names}: {why}")
+            entry = self._entry(job.content)
+            if (entry.state != "COMPLETING") if entry else refused:
+                _edit(job, "cancelled", "cancelled_by")
+        for job in found:
+            if job not in left:
+                self._conclude(job, self._entry(job.content), write=True)
+        failures: dict[str, list[str]] = {}
+        why = "; ".join(refused) or self.failure or f"still ending after {STOP_S:.0f} s"
+        for job in [*left, *(job for job in jobs if job not in found)]:
+            verdict = self.verdict(job)
+            if job in left or verdict.state.live:
+                reason = why if job in left else verdict.reason or "SLURM does not list it"
+                failures.setdefault(reason, []).append(job.job_id)
+        if failures:
+            shown = "; ".join(f"{', '.join(collapse_ids(ids))}: {reason}" for reason, ids in failures.items())
+            raise LaunchError(f"not all jobs could be cancelled: {shown}")
 
     def requeue(self, jobs: Sequence[Job]) -> None:
         """Stop running jobs, which write a checkpoint, and queue them again under the same id.
@@ -163,9 +194,11 @@ class SlurmEngine:
         Raises:
             LaunchError: naming those that cannot be queued again.
         """
+        self._query()
         failed = []
         for job in jobs:
-            failure = run(["scontrol", "requeue", job.job_id])[1]
+            command = ["scontrol", *on(self._other_cluster(job.content)), "requeue", job.job_id]
+            failure = run(command)[1] if self._lives(job) else self.failure or "SLURM does not list it"
             if failure:
                 failed.append(f"{job.job_id} ({failure})")
             else:
@@ -175,8 +208,10 @@ class SlurmEngine:
             raise LaunchError(f"not all jobs could be queued again: {', '.join(failed)}")
 
     def _submit_one(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
+        self._cluster = self._cluster or commands.local_cluster()
+        clusters = _requested_clusters(profile) or self._cluster
         try:
-            submission = self.book.prepare(self.package, tasks, profile)
+            submission = self.book.prepare(self.package, tasks, profile, clusters)
         except OSError as error:
             raise LaunchError(f"cannot write {self.book.root} ({error}); nothing of this was submitted.") from error
         try:
@@ -194,170 +229,236 @@ class SlurmEngine:
             if isinstance(error, OSError):
                 raise LaunchError(f"could not submit: {error}") from error
             raise
-        jobs = self.book.record(submission, sent.job_id)
+        jobs = self.book.record(submission, sent.job_id, sent.cluster or clusters)
         self._expect(jobs)
         return jobs
 
     def _expect(self, jobs: Sequence[Job]) -> None:
         """Take jobs for pending until the next query: they have just been submitted or queued again."""
         for job in jobs:
-            self.queue[job.job_id] = Entry("PENDING")
-            self._ended.pop(job.job_id, None)
-            _edit(job.folder, job.job_id, "verdict")
+            self.queue[_key(job.content)] = Entry("PENDING")
+            self._ended.pop(_key(job.content), None)
+            _edit(job, "verdict")
 
     def _wait_for_end(self, jobs: Sequence[Job], *, refused: bool) -> list[Job]:
         """Wait for the end of jobs; returns those left. If SLURM `refused` some, running ones are not waited for."""
         deadline, polls = time.monotonic() + STOP_S, 0
         while True:
             self._query()
-            left = [job for job in jobs if self.failure or self._lives(job.job_id)]
+            left = [job for job in jobs if self._lives(job) or self._is_silent(self._other_cluster(job.content))]
             polls += 1
-            ending = not self.failure and all(self.queue[job.job_id].state == "COMPLETING" for job in left)
+            entries = [self._entry(job.content) for job in left]
+            ending = all(entry is not None and entry.state == "COMPLETING" for entry in entries)
             if not left or time.monotonic() > deadline or (refused and not ending and polls > 1):
                 return left
             time.sleep(min(0.25 * polls, 3.0))
 
     def _query(self) -> None:
-        now = time.time()
-        self.queue, self.failure = commands.query_queue(self.book.uids())
-        if not self.failure:
-            self._queried = now
-            self._ended = {job_id: verdict for job_id, verdict in self._ended.items() if not self._lives(job_id)}
-            self._written &= self._ended.keys()
+        """Query this cluster, and others that have jobs whose end is not recorded."""
+        now, uids, submissions = time.time(), self.book.uids(), self.book.open()
+        rows, self.failure = commands.query_queue(uids)
+        if not rows and not self.failure and any(one.recorded for one in submissions):
+            time.sleep(AGAIN_S)  # one empty answer must not end all that runs
+            rows, self.failure = commands.query_queue(uids)
+        self.queue, self._silent, self._answered = {}, {}, set()
+        if self.failure:
+            return
+        self._queried = now
+        self._cluster = self._cluster or commands.local_cluster()
+        self._list(rows, "")
+        for cluster in sorted({name for one in submissions for name in one.clusters} - {self._cluster}):
+            rows, failure = commands.query_queue(uids, cluster)
+            self._list(rows, cluster)
+            if failure:
+                self._silent[cluster] = failure
+            else:
+                self._answered.add(cluster)
+        self._ended = {key: verdict for key, verdict in self._ended.items() if not self._is_live(key)}
+        self._written &= self._ended.keys()
 
-    def _lives(self, job_id: str) -> bool:
-        return job_id in self.queue and self.queue[job_id].is_live
+    def _list(self, rows: Mapping[str, Entry], cluster: str) -> None:
+        for task_id, entry in rows.items():
+            for name in entry.names if cluster else ("", *entry.names):
+                self.queue[name, task_id] = entry._replace(cluster=cluster)
 
-    def _word_without_entry(self, job: Job) -> SchedulerWord:
-        """What it means that the last query did not list a job."""
+    def _other_cluster(self, job: Mapping[str, Any]) -> str:
+        """Name of the cluster that has a job, "" if it is this one, or not recorded."""
+        name = str(job.get("cluster") or "")
+        return "" if name == self._cluster else name
+
+    def _is_silent(self, cluster: str) -> bool:
+        return bool(self.failure) or (cluster != "" and cluster not in self._answered)
+
+    def _entry(self, job: Mapping[str, Any]) -> Entry | None:
+        return self.queue.get(_key(job))
+
+    def _is_live(self, key: _Key) -> bool:
+        return key in self.queue and self.queue[key].is_live
+
+    def _lives(self, job: Job) -> bool:
+        return self._is_live(_key(job.content))
+
+    def _absence(self, job: Job) -> SchedulerWord:
+        """What it means that the last query did not list a job: MISSING only if it would have listed it."""
         if self.failure:
             return SchedulerWord(State.UNKNOWN, f"SLURM does not answer: {self.failure}")
-        if (number_in(job.content, "submitted") or 0.0) > self._queried - YOUNG_S and "cancelled" not in job.content:
-            return SchedulerWord(State.PENDING, live=True)
+        hidden = self._hidden(job.content)
         # A controller that has lost its memory lists no jobs, while they run on.
-        alive = _beats(_own(job.folder / TASK_FILE, job.job_id))
-        return SchedulerWord(State.RUNNING, live=True) if alive else _NOT_LISTED
+        if _beats(_own(job.folder / TASK_FILE, job.content), STALE_S if hidden else FRESH_S):
+            return SchedulerWord(State.RUNNING, live=True)
+        if hidden:
+            return SchedulerWord(State.UNKNOWN, hidden)
+        submitted = number_in(job.content, "submitted") or 0.0
+        is_new = submitted > self._queried - YOUNG_S and "cancelled" not in job.content
+        return SchedulerWord(State.PENDING, live=True) if is_new else SchedulerWord(State.MISSING)
 
-    def _adopt(self, *, patient: bool) -> None:
-        """Find the job ids of submissions whose command died; one that SLURM does not have is abandoned."""
+    def _hidden(self, job: Mapping[str, Any]) -> str:
+        """Why a job that no query lists may be there nevertheless, and what to do; "" if it is not there."""
+        cluster = self._other_cluster(job)
+        if self._is_silent(cluster):
+            why = f" ({self._silent[cluster]})" if cluster in self._silent else ""
+            return f"on cluster {cluster}, which does not answer here{why}: use the same command there"
+        if job.get("uid") not in (None, os.getuid()):  # a site may hide the jobs of other users (PrivateData)
+            return f"of {job.get('user')}, and not listed to others: they see whether it waits, and can cancel it"
+        return ""
+
+    def _adopt(self) -> None:
+        """Find the job ids of submissions whose command died; one that SLURM does not have is withdrawn."""
+        self.book.close_damaged()
         for submission in self.book.open():
             if submission.recorded:
                 continue
-            job_id = submission.job_id or self._find(submission)
-            while job_id is None and patient and _age_s(submission) < ANSWER_S:  # SLURM may not have it yet
-                time.sleep(1.0)
-                self._query()
-                if self.failure:
-                    return
-                job_id = self._find(submission)
             try:
-                if job_id is not None:
-                    self.book.record(submission, job_id, adopted=True)
+                job_id, cluster = self._find(submission)
+                if job_id:
+                    self.book.record(submission, job_id, cluster, adopted=True)
                     logger.warning("found job %s, which %s submitted", job_id, submission.content.get("user"))
-                elif _age_s(submission) >= ANSWER_S:
-                    self.book.abandon(submission, "SLURM has no job of this name")
+                else:
+                    self.book.abandon(submission, "withdrawn, as SLURM has no job of this name")
             except (OSError, LaunchError) as error:
                 logger.warning("could not look after submission %s: %s", submission.token, error)
 
-    def _find(self, submission: Submission) -> str | None:
-        """The job id of a submission: in the queue, in the `task.json` of its tasks, or in accounting."""
-        for job_id, entry in self.queue.items():
-            if submission.token in entry.names:
-                return job_id.split("_")[0]
-        for line in submission.tasks:
-            task = read_json(self.book.experiment(line) / TASK_FILE) or {}
-            if task.get("token") == submission.token:
-                return str(task["job_id"]).split("_")[0]
-        if not self._accounting or _age_s(submission) <= ANSWER_S:
-            return None
-        return commands.find_in_accounting(submission.token)
+    def _find(self, submission: Submission) -> tuple[str, str]:
+        """Id and cluster of the job of a submission; a submission without one is withdrawn, and both are empty."""
+        if submission.job_id is not None:
+            return submission.job_id, ",".join(submission.clusters)
+        for (name, task_id), entry in self.queue.items():
+            if name == submission.token:
+                return task_id.split("_")[0], entry.cluster or self._cluster
+        claimed = claim(submission.folder, WITHDRAWN)  # a job that has started was first
+        job_id, _, cluster = ("" if claimed == WITHDRAWN else claimed).partition(";")
+        return job_id, cluster
 
     def _judge_open(self, *, write: bool) -> None:
         """Judge all tasks of open submissions that do not live; close submissions that have no others."""
         submissions = [one for one in self.book.open() if one.recorded]
         known = self._written if write else self._ended
-        ended: list[tuple[str, Path]] = []
-        over: list[Submission] = []
+        jobs = {one.token: self.book.jobs(one) for one in submissions}
+        gone = [job for some in jobs.values() for job in some if _key(job.content) not in known and self._is_gone(job)]
+        accounting = self._look_up([job for job in gone if self._is_unclear(job)])
+        for job in gone:
+            self._conclude(job, self._entry(job.content) or accounting.get(_key(job.content)), write=write)
+        if not write:
+            return
         for submission in submissions:
-            tasks = self.book.experiments(submission).items()
-            gone = [(task_id, folder) for task_id, folder in tasks if not self._may_live(task_id, folder, submission)]
-            ended += [(task_id, folder) for task_id, folder in gone if task_id not in known]
-            if len(gone) == len(tasks):
-                over.append(submission)
-        unclear = [task_id for task_id, folder in ended if self._is_open(task_id, folder)]
-        accounting = commands.query_accounting(unclear) if unclear and self._accounting else {}
-        self._accounting = self._accounting and accounting is not None
-        for task_id, folder in ended:
-            entry = self.queue.get(task_id) or (accounting or {}).get(task_id)
-            self._conclude(folder, task_id, entry, write=write)
-        if write:
-            for submission in over:
+            if all(_key(job.content) in self._ended for job in jobs[submission.token]):
                 with contextlib.suppress(OSError):  # of another user, whose next command closes it
                     self.book.settle(submission)
-            self._reopen({submission.token for submission in submissions})
+        self._look_after_closed(jobs.keys())
 
-    def _may_live(self, task_id: str, folder: Path, submission: Submission) -> bool:
-        """True if a task lives, or was sent so shortly before the query that SLURM may not have had it."""
-        entry = self.queue.get(task_id)
-        if entry is not None:
-            return entry.is_live
-        if task_id in self._ended:
-            return False
-        return submission.recorded > self._queried - YOUNG_S or _beats(_own(folder / TASK_FILE, task_id))
+    def _is_gone(self, job: Job) -> bool:
+        """True if the last query shows the end of a job, or not a job that is neither new nor beats."""
+        entry = self._entry(job.content)
+        return not (self._absence(job).live if entry is None else entry.is_live)
 
-    def _is_open(self, task_id: str, folder: Path) -> bool:
+    def _is_unclear(self, job: Job) -> bool:
         """True if neither the query nor the task itself shows how it ended, so that accounting is worth a query."""
-        if task_id in self.queue or task_id in self._ended:
+        if self._entry(job.content) is not None or _key(job.content) in self._ended.keys() | self._looked_up:
             return False
-        return not State.of(_own(folder / TASK_FILE, task_id).get("state")).settled
+        return not State.of(_own(job.folder / TASK_FILE, job.content).get("state")).settled
 
-    def _conclude(self, folder: Path, task_id: str, entry: Entry | None, *, write: bool) -> None:
-        """Judge a task that has ended and record the verdict in `job.json`, unless a later job took its place."""
-        content = read_json(folder / JOB_FILE) or {}
-        ours = content.get("job_id") == task_id
-        recorded = _recorded(content) if ours else None
+    def _look_up(self, jobs: Sequence[Job]) -> dict[_Key, Entry]:
+        """What accounting has of jobs, each of which is looked up once."""
+        found: dict[_Key, Entry] = {}
+        for cluster in {self._other_cluster(job.content) for job in jobs} - self._no_accounting:
+            keys = [_key(job.content) for job in jobs if self._other_cluster(job.content) == cluster]
+            entries = commands.query_accounting([task_id for _, task_id in keys], cluster)
+            self._looked_up.update(keys)
+            if entries is None:
+                self._no_accounting.add(cluster)
+            for token, task_id in keys:
+                entry = (entries or {}).get(task_id)
+                # It may list a job as running that the controller has forgotten: that is no sign of life.
+                if entry is not None and not entry.is_live and (not token or token in entry.names):
+                    found[token, task_id] = entry
+        return found
+
+    def _conclude(self, job: Job, entry: Entry | None, *, write: bool) -> None:
+        """Judge a task that seems to have ended; record the verdict, unless a later job has taken its place."""
+        content = _own(job.folder / JOB_FILE, job.content)
+        recorded = _recorded(content)
         verdict = recorded if entry is None else None
         if verdict is None:
-            # Accounting may list a job as running that the controller has forgotten: that is no sign of life.
-            word = _NOT_LISTED if entry is None or entry.is_live else entry.word
-            verdict = _judge(folder, task_id, content if ours else {"job_id": task_id}, word)
-        self._ended[task_id] = verdict
+            job = Job(job.folder, content or job.content)
+            verdict = self._judge(job, self._absence(job) if entry is None else entry.word)
+        if verdict.state.live:  # it is where nothing of it can be seen
+            return
+        self._ended[_key(job.content)] = verdict
         if write:
-            self._written.add(task_id)
-        if write and ours and recorded != verdict:
-            _edit(folder, task_id, verdict={"state": verdict.state, "reason": verdict.reason, "time": time.time()})
+            self._written.add(_key(job.content))
+            if recorded != verdict:
+                _record(job, verdict)
 
-    def _reopen(self, known: set[str]) -> None:
-        """Open submissions again of which a task was queued again after its end."""
-        names = {entry.names[0] for entry in self.queue.values() if entry.is_live and entry.names}
-        for name in names - known:
-            submission = self.book.read(name) if name.startswith(f"{self.package}_") else None
-            if submission is None or submission.job_id is None:
-                continue
-            self.book.reopen(name)
-            for task_id, folder in self.book.experiments(submission).items():
-                if self._lives(task_id):
-                    _edit(folder, task_id, "verdict")
+    def _judge(self, job: Job, word: SchedulerWord) -> Verdict:
+        task, status = (_own(job.folder / name, job.content) for name in (TASK_FILE, STATUS_FILE))
+        if not (task or status or word.live) and word.state in (State.COMPLETED, State.FAILED):
+            log = self.book.root / _key(job.content)[0] / job.log.name
+            word = word._replace(reason=f"ended before Python started: {last_error(log) or f'{log} is empty or gone'}")
+        return judge(job.content, task, status, word) or Verdict(State.UNKNOWN, "")
+
+    def _look_after_closed(self, opened: Collection[str]) -> None:
+        """Open submissions again of which a job was queued again; cancel jobs that came after they were withdrawn."""
+        found: dict[str, set[tuple[str, str]]] = {}
+        for (name, task_id), entry in self.queue.items():
+            if entry.is_live and name not in opened and name.startswith(f"{self.package}_"):
+                found.setdefault(name, set()).add((entry.cluster, task_id.split("_")[0]))
+        for token, roots in found.items():
+            submission = self.book.read(token)
+            if submission is not None and submission.claimed == WITHDRAWN:
+                for cluster, job_id in roots:  # it would not start anyway
+                    failure = run(["scancel", *on(cluster), job_id])[1]
+                    logger.warning("job %s came late and is %s", job_id, failure or "cancelled")
+            elif submission is not None and submission.job_id is not None:
+                self.book.reopen(token)
+                for job in self.book.jobs(submission):
+                    if self._lives(job):
+                        _edit(job, "verdict")
 
 
-def _own(path: Path, job_id: str) -> dict[str, Any]:
-    """A `task.json` or `status.json`; empty if it is missing or not of this job."""
+def _key(job: Mapping[str, Any]) -> _Key:
+    """Token and id of a job; jobs of Dora itself have no token."""
+    return str(job.get("token") or ""), str(job.get("job_id"))
+
+
+def _requested_clusters(profile: Profile) -> str:
+    """The clusters that sbatch may choose from, "" for the local one."""
+    names = (profile.sbatch.get("clusters"), *map(os.environ.get, ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")))
+    return next((str(name) for name in names if name), "")
+
+
+def _own(path: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    """One of the files of an experiment; empty if it is missing or not of this job."""
     content = read_json(path) or {}
-    return content if content.get("job_id") == job_id else {}
+    return content if same_job(content, job) else {}
 
 
-def _judge(folder: Path, job_id: str, job: Mapping[str, Any], word: SchedulerWord) -> Verdict:
-    task, status = (_own(folder / name, job_id) for name in (TASK_FILE, STATUS_FILE))
-    return judge(job, task, status, word) or Verdict(State.UNKNOWN, "")
-
-
-def _beats(task: Mapping[str, Any] | None) -> bool:
+def _beats(task: Mapping[str, Any], fresh_s: float = FRESH_S) -> bool:
     """True if a task runs by its own account: its heartbeat is fresh or, on this machine, its process exists."""
-    if task is None or task.get("state") != State.RUNNING or number_in(task, "updated") is None:
+    if task.get("state") != State.RUNNING or number_in(task, "updated") is None:
         return False
     if task.get("host") == socket.gethostname() and isinstance(task.get("pid"), int):
         return Path(f"/proc/{task['pid']}").exists() or not Path("/proc/self").exists()
-    return abs(time.time() - (number_in(task, "updated") or 0.0)) < FRESH_S
+    return abs(time.time() - (number_in(task, "updated") or 0.0)) < fresh_s
 
 
 def _recorded(job: Mapping[str, Any]) -> Verdict | None:
@@ -368,17 +469,17 @@ def _recorded(job: Mapping[str, Any]) -> Verdict | None:
     return Verdict(State.of(verdict["state"]), str(verdict.get("reason") or ""))
 
 
-def _edit(folder: Path, job_id: str, *removed: str, **added: Any) -> None:
+def _record(job: Job, verdict: Verdict) -> None:
+    _edit(job, verdict={"state": verdict.state, "reason": verdict.reason, "time": time.time()})
+
+
+def _edit(job: Job, *removed: str, **added: Any) -> None:
     """Edit the `job.json` of a job, unless a later job has taken its place."""
-    path = folder / JOB_FILE
-    before = _own(path, job_id)
+    path = job.folder / JOB_FILE
+    before = _own(path, job.content)
     after = {name: value for name, value in before.items() if name not in removed} | added
     if before and after != before:
         try:
             write_json(path, after, sync=False)
         except OSError as error:  # a full disk must not prevent stopping jobs or seeing states
             logger.warning("could not write %s: %s", path, error)
-
-
-def _age_s(submission: Submission) -> float:
-    return time.time() - submission.submitted

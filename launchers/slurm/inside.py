@@ -3,7 +3,8 @@
 Each task of `srun` is the parent of one training process (a rank) and keeps `task.json` in the folder of the
 experiment, so that a state is known without `sacct`: rank 0 writes it, another rank only that it failed. SIGUSR2 comes
 from SLURM ahead of the time limit, SIGTERM with scancel and preemption; both reach the child as one SIGTERM, on which
-it writes a checkpoint. At the time limit rank 0 then has the job queued again. Standard library only.
+it writes a checkpoint. At the time limit rank 0 then has the job queued again. A job whose experiment has another job
+by now refuses to start. Standard library only.
 """
 
 import json
@@ -21,14 +22,15 @@ from typing import Any
 
 from audiotok.files import read_json, write_json
 from audiotok.launchers import child
-from audiotok.launchers.slurm.submissions import SUBMISSION_FILE, TASKS_FILE
-from audiotok.status import JOB_FILE, TASK_FILE
+from audiotok.launchers.slurm.submissions import SUBMISSION_FILE, TASKS_FILE, WITHDRAWN, claim, is_superseded
+from audiotok.status import JOB_FILE, TASK_FILE, same_job
 
 CAUSES = {signal.SIGUSR2: "TIMEOUT", signal.SIGTERM: "PREEMPTED", signal.SIGINT: "CANCELLED"}
 POLL_S = 1.0
 BEAT_S = 15.0
 RESERVE_S = 15.0  # of these, kept to request the requeue
 LINGER_S = 900.0  # a task that has stopped stays so long
+REFUSED = 4  # exit code of a job that must not start
 COMMAND_S = 60.0  # SLURM's commands get so long within a job
 REQUEUE_CODE = 200  # exit code with which a task in a container leaves the requeue to the script of its job
 CONTROLLER_S = 900.0  # the requeue is tried again for so long while the controller does not answer
@@ -72,12 +74,12 @@ class TaskFile:
     """Keeps the `task.json` in the folder of an experiment. What cannot be written is reported once on stderr."""
 
     def __init__(self, folder: Path, here: JobEnvironment, token: str) -> None:
-        self.folder, self.here, self.path = folder, here, folder / TASK_FILE
+        self.folder, self.here, self.token, self.path = folder, here, token, folder / TASK_FILE
         before = read_json(self.path) or {}
-        self.timeouts = int(before.get("timeouts") or 0) if before.get("job_id") == here.job_id else 0
         self._beaten = float("-inf")
         self._failure = ""
         self._fields: dict[str, Any] = {"job_id": here.job_id, "token": token, "attempt": here.attempt}
+        self.timeouts = int(before.get("timeouts") or 0) if same_job(before, self._fields) else 0
         self._fields |= {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
         self._fields |= {"state": "RUNNING", "reason": "", "timeouts": self.timeouts}
         self._fields |= {"updated": None, "ended": None, "exit_code": None}
@@ -98,13 +100,13 @@ class TaskFile:
     def has_ended(self, *states: str) -> bool:
         """True if some rank has written an end of this attempt, other than these."""
         now = read_json(self.path) or {}
-        ours = all(now.get(key) == self._fields[key] for key in ("job_id", "attempt"))
+        ours = all(now.get(key) == self._fields[key] for key in ("job_id", "token", "attempt"))
         return ours and now.get("ended") is not None and now.get("state") not in states
 
     def is_cancelled(self) -> bool:
         """True if one of our commands has cancelled this job."""
         job = read_json(self.folder / JOB_FILE) or {}
-        return job.get("job_id") == self.here.job_id and "cancelled" in job
+        return same_job(job, self._fields) and "cancelled" in job
 
     def _write(self) -> None:
         now = read_json(self.path) or {}
@@ -128,7 +130,11 @@ def main(folder: Path) -> int:
     except (OSError, ValueError, IndexError) as error:
         _log(f"cannot read line {here.index} of {folder / TASKS_FILE} ({error}); submit the experiment again")
         return 2
-    profile = (read_json(folder / SUBMISSION_FILE) or {}).get("profile") or {}
+    submission = read_json(folder / SUBMISSION_FILE) or {}
+    if refusal := _refusal(folder, submission, task, here):
+        _log(f"job {here.job_id} does not start {task['folder']}: {refusal}")
+        return REFUSED
+    profile = submission.get("profile") or {}
     task_file = TaskFile(Path(task["folder"]), here, folder.name)
     task_file.beat()
     ended, signalled = _run(task, signals, task_file, profile), signals.count
@@ -149,6 +155,23 @@ def main(folder: Path) -> int:
     return 128 - code if code < 0 else code
 
 
+def _refusal(folder: Path, submission: Mapping[str, Any], task: Mapping[str, Any], here: JobEnvironment) -> str:
+    """Why this job must not run its task, "" if it may: two jobs of one experiment must never run at once."""
+    claimed = job_id = here.job_id.split("_")[0]
+    recorded = submission.get("job_id") or job_id
+    try:
+        if recorded == job_id:
+            claimed = claim(folder, f"{job_id};{os.environ.get('SLURM_CLUSTER_NAME', '')}").partition(";")[0]
+    except OSError as error:
+        _log(f"cannot write into {folder} ({error}); the run continues without")
+    if claimed == WITHDRAWN:
+        return "its submission was withdrawn, as SLURM did not list this job when a later command looked for it"
+    if {recorded, claimed} != {job_id}:
+        return f"SLURM has taken its submission twice, also as job {recorded if claimed == job_id else claimed}"
+    job = read_json(Path(task["folder"]) / JOB_FILE) or {}
+    return f"it was submitted again, as job {job.get('job_id')}" if is_superseded(task, folder.name, job) else ""
+
+
 def _run(
     task: Mapping[str, Any], signals: child.Signals, task_file: TaskFile, profile: Mapping[str, Any]
 ) -> child.Outcome:
@@ -161,7 +184,8 @@ def _run(
         command = list(task["command"])
         if command[0] == task.get("python"):  # of the submitter; in a container ours is another
             command[0] = sys.executable
-        process = child.start(command, environ=_environment(os.environ, here, folder), cwd=task["cwd"])
+        environ = _environment(os.environ, here, folder, task_file.token)
+        process = child.start(command, environ=environ, cwd=task["cwd"])
     except OSError as error:
         return child.Outcome("FAILED", f"could not be started: {error}", 1)
     cause = child.attend(
@@ -172,10 +196,10 @@ def _run(
     return child.outcome(process.returncode, cause, folder=folder, log=log_file, began=began, oom_killed=oom_killed)
 
 
-def _environment(environ: Mapping[str, str], here: JobEnvironment, folder: Path) -> dict[str, str]:
+def _environment(environ: Mapping[str, str], here: JobEnvironment, folder: Path, token: str) -> dict[str, str]:
     address = "127.0.0.1" if here.world_size == 1 else _address_of(_first_node(here.nodes))
     rank = child.rank_environment(here.rank, here.world_size, here.local_rank, address, here.port)
-    identity = {"AUDIOTOK_LAUNCHER": "slurm", "AUDIOTOK_JOB_ID": here.job_id}
+    identity = {"AUDIOTOK_LAUNCHER": "slurm", "AUDIOTOK_JOB_ID": here.job_id, "AUDIOTOK_JOB_TOKEN": token}
     return {**environ, "PYTHONUNBUFFERED": "1", **rank, **identity, **child.frozen_environment(folder)}
 
 

@@ -2,16 +2,19 @@
 
 ```
 submissions/<token>/tasks.jsonl       what task i runs, one line each; read by `launchers.slurm.inside` inside the job
-submissions/<token>/submission.json   user, time, profile; `job_id` once SLURM has answered
+submissions/<token>/submission.json   user, time, profile; `job_id` and `cluster` once SLURM has answered
+submissions/<token>/claim             a link that points to the job that has started, or to `withdrawn`
 submissions/<token>/…                 the script and the logs of its tasks
 submissions/.open/<token>             there until the end of every task is recorded
 submissions/.users/<uid>              the users whose jobs a query must list
 ```
 
 The token is also the name of the job in SLURM. A command that dies between sbatch and recording its answer leaves an
-open submission without `job_id`; the next command adopts the job of that name. Standard library only, as jobs read it.
+open submission without `job_id`. The next command adopts the job of that name, or else withdraws the submission: its
+job may still come, but does not start. Standard library only, as jobs read it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,13 +31,13 @@ from audiotok.errors import LaunchError
 from audiotok.files import read_json, write_json, write_symlink, write_text
 from audiotok.launchers.lock import user_and_host
 from audiotok.status import JOB_FILE
-from audiotok.text import number_in
 
 if TYPE_CHECKING:  # these need Dora and OmegaConf, which a job must not import
     from audiotok.launchers.engine import Job, Task
     from audiotok.launchers.profile import Profile
 
-TASKS_FILE, SUBMISSION_FILE = "tasks.jsonl", "submission.json"
+TASKS_FILE, SUBMISSION_FILE, CLAIM_FILE = "tasks.jsonl", "submission.json", "claim"
+WITHDRAWN = "withdrawn"
 
 
 @dataclass
@@ -54,6 +57,18 @@ class Submission:
     def job_id(self) -> str | None:
         """SLURM's id of the job or of the whole array; None as long as it is not known."""
         return self.content.get("job_id")
+
+    @property
+    def clusters(self) -> list[str]:
+        """Names of the clusters that may have it, of the one that has it once that is known; none: the local one."""
+        return [name for name in str(self.content.get("cluster") or "").split(",") if name]
+
+    @property
+    def claimed(self) -> str:
+        """Who has claimed it, see `claim`; "" if nobody has."""
+        with contextlib.suppress(OSError):
+            return str((self.folder / CLAIM_FILE).readlink())
+        return ""
 
     @property
     def submitted(self) -> float:
@@ -82,29 +97,41 @@ class SubmissionBook:
         """Folder of the experiment of a task, wherever the Dora folder was moved to."""
         return self.dora_dir / self.xps / str(task["sig"])
 
-    def experiments(self, submission: Submission) -> dict[str, Path]:
-        """Folders of its experiments by SLURM's ids of their tasks, in order; only once the job id is known."""
+    def jobs(self, submission: Submission) -> "list[Job]":
+        """Its jobs, with as much of their `job.json` as it holds itself; only once the job id is known."""
+        from audiotok.launchers.engine import Job  # here, as it needs Dora, which a job must not import
+
+        common = {name: submission.content.get(name) for name in ("user", "uid", "cluster", "mem_factor", "profile")}
+        common |= {"launcher": "slurm", "token": submission.token, "submitted": submission.recorded}
         ids = [str(submission.job_id)]
         if len(submission.tasks) > 1 or submission.content.get("array"):
             ids = [f"{submission.job_id}_{index}" for index in range(len(submission.tasks))]
-        return dict(zip(ids, map(self.experiment, submission.tasks), strict=True))
+        jobs = []
+        for index, (job_id, task) in enumerate(zip(ids, submission.tasks, strict=True)):
+            own = {"job_id": job_id, "index": index, "sig": task["sig"], "name": task["name"]}
+            log = {"log": str(submission.folder / f"{job_id}_0_log.out")}
+            jobs.append(Job(self.experiment(task), {**common, **own, **log}))
+        return jobs
 
     def has_open(self) -> bool:
         """True if there is an open submission."""
         return bool(_names(self.root / ".open"))
 
     def open(self) -> list[Submission]:
-        """Submissions with a task whose end is not recorded yet, oldest first; damaged ones are closed."""
+        """Submissions with a task whose end is not recorded yet, oldest first; not those that are damaged."""
         names = set(_names(self.root / ".open"))
         # Only what is recorded does not change any more.
         self._known = {token: one for token, one in self._known.items() if one.recorded and token in names}
         for token in names - self._known.keys():
-            submission = self.read(token)
-            if submission is None:  # it is whole before it is opened and sent, so nothing of it was
-                (self.root / ".open" / token).unlink(missing_ok=True)
-            else:
+            if submission := self.read(token):
                 self._known[token] = submission
         return sorted(self._known.values(), key=lambda one: one.submitted)
+
+    def close_damaged(self) -> None:
+        """Close submissions that were cut short before they were whole, so that nothing was sent, or are deleted."""
+        for token in _names(self.root / ".open"):
+            if token not in self._known and self.read(token) is None:
+                (self.root / ".open" / token).unlink(missing_ok=True)
 
     def read(self, token: str) -> Submission | None:
         """A submission by its token, None if there is none or it is damaged."""
@@ -120,8 +147,14 @@ class SubmissionBook:
         """Ids of the users who have submitted from this folder, and of this one."""
         return sorted({str(os.getuid()), *_names(self.root / ".users")})
 
-    def prepare(self, package: str, tasks: "Sequence[Task]", profile: "Profile") -> Submission:
+    def prepare(self, package: str, tasks: "Sequence[Task]", profile: "Profile", clusters: str = "") -> Submission:
         """Write what is about to be sent, safe against a power cut.
+
+        Args:
+            package: with which the token begins.
+            tasks: experiments.
+            profile: what their jobs request.
+            clusters: names of the clusters that may get it, with commas; "" if that is not known.
 
         Raises:
             OSError: if the disk refuses; nothing may be sent then.
@@ -135,12 +168,13 @@ class SubmissionBook:
                 "cwd": str(t.cwd),
                 "command": t.command,
                 "python": sys.executable,
+                "after": job_name(read_json(t.folder / JOB_FILE)),
             }
             for t in tasks
         ]
         content: dict[str, Any] = {"token": token, "user": user_and_host(), "uid": os.getuid(), "time": time.time()}
         content |= {"count": len(tasks), "array": len(tasks) > 1, "mem_factor": tasks[0].mem_factor}
-        content |= {"profile": asdict(profile), "job_id": None, "recorded": None}
+        content |= {"profile": asdict(profile), "job_id": None, "cluster": clusters, "recorded": None}
         submission = Submission(self.root / token, content, lines)
         submission.folder.mkdir(parents=True)
         write_text(submission.folder / TASKS_FILE, "".join(json.dumps(line) + "\n" for line in lines), sync=True)
@@ -150,18 +184,22 @@ class SubmissionBook:
         self._known[token] = submission
         return submission
 
-    def record(self, submission: Submission, job_id: str, *, adopted: bool = False) -> "list[Job]":
+    def record(self, submission: Submission, job_id: str, cluster: str = "", *, adopted: bool = False) -> "list[Job]":
         """Record SLURM's answer, first here, then in every experiment; may be repeated after it was cut short.
 
         Args:
             submission: what was sent.
             job_id: SLURM's id of the job or of the whole array.
+            cluster: name of the cluster that has it; "" if that is not known.
             adopted: it was sent by a command that has died.
 
         Raises:
             LaunchError: if the disk refuses; the job is then adopted later.
         """
-        submission.content["job_id"] = job_id
+        claimed = submission.claimed.partition(";")  # SLURM may have taken it twice: the first to start is the job
+        if claimed[0] and claimed[0] != WITHDRAWN:
+            job_id, cluster = claimed[0], claimed[2] or cluster
+        submission.content |= {"job_id": job_id, "cluster": cluster}
         try:  # the id first: if this is cut short, the next command completes the rest
             write_json(submission.folder / SUBMISSION_FILE, submission.content)
             submitted = submission.submitted if adopted else time.time()
@@ -175,7 +213,7 @@ class SubmissionBook:
         return jobs
 
     def abandon(self, submission: Submission, reason: str) -> None:
-        """Close a submission that SLURM does not have."""
+        """Close a submission whose job SLURM has refused, or that is withdrawn."""
         submission.content["abandoned"] = reason
         self.settle(submission)
 
@@ -192,25 +230,50 @@ class SubmissionBook:
             _touch(self.root / ".open" / token)
 
     def _record_tasks(self, submission: Submission, submitted: float) -> "Iterator[Job]":
-        from audiotok.launchers.engine import Job  # here, as it needs Dora, which a job must not import
-
-        kept = {name: submission.content[name] for name in ("user", "mem_factor", "profile")}
         links = self.dora_dir / self.by_id
         links.mkdir(parents=True, exist_ok=True)
-        for index, (task_id, folder) in enumerate(self.experiments(submission).items()):
-            task = submission.tasks[index]
-            log = str(submission.folder / f"{task_id}_0_log.out")
-            content = {"launcher": "slurm", "job_id": task_id, "sig": task["sig"], "name": task["name"], "log": log}
-            content |= {"submitted": submitted, "token": submission.token, "index": index, **kept}
-            write_symlink(links / task_id, Path("..") / self.xps / task["sig"])
-            there = read_json(folder / JOB_FILE) or {}
+        for job, task in zip(self.jobs(submission), submission.tasks, strict=True):
+            write_symlink(links / job.job_id, Path("..") / self.xps / task["sig"])
+            there = read_json(job.folder / JOB_FILE) or {}
+            job.content["submitted"] = submitted
             if there.get("token") == submission.token:  # this was done before, and may have been cancelled since
-                content = {**content, **there, "job_id": task_id}
-            elif (number_in(there, "submitted") or 0.0) > submission.submitted:  # a later job of this experiment
+                job.content.update({**there, "job_id": job.job_id})
+            elif is_superseded(task, submission.token, there):
                 continue
-            if folder.is_dir():
-                write_json(folder / JOB_FILE, content, sync=False)
-                yield Job(folder, content)
+            if job.folder.is_dir():
+                write_json(job.folder / JOB_FILE, job.content, sync=False)
+                yield job
+
+
+def claim(folder: Path, claimant: str) -> str:
+    """Claim the submission in a folder for a job, `ID;CLUSTER`, or to withdraw it; returns whose claim was the first.
+
+    Of a command that withdraws it and a job that starts, exactly one succeeds: a link is made with what it says in one
+    step, and only once, also where a filesystem is shared by several machines and has no locks.
+
+    Raises:
+        OSError: if the disk refuses, and there is no earlier claim.
+    """
+    with contextlib.suppress(FileExistsError):
+        (folder / CLAIM_FILE).symlink_to(claimant)
+    return str((folder / CLAIM_FILE).readlink())
+
+
+def job_name(job: Mapping[str, Any] | None) -> str | None:
+    """What tells the job of a `job.json` from all others: its token, or its id where a launcher makes none."""
+    return (job or {}).get("token") or (job or {}).get("job_id")
+
+
+def is_superseded(task: Mapping[str, Any], token: str, job: Mapping[str, Any] | None) -> bool:
+    """True if the `job.json` of an experiment names neither a submission nor the job before it, but a later one.
+
+    Args:
+        task: its line in `tasks.jsonl`; earlier versions did not write what it came `after`.
+        token: of the submission.
+        job: what `job.json` holds now.
+    """
+    name = job_name(job)
+    return name not in (None, token, task.get("after", name))
 
 
 def _names(folder: Path) -> list[str]:

@@ -249,7 +249,7 @@ def sbatch_outlives_its_launcher(field: Field) -> bool:
     field = _slurm(field)
     cancel_one(field)
     call = field.next_call
-    mark = field.faults / f"late-{call}"
+    mark = field.faults / f"wait-{call}"
     mark.touch()
     process = field.start("--retry")
     deadline = time.monotonic() + 20.0

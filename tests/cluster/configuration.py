@@ -11,6 +11,7 @@ class Options:
     """What sets one test cluster apart from another.
 
     Attributes:
+        name: its ClusterName.
         accounting: with slurmdbd over MariaDB, so that sacct answers; without it the cluster is up much sooner.
         max_array_size: MaxArraySize; the largest index of an array is one less.
         min_job_age: seconds after which a job that is over leaves squeue.
@@ -18,6 +19,7 @@ class Options:
         changes: other lines of `slurm.conf`, which replace those here.
     """
 
+    name: str = "audiotok"
     accounting: bool = True
     max_array_size: int = 1001
     min_job_age: int = 300
@@ -27,13 +29,13 @@ class Options:
 
 # cred_expire is also how long a job that is queued again waits: two minutes by default.
 _SLURM_CONF = {
-    "ClusterName": "audiotok",
+    "ClusterName": "{name}",
     "SlurmctldHost": "{host}(127.0.0.1)",
     "SlurmctldPort": "{slurmctld}",
     "SlurmUser": "root",
     "SlurmdUser": "root",
     "AuthType": "auth/munge",
-    "AuthInfo": "socket={root}/munge.socket,cred_expire=6",
+    "AuthInfo": "socket={house}/munge.socket,cred_expire=6",
     "CredType": "cred/munge",
     "CommunicationParameters": "NoInAddrAny,NoCtldInAddrAny",
     "StateSaveLocation": "{root}/state",
@@ -63,7 +65,7 @@ _ACCOUNTING = {
     "AccountingStorageTRES": "gres/gpu",
     "AccountingStorageHost": "127.0.0.1",
     "AccountingStoragePort": "{slurmdbd}",
-    "AccountingStoragePass": "{root}/munge.socket",
+    "AccountingStoragePass": "{house}/munge.socket",
 }
 _HARDWARE = """\
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=100000 Gres=gpu:2
@@ -97,13 +99,14 @@ def files(options: Options, places: Mapping[str, str]) -> dict[str, str]:
 
     Args:
         options: what the cluster is to be.
-        places: `root` folder, `host` name, and a port for every daemon.
+        places: `root` folder, the folder of the `house` that has authentication, `host` name, a port for every daemon.
     """
     lines = {**_SLURM_CONF, **(_ACCOUNTING if options.accounting else {})}
     lines |= {"AccountingStorageEnforce": "limits,qos"} if options.qos else {}
     lines |= options.changes
     text = "".join(f"{name}={value}\n" for name, value in lines.items()) + _HARDWARE
     values = {**places, "max_array_size": options.max_array_size, "min_job_age": options.min_job_age}
+    values["name"] = options.name
     return {
         "slurm.conf": text.format(**values),
         "slurmdbd.conf": _SLURMDBD_CONF.format(**places),

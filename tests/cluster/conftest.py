@@ -1,12 +1,13 @@
 """The clusters of all cluster tests, and the tiny project on them."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.shared import borrowed
-from tests.cluster.slurm import TestCluster
+from tests.cluster.slurm import Options, TestCluster
 from tests.fakes.tiny import TinyProject
 
 
@@ -20,6 +21,22 @@ def full_cluster() -> Iterator[TestCluster]:
 def running_bare_cluster() -> Iterator[TestCluster]:
     with borrowed("bare") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def running_second_cluster(full_cluster: TestCluster) -> Iterator[TestCluster]:
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-") as folder,
+        TestCluster(Path(folder), Options(name="second"), beside=full_cluster) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def second_cluster(running_second_cluster: TestCluster) -> Iterator[TestCluster]:
+    """A cluster beside `cluster`, with the same users and accounting, free of jobs before and after the test."""
+    yield running_second_cluster
+    running_second_cluster.clear()
 
 
 @pytest.fixture

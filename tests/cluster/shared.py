@@ -15,8 +15,8 @@ PACKAGES = ("slurm-wlm", "munge", "slurmdbd", "mariadb-server")
 DAEMONS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd")
 KINDS = {
     "full": Options(),
-    "limited": Options(qos={"MaxSubmitJobsPerUser": 4}),
-    "bare": Options(accounting=False, max_array_size=11, min_job_age=2),
+    "limited": Options(name="limited", qos={"MaxSubmitJobsPerUser": 4}),
+    "bare": Options(name="bare", accounting=False, max_array_size=11, min_job_age=2),
 }
 _running: dict[str, tuple[TestCluster, ExitStack]] = {}
 _borrowers: dict[str, int] = {}

@@ -8,6 +8,7 @@ child of this process, ended by its id. Each node has two cores and two "GPUs" (
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import socket
 import subprocess as sp
@@ -30,15 +31,20 @@ class TestCluster:
     Args:
         root: an empty folder, on a path short enough for a socket (below 90 characters).
         options: what it is to be.
+        beside: a running cluster whose users and accounting it shares, so that commands reach both with `-M`.
     """
 
     __test__ = False
 
-    def __init__(self, root: Path, options: Options | None = None) -> None:
+    def __init__(self, root: Path, options: Options | None = None, beside: "TestCluster | None" = None) -> None:
         self.root = root
         self.options = options or Options()
         self.environ = {"SLURM_CONF": str(root / "slurm.conf")}
-        self._places = {"root": str(root), "host": socket.gethostname().split(".")[0], **free_ports(_PORTS)}
+        self._beside = beside
+        self._places = {"root": str(root), "house": str(root), "host": socket.gethostname().split(".")[0]}
+        self._places |= free_ports(_PORTS)
+        if beside is not None:
+            self._places |= {name: beside._places[name] for name in ("house", "slurmdbd")}
         self._daemons = Daemons(root, self.environ)
 
     def __enter__(self) -> "TestCluster":
@@ -57,6 +63,20 @@ class TestCluster:
     def start(self) -> None:
         """Bring up authentication, accounting, the controller and both nodes; returns when nodes are idle."""
         self._write_files()
+        if self._beside is None:
+            self._start_house()
+        if self.options.accounting:
+            self.run("sacctmgr", "-i", "add", "cluster", self.options.name)
+        if self.options.qos:
+            limits = [f"{name}={limit}" for name, limit in self.options.qos.items()]
+            self.run("sacctmgr", "-i", "modify", "qos", "normal", "set", *limits)
+        self._daemons.start("slurmctld", "slurmctld", "-D", "-c")
+        for node in NODES:
+            self.start_node(node)
+        self._daemons.wait("slurmd", lambda: self.node_states() == ["idle"] * len(NODES))
+
+    def _start_house(self) -> None:
+        """Start authentication and accounting."""
         munged = ["--force", f"--socket={self.root}/munge.socket", f"--key-file={self.root}/munge.key"]
         logs = [f"--{name}-file={self.root}/munge.{name}" for name in ("pid", "log", "seed")]
         self._daemons.start("munged", "munged", "--foreground", *munged, *logs)
@@ -66,14 +86,6 @@ class TestCluster:
         if self.options.accounting:
             self._daemons.start("slurmdbd", "slurmdbd", "-D")
             self._daemons.wait("slurmdbd", lambda: answers(self._places["slurmdbd"]))
-            self.run("sacctmgr", "-i", "add", "cluster", "audiotok")
-        if self.options.qos:
-            limits = [f"{name}={limit}" for name, limit in self.options.qos.items()]
-            self.run("sacctmgr", "-i", "modify", "qos", "normal", "set", *limits)
-        self._daemons.start("slurmctld", "slurmctld", "-D", "-c")
-        for node in NODES:
-            self.start_node(node)
-        self._daemons.wait("slurmd", lambda: self.node_states() == ["idle"] * len(NODES))
 
     def stop(self) -> None:
         """End all daemons and what they started."""
@@ -157,6 +169,18 @@ class TestCluster:
         for path in (self.root / "state").glob("job_state*"):
             path.unlink()
         self.start_controller()
+        for node in NODES:
+            self.start_node(node)
+
+    def reset_ids(self) -> None:
+        """Have the whole cluster installed anew: it knows no jobs, and counts their ids from 1 again."""
+        self.kill_controller()
+        for node in NODES:
+            self.kill_node(node)
+        shutil.rmtree(self.root / "state")
+        (self.root / "state").mkdir()
+        self._daemons.start("slurmctld", "slurmctld", "-D", "-c")
+        self._daemons.wait("slurmctld", lambda: bool(self.node_states()))
         for node in NODES:
             self.start_node(node)
 

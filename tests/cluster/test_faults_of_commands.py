@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess as sp
@@ -42,6 +43,12 @@ class Sbatch:
 
     def happened(self, fault: str) -> bool:
         return (self.folder / fault).exists()
+
+    @property
+    def went(self) -> str:
+        """Id of the job that was late, "" as long as SLURM does not have it."""
+        found = re.search(r"\d+", (self.folder / "went").read_text()) if self.happened("went") else None
+        return found[0] if found else ""
 
     @property
     def calls(self) -> int:

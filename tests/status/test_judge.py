@@ -238,6 +238,7 @@ def the_case(word: str, job: str, task: str, trainer: str) -> Case:
     if has_task:
         gone = word == "unknown job" and contents[1]["state"] in ("RUNNING", "REQUEUED")
         found["task"] = symbols(contents[1]["state"]) | ({"silent"} if gone or task.endswith(", silent") else set())
+        found["task"] |= {"mute"} if task == "RUNNING, silent" else set()
     if status is not None:
         found["trainer"] = symbols(status["state"]) | ({"silent"} if trainer == "RUNNING, silent" else set())
     return Case(found, scheduler, *contents)
@@ -306,4 +307,17 @@ def test_our_own_reasons() -> None:
     assert gone(TASK | {"state": "REQUEUED"}, None) == ("CANCELLED", "left the queue before it started again")
     assert gone(None, None) == ("CANCELLED", "left the queue before it started")
     silent = SchedulerWord(State.UNKNOWN, "SLURM does not answer")
+    runs, over = SchedulerWord(State.RUNNING, live=True), SchedulerWord(State.COMPLETED)
+    mute = "no sign of life for 12 minutes, though its job runs: look at its log and its node, or cancel it"
+    assert judge(JOB, SILENT, None, runs, now=NOW) == ("RUNNING", mute)
+    assert judge(JOB, SILENT, None, over, now=NOW) == ("FAILED", "ended without reporting its result; see the log")
+    assert judge(JOB, None, None, SchedulerWord(State.COMPLETED, "its own"), now=NOW) == ("FAILED", "its own")
     assert judge(JOB, None, None, silent, now=NOW) == ("UNKNOWN", "SLURM does not answer")
+
+
+def test_an_id_that_came_again_is_another_job() -> None:
+    job, done = JOB | {"token": "b"}, {"state": "COMPLETED", "reason": ""}
+    for token, state in (("a", "PENDING"), ("b", "COMPLETED"), (None, "COMPLETED")):  # None: of an earlier version
+        for task, status in ((TASK | done | {"token": token}, None), (None, STATUS | done | {"token": token})):
+            verdict = judge(job, task, status, now=NOW)
+            assert verdict is not None and verdict.state == state

@@ -12,7 +12,7 @@ from audiotok.launchers.slurm.commands import (
     Entry,
     collapse_ids,
     expand_ids,
-    find_in_accounting,
+    local_cluster,
     query_accounting,
     query_queue,
     run,
@@ -24,7 +24,7 @@ from tests.fakes.tiny import FAKES
 @pytest.fixture
 def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder with the answers of fake commands; see tests/fakes/slurm_command.sh."""
-    for name in ("squeue", "sacct"):
+    for name in ("squeue", "sacct", "scontrol"):
         (tmp_path / name).symlink_to(FAKES / "slurm_command.sh")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     folder = tmp_path / "answers"
@@ -52,7 +52,9 @@ def test_one_query_tells_all_jobs(answers: Path) -> None:
 def test_what_people_set_for_their_tables_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUEUE_FORMAT", "%i")
     monkeypatch.setenv("SACCT_FORMAT", "JobID")
-    assert run(["sh", "-c", "echo $SQUEUE_FORMAT$SACCT_FORMAT"]) == ("\n", "")
+    monkeypatch.setenv("SCANCEL_STATE", "PENDING")
+    monkeypatch.setenv("SLURM_CLUSTERS", "jupiter")
+    assert run(["sh", "-c", "echo $SQUEUE_FORMAT$SACCT_FORMAT$SCANCEL_STATE$SLURM_CLUSTERS"]) == ("\n", "")
 
 
 def test_a_command_that_fails_tells_why(answers: Path) -> None:
@@ -63,33 +65,46 @@ def test_a_command_that_fails_tells_why(answers: Path) -> None:
 
 
 def test_accounting(answers: Path) -> None:
-    lines = ["12_0|CANCELLED by 0", "12_[1-2%4]|CANCELLED by 4000111", "13|TIMEOUT", "13.batch|FAILED"]
+    lines = [
+        "12_0|CANCELLED by 0|tiny_1|tiny_1 x",
+        "12_[1-2%4]|CANCELLED by 4000111||",
+        "13|TIMEOUT",
+        "13.batch|FAILED",
+    ]
     (answers / "sacct").write_text("\n".join(lines))
     entries = query_accounting(["12_0", "12_1", "13"])
     assert entries == {
-        "12_0": Entry("CANCELLED", "by root"),
-        "12_1": Entry("CANCELLED", "by 4000111"),
-        "12_2": Entry("CANCELLED", "by 4000111"),
-        "13": Entry("TIMEOUT"),
+        "12_0": Entry("CANCELLED", "by root", ("tiny_1", "tiny_1")),
+        "12_1": Entry("CANCELLED", "by 4000111", ("", "")),
+        "12_2": Entry("CANCELLED", "by 4000111", ("", "")),
+        "13": Entry("TIMEOUT", "", ("", "")),
     }
     assert (answers / "calls").read_text().splitlines()[0].endswith("-j 12,13")
     (answers / "sacct.fails").write_text("Slurm accounting storage is disabled\n")
     assert query_accounting(["12_0"]) is None
-    assert find_in_accounting("tiny_1") is None
 
 
-def test_a_job_is_found_by_its_name_in_the_books(answers: Path) -> None:
-    (answers / "sacct").write_text("40|tiny_10\n41_0|tiny_1\n41_1|tiny_1\n")
-    assert find_in_accounting("tiny_1") == "41"
-    assert find_in_accounting("tiny_2") is None
+def test_another_cluster_is_named_in_the_query(answers: Path) -> None:
+    (answers / "squeue").write_text("CLUSTER: jupiter\n12|RUNNING|None|tiny_1|tiny_1\n")
+    entries, failure = query_queue(["0"], "jupiter")
+    assert list(entries) == ["12"] and not failure
+    assert query_accounting(["12"], "jupiter") == {}
+    assert all(" -M jupiter " in call for call in (answers / "calls").read_text().splitlines())
+
+
+def test_the_name_of_this_cluster(answers: Path) -> None:
+    (answers / "scontrol").write_text("ClusterName             = jupiter\n")
+    assert local_cluster() == "jupiter"
+    (answers / "scontrol.fails").touch()
+    assert local_cluster() == ""
 
 
 @pytest.mark.parametrize(
     ("state", "reason", "expected"),
     [
         ("PENDING", "Resources", ("PENDING", "")),
-        ("PENDING", "QOSMaxJobsPerUserLimit", ("PENDING", "QOSMaxJobsPerUserLimit")),
-        ("REQUEUE_HOLD", "x", ("PENDING", "held after it was queued again")),
+        ("PENDING", "Strange", ("PENDING", "Strange")),
+        ("REQUEUE_HOLD", "x", ("PENDING", "held after it was queued again; `scontrol release ID` lets it start")),
         ("RUNNING", "None", ("RUNNING", "")),
         ("COMPLETING", "None", ("COMPLETING", "")),
         ("SUSPENDED", "None", ("SUSPENDED", "")),
@@ -99,6 +114,30 @@ def test_a_job_is_found_by_its_name_in_the_books(answers: Path) -> None:
 def test_states_of_life(state: str, reason: str, expected: tuple[str, str]) -> None:
     assert Entry(state, reason).is_live
     assert Entry(state, reason).word == (*expected, True)
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("JobHeldUser", "`scontrol release ID`"),
+        ("JobHeldAdmin", "write to the support of the site"),
+        ("launch failed requeued held", "`scontrol release ID`"),
+        ("launch_failed_requeued_held", "`scontrol release ID`"),
+        ("DependencyNeverSatisfied", "cancel it (-C), then --retry"),
+        ("PartitionDown", "choose another one"),
+        ("PartitionTimeLimit", "correct the profile"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", "is down or reserved"),
+        ("AssocGrpCPUMinutesLimit", "a limit of its account is reached"),
+        ("QOSMaxJobsPerUserLimit", "a limit of its QOS is reached"),
+        ("QOSMaxGRESPerUser", "a limit of its QOS is reached"),
+        ("QOSMaxWallDurationPerJobLimit", "never starts: more than one job may have here"),
+        ("InvalidQOS", "never starts: its account or QOS may not be used"),
+    ],
+)
+def test_a_reason_to_wait_comes_with_what_to_do(reason: str, advice: str) -> None:
+    state, shown, live = Entry("PENDING", reason).word
+    assert (state, live) == ("PENDING", True)
+    assert shown.startswith(f"{reason}: ") and advice in shown
 
 
 @given(

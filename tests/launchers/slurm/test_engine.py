@@ -1,6 +1,7 @@
 """The engine for SLURM, with fakes for all of SLURM's commands: what it asks, records, adopts and forgets."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,8 @@ from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm.engine import SlurmEngine
 from audiotok.launchers.slurm.sbatch import Sent
-from audiotok.launchers.slurm.submissions import SubmissionBook
-from audiotok.status import read_json, write_json
+from audiotok.launchers.slurm.submissions import WITHDRAWN, Submission, SubmissionBook, claim
+from audiotok.status import experiment_state, read_json, write_json
 from tests.fakes.tiny import FAKES
 
 
@@ -42,6 +43,26 @@ class Cluster:
         self.answer("sbatch", f"Submitted batch job {job_id}\n")
         return self.engine.submit(self.tasks(count), Profile(gpus=0, **{"max_array_size": 1001, **profile}))
 
+    def lose_answer(self, count: int) -> Submission:
+        """Let the answer of sbatch to a submission be lost."""
+        self.refuse("sbatch", "Socket timed out on send/recv operation\n")
+        with pytest.raises(LaunchError):
+            self.engine.submit(self.tasks(count), Profile(gpus=0, max_array_size=10))
+        (submission,) = (one for one in self.engine.book.open() if not one.recorded)
+        return submission
+
+    def answer_per_cluster(self, here: str = "", **others: str | None) -> None:
+        """Let squeue answer for this cluster and, by -M, for others; None: there is no such cluster."""
+        cases = [f"*'-M {name} '*) echo no such cluster >&2; exit 1;;" for name, text in others.items() if text is None]
+        for name, text in others.items():
+            (self.answers / f"squeue-{name}").write_text(text or "")
+            cases.append(f"*'-M {name} '*) cat {self.answers}/squeue-{name};;")
+        (self.answers / "squeue-here").write_text(here)
+        script = self.answers.parent / "bin" / "squeue"
+        script.unlink()
+        script.write_text(f'#!/bin/sh\ncase " $*" in {" ".join(cases)} *) cat {self.answers}/squeue-here;; esac\n')
+        script.chmod(0o755)
+
     def answer(self, command: str, text: str) -> None:
         (self.answers / f"{command}.fails").unlink(missing_ok=True)
         (self.answers / command).write_text(text)
@@ -50,10 +71,24 @@ class Cluster:
         (self.answers / f"{command}.fails").write_text(text)
 
     def queue(self, **states: str) -> None:
-        """Let squeue tell states, by job id (`_` before it)."""
-        (token,) = {one.token for one in self.engine.book.open()} or {"settled"}
+        """Let squeue tell states, by job id (`_` before it), of the submission that was the last."""
+        token = max(self.root.glob("submissions/*"), key=lambda folder: folder.name.split("_")[-1]).name
         lines = (f"{job_id[1:]}|{state}|None|{token}|{token}" for job_id, state in states.items())
-        self.answer("squeue", "\n".join(lines))
+        self.answer("squeue", "".join(f"{line}\n" for line in lines))
+
+    def other(self, **changes: Any) -> None:
+        """Let everything that is recorded have been submitted elsewhere, or by somebody else."""
+        for path in [*self.root.glob("submissions/*/submission.json"), *self.root.glob("xps/*/job.json")]:
+            write_json(path, {**(read_json(path) or {}), **changes})
+        self.engine = self.another_process()
+
+    def marked(self, jobs: list[Job]) -> list[bool]:
+        return ["cancelled" in (read_json(job.folder / "job.json") or {}) for job in jobs]
+
+    def end(self, job: Job, state: str = "COMPLETED", **content: Any) -> None:
+        """Let a job write how it ended."""
+        own = {name: job.content[name] for name in ("job_id", "token")}
+        write_json(job.folder / "task.json", {**own, "state": state, "reason": "", **content})
 
     def calls(self, command: str) -> list[str]:
         path = self.answers / "calls"
@@ -79,6 +114,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     cluster = Cluster(tmp_path)
     monkeypatch.setenv("FAKE_SLURM", str(cluster.answers))
+    monkeypatch.setattr("audiotok.launchers.slurm.engine.AGAIN_S", 0.0)
     return cluster
 
 
@@ -191,7 +227,7 @@ def test_those_that_went_out_before_a_failure_are_recorded(slurm: Cluster, tmp_p
     script = tmp_path / "bin" / "sbatch"
     script.unlink()
     script.write_text(
-        f'#!/bin/sh\nsh {FAKES}/slurm_command.sh "$@"; n=$(grep -c "" {slurm.answers}/calls)\n'
+        f'#!/bin/sh\nsh {FAKES}/slurm_command.sh "$@"; n=$(grep -c "^slurm_command" {slurm.answers}/calls)\n'
         'if [ "$n" -ge 2 ]; then echo "Unable to contact slurm controller" >&2; exit 1; fi\necho "10$n"\n'
     )
     script.chmod(0o755)
@@ -203,67 +239,167 @@ def test_those_that_went_out_before_a_failure_are_recorded(slurm: Cluster, tmp_p
     assert len(slurm.engine.book.open()) == 2  # SLURM may have taken the second
 
 
-@pytest.mark.parametrize("found_by", ["queue", "marker", "books"])
+@pytest.mark.parametrize("found_by", ["queue", "claim"])
 def test_a_job_whose_command_died_is_adopted(slurm: Cluster, found_by: str) -> None:
-    slurm.refuse("sbatch", "Socket timed out on send/recv operation\n")
-    with pytest.raises(LaunchError):
-        slurm.engine.submit(slurm.tasks(2), Profile(gpus=0, max_array_size=10))
-    (submission,) = slurm.engine.book.open()
+    submission = slurm.lose_answer(2)
     slurm.pass_time()
     slurm.answer("squeue", "1|RUNNING|None|other|\n")
     if found_by == "queue":
         slurm.answer("squeue", f"55_[0-1%2]|PENDING|Priority|{submission.token[:20]}|{submission.token} of us\n")
-    elif found_by == "marker":
-        task = {"token": submission.token, "job_id": "55_1", "state": "COMPLETED"}
-        write_json(slurm.root / "xps" / "sig1" / "task.json", task)
-    else:
-        slurm.answer("sacct", f"55_[0-1%2]|{submission.token}\n")
+    else:  # it has started, and SLURM has forgotten it since
+        assert claim(submission.folder, "55;here") == "55;here"
     slurm.engine.refresh()
     jobs = [job for task in slurm.tasks(2) if (job := job_of(task.folder)) is not None]
     assert [job.job_id for job in jobs] == ["55_0", "55_1"]
-    expected = {"queue": ["PENDING"] * 2, "marker": ["CANCELLED", "COMPLETED"], "books": ["CANCELLED"] * 2}
-    assert states(slurm.engine, jobs) == expected[found_by]
+    assert states(slurm.engine, jobs) == (["PENDING"] if found_by == "queue" else ["UNKNOWN"]) * 2
     assert not slurm.calls("scancel")
 
 
-def test_a_submission_that_slurm_does_not_have_is_given_up(slurm: Cluster) -> None:
-    slurm.refuse("sbatch", "Unable to contact slurm controller\n")
-    with pytest.raises(LaunchError):
-        slurm.engine.submit(slurm.tasks(2), Profile(gpus=0, max_array_size=10))
+def test_a_submission_that_slurm_does_not_have_is_withdrawn(slurm: Cluster) -> None:
+    submission = slurm.lose_answer(2)
     slurm.refuse("squeue", "Unable to contact slurm controller\n")
-    slurm.pass_time()
     slurm.engine.refresh()
     assert slurm.engine.failure and slurm.engine.book.has_open()  # nobody knows
     slurm.answer("squeue", "")
     slurm.engine.refresh()
     assert not slurm.engine.failure and not slurm.engine.book.has_open()
+    assert submission.claimed == WITHDRAWN
 
 
-def test_who_submits_waits_for_a_job_that_may_still_turn_up(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm.refuse("sbatch", "Unable to contact slurm controller\n")
-    with pytest.raises(LaunchError):
-        slurm.engine.submit(slurm.tasks(1), Profile(gpus=0))
-    (submission,) = slurm.engine.book.open()
-    slurm.answer("squeue", "")
+def test_a_job_that_comes_after_it_was_withdrawn_is_cancelled(slurm: Cluster) -> None:
+    late = slurm.lose_answer(1)
     slurm.engine.refresh()
-    assert slurm.engine.book.has_open()  # who only looks does not wait
-    slept: list[float] = []
+    (job,) = slurm.submit(1, job_id=61)
+    slurm.answer("squeue", f"60|PENDING|None|{late.token}|\n61|PENDING|None|{job.content['token']}|\n")
+    slurm.engine.refresh()
+    assert slurm.calls("scancel") == ["60"]
+    assert job_of(job.folder) == job and states(slurm.engine, [job]) == ["PENDING"]
 
-    def turn_up(seconds: float) -> None:
-        slept.append(seconds)
-        slurm.answer("squeue", f"60|RUNNING|None|{submission.token}|\n")
 
-    replace_sleep(monkeypatch, turn_up)
-    with slurm.engine.lock.hold():
-        slurm.engine.refresh()
-    assert len(slept) == 1
-    job = job_of(slurm.root / "xps" / "sig0")
-    assert job is not None and job.job_id == "60"
+def test_who_only_looks_writes_nothing(slurm: Cluster) -> None:
+    slurm.lose_answer(1)
+    slurm.submit(2)
+    (slurm.root / "submissions" / ".open" / "damaged").touch()
+    slurm.pass_time()
+    slurm.queue(_101_0="COMPLETED", _101_1="CANCELLED")
+
+    def contents() -> dict[Path, bytes | None]:
+        return {path: path.read_bytes() if path.is_file() else None for path in slurm.root.rglob("*")}
+
+    before = contents()
+    slurm.engine.refresh(repair=False)
+    jobs = [job for task in slurm.tasks(2) if (job := job_of(task.folder)) is not None]
+    assert states(slurm.engine, jobs) == ["FAILED", "CANCELLED"]
+    assert contents() == before and not (slurm.root / "locks").exists()
+
+
+HERE = "ClusterName             = here\n"
+
+
+def test_a_job_on_another_cluster_is_not_taken_for_cancelled(slurm: Cluster) -> None:
+    slurm.answer("scontrol", HERE)
+    jobs = slurm.submit(2)
+    assert {job.content["cluster"] for job in jobs} == {"here"}
+    slurm.pass_time()
+    slurm.other(cluster="there")
+    slurm.answer_per_cluster(there=None)
+    slurm.engine.refresh()
+    slurm.end(jobs[1], "RUNNING", updated=time.time() - 100, host="n1")
+    verdict = slurm.engine.verdict(job_of(jobs[0].folder) or jobs[0])
+    assert verdict == (
+        "UNKNOWN",
+        "on cluster there, which does not answer here (no such cluster): use the same command there",
+    )
+    assert states(slurm.engine, jobs) == ["UNKNOWN", "RUNNING"]  # by its heartbeat, though that is not quite fresh
+    slurm.end(jobs[1], "RUNNING", updated=time.time() - 10_000, host="n1")
+    assert states(slurm.engine, jobs) == ["UNKNOWN", "UNKNOWN"]  # it may be queued again there
+    slurm.end(jobs[1], "FAILED")
+    slurm.engine.refresh()
+    assert states(slurm.engine, jobs) == ["UNKNOWN", "FAILED"] and slurm.engine.book.has_open()
+    with pytest.raises(LaunchError, match="cancelled: 101_0: on cluster there, which does not answer here"):
+        slurm.engine.cancel([job for one in jobs if (job := job_of(one.folder))])
+    assert slurm.marked(jobs) == [False, False] and not slurm.calls("scancel")
+
+
+def test_another_cluster_that_answers_is_queried_and_commanded(slurm: Cluster) -> None:
+    slurm.answer("scontrol", HERE)
+    jobs = slurm.submit(3, sbatch={"clusters": "there"})
+    assert {job.content["cluster"] for job in jobs} == {"there"}
+    slurm.pass_time()
+    token = jobs[0].content["token"]
+    line = "101_{}|RUNNING|None|{}|\n"
+    slurm.answer_per_cluster(here=line.format(0, "foreign"), there=line.format(1, token))
+    slurm.engine.refresh()
+    jobs = [job for one in jobs if (job := job_of(one.folder))]
+    assert states(slurm.engine, jobs) == ["CANCELLED", "RUNNING", "CANCELLED"]
+    assert [call for call in slurm.calls("sacct") if "-M there" in call]
+    slurm.refuse("scancel", "Access denied")
+    with pytest.raises(LaunchError, match="101_1: Access denied"):
+        slurm.engine.cancel(jobs)
+    slurm.engine.requeue(jobs[1:2])
+    assert slurm.calls("scancel") == ["-M there 101_1"] and slurm.calls("scontrol")[-1] == "-M there requeue 101_1"
+
+
+def test_a_job_of_somebody_else_may_be_hidden(slurm: Cluster) -> None:
+    jobs = slurm.submit(2)
+    slurm.pass_time()
+    slurm.other(uid=os.getuid() + 1, user="bob@login")
+    slurm.answer("sacct", "101_1|CANCELLED by 7|x|x\n")  # another job of this id
+    slurm.engine.refresh()
+    reason = "of bob@login, and not listed to others: they see whether it waits, and can cancel it"
+    assert slurm.engine.verdict(job_of(jobs[0].folder) or jobs[0]) == ("UNKNOWN", reason)
+    with pytest.raises(LaunchError, match=r"101_\[0-1\]: of bob@login"):
+        slurm.engine.cancel([job for one in jobs if (job := job_of(one.folder))])
+    slurm.engine = slurm.another_process()
+    slurm.answer("sacct", f"101_1|CANCELLED by 7|{jobs[1].content['token']}|x\n")
+    slurm.engine.refresh()
+    assert states(slurm.engine, jobs) == ["UNKNOWN", "CANCELLED"]
+
+
+def test_an_id_that_came_again_is_neither_believed_nor_cancelled(slurm: Cluster) -> None:
+    jobs = slurm.submit(3)
+    slurm.end(jobs[0])
+    slurm.pass_time()
+    slurm.answer("squeue", "".join(f"101_{index}|PENDING|None|theirs|theirs\n" for index in range(3)))
+    slurm.answer("sacct", "101_1|COMPLETED|theirs|\n")
+    slurm.engine.refresh()
+    jobs = [job for one in jobs if (job := job_of(one.folder))]
+    assert states(slurm.engine, jobs) == ["COMPLETED", "CANCELLED", "CANCELLED"]
+    slurm.engine.cancel(jobs)
+    with pytest.raises(LaunchError, match=r"101_0 \(SLURM does not list it"):
+        slurm.engine.requeue(jobs[:1])
+    assert not slurm.calls("scancel") and "requeue" not in " ".join(slurm.calls("scontrol"))
+
+
+def test_a_submission_that_was_deleted_ends_in_a_verdict_that_is_written(slurm: Cluster) -> None:
+    jobs = slurm.submit(2)
+    slurm.pass_time()
+    shutil.rmtree(slurm.root / "submissions" / str(jobs[0].content["token"]))
+    slurm.answer("squeue", f"101_1|RUNNING|None|{jobs[1].content['token']}|\n")
+    slurm.engine.refresh(repair=False)
+    jobs = [job for one in jobs if (job := job_of(one.folder))]
+    assert states(slurm.engine, jobs) == ["CANCELLED", "RUNNING"]
+    assert experiment_state(jobs[0].folder) == ("PENDING", "")
+    slurm.engine.refresh()
+    assert not slurm.engine.book.has_open()
+    assert [slurm.engine.verdict(job) for job in jobs] == [experiment_state(jobs[0].folder), ("RUNNING", "")]
+    assert experiment_state(jobs[0].folder) == ("CANCELLED", "left the queue before it started")
+
+
+def test_one_empty_answer_ends_nothing(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = slurm.submit(1)
+    slurm.pass_time()
+    slurm.answer("squeue", "")
+    replace_sleep(monkeypatch, lambda _: slurm.queue(_101="RUNNING"))
+    slurm.engine.refresh()
+    assert states(slurm.engine, jobs) == ["RUNNING"] and slurm.engine.book.has_open()
 
 
 def test_one_query_tells_all_states_and_writes_down_the_last(slurm: Cluster) -> None:
     jobs = slurm.submit(5)
     slurm.pass_time()
+    for index in (1, 4):
+        slurm.end(jobs[index])
     slurm.queue(_101_0="RUNNING", _101_1="COMPLETED", _101_2="TIMEOUT", _101_3="CANCELLED", _101_4="SUSPENDED")
     before = len(slurm.calls("squeue"))
     slurm.engine.refresh()
@@ -282,6 +418,7 @@ def test_one_query_tells_all_states_and_writes_down_the_last(slurm: Cluster) -> 
 def test_once_every_end_is_known_nobody_is_asked(slurm: Cluster) -> None:
     jobs = slurm.submit(2)
     slurm.pass_time()
+    slurm.end(jobs[0])
     slurm.queue(_101_0="COMPLETED", _101_1="FAILED")
     slurm.engine.refresh()
     assert not slurm.engine.book.has_open()
@@ -297,7 +434,8 @@ def test_what_slurm_has_forgotten_is_asked_of_the_books_once(slurm: Cluster) -> 
     write_json(jobs[0].folder / "task.json", {"job_id": "101_0", "state": "COMPLETED", "reason": ""})
     write_json(jobs[1].folder / "task.json", {"job_id": "101_1", "state": "RUNNING", "host": "n1", "updated": 1.0})
     slurm.answer("squeue", "")
-    slurm.answer("sacct", "101_1|NODE_FAIL\n101_2|CANCELLED by 0\n")
+    token = jobs[0].content["token"]
+    slurm.answer("sacct", f"101_1|NODE_FAIL|{token}|\n101_2|CANCELLED by 0|cut short|{token} of us\n")
     slurm.engine.refresh()
     assert states(slurm.engine, jobs) == ["COMPLETED", "NODE_FAIL", "CANCELLED"]
     assert len(slurm.calls("sacct")) == 1
@@ -359,6 +497,7 @@ def test_a_job_queued_again_by_somebody_lives_again(slurm: Cluster) -> None:
     jobs = slurm.submit(2)
     (submission,) = slurm.engine.book.open()
     slurm.pass_time()
+    slurm.end(jobs[0])
     slurm.queue(_101_0="COMPLETED", _101_1="FAILED")
     slurm.engine.refresh()
     slurm.engine = slurm.another_process()
@@ -371,12 +510,12 @@ def test_a_job_queued_again_by_somebody_lives_again(slurm: Cluster) -> None:
 
 def test_cancel_is_told_before_it_is_done_and_folds_arrays(slurm: Cluster, tmp_path: Path) -> None:
     jobs = slurm.submit(4)
-    slurm.answer("squeue", "101_1|COMPLETED|None|x|\n")
+    slurm.queue(_101_0="RUNNING", _101_1="COMPLETED", _101_2="PENDING", _101_3="PENDING")
     script = tmp_path / "bin" / "scancel"
     script.unlink()
     script.write_text(
         f"#!/bin/sh\ngrep -c cancelled_by {jobs[2].folder}/job.json > {slurm.answers}/told\n"
-        f'echo "scancel $*" >> {slurm.answers}/calls\n'
+        f'echo "scancel $*" >> {slurm.answers}/calls; sed -Ei "s/RUNNING|PENDING/CANCELLED/" {slurm.answers}/squeue\n'
     )
     script.chmod(0o755)
     slurm.engine.cancel([jobs[0], jobs[2], jobs[3]])
@@ -389,13 +528,13 @@ def test_cancel_is_told_before_it_is_done_and_folds_arrays(slurm: Cluster, tmp_p
 
 def test_cancel_waits_for_the_end(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = slurm.submit(1)
-    slurm.answer("squeue", "101|COMPLETING|None|x|\n")
+    slurm.queue(_101="COMPLETING")
     slept: list[float] = []
 
     def go_on(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) == 3:
-            slurm.answer("squeue", "101|CANCELLED|None|x|\n")
+            slurm.queue(_101="CANCELLED")
 
     replace_sleep(monkeypatch, go_on)
     slurm.engine.cancel(jobs)
@@ -406,17 +545,27 @@ def test_a_job_that_may_not_be_cancelled_is_named_and_not_marked(
     slurm: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = slurm.submit(3)
-    slurm.answer("squeue", "101_1|RUNNING|None|x|\n")
+    slurm.pass_time()
+    slurm.queue(_101_1="RUNNING", _101_2="COMPLETING")
     slurm.refuse("scancel", "scancel: error: Access denied\n")
     replace_sleep(monkeypatch, lambda _: None)
-    with pytest.raises(LaunchError, match="not all jobs could be cancelled: 101_1: scancel: error: Access denied"):
+    jobs = [job for one in jobs if (job := job_of(one.folder))]
+    with pytest.raises(LaunchError, match=r"could be cancelled: 101_\[1-2\]: scancel: error: Access denied"):
         slurm.engine.cancel(jobs)
-    marked = ["cancelled" in (read_json(job.folder / "job.json") or {}) for job in jobs]
-    assert marked == [True, False, True]
+    assert slurm.marked(jobs) == [False, False, True]  # what is ending may end for us
+
+
+def test_nothing_is_cancelled_or_marked_while_slurm_does_not_answer(slurm: Cluster) -> None:
+    jobs = slurm.submit(2)
+    slurm.refuse("squeue", "Unable to contact slurm controller\n")
+    with pytest.raises(LaunchError, match=r"101_\[0-1\]: SLURM does not answer: Unable to contact"):
+        slurm.engine.cancel(jobs)
+    assert slurm.marked(jobs) == [False, False] and not slurm.calls("scancel")
 
 
 def test_requeue_names_those_that_cannot_be(slurm: Cluster) -> None:
     jobs = slurm.submit(2)
+    slurm.queue(_101_0="RUNNING", _101_1="RUNNING")
     slurm.engine.requeue(jobs[:1])
     assert slurm.calls("scontrol")[-1] == "requeue 101_0"
     assert slurm.engine.verdict(jobs[0]).state == "PENDING"

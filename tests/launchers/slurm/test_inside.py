@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from audiotok.launchers.child import Outcome
-from audiotok.launchers.slurm.inside import JobEnvironment, TaskFile, _address_of, _first_node, _stopped_by
+from audiotok.launchers.slurm.inside import REFUSED, JobEnvironment, TaskFile, _address_of, _first_node, _stopped_by
+from audiotok.launchers.slurm.submissions import WITHDRAWN, claim
 from tests.fakes.tiny import REPOSITORY
 
 SCONTROL = """#!/bin/sh
@@ -34,11 +35,12 @@ RUNNING = "JobId=7 JobState=RUNNING Reason=None Restarts=0 PreemptTime=None"
 class Job:
     """A submission of one task, and the folder of its experiment."""
 
-    def __init__(self, folder: Path, command: Sequence[str], **profile: Any) -> None:
+    def __init__(self, folder: Path, command: Sequence[str], after: str | None = None, **profile: Any) -> None:
         self.root, self.token, self.folder = folder, folder / "pkg_1", folder / "xp"
         for path in (self.token, self.folder, folder / "bin"):
             path.mkdir()
         line = {"sig": "abcd", "folder": str(self.folder), "command": list(command), "cwd": str(self.folder)}
+        line |= {} if after is None else {"after": after}
         (self.token / "tasks.jsonl").write_text('{"not": "this one"}\n' + json.dumps(line) + "\n")
         profile = {"signal_s": 20, "max_num_timeout": 1, **profile}
         (self.token / "submission.json").write_text(json.dumps({"profile": profile}))
@@ -98,14 +100,15 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 def test_a_task_runs_its_line_and_says_so(tmp_path: Path) -> None:
-    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "AUDIOTOK_JOB_ID", "AUDIOTOK_FROZEN"]
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    names += ["AUDIOTOK_JOB_ID", "AUDIOTOK_JOB_TOKEN", "AUDIOTOK_FROZEN"]
     code = f"import os, json; print(json.dumps([os.environ[name] for name in {names}]), os.getcwd())"
     job = Job(tmp_path, [sys.executable, "-c", code])
     for name in ("frozen.json", "rendezvous.txt"):
         (job.folder / name).touch()
     assert job.run() == 0
     frozen = str(job.folder / "frozen.json")
-    expected = ["0", "1", "0", "127.0.0.1", "12007", "5_1", frozen]
+    expected = ["0", "1", "0", "127.0.0.1", "12007", "5_1", "pkg_1", frozen]
     assert (tmp_path / "log0").read_text() == f"{json.dumps(expected)} {job.folder}\n"
     assert job.told("state", "reason", "exit_code", "job_id", "token", "attempt") == (
         "COMPLETED", "", 0, "5_1", "pkg_1", 0,
@@ -140,6 +143,50 @@ def test_a_submission_that_is_gone_is_told_in_the_log(tmp_path: Path) -> None:
     job.token.rename(tmp_path / "moved")
     assert job.run() == 2
     assert f"cannot read line 1 of {job.token / 'tasks.jsonl'}" in (tmp_path / "log0").read_text()
+
+
+def refusal(job: Job) -> str:
+    """What a job that must not start says; it touches nothing and fails."""
+    (job.folder / "task.json").write_text('{"of": "another job"}')
+    assert job.start().wait(30) == REFUSED
+    said = (job.root / "log0").read_text()
+    assert "trained" not in said and job.marker == {"of": "another job"}
+    return said
+
+
+def test_a_job_whose_experiment_was_submitted_again_does_not_start(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["echo", "trained"], after="pkg_0")
+    (job.folder / "job.json").write_text(json.dumps({"job_id": "9", "token": "pkg_2"}))
+    said = f"job 5_1 does not start {job.folder}: it was submitted again, as job 9.\n"
+    assert refusal(job) == f"audiotok.launchers.slurm.inside: {said}"
+
+
+@pytest.mark.parametrize("job_json", [None, {"job_id": "4", "token": "pkg_0"}, {"job_id": "5_1", "token": "pkg_1"}])
+def test_a_job_that_is_not_recorded_yet_starts(tmp_path: Path, job_json: dict[str, str] | None) -> None:
+    job = Job(tmp_path, ["echo", "trained"], after="pkg_0")
+    (job.folder / "job.json").unlink()
+    if job_json is not None:
+        (job.folder / "job.json").write_text(json.dumps(job_json))
+    assert job.start(SLURM_CLUSTER_NAME="jupiter").wait(30) == 0
+    assert str((job.token / "claim").readlink()) == "5;jupiter"  # so that the next command finds it
+    assert job.start(SLURM_RESTART_COUNT="1").wait(30) == 0  # queued again it is the same job
+
+
+def test_a_job_that_was_withdrawn_does_not_start(tmp_path: Path) -> None:
+    job = Job(tmp_path, ["echo", "trained"])
+    claim(job.token, WITHDRAWN)
+    assert "its submission was withdrawn, as SLURM did not list this job" in refusal(job)
+
+
+@pytest.mark.parametrize("known_by", ["claim", "record"])
+def test_of_two_jobs_of_one_submission_one_starts(tmp_path: Path, known_by: str) -> None:
+    """SLURM has both if sbatch sent it again after an answer that was lost."""
+    job = Job(tmp_path, ["echo", "trained"])
+    if known_by == "claim":
+        claim(job.token, "6;jupiter")
+    else:
+        (job.token / "submission.json").write_text('{"job_id": "6"}')
+    assert "SLURM has taken its submission twice, also as job 6" in refusal(job)
 
 
 def test_a_folder_that_cannot_be_written_costs_the_markers_only(tmp_path: Path) -> None:
@@ -287,8 +334,8 @@ FIRST = JobEnvironment("31999", "31999", index=0, rank=0, world_size=4, local_ra
 
 
 def test_timeouts_of_another_job_do_not_count(tmp_path: Path) -> None:
-    for job_id, expected in (("31999", 3), ("31998", 0)):
-        (tmp_path / "task.json").write_text(json.dumps({"job_id": job_id, "timeouts": 3}))
+    for job_id, token, expected in (("31999", "token", 3), ("31998", "token", 0), ("31999", "another", 0)):
+        (tmp_path / "task.json").write_text(json.dumps({"job_id": job_id, "token": token, "timeouts": 3}))
         assert TaskFile(tmp_path, replace(FIRST, rank=3), "token").timeouts == expected
 
 

@@ -9,7 +9,7 @@ import pytest
 from audiotok.errors import LaunchError
 from audiotok.launchers.engine import Task, job_of
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.slurm.submissions import SubmissionBook, _make_token
+from audiotok.launchers.slurm.submissions import WITHDRAWN, SubmissionBook, _make_token, claim, is_superseded
 from audiotok.status import read_json, write_json
 
 
@@ -35,6 +35,7 @@ def test_everything_stands_before_it_is_sent(tmp_path: Path) -> None:
         "command": ["python", "-m", "dora", "run", "--", "index=1", "name='a b'"],
         "cwd": str(tmp_path),
         "python": sys.executable,
+        "after": None,
     }
     content = read_json(submission.folder / "submission.json")
     assert content is not None
@@ -121,7 +122,10 @@ def test_a_submission_cut_short_before_it_was_whole_is_closed(tmp_path: Path) ->
     book = SubmissionBook(tmp_path)
     submission = book.prepare("tiny", make_tasks(tmp_path, 2), Profile())
     (submission.folder / "tasks.jsonl").write_text('{"sig": "si')
-    assert SubmissionBook(tmp_path).open() == [] and not book.has_open()
+    again = SubmissionBook(tmp_path)
+    assert again.open() == [] and again.has_open()
+    again.close_damaged()
+    assert not again.has_open()
 
 
 def test_the_folder_of_an_experiment_moves_with_the_outputs(tmp_path: Path) -> None:
@@ -140,3 +144,37 @@ def test_tokens_are_fit_for_slurm_and_never_the_same() -> None:
     assert all(token.isascii() and not set(token) & set(" /|,[]%") for token in tokens)
     assert len({token.rsplit("_", 1)[0] for token in tokens}) == 1  # same experiments, in any order
     assert _make_token("p", ["a", "b"]).rsplit("_", 1)[0] == _make_token("p", ["b", "a"]).rsplit("_", 1)[0]
+
+
+def test_of_a_job_that_starts_and_a_command_that_withdraws_one_is_first(tmp_path: Path) -> None:
+    for first, second in (("7;here", WITHDRAWN), (WITHDRAWN, "7;here")):
+        submission = SubmissionBook(tmp_path).prepare("tiny", make_tasks(tmp_path, 1), Profile())
+        assert submission.claimed == ""
+        assert [claim(submission.folder, first), claim(submission.folder, second)] == [first, first]
+        assert submission.claimed == first
+    with pytest.raises(FileNotFoundError):
+        claim(tmp_path / "nowhere", "8")
+
+
+def test_the_first_job_to_start_is_recorded_where_slurm_took_a_submission_twice(tmp_path: Path) -> None:
+    book = SubmissionBook(tmp_path)
+    submission = book.prepare("tiny", make_tasks(tmp_path, 2), Profile())
+    claim(submission.folder, "8;jupiter")
+    jobs = book.record(submission, "9", "here")
+    assert [(job.job_id, job.content["cluster"]) for job in jobs] == [("8_0", "jupiter"), ("8_1", "jupiter")]
+
+
+def test_a_job_is_superseded_by_what_neither_it_nor_the_submission_knew(tmp_path: Path) -> None:
+    book, tasks = SubmissionBook(tmp_path), make_tasks(tmp_path, 1)
+    write_json(tasks[0].folder / "job.json", {"launcher": "local", "job_id": "L1"})
+    (task,) = book.prepare("tiny", tasks, Profile()).tasks
+    assert task["after"] == "L1"
+    for job, superseded in (
+        ({}, False),
+        ({"job_id": "L1"}, False),
+        ({"job_id": "7", "token": "mine"}, False),
+        ({"job_id": "L2"}, True),
+        ({"job_id": "7", "token": "theirs"}, True),
+    ):
+        assert is_superseded(task, "mine", job) == superseded
+        assert not is_superseded({}, "mine", job)  # submitted by an earlier version

@@ -34,7 +34,8 @@ def conclude(folder: Path, entry: Entry | None, **job: Any) -> Verdict:
     """What the engine records of a job that has ended; `entry` is SLURM's last word."""
     write_json(folder / "job.json", {"job_id": "7_1", **job})
     slurm = engine(folder)
-    slurm._conclude(folder, "7_1", entry, write=False)
+    slurm._queried = time.time()
+    slurm._conclude(Job(folder, {"job_id": "7_1"}), entry, write=False)
     return slurm.verdict(Job(folder, {"job_id": "7_1"}))
 
 
@@ -54,7 +55,7 @@ def test_a_job_that_slurm_still_cleans_up_after(
     tmp_path: Path, task: dict[str, Any] | None, expected: tuple[str, str] | None
 ) -> None:
     slurm = engine(tmp_path)
-    slurm.queue = {"7_1": Entry("COMPLETING")}
+    slurm.queue = {("", "7_1"): Entry("COMPLETING")}
     verdict = slurm.verdict(Job(make(tmp_path, task=task), {"job_id": "7_1"}))
     assert verdict == (expected or ("COMPLETING", ""))
 
@@ -73,7 +74,8 @@ def test_a_job_that_slurm_still_cleans_up_after(
         (Entry("CANCELLED"), {"state": "PREEMPTED", "reason": "x"}, {}, ("CANCELLED", "cancelled with scancel")),
         (Entry("CANCELLED", "by bob"), None, {}, ("CANCELLED", "cancelled with scancel by bob")),
         (Entry("CANCELLED"), None, OURS, ("CANCELLED", "cancelled by ada@login")),
-        (Entry("FAILED", "NonZeroExitCode"), None, {}, ("FAILED", "its script failed; see the log")),
+        (Entry("FAILED", "NonZeroExitCode"), {"state": "RUNNING"}, {}, ("FAILED", "its script failed; see the log")),
+        (Entry("COMPLETED"), {"state": "RUNNING"}, {}, ("FAILED", "ended without reporting its result; see the log")),
         (Entry("FAILED", "x"), {"state": "FAILED", "reason": "exit code 1: no"}, {}, ("FAILED", "exit code 1: no")),
         (Entry("FAILED"), {"state": "OUT_OF_MEMORY", "reason": "oom"}, {}, ("OUT_OF_MEMORY", "oom")),
         (Entry("FAILED", "OutOfMemory"), {"state": "RUNNING"}, {}, ("OUT_OF_MEMORY", "killed: out of memory")),
@@ -85,7 +87,6 @@ def test_a_job_that_slurm_still_cleans_up_after(
         (None, {"state": "PREEMPTED", "reason": "told to"}, OURS, ("CANCELLED", "cancelled by ada@login")),
         (None, {"state": "REQUEUED", "reason": "x"}, {}, ("CANCELLED", "left the queue before it started again")),
         (None, {"state": "RUNNING", "host": "n3"}, {}, ("NODE_FAIL", "vanished while it ran on n3")),
-        (Entry("RUNNING"), {"state": "RUNNING"}, {}, ("NODE_FAIL", "vanished while it ran")),
         (None, {"state": "RUNNING"}, OURS, ("CANCELLED", "cancelled by ada@login")),
         (None, {"state": "COMPLETED", "job_id": "6"}, {}, ("CANCELLED", "left the queue before it started")),
         (None, None, {}, ("CANCELLED", "left the queue before it started")),
@@ -95,6 +96,26 @@ def test_verdict(
     tmp_path: Path, said: Entry | None, task: dict[str, Any] | None, job: dict[str, Any], expected: tuple[str, str]
 ) -> None:
     assert conclude(make(tmp_path, task=task), said, **job) == expected
+
+
+@pytest.mark.parametrize("said", [Entry("COMPLETED"), Entry("FAILED", "NonZeroExitCode")])
+@pytest.mark.parametrize("task", [None, {"state": "COMPLETED", "token": "another"}])
+def test_a_job_that_ended_before_python_started_has_failed(
+    tmp_path: Path, said: Entry, task: dict[str, Any] | None
+) -> None:
+    """A setup line that ends the script with 0, for SLURM COMPLETED, is no result; nor is that of another job."""
+    make(tmp_path, task=task)
+    log = tmp_path / "submissions" / "tiny_1" / "7_1_0_log.out"
+    job = {"token": "tiny_1", "log": f"/before/it/moved/{log.name}"}
+    slurm = engine(tmp_path)
+    write_json(tmp_path / "job.json", {"job_id": "7_1", **job})
+    slurm.queue = {("tiny_1", "7_1"): said}
+    verdict = slurm.verdict(Job(tmp_path, {"job_id": "7_1", **job}))
+    assert verdict == ("FAILED", f"ended before Python started: {log} is empty or gone")
+    log.parent.mkdir(parents=True)
+    log.write_text("loading\nmodule: command not found\n")
+    verdict = slurm.verdict(Job(tmp_path, {"job_id": "7_1", **job}))
+    assert verdict == ("FAILED", "ended before Python started: module: command not found")
 
 
 @pytest.mark.parametrize("said", [Entry("FAILED", "NonZeroExitCode"), None])
@@ -121,15 +142,15 @@ def test_the_books_are_asked_where_the_job_leaves_a_question(
     tmp_path: Path, state: str | None, open_question: bool
 ) -> None:
     make(tmp_path, task=None if state is None else {"state": state})
-    assert engine(tmp_path)._is_open("7_1", tmp_path) == open_question
+    assert engine(tmp_path)._is_unclear(Job(tmp_path, {"job_id": "7_1"})) == open_question
 
 
 def test_a_fresh_heartbeat_is_life(tmp_path: Path) -> None:
     def says(**task: Any) -> bool:
         make(tmp_path, task={"state": "RUNNING", "host": "n1", "updated": time.time(), **task})
-        return _beats(_own(tmp_path / "task.json", "7_1"))
+        return _beats(_own(tmp_path / "task.json", {"job_id": "7_1"}))
 
-    assert not _beats(None)
+    assert not _beats({})
     assert says()
     assert not says(updated=time.time() - 60)
     assert not says(state="COMPLETED")
