@@ -146,7 +146,7 @@ def test_a_cancel_that_did_not_cancel_is_one_line_and_exit_code_2(slurm_project:
         said = slurm_project.dora(*command, "-C", code=2)
         assert said.splitlines()[-1].startswith("error: not all jobs could be cancelled: 101_0")
         assert said.count("could be cancelled") == 1 and "Traceback" not in said
-    assert len(calls(slurm_project, "scancel")) == 3
+    assert not calls(slurm_project, "scancel")  # an id that squeue does not show to be of this job is left alone
 
 
 def test_who_looks_needs_no_login_name(slurm_project: TinyProject) -> None:
