@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from audiotok.launchers.decide import FORCE, Action, Decision
 from audiotok.launchers.lock import user_and_host
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.slurm.sbatch import open_environment
+from audiotok.launchers.shepherd import ENGINES
 from audiotok.launchers.table import progress_of
 from audiotok.status import State, read_json, read_status, write_json
 from audiotok.text import number_in
@@ -142,8 +142,10 @@ def make_plan(root: Path, grid: str, launcher: str, entries: Sequence[Entry], me
         members: signatures of the whole grid, whatever the patterns.
     """
     changes = _changes_since(root, grid, _members_of(entries), members)
-    submitted = [entry.profile for entry in entries if entry.action.submits and entry.profile and launcher == "slurm"]
-    environment = {k: v for profile in submitted for k, v in open_environment(profile, os.environ).items()}
+    fill_in, environment = getattr(ENGINES[launcher], "environment", None), dict[str, str]()
+    for entry in entries:
+        if fill_in and entry.action.submits and entry.profile:
+            environment |= fill_in(entry.profile, os.environ)
     return Plan(grid, launcher, list(entries), _request(root, grid, entries), changes, environment)
 
 

@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -20,11 +20,8 @@ from typing import Any
 from audiotok.errors import LaunchError
 from audiotok.files import read_json, write_json
 from audiotok.launchers.child import last_error
-from audiotok.launchers.engine import Check, Job, Level, Task
-from audiotok.launchers.lock import SubmitLock
+from audiotok.launchers.engine import Check, Engine, Job, Level, Task
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.slurm.engine import SlurmEngine
-from audiotok.launchers.slurm.submissions import SubmissionBook
 from audiotok.status import TASK_FILE, State
 
 QUEUE_S, RUN_S, POLL_S = 300.0, 300.0, 2.0  # patience with the queue and with the job
@@ -32,10 +29,11 @@ TIME_MIN, SIGNAL_S = 5, 150.0  # time limit of the job, and how long it waits fo
 REPORT_FILE = "trial.json"
 
 
-def try_job(profile: Profile, root: Path) -> Iterator[Check]:
+def try_job(open_engine: Callable[[Path], Engine], profile: Profile, root: Path) -> Iterator[Check]:
     """Submit the job, follow it, and cancel it if it does not end.
 
     Args:
+        open_engine: the engine of a folder.
         profile: what it requests, but for its time.
         root: the results folder, in which it gets a folder of its own; that stays if something fails.
 
@@ -46,7 +44,7 @@ def try_job(profile: Profile, root: Path) -> Iterator[Check]:
     home = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root)).absolute()
     experiment = home / "xps" / "trial"
     experiment.mkdir(parents=True)
-    engine = SlurmEngine("audiotok-doctor", SubmissionBook(home), SubmitLock(home / "lock"))
+    engine = open_engine(home)
     minutes = min(int(profile.time), TIME_MIN)
     # So the signal comes as soon as SLURM looks at time limits, twice a minute.
     short = replace(profile, time=minutes, signal_s=60 * minutes - 1, max_num_timeout=0)
@@ -71,7 +69,7 @@ def try_job(profile: Profile, root: Path) -> Iterator[Check]:
             shutil.rmtree(home, ignore_errors=True)
 
 
-def _follow(engine: SlurmEngine, job: Job, profile: Profile) -> Iterator[Check]:
+def _follow(engine: Engine, job: Job, profile: Profile) -> Iterator[Check]:
     """Wait for the end of the job, then judge it step by step."""
     began, started, verdict = time.monotonic(), False, engine.verdict(job)
     deadline = began + QUEUE_S

@@ -296,7 +296,7 @@ def test_a_profile_that_cannot_be_used(machine: Callable[..., Path], monkeypatch
 
 def test_a_trial_is_for_a_scheduler(machine: Callable[..., Path]) -> None:
     machine()
-    assert "not needed: jobs of local run on this machine" in verdicts(doctor.examine(trial=True))["try"].found
+    assert "local needs none" in verdicts(doctor.examine(trial=True))["try"].found
 
 
 def test_nothing_is_waited_for_for_ever(machine: Callable[..., Path]) -> None:

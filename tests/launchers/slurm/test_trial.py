@@ -50,10 +50,10 @@ class Engine:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, root: Path, engine: Engine, **values: Any) -> dict[str, Check]:
-    monkeypatch.setattr(trial, "SlurmEngine", lambda *_: engine)
+    opened: Any = lambda _: engine  # noqa: E731
     monkeypatch.setattr(trial, "POLL_S", 0.0)
     monkeypatch.setattr(trial, "QUEUE_S", 0.2)
-    return {check.name: check for check in trial.try_job(Profile.from_mapping({"gpus": 1, **values}), root)}
+    return {check.name: check for check in trial.try_job(opened, Profile.from_mapping({"gpus": 1, **values}), root)}
 
 
 def test_all_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
