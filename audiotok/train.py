@@ -58,7 +58,7 @@ def get_solver_from_sig(sig: str, override_cfg: Mapping[str, Any] | None = None,
     return get_solver_from_xp(main.get_xp_from_sig(sig), override_cfg, **kwargs)
 
 
-# The one place where our launchers take the place of Dora's: SLURM through submitit, or a local queue without SLURM.
+# The one place where our launchers take the place of Dora's: SLURM, or a local queue without SLURM.
 install(main)
 
 if __name__ == "__main__":

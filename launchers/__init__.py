@@ -1,4 +1,4 @@
-"""Where experiments run: on SLURM through submitit, or as local jobs that outlive the terminal.
+"""Where experiments run: on SLURM with sbatch, or as local jobs that outlive the terminal.
 
 - `dora_patches` installs all of it in Dora; `grid` runs a grid; `shepherd` decides, with `decide` and under one `lock`,
   what is submitted; an `engine` makes it run: `slurm/`, `local/`; `child` is what runs inside of a job.

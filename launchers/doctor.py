@@ -31,7 +31,6 @@ from audiotok.launchers.child import run_command as query
 from audiotok.launchers.engine import Check, Engine
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import ENGINES, LAUNCHER_VARIABLE, detect
-from audiotok.launchers.slurm.trial import try_job
 
 IMPORT_S, FILES_S = 120.0, 15.0  # patience with the import of torch, and with a file system
 ROOMY_GB, CRAMPED_GB = 50.0, 2.0
@@ -76,10 +75,10 @@ def examine(
         yield _bounded("output", lambda: _check_output(Path.cwd() / config.dora.dir, shared=remote))
         yield _bounded("data", lambda: _check_data(config))
     if trial and profile is not None and config is not None and engine is not None:
-        if engine.name == "slurm":
-            yield from try_job(profile, Path.cwd() / config.dora.dir)
+        if hasattr(engine, "try_job"):
+            yield from engine.try_job(profile, Path.cwd() / config.dora.dir)
         else:
-            yield Check.ok("try", f"not needed: jobs of {engine.name} run on this machine, which is checked above")
+            yield Check.ok("try", f"{engine.name} needs none: what its jobs need is checked above")
 
 
 def _bounded(name: str, check: Callable[[], Check], seconds: float = FILES_S) -> Check:

@@ -105,7 +105,11 @@ class Check:
 
 
 class Engine(Protocol):
-    """A launcher. Registered in `launchers.shepherd.ENGINES`."""
+    """A launcher. Registered in `launchers.shepherd.ENGINES`.
+
+    It may also have two class methods: `environment(profile, environ)`, the variables that fill in what a profile
+    leaves open, for `audiotok plan`; and `try_job(profile, root)`, the checks of `audiotok doctor --try`.
+    """
 
     name: ClassVar[str]  # in AUDIOTOK_LAUNCHER and in `job.json`
     remote: ClassVar[bool]  # its jobs run on other machines, which must see the results folder

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from audiotok.launchers.decide import FORCE, Action, Decision
 from audiotok.launchers.lock import user_and_host
 from audiotok.launchers.profile import Profile
+from audiotok.launchers.shepherd import ENGINES
 from audiotok.launchers.table import progress_of
 from audiotok.status import State, read_json, read_status, write_json
 from audiotok.text import number_in
@@ -110,6 +111,7 @@ class Plan:
     entries: list[Entry]  # in the order of the grid, then those that are cancelled
     request: Request
     changes: Changes | None = None  # None if it was not launched before
+    environment: dict[str, str] = field(default_factory=dict)  # variables that fill in what profiles leave open
 
     def counts(self) -> dict[Action, int]:
         """Number of experiments by action, in the order of `Action`."""
@@ -123,6 +125,7 @@ class Plan:
             "launcher": self.launcher,
             "counts": {str(action): number for action, number in self.counts().items()},
             "request": vars(self.request),
+            "environment": self.environment,
             "changes": None if self.changes is None else vars(self.changes),
             "experiments": [entry.as_json() for entry in self.entries],
         }
@@ -139,7 +142,11 @@ def make_plan(root: Path, grid: str, launcher: str, entries: Sequence[Entry], me
         members: signatures of the whole grid, whatever the patterns.
     """
     changes = _changes_since(root, grid, _members_of(entries), members)
-    return Plan(grid, launcher, list(entries), _request(root, grid, entries), changes)
+    fill_in, environment = getattr(ENGINES[launcher], "environment", None), dict[str, str]()
+    for entry in entries:
+        if fill_in and entry.action.submits and entry.profile:
+            environment |= fill_in(entry.profile, os.environ)
+    return Plan(grid, launcher, list(entries), _request(root, grid, entries), changes, environment)
 
 
 def remember(root: Path, grid: str, entries: Iterable[Entry], sigs: Iterable[str]) -> None:
@@ -195,7 +202,9 @@ def plan_text(plan: Plan, *, shown: int | None = SHOWN) -> str:
     for title, entries in _groups(plan.entries).items():
         listed = [line.replace(FORCE, FORCE.replace("GRID", plan.grid)) for line in _listed(entries, shown, common)]
         lines += ["", f"{title} ({len(entries)})", *listed]
-    return "\n".join([*lines, "", *_request_lines(plan.request), *_change_lines(plan.changes, shown)])
+    variables = ", ".join(f"{name}={value}" for name, value in plan.environment.items())
+    requests = [*_request_lines(plan.request), *[f"from the environment: {variables}"] * bool(variables)]
+    return "\n".join([*lines, "", *requests, *_change_lines(plan.changes, shown)])
 
 
 def _folder_bytes(folder: Path) -> int:

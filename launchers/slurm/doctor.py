@@ -54,9 +54,7 @@ def check_slurm(profile: Profile | None) -> Iterator[Check]:
         found = f"{', '.join(f'{name}={value}' for name, value in variables.items())} in the environment of each job"
         yield Check.warn("variables", found, "unset what is not meant, or set it in the profile")
     yield _check_partition(profile)
-    if profile.account or profile.qos:
-        yield _check_association(profile)
-    yield from _check_limits(profile)
+    yield from _check_account(profile)
     yield _check_arrays(profile)
     yield _check_job(profile)
 
@@ -102,31 +100,6 @@ def _check_clusters(profile: Profile) -> Check:
     return Check.ok("clusters", f"jobs go to {', '.join(names)}, from {here}")
 
 
-def _check_limits(profile: Profile) -> Iterator[Check]:
-    """Limits of the association and of the quality of service, where accounting lists them."""
-    fields = "maxsubmitjobs,maxjobs,maxwall"
-    user = [f"user={user_name()}", f"format=account,defaultqos,{fields}"]
-    listing = run_command(["sacctmgr", "-n", "-P", "show", "associations", *user])[0]
-    rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 4]
-    rows = [row for row in rows if profile.account in (None, row[0])]
-    used = {profile.qos} if profile.qos else {row[1] for row in rows}
-    qos = ["format=name,maxsubmitjobsperuser,maxjobsperuser,maxwall"]
-    listing = run_command(["sacctmgr", "-n", "-P", "show", "qos", *qos])[0] if rows else ""
-    limits = [(f"account {row[0]}", row[2:]) for row in rows]
-    lines = [line.split("|") for line in listing.splitlines() if line.count("|") == 3]
-    limits += [(f"qos {row[0]}", row[1:]) for row in lines if row[0] in used]
-    words = ("{} submitted jobs at once", "{} running jobs at once", "{} for a job")
-    found = [
-        f"{name}: {word.format(limit)}" for name, row in limits for word, limit in zip(words, row, strict=True) if limit
-    ]
-    too_long = [name for name, row in limits if (most := _minutes(row[2])) is not None and profile.time > most]
-    if too_long and (len(limits) == 1 or profile.qos):
-        advice = f"correct time in {profile.file}, or choose another qos"
-        yield Check.fail("limits", f"time={int(profile.time)} min is too long; {'; '.join(found)}", advice)
-    elif found:
-        yield Check.ok("limits", f"{'; '.join(found)}; what is beyond is submitted as there is room")
-
-
 def _check_partition(profile: Profile) -> Check:
     """Whether the partition exists and a job of the profile fits its limits and its nodes."""
     listing, failure = run_command(["scontrol", *_elsewhere(profile), "show", "partition", "-o"])
@@ -152,27 +125,51 @@ def _check_partition(profile: Profile) -> Check:
     return Check.ok("partition", f"{', '.join(names)}; {limits}")
 
 
-def _check_association(profile: Profile) -> Check:
-    """Whether this user may use the account and the quality of service of the profile."""
+def _check_account(profile: Profile) -> Iterator[Check]:
+    """Whether this user may use the account and the quality of service of the profile, and which limits those have."""
     pairs = (("account", profile.account), ("qos", profile.qos))
     names = ", ".join(f"{key} {value}" for key, value in pairs if value)
-    if shutil.which("sacctmgr") is None:
-        return Check.warn("account", f"{names}: there is no sacctmgr to query", "see the line `job`")
-    query = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user_name()}", "format=account,qos"]
-    listing, failure = run_command(query)
-    rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 1]
-    if failure or not rows:
+    rows, failure = _accounting(
+        "associations", f"user={user_name()}", "account,qos,defaultqos", "maxsubmitjobs,maxjobs"
+    )
+    if names and not rows:
         found = f"{names}: sacctmgr lists none for you{f' ({failure})' * bool(failure)}"
-        return Check.warn("account", found, "see the line `job`")
-    accounts = sorted({account for account, _ in rows})
-    allowed = {qos for account, listed in rows for qos in listed.split(",") if profile.account in (None, account)}
-    if profile.account and profile.account not in accounts:
+        yield Check.warn("account", found, "see the line `job`")
+    accounts, mine = sorted({row[0] for row in rows}), [row for row in rows if profile.account in (None, row[0])]
+    allowed = sorted({qos for row in mine for qos in row[1].split(",")})
+    if rows and not mine:
         advice = f"correct account in {profile.file}; yours are: {', '.join(accounts)}"
-        return Check.fail("account", f"no account {profile.account} for you", advice)
-    if profile.qos and profile.qos not in allowed:
-        advice = f"correct qos in {profile.file}; yours are: {', '.join(sorted(allowed))}"
-        return Check.fail("account", f"no qos {profile.qos} for you", advice)
-    return Check.ok("account", f"{names} are yours")
+        yield Check.fail("account", f"no account {profile.account} for you", advice)
+    elif rows and profile.qos and profile.qos not in allowed:
+        advice = f"correct qos in {profile.file}; yours are: {', '.join(allowed)}"
+        yield Check.fail("account", f"no qos {profile.qos} for you", advice)
+    elif rows and names:
+        yield Check.ok("account", f"{names} are yours")
+    used = {profile.qos} if profile.qos else {row[2] for row in mine}
+    classes = _accounting("qos", "", "name", "maxsubmitjobsperuser,maxjobsperuser")[0] if mine else []
+    limits = [(f"account {row[0]}", row[3:]) for row in mine]
+    limits += [(f"qos {row[0]}", row[1:]) for row in classes if row[0] in used]
+    words = ("{} submitted jobs", "{} running jobs", "{} for a job")
+    found = "; ".join(
+        f"{name}: at most {word.format(limit)}"
+        for name, row in limits
+        for word, limit in zip(words, row, strict=True)
+        if limit
+    )
+    longest = [minutes for _, row in limits if (minutes := _minutes(row[2])) is not None]
+    if longest and profile.time > (min if profile.qos else max)(longest):
+        advice = f"correct time in {profile.file}, or choose another qos"
+        yield Check.fail("limits", f"time={int(profile.time)} min is above them: {found}", advice)
+    elif found:
+        yield Check.ok("limits", f"{found}; what is beyond is submitted as there is room")
+
+
+def _accounting(what: str, which: str, columns: str, limits: str) -> tuple[list[list[str]], str]:
+    """Rows of `sacctmgr show`, with the time limit as the last column, and why there are none."""
+    names = f"{columns},{limits},maxwall"
+    words = ["sacctmgr", "-n", "-P", "show", what, *filter(None, (which, f"format={names}"))]
+    listing, failure = run_command(words)
+    return [line.split("|") for line in listing.splitlines() if line.count("|") == names.count(",")], failure
 
 
 def _check_arrays(profile: Profile) -> Check:

@@ -28,8 +28,9 @@ from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm import commands
 from audiotok.launchers.slurm.commands import CHUNK, Entry, collapse_ids, on, run
 from audiotok.launchers.slurm.doctor import check_slurm
-from audiotok.launchers.slurm.sbatch import max_array_size, send
+from audiotok.launchers.slurm.sbatch import max_array_size, open_environment, send
 from audiotok.launchers.slurm.submissions import SUBMISSION_FILE, WITHDRAWN, Submission, SubmissionBook, claim
+from audiotok.launchers.slurm.trial import try_job
 from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict, same_job
 from audiotok.status.judge import STALE_S, judge
 from audiotok.text import number_in
@@ -80,6 +81,18 @@ class SlurmEngine:
     def check(cls, profile: Profile | None) -> Iterator[Check]:
         """Check SLURM for `audiotok doctor`."""
         return check_slurm(profile)
+
+    @classmethod
+    def environment(cls, profile: Profile, environ: Mapping[str, str]) -> dict[str, str]:
+        """The variables with which sbatch fills in what a profile leaves open."""
+        return open_environment(profile, environ)
+
+    @classmethod
+    def try_job(cls, profile: Profile, root: Path) -> Iterator[Check]:
+        """Run a short job of the profile, see `launchers.slurm.trial`."""
+        return try_job(
+            lambda home: cls("audiotok-doctor", SubmissionBook(home), SubmitLock(home / "lock")), profile, root
+        )
 
     def has_open(self) -> bool:
         """True if there are submissions whose end is not recorded."""

@@ -4,7 +4,6 @@ The job goes the way of every other: script, setup lines, container, output fold
 ends itself after that signal, about half a minute after its start.
 """
 
-import importlib
 import os
 import shutil
 import signal
@@ -12,47 +11,42 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from audiotok.errors import LaunchError
 from audiotok.files import read_json, write_json
 from audiotok.launchers.child import last_error
+from audiotok.launchers.engine import Check, Engine, Job, Level, Task
+from audiotok.launchers.profile import Profile
 from audiotok.status import TASK_FILE, State
-
-if TYPE_CHECKING:  # these need Dora, which the job must be able to report as missing
-    from audiotok.launchers.engine import Check
-    from audiotok.launchers.profile import Profile
 
 QUEUE_S, RUN_S, POLL_S = 300.0, 300.0, 2.0  # patience with the queue and with the job
 TIME_MIN, SIGNAL_S = 5, 150.0  # time limit of the job, and how long it waits for the signal
-IMPORTS = ("dora", "torch")
 REPORT_FILE = "trial.json"
 
 
-def try_job(profile: "Profile", root: Path) -> "Iterator[Check]":
+def try_job(open_engine: Callable[[Path], Engine], profile: Profile, root: Path) -> Iterator[Check]:
     """Submit the job, follow it, and cancel it if it does not end.
 
     Args:
+        open_engine: the engine of a folder.
         profile: what it requests, but for its time.
         root: the results folder, in which it gets a folder of its own; that stays if something fails.
 
     Raises:
         LaunchError: if the job could not be cancelled.
     """
-    from audiotok.errors import LaunchError
-    from audiotok.launchers.engine import Check, Level, Task
-    from audiotok.launchers.lock import SubmitLock
-    from audiotok.launchers.slurm.engine import SlurmEngine
-    from audiotok.launchers.slurm.submissions import SubmissionBook
-
     root.mkdir(parents=True, exist_ok=True)
     home = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root)).absolute()
     experiment = home / "xps" / "trial"
     experiment.mkdir(parents=True)
-    engine = SlurmEngine("audiotok-doctor", SubmissionBook(home), SubmitLock(home / "lock"))
+    engine = open_engine(home)
     minutes = min(int(profile.time), TIME_MIN)
+    # So the signal comes as soon as SLURM looks at time limits, twice a minute.
     short = replace(profile, time=minutes, signal_s=60 * minutes - 1, max_num_timeout=0)
     command = (sys.executable, "-u", "-m", "audiotok.launchers.slurm.trial", str(experiment))
     try:
@@ -61,9 +55,9 @@ def try_job(profile: "Profile", root: Path) -> "Iterator[Check]":
         shutil.rmtree(home)
         yield Check.fail("try:submit", str(error), f"see the lines above, and {profile.file}")
         return
-    yield Check.ok("try:submit", f"job {job.job_id} is accepted; waiting for its start, {QUEUE_S:.0f} s at most")
     failed = False
     try:
+        yield Check.ok("try:submit", f"job {job.job_id} is accepted; waiting for its start, {QUEUE_S:.0f} s at most")
         for check in _follow(engine, job, profile):
             failed |= check.verdict is not Level.OK
             yield check
@@ -75,53 +69,40 @@ def try_job(profile: "Profile", root: Path) -> "Iterator[Check]":
             shutil.rmtree(home, ignore_errors=True)
 
 
-def _follow(engine: Any, job: Any, profile: "Profile") -> "Iterator[Check]":
-    """Wait for the job and judge it step by step."""
-    from audiotok.launchers.engine import Check
-
-    began, deadline = time.monotonic(), time.monotonic() + QUEUE_S
-    started, verdict = None, engine.verdict(job)
+def _follow(engine: Engine, job: Job, profile: Profile) -> Iterator[Check]:
+    """Wait for the end of the job, then judge it step by step."""
+    began, started, verdict = time.monotonic(), False, engine.verdict(job)
+    deadline = began + QUEUE_S
     while verdict.state.live and time.monotonic() < deadline:
         time.sleep(POLL_S)
         engine.refresh()
         verdict = engine.verdict(job)
-        if started is None and verdict.state is not State.PENDING and not engine.failure:
-            started = time.monotonic()
-            deadline = started + RUN_S
-            yield Check.ok("try:queue", f"it started within {started - began:.0f} s")
-    if verdict.state is State.PENDING:
+        if not started and verdict.state is not State.PENDING and not engine.failure:
+            started, deadline = True, time.monotonic() + RUN_S
+            yield Check.ok("try:queue", f"it started within {time.monotonic() - began:.0f} s")
+    if not started:
         found = f"it has not started within {QUEUE_S:.0f} s ({verdict.reason or 'no reason given'}); it is cancelled"
         yield Check.warn("try:queue", found, "try again later, or request less")
         return
     report, advice = read_json(job.folder / REPORT_FILE), f"correct {profile.file}; the log of the job is {job.log}"
     if report is None and not job.log.exists():
-        found = (
-            f"{job.log} is not here after {verdict.state}: the nodes do not see this folder, or did not start the job"
-        )
+        found = f"{job.log} is not here ({verdict.state}): the nodes do not see this folder, or did not start the job"
         yield Check.fail("try:output", found, "set output_dir in the profile to a folder that all nodes see")
         return
     if report is None:
         found = last_error(job.log) or f"{verdict.state} {verdict.reason}, and the log is empty"
-        yield Check.fail("try:start", found, f"{advice} (setup, container, python)")
+        yield Check.fail("try:start", found, f"setup, container or python: {advice}")
         return
     yield Check.ok("try:start", f"setup and {report['python']} on {report['host']}")
     yield Check.ok("try:output", f"what the job has written into {job.folder.parents[2]} is seen here")
-    wrong = [f"{name} ({found})" for name, found in report["imports"].items() if not found.startswith("version ")]
-    if wrong:
-        yield Check.fail("try:python", f"{report['python']} cannot import {', '.join(wrong)}", advice)
+    if profile.gpus and not report["gpus"]:
+        yield Check.fail("try:torch", f"the profile requests {profile.gpus} GPUs, torch sees none there", advice)
     else:
-        listed = ", ".join(f"{name} {found.removeprefix('version ')}" for name, found in report["imports"].items())
-        yield Check.ok("try:python", listed)
-    if profile.gpus and report["gpus"] == 0 and not wrong:
-        yield Check.fail("try:gpus", f"the profile requests {profile.gpus}, torch sees none there", advice)
+        yield Check.ok("try:torch", f"it can be imported and sees {report['gpus']} GPUs")
     state = (read_json(job.folder / TASK_FILE) or {}).get("state")
     if state == State.TIMEOUT:
-        by = (
-            "the job itself"
-            if report["scontrol"]
-            else "the script of the job, as there is no scontrol where Python runs"
-        )
-        yield Check.ok("try:signal", f"it came ahead of the time limit; jobs are queued again by {by}")
+        by = "the job itself" if report["scontrol"] else "its script, as there is no scontrol where Python runs"
+        yield Check.ok("try:signal", f"it came ahead of the time limit; a job is queued again by {by}")
     else:
         found = f"no signal ahead of the time limit within {SIGNAL_S:.0f} s: the job ended {state or verdict.state}"
         yield Check.fail("try:signal", found, f"without it no checkpoint is written at the time limit: {advice}")
@@ -131,16 +112,9 @@ def main(folder: Path) -> int:
     """Run in the job: report what is there, then wait for the signal; returns the exit code."""
     stops: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stops.append(number))
-    report: dict[str, Any] = {"python": sys.executable, "host": socket.gethostname(), "gpus": None}
-    report |= {"scontrol": shutil.which("scontrol"), "imports": {}}
-    for name in IMPORTS:
-        try:
-            module = importlib.import_module(name)
-            report["imports"][name] = f"version {getattr(module, '__version__', 'unknown')}"
-            if name == "torch":
-                report["gpus"] = module.cuda.device_count()
-        except Exception as error:  # whatever a broken installation raises
-            report["imports"][name] = f"{type(error).__name__}: {error}"
+    report: dict[str, Any] = {"python": sys.executable, "host": socket.gethostname()}
+    # One that cannot be imported is the last error of the log. Only here, as launchers need no torch.
+    report |= {"scontrol": shutil.which("scontrol"), "gpus": import_module("torch").cuda.device_count()}
     if os.environ.get("RANK", "0") == "0":
         write_json(folder / REPORT_FILE, report)
     deadline = time.monotonic() + SIGNAL_S

@@ -118,12 +118,12 @@ def test_a_job_in_a_container_goes_on_after_its_time_limit(
 
 def test_doctor_tries_the_profile(cluster: TestCluster, project: TinyProject, container: Path) -> None:
     code, found = doctor(project, "+slurm.container={image: image.sif, runtime: apptainer}")
-    steps = ["submit", "queue", "start", "output", "python", "signal"]
+    steps = ["submit", "queue", "start", "output", "torch", "signal"]
     assert [found[f"try:{step}"][0] for step in steps] == ["ok"] * 6, found
     assert not [name for name, (verdict, _) in found.items() if verdict == "fail"], found
     assert code == 0 and found["container"] == ("ok", "here: image.sif")
     assert str(container / "bin" / "python3") in found["try:start"][1]
-    assert "the script of the job" in found["try:signal"][1]
+    assert "by its script" in found["try:signal"][1]
     assert not list(project.outputs.glob(".doctor-*")) and not cluster.jobs("PENDING", "RUNNING")
 
     code, found = doctor(project, "+slurm.setup=[echo here, module load cuda]")

@@ -14,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from audiotok.cli import main
+from audiotok.cli.entry_point import entry_point
 from audiotok.launchers import doctor
 from audiotok.launchers.child import run_command as ask
 from audiotok.launchers.doctor import _bounded
@@ -36,7 +37,11 @@ ping) echo 'Slurmctld(primary) at head is UP';;
 esac""",
     "sinfo": f"cat <<'EOF'\n{NODES}EOF",
     "sacct": "",
-    "sacctmgr": "echo 'music|normal,high'; echo 'other|low'",
+    "sacctmgr": """case "$*" in
+*associations*) echo 'music|normal,high|normal|||'; echo 'other|low|low|9||';;
+*clusters*) echo site; echo elsewhere;;
+*) echo 'normal|||'; echo 'high|4|2|00:10:00'; echo 'low|5||';;
+esac""",
     "sbatch": "echo 'sbatch: Job 7 to start at 2026-01-01T00:00:00 using 8 processors on nodes n1' >&2",
     "srun": "",
     "squeue": "",
@@ -91,7 +96,7 @@ def test_a_cluster(machine: Callable[..., Path]) -> None:
     machine(**CLUSTER)
     found = verdicts(doctor.examine())
     assert not [check for check in found.values() if check.verdict is Level.FAIL]
-    assert list(found)[5:11] == ["commands", "slurmctld", "accounting", "partition", "arrays", "job"]
+    assert list(found)[5:12] == ["commands", "slurmctld", "accounting", "partition", "limits", "arrays", "job"]
     assert "24.11.5" in found["slurmctld"].found
     assert found["partition"].found == "main; at most 1-00:00:00, 2 nodes"
     assert found["arrays"].found == "up to 1001 jobs each, 64 of them at once"
@@ -177,16 +182,79 @@ def test_whether_the_profile_fits_the_partition(
         assert "config/cluster/site.yaml" in check.advice
 
 
+HIGH = "qos high: at most 4 submitted jobs; qos high: at most 2 running jobs; qos high: at most 00:10:00 for a job"
+
+
 @pytest.mark.parametrize(
-    ("account", "qos", "verdict"),
-    [("music", "high", "ok"), ("music", "low", "fail"), ("film", None, "fail"), (None, "low", "ok")],
+    ("account", "qos", "verdict", "limits"),
+    [
+        ("music", "high", "ok", HIGH),
+        ("music", "low", "fail", "qos low: at most 5 submitted jobs"),
+        ("film", None, "fail", ""),
+        (None, "low", "ok", "account other: at most 9 submitted jobs; qos low: at most 5 submitted jobs"),
+        (None, None, "", "account other: at most 9 submitted jobs; qos low: at most 5 submitted jobs"),
+        ("music", None, "ok", ""),
+    ],
 )
-def test_account_and_qos(machine: Callable[..., Path], account: str | None, qos: str | None, verdict: str) -> None:
+def test_account_and_qos(
+    machine: Callable[..., Path], account: str | None, qos: str | None, verdict: str, limits: str
+) -> None:
     machine(**CLUSTER)
-    check = doctor_slurm._check_association(Profile(account=account, qos=qos))
-    assert check.verdict == verdict
+    profile = Profile(account=account, qos=qos, time=10)
+    found = verdicts(doctor_slurm._check_account(profile))
+    assert (found["account"].verdict if verdict else "") == verdict
+    assert ("limits" in found) == bool(limits)
+    assert not limits or found["limits"] == Check.ok(
+        "limits", f"{limits}; what is beyond is submitted as there is room"
+    )
     machine(sacctmgr="")
-    assert doctor_slurm._check_association(Profile(account=account, qos=qos)).verdict is Level.WARN
+    found = verdicts(doctor_slurm._check_account(profile))
+    assert [check.verdict for check in found.values()] == [Level.WARN] * bool(verdict)
+
+
+def test_a_time_that_the_qos_does_not_allow(machine: Callable[..., Path]) -> None:
+    machine(**CLUSTER)
+    check = verdicts(doctor_slurm._check_account(Profile(account="music", qos="high", time=11)))["limits"]
+    assert check.verdict is Level.FAIL and "time=11 min is above them" in check.found and "00:10:00" in check.found
+
+
+def test_files_that_the_profile_names(machine: Callable[..., Path], tmp_path: Path) -> None:
+    machine(**CLUSTER)
+    (tmp_path / "here.sh").touch()
+    named = [f"source {tmp_path}/here.sh", f". '{tmp_path}/here.sh' && true", "source $HOME/x.sh", "echo . /nowhere/y"]
+    profile = Profile.from_mapping(
+        {"setup": named, "container": {"image": "docker://a/b", "mounts": [f"{tmp_path}:/b"]}}
+    )
+    assert [check.verdict for check in doctor_slurm._check_files(profile)] == [Level.OK, Level.OK]
+    assert list(doctor_slurm._check_files(Profile())) == []
+    wrong = {
+        "setup": ["true", "source /nowhere/x.sh  # y"],
+        "container": {"image": "/nowhere/a.sif", "mounts": ["/no"]},
+    }
+    found = verdicts(doctor_slurm.check_slurm(Profile.from_mapping(wrong, cluster="site")))
+    assert found["setup"].found == "not here: /nowhere/x.sh"
+    assert found["container"].found == "not here: /no, /nowhere/a.sif"
+    for key in ("setup", "container"):
+        assert found[key].verdict is Level.FAIL and f"correct {key} in " in found[key].advice
+        assert "config/cluster/site.yaml" in found[key].advice and "doctor --try" in found[key].advice
+
+
+@pytest.mark.parametrize(
+    ("clusters", "verdict"), [("site", "ok"), ("elsewhere,site", "ok"), ("all", "ok"), ("site,gone", "fail")]
+)
+def test_clusters_that_the_profile_names(machine: Callable[..., Path], clusters: str, verdict: str) -> None:
+    machine(**CLUSTER)
+    check = verdicts(doctor_slurm.check_slurm(Profile.from_mapping({"sbatch": {"clusters": clusters}})))["clusters"]
+    assert check.verdict == verdict
+    assert verdict == "ok" or (check.found == "no cluster gone" and "there are: elsewhere, site" in check.advice)
+
+
+def test_variables_that_go_into_each_job(machine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(**CLUSTER)
+    monkeypatch.setenv("SBATCH_PARTITION", "gpu")
+    check = verdicts(doctor_slurm.check_slurm(Profile()))["variables"]
+    assert check.verdict is Level.WARN and "SBATCH_PARTITION=gpu" in check.found
+    assert "variables" not in verdicts(doctor_slurm.check_slurm(Profile(partition="main")))
 
 
 def test_arrays_beyond_the_cluster(machine: Callable[..., Path]) -> None:
@@ -220,7 +288,15 @@ def test_a_profile_that_cannot_be_used(machine: Callable[..., Path], monkeypatch
     monkeypatch.setenv("AUDIOTOK_CLUSTER", "nope")
     assert "choose one of: cpu, default" in verdicts(doctor.examine())["cluster"].found
     monkeypatch.setenv("AUDIOTOK_LAUNCHER", "nope")
-    assert verdicts(doctor.examine())["launcher"].verdict is Level.FAIL
+    monkeypatch.delenv("AUDIOTOK_CLUSTER")
+    found = verdicts(doctor.examine(load=lambda overrides: entry_point(None).compose(overrides).cfg))
+    assert [name for name, check in found.items() if "nope" in check.found] == ["launcher"]  # once
+    assert found["launcher"].verdict is Level.FAIL and found["cluster"].verdict is Level.OK
+
+
+def test_a_trial_is_for_a_scheduler(machine: Callable[..., Path]) -> None:
+    machine()
+    assert "local needs none" in verdicts(doctor.examine(trial=True))["try"].found
 
 
 def test_nothing_is_waited_for_for_ever(machine: Callable[..., Path]) -> None:

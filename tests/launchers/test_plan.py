@@ -236,3 +236,14 @@ def test_numbers_for_people() -> None:
     assert [_hours(hours) for hours in (0.0, 1.25, 99.94, 12345.6)] == ["0", "1.25", "99.9", "12,346"]
     sizes = (0, 999, 1000, 2_500_000, 10**9, 10**13, 10**17)
     assert [_bytes(size) for size in sizes] == ["0 B", "999 B", "1 kB", "2.5 MB", "1 GB", "10 TB", "100,000 TB"]
+
+
+def test_what_comes_from_the_environment_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_RESERVATION", "course")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "5")  # the profile says how long
+    new, kept = _entry(tmp_path, 1, Action.NEW), _entry(tmp_path, 2, Action.KEEP, state="RUNNING")
+    plan = _plan(tmp_path, new, kept)
+    assert "\nfrom the environment: SBATCH_RESERVATION=course\n" in plan_text(plan)
+    assert plan.as_json()["environment"] == {"SBATCH_RESERVATION": "course"}
+    for other in (_plan(tmp_path, new, launcher="local"), _plan(tmp_path, kept)):
+        assert "environment" not in plan_text(other)

@@ -81,6 +81,20 @@ def test_an_unknown_key_lists_the_valid_ones_the_nearest_first(key: str, nearest
         ("setup", ["cat <<EOF"], "go on in the line after it"),
         ("srun_args", ["--mpi=none\n"], "a list of arguments"),
         ("python", " ", "starts Python"),
+        ("container", {"mounts": ["/a"]}, "of which image is needed"),
+        ("container", "a.sif", "image is needed"),
+        ("container", {"image": ""}, "image is needed"),
+        ("container", {"image": "--fakeroot"}, "image is needed"),
+        ("container", {"image": "a\nb"}, "image is needed"),
+        ("container", {"image": "a.sif", "mount": ["/a"]}, "mounts: "),
+        ("container", {"image": "a.sif", "mounts": "/a"}, "mounts: "),
+        ("container", {"image": "a.sif", "mounts": ["a:/b"]}, "mounts: "),
+        ("container", {"image": "a.sif", "mounts": ["/a,/b"]}, "mounts: "),
+        ("container", {"image": "a.sif", "mounts": ["/a:/b:ro:x"]}, "mounts: "),
+        ("container", {"image": "a.sif", "runtime": "docker"}, "apptainer or singularity or pyxis"),
+        ("gpu_option", "gpu", "one of: gres, gpus-per-node, gpus, none"),
+        ("cpu_option", "cpus", "one of: cpus-per-task, none"),
+        ("mem_option", "mem-per-node", "one of: mem, mem-per-cpu, mem-per-gpu, none"),
         ("sbatch", {"time": 5}, "those that other keys make"),
         ("sbatch", {"Mail-User": "me"}, "long names"),
         ("sbatch", {"reservation": "a\nb"}, "long names"),
@@ -104,7 +118,9 @@ def test_a_value_that_cannot_be_used_says_what_is_allowed(key: str, value: Any, 
 
 def test_null_is_none_where_that_makes_sense() -> None:
     plain = profile(setup=None, srun_args=None, dataset_paths=None, constraint=None, sbatch=None, output_dir=None)
-    assert plain == Profile()
+    assert plain == Profile() == profile(container=None, mem_option=None)
+    container = {"image": "a.sif", "mounts": None, "runtime": None}
+    assert profile(container=container).container == container
 
 
 @pytest.mark.parametrize(
@@ -139,6 +155,8 @@ def test_shape(values: dict[str, Any], shape: Shape) -> None:
         ({"time": 2, "signal_s": 120}, "less than the time limit"),
         ({"mem_gb": 100, "max_mem_gb": 50}, "a job requests 100 GB"),
         ({"mem_gb": 0, "max_mem_gb": 50}, "no memory is requested"),
+        ({"mem_option": "none", "max_mem_gb": 50}, "no memory is requested"),
+        ({"mem_option": "mem-per-cpu", "cpu_option": "none"}, "the cores are not known"),
     ],
 )
 def test_values_that_do_not_go_together(values: dict[str, Any], said: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess as sp
 import sys
@@ -14,7 +15,15 @@ from typing import Any
 import pytest
 
 from audiotok.launchers.child import Outcome
-from audiotok.launchers.slurm.inside import REFUSED, JobEnvironment, TaskFile, _address_of, _first_node, _stopped_by
+from audiotok.launchers.slurm.inside import (
+    REFUSED,
+    REQUEUE_CODE,
+    JobEnvironment,
+    TaskFile,
+    _address_of,
+    _first_node,
+    _stopped_by,
+)
 from audiotok.launchers.slurm.submissions import WITHDRAWN, claim
 from tests.fakes.tiny import REPOSITORY
 
@@ -117,6 +126,37 @@ def test_a_task_runs_its_line_and_says_so(tmp_path: Path) -> None:
     assert marker["started"] <= marker["updated"] <= time.time() and marker["ended"] >= marker["started"]
     assert not (job.folder / "rendezvous.txt").exists()
     assert job.calls == []  # SLURM is asked for nothing that one task needs not
+
+
+def test_the_interpreter_of_the_submitter_is_replaced_by_that_of_the_job(tmp_path: Path) -> None:
+    code = "import sys; print(sys.executable)"
+    for number, (submitter, first, code_expected) in enumerate((
+        ("/login/python", "/login/python", 0),
+        (None, sys.executable, 0),  # submitted by an earlier version
+        ("/login/python", "/login/other", 1),
+    )):  # fmt: skip
+        (tmp_path / str(number)).mkdir()
+        job = Job(tmp_path / str(number), [first, "-c", code])
+        lines = (job.token / "tasks.jsonl").read_text().splitlines()
+        line = {**json.loads(lines[1]), **({"python": submitter} if submitter else {})}
+        (job.token / "tasks.jsonl").write_text(f"{lines[0]}\n{json.dumps(line)}\n")
+        assert job.run() == code_expected
+        assert ((job.root / "log0").read_text() == f"{sys.executable}\n") == (code_expected == 0)
+
+
+def test_a_job_without_scontrol_leaves_the_requeue_to_its_script(tmp_path: Path) -> None:
+    (tmp_path / "container").mkdir()
+    for name in ("sh", "sleep", "touch"):
+        (tmp_path / "container" / name).symlink_to(str(shutil.which(name)))
+    for number, (stop, state, timeouts) in enumerate(
+        ((signal.SIGUSR2, "REQUEUED", 1), (signal.SIGTERM, "PREEMPTED", 0))
+    ):
+        (tmp_path / str(number)).mkdir()
+        job = Job(tmp_path / str(number), ["sh", "-c", STOPS])
+        process = job.start(PATH=str(tmp_path / "container"))
+        job.stop(process, stop)
+        assert process.wait(20) == REQUEUE_CODE
+        assert (job.folder / "checkpoint").exists() and job.told("state", "timeouts") == (state, timeouts)
 
 
 @pytest.mark.parametrize(
