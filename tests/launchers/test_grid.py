@@ -65,6 +65,9 @@ def test_links_of_a_grid_survive_a_move(slurm_project: TinyProject, tmp_path: Pa
     assert len(links) == 4 and all(not link.readlink().is_absolute() and link.is_dir() for link in links)
     links[0].unlink()
     links[0].symlink_to(slurm_project.outputs / "xps" / links[0].name)  # as Dora itself makes them
+    jobs = [slurm_project.job(index=index) for index in range(1, 5)]
+    queue = "".join(f"{job['job_id']}|PENDING|Priority|{job['token']}|{job['token']}\n" for job in jobs)
+    (Path(slurm_project.environ["FAKE_SLURM"]) / "squeue").write_text(queue)
     slurm_project.outputs.rename(tmp_path / "elsewhere")
     environ = {"AUDIOTOK_OUTPUT_DIR": str(tmp_path / "elsewhere")}
     said = slurm_project.dora("grid", "fleet", "--no_monitoring", environ=environ)
