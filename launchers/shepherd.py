@@ -10,6 +10,7 @@ import os
 import sys
 import uuid
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +24,9 @@ from dora.shep import Sheep, Shepherd, no_log
 from dora.xp import XP
 
 from audiotok.errors import ConfigError, LaunchError
-from audiotok.experiments.frozen import FROZEN_FILE
+from audiotok.experiments.frozen import FROZEN_FILE, Experiment, freeze, retry_mode
 from audiotok.files import write_symlink
-from audiotok.launchers.decide import RETRY_VARIABLE, Action, Decision, decide, previous_job
+from audiotok.launchers.decide import Action, Decision, decide, previous_job
 from audiotok.launchers.engine import Engine, Job, Task, job_of
 from audiotok.launchers.local.engine import LocalEngine
 from audiotok.launchers.lock import SubmitLock
@@ -308,6 +309,9 @@ class GridShepherd(Shepherd):
         for request in left:  # what requests the same resources may share an array
             key = [request.group, request.decision.mem_factor, asdict(request.profile)]
             groups.setdefault(json.dumps(key, default=str), []).append(request)
+        changes = Counter(str(request.decision.change) for request in left if request.decision.change)
+        for text, number in changes.items():
+            self.log(f"{text[0].upper()}{text[1:]} ({number} experiment{'s' * (number > 1)})")
         waiting = len(left)
         with _clone_of_code(self.main, [request.sheep for request in left]) as clone:
             for group in groups.values():
@@ -368,9 +372,13 @@ class GridShepherd(Shepherd):
         return True
 
     def _decide(self, sheep: GridSheep, profile: Profile, rules: SubmitRules) -> Decision:
-        force = os.environ.get(RETRY_VARIABLE, "").strip() == "force"
+        verdict, change = sheep.verdict(), None
+        force = retry_mode(os.environ) == "force"
         previous: Mapping[str, Any] = {} if sheep.job is None else previous_job(sheep.xp.folder)
-        return decide(sheep.verdict(), rules, previous, profile, force=force)
+        stays = verdict is not None and not verdict.state.failed  # spares reading the frozen files of a whole grid
+        if hasattr(self.main, "change") and (not stays or rules.replace or rules.replace_done or rules.update):
+            change = self.main.change(sheep.xp)
+        return decide(verdict, rules, previous, profile, force=force, change=change)
 
     def _try_to_cancel(self, jobs: Sequence[Job]) -> None:
         """Cancel jobs; one that cannot be cancelled does not prevent the rest of a commit."""
@@ -423,6 +431,9 @@ def _task(main: DecoratedMain, request: _Request, clone: Path | None) -> Task:
     """Make the folder of an experiment; returns what runs in it."""
     xp = request.sheep.xp
     main.init_xp(xp)
+    if request.decision.change is not None and request.decision.change.anew:
+        assert isinstance(xp, Experiment)
+        freeze(xp, anew=True)
     if clone is not None:
         git_save.assign_clone(xp, clone)
     module = ["-P", main.package, "--main_module", main.main_module]

@@ -145,6 +145,42 @@ def test_a_configuration_edited_while_a_job_waits_does_not_reach_it(house: House
     assert frozen["cfg"]["children"] == 0 and "new" not in frozen["cfg"]
 
 
+def test_a_mistake_that_was_frozen_can_be_mended(house: House) -> None:
+    """Experiment 1 has not trained when the configuration is right again, experiment 2 has."""
+    project = house.project
+    config = project.folder / "tinyxp" / "config" / "config.yaml"
+    right = config.read_text()
+    config.write_text(right.replace("data: there", "data: nowhere"))
+    project.many(1, **SHORT)
+    project.wait(lambda: project.verdicts(1) == ["FAILED"])
+    assert "bad data" in project.many(1, "--retry", "--dry_run", **SHORT)  # nothing has changed
+    config.write_text(right)
+    runs = [{"index": 1}, {"index": 2, "faults": 1}]
+    project.many(runs, **SHORT)
+    project.wait(lambda: has_begun(project, 2) and runs_of(project.experiment(index=2))[0]["to"][0] == 1)
+    info(project, 2, "-C")
+    project.wait(lambda: project.verdicts(2) == ["FAILED", "CANCELLED"])
+    config.write_text(right.replace("children: 0", "children: 1"))
+    first, second = (project.experiment(index=index) for index in (1, 2))
+    before = (first / "frozen.json").read_text()
+
+    said = project.many(runs, "--retry", "--dry_run", **SHORT)
+    assert "2 retry" in said and (first / "frozen.json").read_text() == before
+    assert 'children: 0 → 1, data: "nowhere" → "there"; freezes anew' in said
+    assert "children: 0 → 1; it has trained" in said and "AUDIOTOK_RETRY=today" in said
+    said = project.many(runs, "--retry", **SHORT)
+    assert 'data: "nowhere" → "there"; freezes anew (1 experiment)' in said and "it has trained" in said
+    project.wait(lambda: project.verdicts(2) == ["COMPLETED"] * 2)
+    assert (first / "frozen.1.json").read_text() == before and not (second / "frozen.1.json").exists()
+    frozen = [json.loads((folder / "frozen.json").read_text())["cfg"] for folder in (first, second)]
+    assert [cfg["children"] for cfg in frozen] == [1, 0] and frozen[0]["data"] == "there"
+
+    said = project.many(runs, "--replace_done", environ={"AUDIOTOK_RETRY": "today"}, **SHORT)
+    assert "children: 0 → 1; freezes anew (1 experiment)" in said
+    assert json.loads((second / "frozen.json").read_text())["cfg"]["children"] == 1
+    project.wait(lambda: project.verdicts(2) == ["COMPLETED"] * 2)
+
+
 def test_the_daemon_of_the_queue_is_killed(house: House) -> None:
     """Jobs that run go on, those that wait wait, and nothing is told that is not so."""
     project = house.project
