@@ -26,7 +26,7 @@ _BLOCKING_KINDS = {"config": "bad configuration", "data": "bad data", "diverged"
 
 # Fields of a profile that describe the site, the command or later jobs, not what an existing job requested.
 _NOT_REQUESTED = frozenset((
-    "array_parallelism", "cluster", "comment", "dataset_paths", "dependents", "max_array_size", "max_mem_gb",
+    "array_parallelism", "cluster", "code", "comment", "dataset_paths", "dependents", "max_array_size", "max_mem_gb",
     "max_num_timeout", "oom_mem_factor", "output_dir",
 ))  # fmt: skip
 

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dora import git_save
 from dora.conf import SlurmConfig, SubmitRules
 from dora.main import DecoratedMain
 from dora.shep import Sheep, Shepherd, no_log
@@ -25,6 +24,7 @@ from dora.xp import XP
 
 from audiotok.errors import ConfigError, LaunchError
 from audiotok.experiments.frozen import FROZEN_FILE, Experiment, freeze, retry_mode
+from audiotok.experiments.snapshot import Snapshot, take_snapshot
 from audiotok.files import write_symlink
 from audiotok.launchers.decide import Action, Decision, decide, previous_job
 from audiotok.launchers.engine import Engine, Job, Task, job_of
@@ -241,6 +241,10 @@ class GridShepherd(Shepherd):
         requests = [request for request in requests if request.decision.action.submits]
         if not cancels and not requests:
             return
+        if requests and self.main.dora.git_save:
+            raise ConfigError(
+                "dora.git_save=true: leave it out; jobs run a snapshot of the code by `code` of the profile."
+            )
         with self.lock.hold():
             self._try_to_cancel(cancels)
             if requests:
@@ -313,18 +317,18 @@ class GridShepherd(Shepherd):
         for text, number in changes.items():
             self.log(f"{text[0].upper()}{text[1:]} ({number} experiment{'s' * (number > 1)})")
         waiting = len(left)
-        with _clone_of_code(self.main, [request.sheep for request in left]) as clone:
-            for group in groups.values():
-                waiting -= len(group)
-                try:
-                    self._submit_group(engine, group, clone)
-                except LaunchError as error:
-                    more = f" Nor were {waiting} that request other resources." if waiting else ""
-                    raise LaunchError(f"{error}{more}") from error
+        code = take_snapshot(self.main, self.log) if any(one.profile.code == "snapshot" for one in left) else None
+        for group in groups.values():
+            waiting -= len(group)
+            try:
+                self._submit_group(engine, group, code if group[0].profile.code == "snapshot" else None)
+            except LaunchError as error:
+                more = f" Nor were {waiting} that request other resources." if waiting else ""
+                raise LaunchError(f"{error}{more}") from error
 
-    def _submit_group(self, engine: Engine, requests: Sequence[_Request], clone: Path | None) -> None:
+    def _submit_group(self, engine: Engine, requests: Sequence[_Request], code: Snapshot | None) -> None:
         try:
-            tasks = [_task(self.main, request, clone) for request in requests]
+            tasks = [_task(self.main, request, code) for request in requests]
         except OSError as error:
             none = f"none of these {len(requests)} was submitted"
             raise LaunchError(f"cannot write the folders of experiments ({error}); {none}.") from error
@@ -427,34 +431,23 @@ def _bare_xp(main: DecoratedMain, sig: str, argv: Sequence[str], delta: Sequence
     return xp
 
 
-def _task(main: DecoratedMain, request: _Request, clone: Path | None) -> Task:
+def _task(main: DecoratedMain, request: _Request, code: Snapshot | None) -> Task:
     """Make the folder of an experiment; returns what runs in it."""
     xp = request.sheep.xp
     main.init_xp(xp)
     if request.decision.change is not None and request.decision.change.anew:
         assert isinstance(xp, Experiment)
         freeze(xp, anew=True)
-    if clone is not None:
-        git_save.assign_clone(xp, clone)
-    module = ["-P", main.package, "--main_module", main.main_module]
+    words: tuple[str, ...] = ("-P", "-m", "audiotok.experiments.job", f"{main.package}.{main.main_module}")
+    if code is None:
+        words = ("-m", "dora", "-P", main.package, "--main_module", main.main_module, "run", "--")
     return Task(
         sig=xp.sig,
         name=main.get_name(xp),
         folder=Path(xp.folder).absolute(),
-        command=(sys.executable, "-m", "dora", *module, "run", "--", *xp.argv),
+        command=(sys.executable, *words, *xp.argv),
         cwd=Path.cwd(),
         mem_factor=request.decision.mem_factor,
+        environ={} if code is None else code.environ,
+        code=None if code is None else code.as_json(),
     )
-
-
-@contextmanager
-def _clone_of_code(main: DecoratedMain, sheeps: Sequence[GridSheep]) -> Iterator[Path | None]:
-    """With `dora.git_save`, a clone of the repository, which is the working folder of the block; else None."""
-    if not sheeps or not sheeps[0].xp.dora.git_save:
-        yield None
-        return
-    if main.dora.local_code:
-        raise ConfigError("dora.local_code=true is not known to these launchers; leave it out, git_save is enough.")
-    clone = git_save.get_new_clone(main)
-    with git_save.enter_clone(clone):
-        yield clone

@@ -94,9 +94,10 @@ class LocalEngine:
                     time_s=profile.time * 60.0,
                     checkpoint_s=profile.signal_s,
                     max_num_timeout=profile.max_num_timeout,
+                    code=None if task.code is None else dict(task.code),
                     **share,
                 )
-                self.store.add(record, {**os.environ, **profile.environment()})
+                self.store.add(record, {**os.environ, **profile.environment(), **task.environ})
                 self._live[record.job_id] = _verdict(record)
                 jobs.append(Job(task.folder, record.to_json()))
             ensure(self.store)

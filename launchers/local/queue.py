@@ -65,6 +65,7 @@ class JobRecord:
     pid: int | None = None
     lock: str = ""
     launcher: str = "local"
+    code: dict[str, str] | None = None  # the snapshot that it runs
     cancelled: float | None = None  # when one of our commands cancelled it
 
     @property

@@ -13,8 +13,9 @@ import shlex
 import shutil
 import subprocess as sp
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import submitit
@@ -40,14 +41,19 @@ _OF_A_JOB = re.compile(r"SLURM_(?!CONF$|CONF_SERVER$|JWT$|CLUSTERS$|CLUSTER_NAME
 logger = logging.getLogger(__name__)
 
 
-def _make_parameters(profile: Profile, name: str, *, mem_factor: float = 1.0) -> dict[str, Any]:
+def _make_parameters(
+    profile: Profile, name: str, *, mem_factor: float = 1.0, environ: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Parameters of submitit's SlurmExecutor for a job of this profile, see `make_script`."""
     profile.check()
     shape, memory = profile.shape(), profile.node_mem_mb(mem_factor)
     gres = ":".join(filter(None, ("gpu", profile.gpu_type, str(shape.gpus_per_node))))
     chdir = profile.container_chdir if profile.force_chdir is None else profile.force_chdir
     container = ["--container-workdir", str(Path.cwd())] if chdir else []
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in sorted(profile.environment().items())]
+    variables = sorted({**profile.environment(), **environ}.items())
+    # What setup lines have put into PYTHONPATH stays, behind ours.
+    also = {"PYTHONPATH": "${PYTHONPATH:+:$PYTHONPATH}"}
+    exports = [f"export {key}={shlex.quote(value)}{also.get(key, '')}" for key, value in variables]
     parameters: dict[str, Any] = {
         "job_name": name,
         "comment": f"{name} {profile.comment or ''}".strip(),  # sites cut the names of jobs short
@@ -82,6 +88,7 @@ def make_script(
     *,
     array: int | None = None,
     mem_factor: float = 1,
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The script, to the letter, that `SbatchExecutor.submit` gives to sbatch.
 
@@ -93,11 +100,12 @@ def make_script(
         command: words for Python.
         array: number of jobs of the array, None for a single job.
         mem_factor: how many times the memory of the profile, at most its `max_mem_gb`.
+        environ: more variables of the job than those of the profile.
 
     Raises:
         ConfigError: if the profile holds a value that cannot be used.
     """
-    parameters = _make_parameters(profile, name, mem_factor=mem_factor)
+    parameters = _make_parameters(profile, name, mem_factor=mem_factor, environ=environ)
     return str(_make_sbatch_string(_python_command(profile, command), folder, map_count=array, **parameters))
 
 
@@ -116,6 +124,7 @@ def send(
     *,
     array: int | None = None,
     mem_factor: float = 1.0,
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> Sent:
     """Submit the script of `make_script`, whose arguments these are.
 
@@ -125,7 +134,7 @@ def send(
         NoAnswerError: if it gave no sensible answer, and may have the job: query squeue by name.
         LaunchError: if SLURM refuses the job, or there is no SLURM here.
     """
-    executor = SbatchExecutor(folder, profile, name, mem_factor=mem_factor)
+    executor = SbatchExecutor(folder, profile, name, mem_factor=mem_factor, environ=environ)
     try:
         return Sent(executor.submit(command, array=array))
     except LaunchError as error:
@@ -142,14 +151,22 @@ class SbatchExecutor(submitit.SlurmExecutor):
         LaunchError: if there is no SLURM on this machine.
     """
 
-    def __init__(self, folder: Path, profile: Profile, name: str, *, mem_factor: float = 1.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        profile: Profile,
+        name: str,
+        *,
+        mem_factor: float = 1.0,
+        environ: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise LaunchError("no sbatch or srun on PATH; set AUDIOTOK_LAUNCHER=local to run right here.")
         super().__init__(folder=folder, max_num_timeout=int(profile.max_num_timeout), python=profile.python)
         self.profile = profile
         self._array: int | None = None
         self._job_id: str | None = None
-        self.update_parameters(**_make_parameters(profile, name, mem_factor=mem_factor))
+        self.update_parameters(**_make_parameters(profile, name, mem_factor=mem_factor, environ=environ))
 
     def submit(self, command: Sequence[str], *, array: int | None = None) -> str:  # type: ignore[override]
         """Submit one job, or an array of so many whose jobs all run this command.

@@ -203,7 +203,7 @@ def test_update_replaces_what_was_submitted_with_other_parameters() -> None:
         assert decision.action is Action.REPLACE and "time 60 → 90" in decision.reason
         assert _decide(state, SubmitRules(update=True), previous, then).action is Action.KEEP
         assert _decide(state, NO_RULES, previous, now).action is Action.KEEP
-    only_site = Profile(time=60, array_parallelism=2, output_dir="elsewhere")
+    only_site = Profile(time=60, array_parallelism=2, output_dir="elsewhere", code="live")
     assert _decide("RUNNING", SubmitRules(update=True), previous, only_site).action is Action.KEEP
 
 
