@@ -74,7 +74,7 @@ def take_snapshot(main: DecoratedMain, log: Callable[[str], None]) -> Snapshot |
 
     Args:
         main: the entry point; the snapshot lies below its `dora.dir`.
-        log: for one line on what was left out.
+        log: for a line on what was too large or leads outside, and one on what was mended.
 
     Raises:
         LaunchError: if it is too large or cannot be written.
@@ -255,10 +255,9 @@ def _keep(store: Path, entries: dict[str, _Entry], left_out: list[str], log: Cal
         raise LaunchError(
             f"cannot keep the code in {store} ({error}); nothing was submitted: make room, {_LIVE}."
         ) from error
-    more = [f"and {len(left_out) - 5} more"] if len(left_out) > 5 else []
-    without = f"; left out: {', '.join(left_out[:5] + more)}" if left_out else ""
-    size = sum(len(entry.content) for entry in entries.values()) / 1e6
-    log(f"Jobs run the code as it is now, kept in {path} ({len(entries)} files, {size:.1f} MB){without}")
+    if left_out:
+        more = [f"and {len(left_out) - 5} more"] if len(left_out) > 5 else []
+        log(f"Left out of the code that jobs run ({path}): {', '.join(left_out[:5] + more)}")
     return path
 
 
