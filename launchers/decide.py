@@ -77,7 +77,7 @@ def decide(
         force: retry what would be blocked, too.
         change: of its configuration since it was frozen, where that matters.
     """
-    decision = _decide(verdict, rules, previous, profile, force=force, anew=change is not None and change.anew)
+    decision = _decide(verdict, rules, previous, profile, force, anew=change is not None and change.anew)
     is_kept = decision.action is Action.KEEP and verdict is not None and verdict.state.live
     if change is None or is_kept or decision.action is Action.REUSE:
         return decision
@@ -86,13 +86,7 @@ def decide(
 
 
 def _decide(
-    verdict: Verdict | None,
-    rules: SubmitRules,
-    previous: Mapping[str, Any],
-    profile: Profile,
-    *,
-    force: bool,
-    anew: bool,
+    verdict: Verdict | None, rules: SubmitRules, previous: Mapping[str, Any], profile: Profile, force: bool, anew: bool
 ) -> Decision:
     factor = _kept_factor(previous, profile)
     if verdict is None or verdict.state is State.NOT_STARTED:

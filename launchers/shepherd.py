@@ -242,9 +242,7 @@ class GridShepherd(Shepherd):
         if not cancels and not requests:
             return
         if requests and self.main.dora.git_save:
-            raise ConfigError(
-                "dora.git_save=true: leave it out; jobs run a snapshot of the code by `code` of the profile."
-            )
+            raise ConfigError("dora.git_save=true: leave it out; jobs run a snapshot of the code anyway.")
         with self.lock.hold():
             self._try_to_cancel(cancels)
             if requests:
@@ -313,8 +311,7 @@ class GridShepherd(Shepherd):
         for request in left:  # what requests the same resources may share an array
             key = [request.group, request.decision.mem_factor, asdict(request.profile)]
             groups.setdefault(json.dumps(key, default=str), []).append(request)
-        changes = Counter(str(request.decision.change) for request in left if request.decision.change)
-        for text, number in changes.items():
+        for text, number in Counter(str(one.decision.change) for one in left if one.decision.change).items():
             self.log(f"{text[0].upper()}{text[1:]} ({number} experiment{'s' * (number > 1)})")
         waiting = len(left)
         code = take_snapshot(self.main, self.log) if any(one.profile.code == "snapshot" for one in left) else None
@@ -376,8 +373,7 @@ class GridShepherd(Shepherd):
         return True
 
     def _decide(self, sheep: GridSheep, profile: Profile, rules: SubmitRules) -> Decision:
-        verdict, change = sheep.verdict(), None
-        force = retry_mode(os.environ) == "force"
+        verdict, change, force = sheep.verdict(), None, retry_mode(os.environ) == "force"
         previous: Mapping[str, Any] = {} if sheep.job is None else previous_job(sheep.xp.folder)
         stays = verdict is not None and not verdict.state.failed  # spares reading the frozen files of a whole grid
         if hasattr(self.main, "change") and (not stays or rules.replace or rules.replace_done or rules.update):

@@ -85,10 +85,11 @@ def take_snapshot(main: DecoratedMain, log: Callable[[str], None]) -> Snapshot |
     entries: dict[str, _Entry] = {}
     left_out: list[str] = []
     outputs = Path(main.dora.dir).resolve()
-    for start, example in ((own, file), (library, init)):
-        if _is_installed(start) or any(start.is_relative_to(tree) for tree in trees):
+    config = Path(getattr(main, "full_config_path", file.parent / "config"))
+    for start, example, presets in ((own, file, config), (library, init, init.parent / "config")):
+        if _is_installed(start) or _mapped(example, trees) in entries:
             continue
-        top, names = _listed(start, example, outputs)
+        top, names = _listed(start, example, presets, outputs)
         trees[top] = top.name if top.name not in trees.values() else f"{top.name}-{len(trees) + 1}"
         size = 0
         for name in names:
@@ -100,8 +101,7 @@ def take_snapshot(main: DecoratedMain, log: Callable[[str], None]) -> Snapshot |
                 raise _too_large(top, entries)
     if not trees:
         return None
-    config = getattr(main, "full_config_path", None)
-    if config is not None and own in trees and not _mapped(Path(config), trees):
+    if not _is_installed(own) and not _mapped(config, trees):
         where = f"{config}, which the experiments of {file} are composed from, lies outside of {own}"
         raise LaunchError(f"{where}: no snapshot of the code can hold it; put both into one git repository, {_LIVE}.")
     path = _keep(outputs / "code", entries, left_out, log)
@@ -117,17 +117,21 @@ def _is_installed(folder: Path) -> bool:
     return not {"site-packages", "dist-packages"}.isdisjoint(folder.parts)
 
 
-def _listed(start: Path, example: Path, outputs: Path) -> tuple[Path, list[str]]:
+def _listed(start: Path, example: Path, presets: Path, outputs: Path) -> tuple[Path, list[str]]:
     """The tree that the modules of a folder belong to, and the names of its files, sorted.
 
-    It is their git repository, if `example` is a file of it; else the folder itself.
+    It is their git repository, if `example` is a file of it; else the folder itself. Presets are in it even if git
+    ignores them, as one may ignore the profile of a cluster.
     """
-    top = _git(start, "rev-parse", "--show-toplevel").strip()
-    if top and Path(top).resolve() != Path.home().resolve():  # a home kept in git is more than a project
-        names = list(_git_files(Path(top).resolve()))
-        if example.relative_to(Path(top).resolve()).as_posix() in names:
-            return Path(top).resolve(), sorted(_without(names, Path(top).resolve(), outputs))
-    return start, sorted(_without(_walk(start, outputs), start, outputs))
+    own = sorted(presets.resolve().rglob("*.yaml"))
+    found = _git(start, "rev-parse", "--show-toplevel").strip()
+    top, names = Path(found).resolve(), list[str]()
+    if found and top != Path.home().resolve():  # a home that is kept in git is more than a project
+        names = list(_git_files(top))
+    if not names or example.relative_to(top).as_posix() not in names:
+        top, names = start, list(_walk(start, outputs))
+    names += [path.relative_to(top).as_posix() for path in own if path.is_relative_to(top)]
+    return top, sorted(_without(names, top, outputs))
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -218,7 +222,7 @@ def _too_large(top: Path, entries: dict[str, _Entry]) -> LaunchError:
 
 def _mapped(path: Path, trees: dict[Path, str]) -> str:
     """Where a path is in the snapshot, "" if it is not part of one of its trees."""
-    for tree, name in trees.items():
+    for tree, name in sorted(trees.items(), key=lambda one: -len(one[0].parts)):
         if path.resolve().is_relative_to(tree):
             return f"{name}/{path.resolve().relative_to(tree).as_posix()}".removesuffix("/.")
     return ""

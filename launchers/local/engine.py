@@ -94,7 +94,7 @@ class LocalEngine:
                     time_s=profile.time * 60.0,
                     checkpoint_s=profile.signal_s,
                     max_num_timeout=profile.max_num_timeout,
-                    code=None if task.code is None else dict(task.code),
+                    code=task.code,
                     **share,
                 )
                 self.store.add(record, {**os.environ, **profile.environment(), **task.environ})

@@ -15,7 +15,6 @@ import subprocess as sp
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import submitit
@@ -42,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def _make_parameters(
-    profile: Profile, name: str, *, mem_factor: float = 1.0, environ: Mapping[str, str] = MappingProxyType({})
+    profile: Profile, name: str, *, mem_factor: float = 1.0, environ: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Parameters of submitit's SlurmExecutor for a job of this profile, see `make_script`."""
     profile.check()
@@ -50,7 +49,7 @@ def _make_parameters(
     gres = ":".join(filter(None, ("gpu", profile.gpu_type, str(shape.gpus_per_node))))
     chdir = profile.container_chdir if profile.force_chdir is None else profile.force_chdir
     container = ["--container-workdir", str(Path.cwd())] if chdir else []
-    variables = sorted({**profile.environment(), **environ}.items())
+    variables = sorted({**profile.environment(), **(environ or {})}.items())
     # What setup lines have put into PYTHONPATH stays, behind ours.
     also = {"PYTHONPATH": "${PYTHONPATH:+:$PYTHONPATH}"}
     exports = [f"export {key}={shlex.quote(value)}{also.get(key, '')}" for key, value in variables]
@@ -88,7 +87,7 @@ def make_script(
     *,
     array: int | None = None,
     mem_factor: float = 1,
-    environ: Mapping[str, str] = MappingProxyType({}),
+    environ: Mapping[str, str] | None = None,
 ) -> str:
     """The script, to the letter, that `SbatchExecutor.submit` gives to sbatch.
 
@@ -124,7 +123,7 @@ def send(
     *,
     array: int | None = None,
     mem_factor: float = 1.0,
-    environ: Mapping[str, str] = MappingProxyType({}),
+    environ: Mapping[str, str] | None = None,
 ) -> Sent:
     """Submit the script of `make_script`, whose arguments these are.
 
@@ -151,22 +150,14 @@ class SbatchExecutor(submitit.SlurmExecutor):
         LaunchError: if there is no SLURM on this machine.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        profile: Profile,
-        name: str,
-        *,
-        mem_factor: float = 1.0,
-        environ: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, folder: Path, profile: Profile, name: str, **more: Any) -> None:
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise LaunchError("no sbatch or srun on PATH; set AUDIOTOK_LAUNCHER=local to run right here.")
         super().__init__(folder=folder, max_num_timeout=int(profile.max_num_timeout), python=profile.python)
         self.profile = profile
         self._array: int | None = None
         self._job_id: str | None = None
-        self.update_parameters(**_make_parameters(profile, name, mem_factor=mem_factor, environ=environ))
+        self.update_parameters(**_make_parameters(profile, name, **more))
 
     def submit(self, command: Sequence[str], *, array: int | None = None) -> str:  # type: ignore[override]
         """Submit one job, or an array of so many whose jobs all run this command.

@@ -130,11 +130,9 @@ class SubmissionBook:
             {"sig": t.sig, "name": t.name, "folder": str(t.folder.absolute()), "cwd": str(t.cwd), "command": t.command}
             for t in tasks
         ]
-        code = tasks[0].code  # of one launch, so of all
         content: dict[str, Any] = {"token": token, "user": user_and_host(), "uid": os.getuid(), "time": time.time()}
         content |= {"count": len(tasks), "array": len(tasks) > 1, "mem_factor": tasks[0].mem_factor}
-        content |= {"profile": asdict(profile), "job_id": None, "recorded": None}
-        content |= {"code": None if code is None else dict(code)}
+        content |= {"profile": asdict(profile), "code": tasks[0].code, "job_id": None, "recorded": None}
         submission = Submission(self.root / token, content, lines)
         submission.folder.mkdir(parents=True)
         write_text(submission.folder / TASKS_FILE, "".join(json.dumps(line) + "\n" for line in lines), sync=True)
@@ -188,8 +186,7 @@ class SubmissionBook:
     def _record_tasks(self, submission: Submission, submitted: float) -> "Iterator[Job]":
         from audiotok.launchers.engine import Job  # here, as it needs Dora, which a job must not import
 
-        kept = {name: submission.content[name] for name in ("user", "mem_factor", "profile")}
-        kept["code"] = submission.content.get("code")
+        kept = {name: submission.content.get(name) for name in ("user", "mem_factor", "profile", "code")}
         links = self.dora_dir / self.by_id
         links.mkdir(parents=True, exist_ok=True)
         for index, (task_id, folder) in enumerate(self.experiments(submission).items()):

@@ -117,6 +117,25 @@ def test_what_git_ignores_is_left_out_and_what_it_would_track_is_not(tmp_path: P
     assert taken.as_json() == {"sha": taken.path.name, "path": str(taken.path), "commit": taken.commit}
 
 
+def test_a_profile_that_git_ignores_is_kept(tmp_path: Path) -> None:
+    folder = project(tmp_path / "project", **{".gitignore": "mine.yaml\n"})
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    project(folder, **{"mycodec/config/cluster/mine.yaml": "", "mycodec/config/cluster/key.pem": "", "mine.yaml": ""})
+    assert kept(take(folder)) == {*CODE, ".gitignore", "mycodec/config/cluster/mine.yaml"}
+
+
+def test_a_checkout_of_the_library_that_the_repository_ignores_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project(tmp_path / "project", **{".gitignore": "libs\n", "libs/audiotok/__init__.py": "1"})
+    git(folder, "init", "-q")
+    monkeypatch.setattr(audiotok, "__file__", str(folder / "libs/audiotok/__init__.py"))
+    taken = take(folder)
+    assert kept(taken) == {*CODE, ".gitignore"} and kept(taken, "libs") == {"audiotok/__init__.py"}
+    assert str(taken.path / "libs") in taken.environ["PYTHONPATH"].split(os.pathsep)
+
+
 def test_a_project_that_its_repository_ignores_is_taken_by_itself(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     (tmp_path / ".gitignore").write_text("project\n")
