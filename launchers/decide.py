@@ -2,7 +2,8 @@
 
 An experiment without a job is new. One whose job waits, runs or may run is kept; one that has completed is reused.
 `--retry` submits again what failed, however it ended, with two exceptions: a run that diverged or met bad configuration
-or data would end the same way, and one that ran out of memory needs more. AUDIOTOK_RETRY=force retries those, too.
+or data would end the same way, and one that ran out of memory needs more. AUDIOTOK_RETRY=force retries those, too; so
+does a configuration that has changed since, if the experiment is frozen anew with it.
 """
 
 import dataclasses
@@ -14,18 +15,18 @@ from typing import Any
 
 from dora.conf import SubmitRules
 
+from audiotok.experiments.frozen import RETRY_VARIABLE, Change
 from audiotok.launchers.profile import Profile
 from audiotok.status import JOB_FILE, State, Verdict, read_json, read_status
 from audiotok.text import number_in
 
-RETRY_VARIABLE = "AUDIOTOK_RETRY"
 FORCE = f"{RETRY_VARIABLE}=force dora grid GRID --retry"
 # Values of `kind` in a `status.json` of failures that would occur again.
 _BLOCKING_KINDS = {"config": "bad configuration", "data": "bad data", "diverged": "diverged"}
 
 # Fields of a profile that describe the site, the command or later jobs, not what an existing job requested.
 _NOT_REQUESTED = frozenset((
-    "array_parallelism", "cluster", "comment", "dataset_paths", "dependents", "max_array_size", "max_mem_gb",
+    "array_parallelism", "cluster", "code", "comment", "dataset_paths", "dependents", "max_array_size", "max_mem_gb",
     "max_num_timeout", "oom_mem_factor", "output_dir",
 ))  # fmt: skip
 
@@ -54,10 +55,17 @@ class Decision:
     action: Action
     reason: str = ""  # empty where the action is clear by itself
     mem_factor: float = 1.0  # multiple of the profile's memory, for a job that is submitted
+    change: Change | None = None  # of the configuration since it was frozen
 
 
 def decide(
-    verdict: Verdict | None, rules: SubmitRules, previous: Mapping[str, Any], profile: Profile, *, force: bool = False
+    verdict: Verdict | None,
+    rules: SubmitRules,
+    previous: Mapping[str, Any],
+    profile: Profile,
+    *,
+    force: bool = False,
+    change: Change | None = None,
 ) -> Decision:
     """Decide about one experiment; reads and writes nothing.
 
@@ -67,7 +75,19 @@ def decide(
         previous: what is known of the latest job, see `previous_job`; empty without one.
         profile: what a job of it would request now.
         force: retry what would be blocked, too.
+        change: of its configuration since it was frozen, where that matters.
     """
+    decision = _decide(verdict, rules, previous, profile, force, anew=change is not None and change.anew)
+    is_kept = decision.action is Action.KEEP and verdict is not None and verdict.state.live
+    if change is None or is_kept or decision.action is Action.REUSE:
+        return decision
+    reason = "; ".join(filter(None, (decision.reason, str(change))))
+    return dataclasses.replace(decision, reason=reason, change=change)
+
+
+def _decide(
+    verdict: Verdict | None, rules: SubmitRules, previous: Mapping[str, Any], profile: Profile, force: bool, anew: bool
+) -> Decision:
     factor = _kept_factor(previous, profile)
     if verdict is None or verdict.state is State.NOT_STARTED:
         return Decision(Action.NEW)
@@ -80,9 +100,12 @@ def decide(
     if not rules.retry:
         return Decision(Action.KEEP, _with_reason(verdict.state, verdict.reason))
     if verdict.state is State.OUT_OF_MEMORY:
-        return _out_of_memory(previous, profile, factor, force=force)
+        decision = _out_of_memory(previous, profile, factor, force=force)
+        if decision.action is not Action.BLOCKED or not anew:
+            return decision
     kind = "diverged" if verdict.state is State.DIVERGED else _blocking_kind(previous)
-    if kind is not None and not force:
+    moved = kind == "data" and "dataset_paths" in _changed_fields(previous, profile)
+    if kind is not None and not (force or anew or moved):
         why = _with_reason(_BLOCKING_KINDS[kind], verdict.reason)
         return Decision(Action.BLOCKED, f"{why}; it would end so again: correct that, or `{FORCE}`")
     return Decision(Action.RETRY, _with_reason(verdict.state, verdict.reason), factor)

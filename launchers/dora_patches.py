@@ -38,6 +38,11 @@ class InfoShepherd(GridShepherd):
         if hasattr(self.main, "drift"):
             for line in self.main.drift(sheep.xp):
                 self.log(f"Configuration has changed since: {line}")
+        code = None if sheep.job is None else sheep.job.record.content.get("code")
+        if isinstance(code, dict):
+            commit, changes, _ = str(code.get("commit")).partition("-dirty")
+            commit = f" (commit {commit}{' with uncommitted changes' * bool(changes)})" if commit else ""
+            self.log(f"Code is {self.find_moved(Path(str(code.get('path'))))}{commit}")
         return sheep
 
 

@@ -36,6 +36,8 @@ class Task:
     command: tuple[str, ...]  # `dora run …`; the engine adds the environment of ranks and devices
     cwd: Path
     mem_factor: float = 1.0  # multiple of the profile's memory, above 1 after it ran out of memory
+    environ: Mapping[str, str] = field(default_factory=dict)  # variables of its processes, in place of ours
+    code: dict[str, str] | None = None  # the snapshot that it runs, for `job.json`
 
 
 @dataclass(frozen=True)

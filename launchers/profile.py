@@ -111,6 +111,7 @@ def _one_of(*words: str) -> _Rule:
 _COUNT, _FLAG = _whole(1), _Rule(lambda value: isinstance(value, bool), "true or false")
 _HOSTS = _Rule(_fits_nodelist, "names of nodes, such as n1,n[3-5]")
 _PYTHON = _Rule(lambda value: _is_line(value) and bool(value.strip()), "a command that starts Python")
+_CODE = _Rule(lambda value: value in ("snapshot", "live"), "snapshot or live")
 _SETUP = _lines("a list of shell lines, such as [module load cuda]")
 _SRUN_ARGS = _lines("a list of arguments of srun, such as [--mpi=none]")
 _SBATCH = _Rule(
@@ -191,6 +192,7 @@ class Profile(SlurmConfig):
     container: Annotated[dict[str, Any], _CONTAINER] = field(default_factory=dict)
     container_chdir: Annotated[bool, _FLAG] = SlurmConfig.container_chdir
     force_chdir: Annotated[bool | None, _FLAG] = SlurmConfig.force_chdir
+    code: Annotated[str, _CODE] = "snapshot"
     dependents: Annotated[int, _whole(0)] = SlurmConfig.dependents
     output_dir: Annotated[str, _FOLDER] = "outputs"
     dataset_paths: Annotated[dict[str, str], _PATHS] = field(default_factory=dict)

@@ -10,22 +10,23 @@ import os
 import sys
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dora import git_save
 from dora.conf import SlurmConfig, SubmitRules
 from dora.main import DecoratedMain
 from dora.shep import Sheep, Shepherd, no_log
 from dora.xp import XP
 
 from audiotok.errors import ConfigError, LaunchError
-from audiotok.experiments.frozen import FROZEN_FILE
+from audiotok.experiments.frozen import FROZEN_FILE, Experiment, freeze, retry_mode
+from audiotok.experiments.snapshot import Snapshot, take_snapshot
 from audiotok.files import write_symlink
-from audiotok.launchers.decide import RETRY_VARIABLE, Action, Decision, decide, previous_job
+from audiotok.launchers.decide import Action, Decision, decide, previous_job
 from audiotok.launchers.engine import Engine, Job, NoRoomError, Task, job_of
 from audiotok.launchers.local.engine import LocalEngine
 from audiotok.launchers.lock import SubmitLock
@@ -262,6 +263,8 @@ class GridShepherd(Shepherd):
             self.log(f"Not retried: {len(blocked) - _SHOWN} more; --dry_run shows why")
         launches = bool(requests)
         requests = [request for request in requests if request.decision.action.submits]
+        if requests and self.main.dora.git_save:
+            raise ConfigError("dora.git_save=true: leave it out; jobs run a snapshot of the code anyway.")
         failures: list[str] = []
         if cancels or requests:
             with self.lock.hold():
@@ -355,20 +358,22 @@ class GridShepherd(Shepherd):
         for request in left:  # what requests the same resources may share an array
             key = [request.group, request.decision.mem_factor, asdict(request.profile)]
             groups.setdefault(json.dumps(key, default=str), []).append(request)
+        for text, number in Counter(str(one.decision.change) for one in left if one.decision.change).items():
+            self.log(f"{text[0].upper()}{text[1:]} ({number} experiment{'s' * (number > 1)})")
+        code = take_snapshot(self.main, self.log) if any(one.profile.code == "snapshot" for one in left) else None
         waiting, full = len(left), dict[str, NoRoomError]()  # why, by queue
         self.rest = {request.sheep.xp.sig: request for request in left}
-        with _clone_of_code(self.main, [request.sheep for request in left]) as clone:
-            for group in groups.values():
-                waiting -= len(group)
-                if group[0].profile.queue in full:
-                    continue
-                try:
-                    self._submit_group(engine, group, clone)
-                except NoRoomError as error:
-                    full[group[0].profile.queue] = error
-                except LaunchError as error:
-                    more = f" Nor were {waiting} that request other resources." if waiting else ""
-                    raise LaunchError(f"{error}{more}") from error
+        for group in groups.values():
+            waiting -= len(group)
+            if group[0].profile.queue in full:
+                continue
+            try:
+                self._submit_group(engine, group, code if group[0].profile.code == "snapshot" else None)
+            except NoRoomError as error:
+                full[group[0].profile.queue] = error
+            except LaunchError as error:
+                more = f" Nor were {waiting} that request other resources." if waiting else ""
+                raise LaunchError(f"{error}{more}") from error
         if not full:
             self.rest = {}
         else:
@@ -376,9 +381,9 @@ class GridShepherd(Shepherd):
             self.no_room = f"{str(next(iter(full.values()))).rstrip('.')}. {counts}"
             self._tried_at, self._lived = time.monotonic(), self._count_live()
 
-    def _submit_group(self, engine: Engine, requests: Sequence[_Request], clone: Path | None) -> None:
+    def _submit_group(self, engine: Engine, requests: Sequence[_Request], code: Snapshot | None) -> None:
         try:
-            tasks = [_task(self.main, request, clone) for request in requests]
+            tasks = [_task(self.main, request, code) for request in requests]
         except OSError as error:
             none = f"none of these {len(requests)} was submitted"
             raise LaunchError(f"cannot write the folders of experiments ({error}); {none}.") from error
@@ -428,9 +433,12 @@ class GridShepherd(Shepherd):
         return True
 
     def _decide(self, sheep: GridSheep, profile: Profile, rules: SubmitRules) -> Decision:
-        force = os.environ.get(RETRY_VARIABLE, "").strip() == "force"
+        verdict, change, force = sheep.verdict(), None, retry_mode(os.environ) == "force"
         previous: Mapping[str, Any] = {} if sheep.job is None else previous_job(sheep.xp.folder)
-        return decide(sheep.verdict(), rules, previous, profile, force=force)
+        stays = verdict is not None and not verdict.state.failed  # spares reading the frozen files of a whole grid
+        if hasattr(self.main, "change") and (not stays or rules.replace or rules.replace_done or rules.update):
+            change = self.main.change(sheep.xp)
+        return decide(verdict, rules, previous, profile, force=force, change=change)
 
     def _stop(self, jobs: Iterable[Job]) -> list[str]:
         """Stop jobs; returns a line for each engine with such that could not be stopped."""
@@ -484,31 +492,23 @@ def _bare_xp(main: DecoratedMain, sig: str, argv: Sequence[str], delta: Sequence
     return xp
 
 
-def _task(main: DecoratedMain, request: _Request, clone: Path | None) -> Task:
+def _task(main: DecoratedMain, request: _Request, code: Snapshot | None) -> Task:
     """Make the folder of an experiment; returns what runs in it."""
     xp = request.sheep.xp
     main.init_xp(xp)
-    if clone is not None:
-        git_save.assign_clone(xp, clone)
-    module = ["-P", main.package, "--main_module", main.main_module]
+    if request.decision.change is not None and request.decision.change.anew:
+        assert isinstance(xp, Experiment)
+        freeze(xp, anew=True)
+    words: tuple[str, ...] = ("-P", "-m", "audiotok.experiments.job", f"{main.package}.{main.main_module}")
+    if code is None:
+        words = ("-m", "dora", "-P", main.package, "--main_module", main.main_module, "run", "--")
     return Task(
         sig=xp.sig,
         name=main.get_name(xp),
         folder=Path(xp.folder).absolute(),
-        command=(sys.executable, "-m", "dora", *module, "run", "--", *xp.argv),
+        command=(sys.executable, *words, *xp.argv),
         cwd=Path.cwd(),
         mem_factor=request.decision.mem_factor,
+        environ={} if code is None else code.environ,
+        code=None if code is None else code.as_json(),
     )
-
-
-@contextmanager
-def _clone_of_code(main: DecoratedMain, sheeps: Sequence[GridSheep]) -> Iterator[Path | None]:
-    """With `dora.git_save`, a clone of the repository, which is the working folder of the block; else None."""
-    if not sheeps or not sheeps[0].xp.dora.git_save:
-        yield None
-        return
-    if main.dora.local_code:
-        raise ConfigError("dora.local_code=true is not known to these launchers; leave it out, git_save is enough.")
-    clone = git_save.get_new_clone(main)
-    with git_save.enter_clone(clone):
-        yield clone

@@ -1,10 +1,12 @@
 """An experiment, and the configuration it was made with, kept beside it: `frozen.json`.
 
 It is written when the experiment is first submitted or run: a job runs what was submitted, even if the YAML files are
-edited while it waits. Fields: version, sig, argv, delta, choices (config groups), cfg (see `Composition.freeze_values`)
-or cfg_yaml (where JSON cannot hold it), written (unix seconds).
+edited while it waits. What has not trained a step is frozen anew when it is submitted or run again; what has trained
+only on request (`Change`). The file before is kept as `frozen.N.json`. Fields: version, sig, argv, delta, choices
+(config groups), cfg (see `Composition.freeze_values`) or cfg_yaml (where JSON cannot hold it), written (unix seconds).
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +22,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from audiotok.errors import ConfigError
 from audiotok.experiments.overrides import Plain, aligned, dotted, leaves_of, parse_override
-from audiotok.files import write_text
+from audiotok.files import read_json, write_text
+from audiotok.status import STATUS_FILE
+from audiotok.text import number_in
 
 FROZEN_FILE = "frozen.json"
 FROZEN_VARIABLE = "AUDIOTOK_FROZEN"  # path of the frozen configuration that this process is to run
+RETRY_VARIABLE = "AUDIOTOK_RETRY"
+_RETRY_MODES = ("", "force", "today")
+_CHECKPOINTS = (".th", ".pt", ".pth", ".ckpt", ".safetensors")
+_SHOWN = 5  # differences that a message lists
+_NOT_OF_TRAINING = ("slurm", "dora")  # sections
 _VERSION = 1
 _GONE = object()
 
@@ -87,14 +96,65 @@ class Frozen:
     written: float
 
 
-def freeze(xp: Experiment) -> Path:
+@dataclass(frozen=True)
+class Change:
+    """How today's configuration differs from the frozen one of an experiment that has no live job."""
+
+    lines: list[str]  # `key: frozen → today`
+    kept: str = ""  # why the frozen one stays; "": the experiment is frozen anew
+
+    @property
+    def anew(self) -> bool:
+        """Whether the experiment is frozen anew when it is submitted or run."""
+        return not self.kept
+
+    def __str__(self) -> str:
+        more = len(self.lines) - _SHOWN
+        shown = ", ".join(self.lines[:_SHOWN] + [f"and {more} more"] * (more > 0))
+        return f"configuration changed since: {shown}; {self.kept or 'freezes anew'}"
+
+
+def retry_mode(environ: Mapping[str, str]) -> str:
+    """What AUDIOTOK_RETRY requests: "" nothing, `force` or `today`.
+
+    Raises:
+        ConfigError: if it is anything else.
+    """
+    mode = environ.get(RETRY_VARIABLE, "").strip()
+    if mode not in _RETRY_MODES:
+        meaning = "force (retry what would end so again) or today (take today's configuration for what has trained)"
+        raise ConfigError(f"{RETRY_VARIABLE}={mode!r} in the environment; give {meaning}.")
+    return mode
+
+
+def has_trained(xp: XP) -> bool:
+    """Whether an experiment has trained a step: an epoch in its history, a checkpoint, or progress in its status."""
+    folder = Path(xp.folder)
+    status = read_json(folder / STATUS_FILE) or {}
+    if any((number_in(status, name) or 0) > 0 for name in ("epoch", "update")):
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        if Path(xp.history).read_text(encoding="utf-8").strip() != "[]":
+            return True
+    names = [path.name for path in folder.iterdir() if path.name[0] != "."]  # drafts begin with a dot
+    return any(name.startswith("checkpoint") or name.endswith(_CHECKPOINTS) for name in names)
+
+
+def freeze(xp: Experiment, *, anew: bool = False) -> Path:
     """Write `frozen.json` into the folder of an experiment if there is none; the folder must exist.
+
+    Args:
+        xp: the experiment.
+        anew: also if there is one, which then becomes `frozen.N.json`.
 
     Raises:
         OSError: if it cannot be written.
     """
     path: Path = xp.folder / FROZEN_FILE
-    if not path.exists():
+    if anew and path.exists():
+        number = 1 + sum(1 for _ in path.parent.glob("frozen.*.json"))
+        write_text(path.with_name(f"frozen.{number}.json"), path.read_text(encoding="utf-8", errors="replace"))
+    if anew or not path.exists():
         values = xp.frozen_values()
         content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta, "choices": xp.choices}
         is_json = _is_json(values)
@@ -179,14 +239,17 @@ def find_frozen(path: Path, dora: DoraConfig) -> tuple[Frozen, DoraConfig]:
     return frozen, dora
 
 
-def differences(frozen: Plain, now: Plain, dora: DoraConfig) -> list[str]:
-    """Keys that count for the signature and differ between two frozen forms: `losses.mmd: 2.0 → 3.0`."""
+def differences(frozen: Plain, now: Plain, dora: DoraConfig, *, loose: bool = False) -> list[str]:
+    """Keys that differ between two frozen forms, as `losses.mmd: 2.0 → 3.0`.
+
+    Only those that count for the signature; with `loose` all that training reads: all but the profile and Dora's own.
+    """
     old, new = dict(leaves_of(frozen)), dict(leaves_of(now))
     lines = []
     for path in sorted({**old, **new}, key=dotted):
         value, other = old.get(path, _GONE), new.get(path, _GONE)
         same = value == other or repr(value) == repr(other)  # NaN is the same NaN here
-        if not same and not dora.is_excluded(dotted(path)):
+        if not same and (path[0] not in _NOT_OF_TRAINING if loose else not dora.is_excluded(dotted(path))):
             lines.append(f"{dotted(path)}: {_shown(value)} → {_shown(other)}")
     return lines
 

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,17 +33,22 @@ from audiotok.errors import ConfigError
 from audiotok.experiments.frozen import (
     FROZEN_FILE,
     FROZEN_VARIABLE,
+    RETRY_VARIABLE,
+    Change,
     Experiment,
     Frozen,
     differences,
     find_frozen,
     freeze,
+    has_trained,
     read_frozen,
+    retry_mode,
     thaw,
 )
 from audiotok.experiments.overrides import Composition, aligned, as_override, is_of_values, parse_override
 from audiotok.experiments.run import run_frozen
 from audiotok.files import write_text
+from audiotok.status import experiment_state
 
 logger = logging.getLogger(__name__)
 
@@ -85,15 +91,25 @@ class ExperimentMain(HydraMain):
                 logger.warning("%s: today's configuration gives another signature; running the frozen one", xp.sig)
             self.init_xp(xp)
         else:
-            today = self.init_xp(xp).frozen_values()
-            frozen = self._read_frozen(xp.sig)
-            if frozen is not None:
-                if lines := differences(frozen.cfg, today, self.dora):
-                    text = "%s was frozen with other values; running those (--clear starts anew): %s"
-                    logger.warning(text, xp.sig, "; ".join(lines))
-                xp = thaw(frozen, self.dora, xp.argv)
+            xp = self._freeze_to_run(xp)
         with xp.enter():
             return run_frozen(xp, self.main, self._job_name, self.config_name)
+
+    def _freeze_to_run(self, xp: Experiment) -> Experiment:
+        """Freeze an experiment that is run by hand, anew if it may be; returns what runs."""
+        verdict = experiment_state(xp.folder)
+        change = self.change(xp)
+        if change is not None and change.anew and verdict is not None and verdict.state.live:
+            change = replace(change, kept=f"it is {verdict.state}, so the frozen one runs")
+        if change is not None:
+            logger.warning("%s: %s", xp.sig, change)
+        self.init_xp(xp)
+        if change is not None and change.anew:
+            if int(os.environ.get("RANK") or 0) == 0:
+                freeze(xp, anew=True)
+            return xp  # of several processes one writes, and the others may be ahead of it
+        frozen = self._read_frozen(xp.sig)
+        return xp if frozen is None else thaw(frozen, self.dora, xp.argv)
 
     def get_xp(self, argv: Sequence[str]) -> Experiment:
         """Experiment of a list of overrides; in a job, the frozen one that it is to run.
@@ -167,6 +183,28 @@ class ExperimentMain(HydraMain):
             return [f"its configuration cannot be composed any more: {error}"]
         lines = [] if now.sig == frozen.sig else [f"its overrides now give the signature {now.sig}, not {frozen.sig}"]
         return lines + differences(frozen.cfg, now.frozen_values(), xp.dora)
+
+    def change(self, xp: XP) -> Change | None:
+        """How the configuration of today, which `xp` was composed with, differs from the frozen one.
+
+        Returns:
+            What differs and what a launch does about it; None if nothing does, or if nothing is frozen.
+
+        Raises:
+            ConfigError: if AUDIOTOK_RETRY holds an unknown word.
+        """
+        path = xp.folder / FROZEN_FILE
+        if not isinstance(xp, Experiment) or xp.is_frozen or not path.exists():
+            return None
+        try:
+            lines = differences(read_frozen(path).cfg, xp.frozen_values(), xp.dora, loose=True)
+        except ConfigError as error:
+            lines = [str(error)]
+        if not lines:
+            return None
+        if retry_mode(os.environ) == "today" or not has_trained(xp):
+            return Change(lines)
+        return Change(lines, f"it has trained, so it keeps the frozen one; {RETRY_VARIABLE}=today takes today's")
 
     def init_xp(self, xp: Any) -> Any:
         """Make the folder of an experiment, with its overrides and its frozen configuration."""

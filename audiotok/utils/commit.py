@@ -1,10 +1,12 @@
 """Which code a run was made from."""
 
+import os
 import subprocess as sp
 from pathlib import Path
 
 from audiotok import __version__
 
+COMMIT_VARIABLE = "AUDIOTOK_COMMIT"  # of a job that runs a snapshot, which has no repository
 _REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
@@ -18,6 +20,8 @@ def current_commit(folder: Path | None = None) -> str:
         Such as `32323f5-dirty`; empty outside a repository or without git.
     """
     if folder is None:
+        if COMMIT_VARIABLE in os.environ:
+            return os.environ[COMMIT_VARIABLE]
         # Not only "inside a repository": a virtual environment often lies in the user's own.
         if not (_REPOSITORY / ".git").exists():
             return __version__

@@ -100,9 +100,10 @@ class LocalEngine:
                     time_s=profile.time * 60.0,
                     checkpoint_s=profile.signal_s,
                     max_num_timeout=profile.max_num_timeout,
+                    code=task.code,
                     **share,
                 )
-                self.store.add(record, {**os.environ, **profile.environment()})
+                self.store.add(record, {**os.environ, **profile.environment(), **task.environ})
                 self._live[record.job_id] = self._judge(record)
                 jobs.append(Job(task.folder, record.to_json()))
             self._start({job.job_id for job in jobs})

@@ -78,6 +78,7 @@ class JobRecord:
     pid: int | None = None
     lock: str = ""
     launcher: str = "local"
+    code: dict[str, str] | None = None  # the snapshot that it runs
     cancelled: float | None = None  # when one of our commands cancelled it
     owner: int = -1  # user id that the file of this record belongs to; not in it
 

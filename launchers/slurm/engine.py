@@ -228,9 +228,12 @@ class SlurmEngine:
         except OSError as error:
             raise LaunchError(f"cannot write {self.book.root} ({error}); nothing of this was submitted.") from error
         try:
-            words = ["-u", "-m", "audiotok.launchers.slurm.inside", str(submission.folder)]
+            environ, safe = tasks[0].environ, ["-P"] * bool(tasks[0].environ)  # of one launch, so of all
+            words = ["-u", *safe, "-m", "audiotok.launchers.slurm.inside", str(submission.folder)]
             array, factor = len(tasks) if len(tasks) > 1 else None, tasks[0].mem_factor
-            sent = send(profile, submission.token, submission.folder, words, array=array, mem_factor=factor)
+            sent = send(
+                profile, submission.token, submission.folder, words, array=array, mem_factor=factor, environ=environ
+            )
         except NoAnswerError:
             raise  # SLURM may have the job: the next query shows
         except NoRoomError as error:

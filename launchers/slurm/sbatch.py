@@ -124,6 +124,7 @@ def make_script(
     *,
     array: int | None = None,
     mem_factor: float = 1,
+    environ: Mapping[str, str] | None = None,
 ) -> str:
     """The script, to the letter, that sbatch gets.
 
@@ -135,6 +136,7 @@ def make_script(
         command: words for Python.
         array: number of jobs of the array, None for a single job.
         mem_factor: how many times the memory of the profile, at most its `max_mem_gb`.
+        environ: more variables of the job than those of the profile.
 
     Raises:
         ConfigError: if the profile holds a value that cannot be used.
@@ -146,7 +148,10 @@ def make_script(
         options["array"] = f"0-{array - 1}%{min(array, int(profile.array_parallelism))}"
     lines = ["#!/bin/bash", "", "# Parameters"]
     lines += [f"#SBATCH --{k}" + f"={shlex.quote(str(v))}" * (v is not True) for k, v in sorted(options.items())]
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in sorted(profile.environment().items())]
+    variables = sorted({**profile.environment(), **(environ or {})}.items())
+    # What setup lines have put into PYTHONPATH stays, behind ours.
+    also = {"PYTHONPATH": "${PYTHONPATH:+:$PYTHONPATH}"}
+    exports = [f"export {key}={shlex.quote(value)}{also.get(key, '')}" for key, value in variables]
     if profile.setup or exports:
         lines += ["", "# setup", *([_GUARD, *profile.setup, _READY] if profile.setup else []), *exports]
     words, python = _python(profile, folder)
@@ -199,6 +204,7 @@ def send(
     *,
     array: int | None = None,
     mem_factor: float = 1.0,
+    environ: Mapping[str, str] | None = None,
 ) -> Sent:
     """Submit the script of `make_script`, whose arguments these are; it stays in the folder as `submission.sh`.
 
@@ -212,10 +218,11 @@ def send(
         raise LaunchError("no sbatch or srun on PATH; set AUDIOTOK_LAUNCHER=local to run right here.")
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "submission.sh"
-    write_text(script, make_script(profile, name, folder, command, array=array, mem_factor=mem_factor))
-    environ, began = sbatch_environment(profile), time.monotonic()
+    text = make_script(profile, name, folder, command, array=array, mem_factor=mem_factor, environ=environ)
+    write_text(script, text)
+    variables, began = sbatch_environment(profile), time.monotonic()
     for pause in (*BACKOFF_S, None):
-        output, failure = run_command(["sbatch", "--parsable", str(script)], SEND_S, environ=environ)
+        output, failure = run_command(["sbatch", "--parsable", str(script)], SEND_S, environ=variables)
         if pause is None or not _BUSY.search(failure) or time.monotonic() > began + PATIENCE_S:
             break
         time.sleep(pause)

@@ -101,7 +101,8 @@ class SubmissionBook:
         """Its jobs, with as much of their `job.json` as it holds itself; only once the job id is known."""
         from audiotok.launchers.engine import Job  # here, as it needs Dora, which a job must not import
 
-        common = {name: submission.content.get(name) for name in ("user", "uid", "cluster", "mem_factor", "profile")}
+        names = ("user", "uid", "cluster", "mem_factor", "profile", "code")
+        common = {name: submission.content.get(name) for name in names}
         common |= {"launcher": "slurm", "token": submission.token, "submitted": submission.recorded}
         ids = [str(submission.job_id)]
         if len(submission.tasks) > 1 or submission.content.get("array"):
@@ -174,7 +175,8 @@ class SubmissionBook:
         ]
         content: dict[str, Any] = {"token": token, "user": user_and_host(), "uid": os.getuid(), "time": time.time()}
         content |= {"count": len(tasks), "array": len(tasks) > 1, "mem_factor": tasks[0].mem_factor}
-        content |= {"profile": asdict(profile), "job_id": None, "cluster": clusters, "recorded": None}
+        content |= {"profile": asdict(profile), "code": tasks[0].code}
+        content |= {"job_id": None, "cluster": clusters, "recorded": None}
         submission = Submission(self.root / token, content, lines)
         submission.folder.mkdir(parents=True)
         write_text(submission.folder / TASKS_FILE, "".join(json.dumps(line) + "\n" for line in lines), sync=True)

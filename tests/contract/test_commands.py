@@ -9,7 +9,7 @@ import pytest
 from audiotok.results import load_grid
 from tests.contract.conftest import House
 from tests.fakes.tiny import TinyProject, shown_states
-from tests.fakes.witness import EPOCHS, STEPS, assert_never_two_at_once, assert_nothing_lost, runs_of
+from tests.fakes.witness import EPOCHS, STEPS, assert_never_two_at_once, assert_nothing_lost, runs_of, uninterrupted
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +27,15 @@ def has_begun(project: TinyProject, *indices: int) -> bool:
 
 def info(project: TinyProject, index: int, *arguments: str) -> str:
     return project.dora("info", "-f", project.experiment(index=index).name, *arguments)
+
+
+HELPER = """
+
+def helper_added():
+    from tinyxp.helper import ADDED
+
+    return ADDED
+"""
 
 
 def test_cancel_one_that_waits_and_one_that_runs(house: House) -> None:
@@ -159,6 +168,69 @@ def test_a_configuration_edited_while_a_job_waits_does_not_reach_it(house: House
     folder = project.experiment(index=3)
     frozen = json.loads((folder / "frozen.json").read_text())
     assert frozen["cfg"]["children"] == 0 and "new" not in frozen["cfg"]
+
+
+@pytest.mark.parametrize("code", ["snapshot", "live"])
+def test_code_edited_while_a_job_waits(house: House, code: str) -> None:
+    """With a snapshot the job runs what was submitted; `live` what is there when it starts."""
+    project, slurm = house.project, {**house.slurm, "code": code}
+    train = project.folder / "tinyxp" / "train.py"
+    helper = project.folder / "tinyxp" / "helper.py"
+    helper.write_text("ADDED = 0\n")
+    train.write_text(train.read_text().replace("value * 1103515245", "helper_added() + value * 1103515245"))
+    train.write_text(train.read_text() + HELPER)
+    project.many([{"index": 1, **LONG}, {"index": 2, **LONG}, {"index": 3}], slurm=slurm, **SHORT)
+    project.wait(lambda: has_begun(project, 1, 2))
+    assert not has_begun(project, 3)
+    helper.write_text("ADDED = 1\n")  # imported late, in the middle of the training
+    train.write_text(train.read_text().replace("index {self.cfg.index} here", "index {self.cfg.index} edited"))
+    (project.folder / "tinyxp" / "__init__.py").write_text("")
+    info(project, 1, "-C")
+    project.wait(lambda: project.verdicts(3)[2] == "COMPLETED")
+    folder = project.experiment(index=3)
+    changed = json.loads((folder / "history.json").read_text()) != uninterrupted(3)
+    said = project.dora("info", "-f", folder.name, "-l")
+    assert ("index 3 edited in" in said, "index 3 here in" in said) == (code == "live", code == "snapshot")
+    assert f"in {project.folder}, from" in said  # the current folder stays the user's
+    assert changed is (code == "live")
+    assert ("Code is" in said) is (code == "snapshot")
+    assert len(list(project.outputs.glob("code/*"))) == (code == "snapshot")
+
+
+def test_a_mistake_that_was_frozen_can_be_mended(house: House) -> None:
+    """Experiment 1 has not trained when the configuration is right again, experiment 2 has."""
+    project = house.project
+    config = project.folder / "tinyxp" / "config" / "config.yaml"
+    right = config.read_text()
+    config.write_text(right.replace("data: there", "data: nowhere"))
+    project.many(1, **SHORT)
+    project.wait(lambda: project.verdicts(1) == ["FAILED"])
+    assert "bad data" in project.many(1, "--retry", "--dry_run", **SHORT)  # nothing has changed
+    config.write_text(right)
+    runs = [{"index": 1}, {"index": 2, "faults": 1}]
+    project.many(runs, **SHORT)
+    project.wait(lambda: has_begun(project, 2) and runs_of(project.experiment(index=2))[0]["to"][0] == 1)
+    info(project, 2, "-C")
+    project.wait(lambda: project.verdicts(2) == ["FAILED", "CANCELLED"])
+    config.write_text(right.replace("children: 0", "children: 1"))
+    first, second = (project.experiment(index=index) for index in (1, 2))
+    before = (first / "frozen.json").read_text()
+
+    said = project.many(runs, "--retry", "--dry_run", **SHORT)
+    assert "2 retry" in said and (first / "frozen.json").read_text() == before
+    assert 'children: 0 → 1, data: "nowhere" → "there"; freezes anew' in said
+    assert "children: 0 → 1; it has trained" in said and "AUDIOTOK_RETRY=today" in said
+    said = project.many(runs, "--retry", **SHORT)
+    assert 'data: "nowhere" → "there"; freezes anew (1 experiment)' in said and "it has trained" in said
+    project.wait(lambda: project.verdicts(2) == ["COMPLETED"] * 2)
+    assert (first / "frozen.1.json").read_text() == before and not (second / "frozen.1.json").exists()
+    frozen = [json.loads((folder / "frozen.json").read_text())["cfg"] for folder in (first, second)]
+    assert [cfg["children"] for cfg in frozen] == [1, 0] and frozen[0]["data"] == "there"
+
+    said = project.many(runs, "--replace_done", environ={"AUDIOTOK_RETRY": "today"}, **SHORT)
+    assert "children: 0 → 1; freezes anew (1 experiment)" in said
+    assert json.loads((second / "frozen.json").read_text())["cfg"]["children"] == 1
+    project.wait(lambda: project.verdicts(2) == ["COMPLETED"] * 2)
 
 
 def test_the_daemon_of_the_queue_is_killed(house: House) -> None:

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from audiotok.errors import ConfigError
 from audiotok.experiments import ExperimentMain
-from audiotok.experiments.frozen import FROZEN_FILE, FROZEN_VARIABLE, freeze, read_frozen
+from audiotok.experiments.frozen import FROZEN_FILE, FROZEN_VARIABLE, freeze, has_trained, read_frozen
 from audiotok.results.read import SavedConfig
+from audiotok.status import StatusWriter
 from tests.nasty import make_main, write_project
 
 ARGV = ["model=large", "epochs=4", "loose.n=7", "section.b.c=2"]
@@ -76,7 +77,7 @@ def test_a_frozen_experiment_is_the_experiment(main: ExperimentMain, argv: list[
     assert same(again.delta, xp.delta) and main.get_name(again) == main.get_name(xp)
     assert same(OmegaConf.to_container(again.cfg, resolve=True), OmegaConf.to_container(xp.cfg, resolve=True))
     assert OmegaConf.is_struct(again.cfg)
-    assert main.drift(xp) == []
+    assert main.drift(xp) == [] and main.change(main.get_xp(argv)) is None
 
 
 def test_a_frozen_file_is_written_once(main: ExperimentMain, tmp_path: Path, runs: Runs) -> None:
@@ -152,12 +153,94 @@ def test_a_run_by_hand_uses_the_frozen_copy_and_says_so(
     sig = runs.sig
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     later = edited(tmp_path, runs, "name: plain", "name: other")
+    main.get_xp(ARGV).history.write_text("[{}]")  # it has trained
     call(later, [*ARGV, "flag=false"], monkeypatch)
     assert runs.sig == sig and runs[-1]["name"] == "plain" and runs[-1]["flag"] is False
-    assert 'name: "plain" → "other"' in caplog.text
+    assert 'name: "plain" → "other"' in caplog.text and "AUDIOTOK_RETRY=today" in caplog.text
     shutil.rmtree(main.get_xp(ARGV).folder)  # --clear
     call(later, ARGV, monkeypatch)
     assert runs.sig == sig and runs[-1]["name"] == "other"
+
+
+@pytest.mark.parametrize("by", ["hand", "today"])
+def test_a_run_by_hand_freezes_anew_what_may(
+    main: ExperimentMain,
+    tmp_path: Path,
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    by: str,
+) -> None:
+    call(main, ARGV, monkeypatch)
+    folder = main.get_xp(ARGV).folder
+    before = (folder / FROZEN_FILE).read_text()
+    if by == "today":
+        (folder / "checkpoint.th").touch()
+        monkeypatch.setenv("AUDIOTOK_RETRY", "today")
+    later = edited(tmp_path, runs, "name: plain", "name: other")
+    later = edited(tmp_path, runs, "loose: {n: 1,", "loose: {n: 5,")  # does not count, and is taken all the same
+    argv = [argument for argument in ARGV if not argument.startswith("loose")]
+    call(later, [*argv, "flag=false"], monkeypatch)
+    assert runs[-1]["name"] == "other" and runs[-1]["loose"]["n"] == 5 and runs[-1]["flag"] is False
+    assert 'name: "plain" → "other"; freezes anew' in caplog.text and "loose.n: 1 → 5" in caplog.text
+    assert read_frozen(folder / FROZEN_FILE).cfg["name"] == "other"
+    assert (folder / "frozen.1.json").read_text() == before
+    call(later, argv, monkeypatch)
+    assert sorted(path.name for path in folder.glob("frozen*")) == ["frozen.1.json", FROZEN_FILE]
+
+
+def test_what_runs_keeps_what_is_frozen(
+    main: ExperimentMain, tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    xp = main.init_xp(main.get_xp(ARGV))
+    StatusWriter(xp.folder).start()
+    call(edited(tmp_path, runs, "name: plain", "name: other"), ARGV, monkeypatch)
+    assert runs[-1]["name"] == "plain" and "it is RUNNING" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "trained"),
+    [
+        ("nothing", "", False),
+        ("history.json", "[]", False),
+        ("history.json", '[{"train": {"loss": 1}}]', True),
+        ("history.json", "[{", True),
+        ("checkpoint.th", "", True),
+        ("checkpoint_3", "", True),
+        ("last.ckpt", "", True),
+        (".checkpoint.th.host.7.tmp", "", False),
+        ("status.json", '{"state": "FAILED", "epoch": 0, "update": null}', False),
+        ("status.json", '{"state": "FAILED", "epoch": null, "update": 3}', True),
+    ],
+)
+def test_what_counts_as_trained(main: ExperimentMain, name: str, text: str, trained: bool) -> None:
+    xp = main.init_xp(main.get_xp(ARGV))
+    (xp.folder / name).write_text(text)
+    assert has_trained(xp) is trained
+
+
+def test_a_change_says_what_becomes_of_it(
+    main: ExperimentMain, tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xp = main.init_xp(main.get_xp(ARGV))
+    later = edited(tmp_path, runs, "name: plain", "name: other").get_xp(ARGV)
+    assert str(main.change(later)) == 'configuration changed since: name: "plain" → "other"; freezes anew'
+    (xp.folder / "checkpoint.th").touch()
+    change = main.change(later)
+    assert change is not None and not change.anew and "AUDIOTOK_RETRY=today" in str(change)
+    monkeypatch.setenv("AUDIOTOK_RETRY", "force")
+    assert str(main.change(later)) == str(change)
+    monkeypatch.setenv("AUDIOTOK_RETRY", "today")
+    change = main.change(later)
+    assert change is not None and change.anew
+    monkeypatch.setenv("AUDIOTOK_RETRY", "tomorrow")
+    with pytest.raises(ConfigError, match=r"'tomorrow'.*force.*today"):
+        main.change(later)
+    monkeypatch.setenv("AUDIOTOK_RETRY", "")
+    (xp.folder / "checkpoint.th").unlink()
+    (xp.folder / FROZEN_FILE).write_text("{")
+    change = main.change(later)
+    assert change is not None and change.anew and "cannot be read" in change.lines[0]
 
 
 def test_an_int_for_a_float_reaches_the_run_as_a_float(

@@ -76,9 +76,10 @@ class FakeEngine:
         job_id = f"F{time.time_ns()}"
         content = {"launcher": self.name, "job_id": job_id, "sig": task.sig, "submitted": time.time()}
         content |= {"user": user_and_host(), "log": str(task.folder / f"{job_id}_0_log.out")}
-        content |= {"mem_factor": task.mem_factor, "profile": asdict(profile)}
+        content |= {"mem_factor": task.mem_factor, "profile": asdict(profile), "code": task.code}
         write_json(task.folder / JOB_FILE, content)
-        environ = {**os.environ, **profile.environment(), **frozen_environment(task.folder), "AUDIOTOK_JOB_ID": job_id}
+        environ = {**os.environ, **profile.environment(), **task.environ, "AUDIOTOK_JOB_ID": job_id}
+        environ |= frozen_environment(task.folder)
         command = [sys.executable, __file__, str(self.queue / job_id), str(task.folder), *task.command]
         silent: Any = dict.fromkeys(("stdin", "stdout", "stderr"), sp.DEVNULL)
         sp.Popen(command, cwd=task.cwd, env=environ, start_new_session=True, **silent)

@@ -10,6 +10,7 @@ from dora.conf import SubmitRules
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audiotok.experiments.frozen import Change
 from audiotok.launchers.decide import (
     FORCE,
     Action,
@@ -26,6 +27,7 @@ NO_RULES, RETRY = SubmitRules(), SubmitRules(retry=True)
 ALL = SubmitRules(retry=True, update=True, replace=True, replace_done=True)
 LIVE_STATES = {state for state in State if state.live}
 FAILURE_STATES = {state for state in State if state.failed}
+_OOM = {"profile": Profile(mem_gb=40.0).as_json()}
 UNBLOCKED = sorted(FAILURE_STATES - {"DIVERGED", "OUT_OF_MEMORY"})
 
 
@@ -110,6 +112,34 @@ def test_what_would_fail_again_is_blocked_unless_forced(state: str, told: dict[s
     assert _decide(state, RETRY, {**LATEST, **told}, force=True).action is Action.RETRY
 
 
+@pytest.mark.parametrize("told", [{"kind": "config"}, {"kind": "data"}, {"kind": "diverged"}, _OOM])
+def test_a_configuration_that_changed_unblocks_what_is_frozen_anew(told: dict[str, Any]) -> None:
+    previous, state = {**LATEST, **told}, "OUT_OF_MEMORY" if told is _OOM else "FAILED"
+    anew, kept = Change(["rate: 1 → 2"]), Change(["rate: 1 → 2"], "it has trained")
+    verdict, profile = Verdict(State.of(state), "why"), Profile(mem_gb=40.0)
+    decision = decide(verdict, RETRY, previous, profile, change=anew)
+    assert decision.action is Action.RETRY and decision.change is anew
+    assert decision.reason.endswith("why; configuration changed since: rate: 1 → 2; freezes anew")
+    decision = decide(verdict, RETRY, previous, profile, change=kept)
+    assert decision.action is Action.BLOCKED and decision.reason.endswith("rate: 1 → 2; it has trained")
+    decision = decide(verdict, NO_RULES, previous, profile, change=anew)
+    assert decision.action is Action.KEEP and "rate: 1 → 2" in decision.reason
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "RUNNING", "PENDING", "UNKNOWN"])
+def test_a_configuration_that_changed_leaves_what_lives_or_is_done(state: str) -> None:
+    verdict = Verdict(State.of(state), "")
+    assert decide(verdict, RETRY, LATEST, Profile(), change=Change(["rate: 1 → 2"])) == _decide(state, RETRY)
+
+
+def test_data_that_the_profile_finds_elsewhere_unblocks() -> None:
+    previous = {**LATEST, "kind": "data", "profile": Profile(mem_gb=40.0).as_json()}
+    assert _decide("FAILED", RETRY, previous, Profile(mem_gb=50.0)).action is Action.BLOCKED
+    now = Profile(mem_gb=40.0, dataset_paths={"/a": "/b"})
+    assert _decide("FAILED", RETRY, previous, now).action is Action.RETRY
+    assert _decide("FAILED", RETRY, {**previous, "kind": "config"}, now).action is Action.BLOCKED
+
+
 @pytest.mark.parametrize("kind", ["", "error", "interrupted", None, 3, ["config"]])
 def test_other_kinds_of_failure_are_retried(kind: Any) -> None:
     previous = {**LATEST, "kind": kind, "verdict": {"state": "FAILED", "reason": "exit code 1", "time": 1.0}}
@@ -173,7 +203,7 @@ def test_update_replaces_what_was_submitted_with_other_parameters() -> None:
         assert decision.action is Action.REPLACE and "time 60 → 90" in decision.reason
         assert _decide(state, SubmitRules(update=True), previous, then).action is Action.KEEP
         assert _decide(state, NO_RULES, previous, now).action is Action.KEEP
-    only_site = Profile(time=60, array_parallelism=2, output_dir="elsewhere")
+    only_site = Profile(time=60, array_parallelism=2, output_dir="elsewhere", code="live")
     assert _decide("RUNNING", SubmitRules(update=True), previous, only_site).action is Action.KEEP
 
 

@@ -1,10 +1,8 @@
-"""`dora grid` with a SLURM made of fakes: plan, memory, links, moved folders, clones of the code."""
+"""`dora grid` with a SLURM made of fakes: plan, memory, links, moved folders, code of jobs."""
 
 import contextlib
-import json
 import os
 import signal
-import subprocess as sp
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +20,7 @@ from audiotok.launchers.plan import plan_text, set_waiting, waiting_in
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import GridShepherd
 from audiotok.status import State, Verdict, read_json, write_json
-from tests.fakes.tiny import TinyProject
+from tests.fakes.tiny import REPOSITORY, TinyProject
 from tests.launchers.test_shepherd import House, Main, house
 
 __all__ = ["house"]
@@ -104,20 +102,33 @@ def test_mending_leaves_anything_else_alone(tmp_path: Path) -> None:
     assert (folder / "abc").readlink() == Path("../../xps/abc") and (folder / "note").read_text() == "mine"
 
 
-def test_the_code_of_a_job_is_a_clean_clone_where_git_save_is_on(slurm_project: TinyProject) -> None:
+def test_clones_of_the_code_are_snapshots_now(slurm_project: TinyProject) -> None:
     config = slurm_project.folder / "tinyxp" / "config" / "config.yaml"
     config.write_text(config.read_text().replace("dora:\n", "dora:\n  git_save: true\n"))
-    (slurm_project.folder / ".gitignore").write_text("outputs\n__pycache__\n")
-    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
-        sp.run(["git", *command], cwd=slurm_project.folder, check=True)
+    said = slurm_project.dora("grid", "fleet", "--no_monitoring", code=2)
+    assert "git_save" in said and "snapshot" in said and not calls(slurm_project, "sbatch")
+
+
+def test_jobs_run_a_snapshot_of_the_code(slurm_project: TinyProject) -> None:
     slurm_project.dora("grid", "fleet", "--no_monitoring")
-    (tasks,) = slurm_project.outputs.glob("submissions/*/tasks.jsonl")
-    (clone,) = (slurm_project.outputs / "codes").iterdir()
-    assert {json.loads(line)["cwd"] for line in tasks.read_text().splitlines()} == {str(clone)}
-    assert (slurm_project.experiment(index=1) / "code").resolve() == clone
-    (slurm_project.folder / "tinyxp" / "more.py").touch()
-    said = slurm_project.dora("grid", "slow", "--no_monitoring", code=1)
-    assert "Repository is not clean" in said and len(calls(slurm_project, "sbatch")) == 1
+    script, *_ = slurm_project.outputs.glob("submissions/*/*.sh")
+    (code,) = (slurm_project.outputs / "code").iterdir()
+    exports = dict(line.split("=", 1) for line in script.read_text().splitlines() if line.startswith("export "))
+    assert exports["export AUDIOTOK_CODE"] == str(code)
+    paths, also = exports["export PYTHONPATH"].split("$", 1)
+    assert paths.split(":")[0] == str(code / "project") and str(code / REPOSITORY.name) in paths.split(":")
+    assert also == "{PYTHONPATH:+:$PYTHONPATH}"
+    assert " -u -P -m audiotok.launchers.slurm.inside " in script.read_text()
+    assert slurm_project.job(index=1)["code"] == {"sha": code.name, "path": str(code), "commit": ""}
+    said = slurm_project.dora("info", "-f", slurm_project.experiment(index=1).name)
+    assert f"Code is {code}" in said
+
+
+def test_a_live_job_runs_the_code_as_it_is(slurm_project: TinyProject) -> None:
+    slurm_project.many(1, slurm={"code": "live"})
+    script, *_ = slurm_project.outputs.glob("submissions/*/*.sh")
+    assert "PYTHONPATH" not in script.read_text() and " -u -m audiotok" in script.read_text()
+    assert slurm_project.job(index=1)["code"] is None and not (slurm_project.outputs / "code").exists()
 
 
 def test_a_disk_that_cannot_be_written_is_one_line(slurm_project: TinyProject) -> None:

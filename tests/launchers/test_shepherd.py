@@ -168,7 +168,8 @@ def test_equal_resources_share_an_array_and_others_do_not(house: House) -> None:
     assert engine.submitted == [["xindex0", "xindex2", "xindex6"], ["xindex1", "xindex3"], ["xindex4", "xindex5"]]
     assert [sheep.current_job_id for sheep in sheeps] == ["101", "104", "102", "105", "106", "107", "103"]
     task = engine.tasks[0]
-    assert task.command[1:] == ("-m", "dora", "-P", "tiny", "--main_module", "train", "run", "--", "index=4")
+    assert task.command[1:] == ("-P", "-m", "audiotok.experiments.job", "tiny.train", "index=4")
+    assert task.code is not None and task.environ["AUDIOTOK_CODE"] == task.code["path"]
     assert (task.name, task.cwd, task.folder) == ("index=4", Path.cwd(), house.folder / "xps" / "xindex4")
 
 

@@ -154,7 +154,7 @@ class Site:
     def __init__(self, room: int) -> None:
         self.room, self.tried, self.job_id = room, list[int](), 100
 
-    def send(self, *_: object, array: int | None = None, mem_factor: float = 1.0) -> Sent:
+    def send(self, *_: object, array: int | None = None, **__: object) -> Sent:
         self.tried.append(array or 1)
         if self.tried[-1] > self.room:
             raise NoRoomError("QOSMaxSubmitJobPerUserLimit")

@@ -31,6 +31,8 @@ def main(cfg: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if cfg.end == "stubborn" else _stop)
     status = StatusWriter(get_xp().folder, epochs=cfg.epochs)
     try:
+        if cfg.data == "nowhere":
+            raise DataError("no manifest nowhere")
         training = Training(cfg, status)
         status.start(epoch=training.epoch)
         training.run()
