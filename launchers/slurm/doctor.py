@@ -12,13 +12,7 @@ from audiotok.launchers.child import run_command
 from audiotok.launchers.engine import Check
 from audiotok.launchers.lock import user_name
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.slurm.sbatch import (
-    make_script,
-    max_array_size,
-    open_environment,
-    sbatch_environment,
-    show_config,
-)
+from audiotok.launchers.slurm import sbatch
 
 _NEEDED = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 _HELPFUL = ("sacct", "sinfo", "sacctmgr")
@@ -43,14 +37,14 @@ def check_slurm(profile: Profile | None) -> Iterator[Check]:
         advice = "wait, see your administrator, or AUDIOTOK_LAUNCHER=local"
         yield Check.fail("slurmctld", f"it does not answer: {failure or answer}", advice)
         return
-    yield Check.ok("slurmctld", f"{answer}; {show_config().get('SLURM_VERSION', 'version unknown')}")
+    yield Check.ok("slurmctld", f"{answer}; {sbatch.show_config().get('SLURM_VERSION', 'version unknown')}")
     yield _check_accounting()
     if profile is None:
         return
     yield from _check_files(profile)
     if profile.sbatch.get("clusters"):
         yield _check_clusters(profile)
-    if variables := open_environment(profile, os.environ):
+    if variables := sbatch.open_environment(profile, os.environ):
         found = f"{', '.join(f'{name}={value}' for name, value in variables.items())} in the environment of each job"
         yield Check.warn("variables", found, "unset what is not meant, or set it in the profile")
     yield _check_partition(profile)
@@ -90,7 +84,7 @@ def _check_files(profile: Profile) -> Iterator[Check]:
 
 def _check_clusters(profile: Profile) -> Check:
     """Whether the other clusters that jobs go to are known."""
-    names, here = str(profile.sbatch["clusters"]).split(","), show_config().get("ClusterName", "")
+    names, here = str(profile.sbatch["clusters"]).split(","), sbatch.show_config().get("ClusterName", "")
     listing, failure = run_command(["sacctmgr", "-n", "-P", "show", "clusters", "format=cluster"])
     known = [here, *("" if failure else listing).split()]
     unknown = ", ".join(name for name in names if name not in (*known, "all"))
@@ -174,7 +168,7 @@ def _accounting(what: str, which: str, columns: str, limits: str) -> tuple[list[
 
 def _check_arrays(profile: Profile) -> Check:
     """How long an array may be; a longer grid goes out as several."""
-    size, cluster = max_array_size(profile), show_config().get("MaxArraySize", "")
+    size, cluster = sbatch.max_array_size(profile), sbatch.show_config().get("MaxArraySize", "")
     if cluster.isdecimal() and size > int(cluster):
         advice = f"set max_array_size to null in {profile.file}"
         return Check.fail("arrays", f"max_array_size={size}, but SLURM takes {cluster} at most", advice)
@@ -185,9 +179,9 @@ def _check_job(profile: Profile) -> Check:
     """The verdict of sbatch on the very script of this profile; --test-only submits nothing."""
     with tempfile.TemporaryDirectory(prefix="audiotok-doctor-") as folder:
         script = Path(folder) / "job.sh"
-        script.write_text(make_script(profile, "audiotok-doctor", Path(folder), ["--version"]))
+        script.write_text(sbatch.make_script(profile, "audiotok-doctor", Path(folder), ["--version"]))
         command = ["sh", "-c", 'exec sbatch --test-only "$0" 2>&1', str(script)]
-        output, failure = run_command(command, environ=sbatch_environment(profile))
+        output, failure = run_command(command, environ=sbatch.sbatch_environment(profile))
     last = " ".join(output.split()).removeprefix("sbatch: ")
     if failure:
         return Check.fail("job", f"sbatch would refuse it: {last or failure}", f"correct {profile.file}")

@@ -272,23 +272,17 @@ def _python(profile: Profile, folder: Path) -> tuple[list[str], str]:
     workdir = ["--container-workdir", here]
     if not profile.container:  # the profile's Python may be several words
         return workdir if chdir else [], profile.python or shlex.quote(sys.executable)
-    image, runtime = str(profile.container["image"]), container_runtime(profile)
+    image, runtime = str(profile.container["image"]), profile.container.get("runtime")
+    of_enroot = image.endswith(".sqsh") or ("#" in image and "://" not in image)
     folders = (here, str(folder.parents[1]), *profile.dataset_paths.values(), *(profile.container.get("mounts") or ()))
     mounts, python = list(dict.fromkeys(folders)), profile.python or "python3"
-    if runtime == "pyxis":
+    if runtime == "pyxis" or (of_enroot and not runtime):
         pairs = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
         return ["--container-image", image, "--container-mounts", pairs, *workdir], python
     binds = [word for mount in mounts for word in ("--bind", mount)]
     words = ["exec", *["--nv"] * bool(profile.gpus), *binds, "--pwd", here, image]
     start = runtime or "$(command -v apptainer || command -v singularity || echo apptainer)"
     return [], f"{start} {shlex.join(words)} {python}"
-
-
-def container_runtime(profile: Profile) -> str:
-    """What starts the container; "" for apptainer or singularity, whichever the job finds."""
-    image = str(profile.container.get("image", ""))
-    enroots = image.endswith(".sqsh") or ("#" in image and "://" not in image)
-    return str(profile.container.get("runtime") or ("pyxis" if enroots else ""))
 
 
 def _joined(nodes: Sequence[str] | str | None) -> str:

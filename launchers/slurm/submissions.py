@@ -162,15 +162,9 @@ class SubmissionBook:
         """
         token = _make_token(package, [task.sig for task in tasks])
         lines: list[dict[str, Any]] = [
-            {
-                "sig": t.sig,
-                "name": t.name,
-                "folder": str(t.folder.absolute()),
-                "cwd": str(t.cwd),
-                "command": t.command,
-                "python": sys.executable,
-                "after": job_name(read_json(t.folder / JOB_FILE)),
-            }
+            {"sig": t.sig, "name": t.name, "folder": str(t.folder.absolute()), "cwd": str(t.cwd), "command": t.command}
+            | {"python": sys.executable}  # ours, which a job in a container replaces in the command
+            | {"after": job_name(read_json(t.folder / JOB_FILE))}
             for t in tasks
         ]
         content: dict[str, Any] = {"token": token, "user": user_and_host(), "uid": os.getuid(), "time": time.time()}
