@@ -216,7 +216,7 @@ class LocalEngine:
     def _waits_for(self, record: JobRecord) -> str:
         """What keeps a waiting job from starting that is not in this queue; "" for nothing."""
         if not self.store.is_ours(record):
-            return f"starts with a command of {record.user}"
+            return f"waits in the queue of {record.user}, whose commands start it"
         taken = claims.holders({name: record.gpu_ids.get(name, name) for name in record.visible if record.gpus})
         others = [f"{gpu} by {who}" for gpu, who in taken.items() if not who.endswith(f" of {self.store.root.parent}")]
         return f"waits for GPUs in use: {', '.join(others)}" if len(record.visible) - len(others) < record.gpus else ""
