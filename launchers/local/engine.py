@@ -85,7 +85,10 @@ class LocalEngine:
         jobs, user = [], user_and_host()
         with self._writing(), self.store.submitting():
             self.store.mend()
-            self._drop_copies({task.sig for task in tasks})
+            sigs = {task.sig for task in tasks}
+            for record in filter(None, map(self.store.checked, self.store.unfinished())):
+                if record.sig in sigs and record.is_over:  # it was queued elsewhere, and this is a copy
+                    self._drop(record.job_id)
             for number, task in enumerate(tasks, start=self.store.last_number() + 1):
                 record = JobRecord(
                     job_id=f"L{number}",
@@ -188,13 +191,6 @@ class LocalEngine:
                 self.store.finish(record, State.CANCELLED, "cancelled before it started")
         return held
 
-    def _drop_copies(self, sigs: Collection[str]) -> None:
-        """Take jobs of these experiments from the queue that were not queued in this very folder."""
-        for job_id in self.store.unfinished():
-            record = self.store.checked(job_id)
-            if record is not None and record.sig in sigs and record.is_over:
-                self._drop(job_id)
-
     def _start(self, queued: Collection[str]) -> None:
         """Have a supervisor start the jobs of this user; names those that were not `queued` by this command."""
         if not self.store.own() or self.store.is_held(self.store.supervisor):
@@ -217,7 +213,7 @@ class LocalEngine:
     def _waits_for(self, record: JobRecord) -> str:
         """What keeps a waiting job from starting that is not in this queue; "" for nothing."""
         if not self.store.is_ours(record):
-            return f"starts with a command of {record.user}"
+            return f"waits in the queue of {record.user}; -C and --retry queue it here"
         taken = claims.holders({name: record.gpu_ids.get(name, name) for name in record.visible if record.gpus})
         others = [f"{gpu} by {who}" for gpu, who in taken.items() if not who.endswith(f" of {self.store.root.parent}")]
         return f"waits for GPUs in use: {', '.join(others)}" if len(record.visible) - len(others) < record.gpus else ""

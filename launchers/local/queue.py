@@ -4,7 +4,7 @@ Standard library only. Everything stands under `<dora.dir>/local/`:
 
 ```
 jobs/L7.json     the record of job L7, also copied to `job.json` in the experiment folder
-queue/L7         there while L7 is not over; holds its environment, readable by its owner only
+queue/L7         there while L7 is not over; holds its environment and command, for its owner's eyes and hand only
 drafts/L7        the same while L7 is being submitted; a submission that died is completed from it
 locks/L7         flocked by the runner of L7 as long as it lives
 locks/L7.stop    makes the runner of L7 stop it; holds the cause: CANCELLED or REQUEUED
@@ -36,6 +36,7 @@ from audiotok.files import hold_lock, is_locked, read_json, write_json
 from audiotok.status import JOB_FILE, State
 from audiotok.status.judge import queued_elsewhere
 
+_PRIVATE = ("command", "cwd", "folder", "log")  # what others must not change
 _JOB_ID = re.compile(r"L[1-9][0-9]*")
 VANISHED = "its process vanished (killed, or the machine restarted)"
 
@@ -80,7 +81,6 @@ class JobRecord:
     launcher: str = "local"
     code: dict[str, str] | None = None  # the snapshot that it runs
     cancelled: float | None = None  # when one of our commands cancelled it
-    owner: int = -1  # user id that the file of this record belongs to; not in it
 
     @property
     def is_over(self) -> bool:
@@ -89,8 +89,7 @@ class JobRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The content of its file; `cancelled` is there only if it was."""
-        left_out = {"owner"} if self.cancelled is not None else {"owner", "cancelled"}
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        return {name: value for name, value in asdict(self).items() if name != "cancelled" or value is not None}
 
 
 class JobStore:
@@ -113,8 +112,10 @@ class JobStore:
         return max(map(_number, self.jobs.iterdir()), default=0)
 
     def add(self, record: JobRecord, environ: Mapping[str, str]) -> None:
-        """Queue a new job. Its environment may hold secrets: it goes to a private file, gone with the job.
+        """Queue a new job.
 
+        Its environment may hold secrets, and others may write in a shared folder: so that and what it runs go to a
+        private file, gone with the job.
         It is in `job.json` before it can start, and the draft is whole before it is in `job.json`: at whatever instant
         this is interrupted, the job is nowhere or `mend` completes it.
         """
@@ -123,7 +124,7 @@ class JobStore:
         draft = self.drafts / record.job_id
         draft.unlink(missing_ok=True)  # of a command that died
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(dict(environ), file)
+            json.dump({"environ": dict(environ), **{name: getattr(record, name) for name in _PRIVATE}}, file)
             record.inode = os.fstat(file.fileno()).st_ino
         write_json(self._file(record.job_id), record.to_json(), sync=False)
         self._release(record)
@@ -179,11 +180,9 @@ class JobStore:
         if not _JOB_ID.fullmatch(job_id):
             return None
         try:
-            with self._file(job_id).open(encoding="utf-8") as file:
-                content, owner = json.load(file), os.fstat(file.fileno()).st_uid  # of the very file that is read
-            known = {key.name: content[key.name] for key in fields(JobRecord) if key.name in content}
-            record = JobRecord(**{**known, "owner": owner})
-        except (OSError, ValueError, TypeError):
+            content = read_json(self._file(job_id)) or {}
+            record = JobRecord(**{key.name: content[key.name] for key in fields(JobRecord) if key.name in content})
+        except TypeError:
             return None
         sound = record.launcher == "local" and record.job_id == job_id and isinstance(record.folder, str)
         return record if sound else None
@@ -211,8 +210,8 @@ class JobStore:
     def is_ours(self, record: JobRecord) -> bool:
         """True if this user queued it, on this machine and in this folder; anybody can write the words of a record."""
         entry, me = self._entry(record.job_id), os.getuid()
-        owners = (record.uid, record.owner, None if entry is None else entry.st_uid)
-        return owners == (me, me, me) and record.host == socket.gethostname() and self.is_here(record)
+        mine = entry is not None and entry.st_uid == record.uid == me
+        return mine and record.host == socket.gethostname() and self.is_here(record)
 
     def own(self) -> list[str]:
         """Of the unfinished jobs, those that are ours; a damaged record counts as ours if its file in the queue is."""
@@ -237,12 +236,19 @@ class JobStore:
                 found.append((path.stat().st_mtime_ns, _number(path), path.name))
         return [name for _, number, name in sorted(found) if number]
 
-    def environment(self, job_id: str) -> dict[str, str]:
-        """The environment that a queued job of this user was submitted with."""
-        with (self.queue / job_id).open(encoding="utf-8") as file:
+    def environment(self, record: JobRecord) -> dict[str, str]:
+        """The environment that a job of this user was queued with; what it runs is put into the record as it was then.
+
+        Raises:
+            OSError: if its private file is of another user, or cannot be read.
+        """
+        with (self.queue / record.job_id).open(encoding="utf-8") as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():
                 raise PermissionError(f"{file.name} belongs to another user")
-            return {key: str(value) for key, value in json.load(file).items()}
+            content = json.load(file)
+        for name in _PRIVATE:
+            setattr(record, name, content[name])
+        return {key: str(value) for key, value in content["environ"].items()}
 
     def stop_mark(self, job_id: str) -> Path:
         """The file that makes the runner of a job stop it."""

@@ -85,10 +85,11 @@ def _run(store: JobStore, record: JobRecord) -> child.Outcome:
     signals, killed, children = child.Signals(CAUSES), child.oom_kills(), list[sp.Popen[bytes]]()
     stop_at = time.monotonic() + record.time_s - record.checkpoint_s if record.time_s else float("inf")
     try:
+        environs = _environments(record, store.environment(record))
         Path(record.log).parent.mkdir(exist_ok=True)
-        for rank, environ in enumerate(_environments(record, store.environment(record.job_id))):
+        for rank, environ in enumerate(environs):
             children.append(child.start(record.command, environ=environ, cwd=record.cwd, log=_log_of(record, rank)))
-    except OSError as error:
+    except (OSError, LookupError, ValueError) as error:
         for process in children:
             process.kill()
         return child.Outcome("FAILED", f"could not be started: {error}")

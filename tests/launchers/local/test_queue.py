@@ -11,7 +11,7 @@ import pytest
 from audiotok.errors import LaunchError
 from audiotok.launchers.local.queue import JobRecord, JobStore
 from audiotok.launchers.local.supervisor import _IMPORT_ROOT, _free_devices, _may_start, _survey
-from audiotok.status import read_json
+from audiotok.status import read_json, write_json
 from tests.fakes.tiny import REPOSITORY
 
 
@@ -41,10 +41,11 @@ def holder(store: JobStore, name: str) -> "sp.Popen[bytes]":
 
 
 def test_ids_grow_and_the_queue_is_in_order(store: JobStore, tmp_path: Path) -> None:
-    ids = [queued(store, tmp_path).job_id for _ in range(11)]
+    records = [queued(store, tmp_path) for _ in range(11)]
+    ids = [record.job_id for record in records]
     (store.queue / "notes.txt").touch()
     assert ids == store.unfinished() == [f"L{number}" for number in range(1, 12)]
-    assert store.environment("L3") == {"TOKEN": "hush"}
+    assert store.environment(records[2]) == {"TOKEN": "hush"}
 
 
 def test_running_without_a_holder_is_node_fail_at_once(store: JobStore, tmp_path: Path) -> None:
@@ -60,6 +61,15 @@ def test_running_without_a_holder_is_node_fail_at_once(store: JobStore, tmp_path
     assert (running, waiting, store.unfinished()) == ([], None, [])
     assert (read_json(Path(record.folder) / "job.json") or {})["state"] == "NODE_FAIL"
     assert not (store.locks / record.job_id).exists()
+
+
+def test_what_runs_is_what_was_queued_whatever_the_record_says_since(store: JobStore, tmp_path: Path) -> None:
+    record = queued(store, tmp_path)
+    write_json(store.jobs / "L1.json", {**record.to_json(), "command": ["false"], "cwd": "/nowhere", "log": "/etc/x"})
+    changed = store.read("L1")
+    assert changed is not None and changed.command == ["false"]
+    assert store.environment(changed) == {"TOKEN": "hush"} and changed == record
+    assert (store.queue / "L1").stat().st_mode & 0o777 == 0o600
 
 
 def test_jobs_of_another_user_are_seen_and_left_alone(
@@ -78,7 +88,7 @@ def test_jobs_of_another_user_are_seen_and_left_alone(
         assert ([job.job_id for job in found], first) == (["L1"], None)  # its own file is not its own user's here
         assert theirs.own() == [] and (theirs.drafts / "L2").exists() and mine.job_id in theirs.unfinished()
         with pytest.raises(PermissionError, match="another user"):
-            theirs.environment("L1")
+            theirs.environment(running)
     finally:
         process.kill()
         process.communicate()
@@ -141,7 +151,7 @@ def test_a_draft_that_is_whole_is_submitted(store: JobStore, tmp_path: Path) -> 
     (Path(record.folder) / "job.json").unlink()
     (store.drafts / "L9").write_text("{}")  # of no job
     store.mend()
-    assert store.unfinished() == ["L1"] and store.environment("L1") == {"TOKEN": "hush"}
+    assert store.unfinished() == ["L1"] and store.environment(record) == {"TOKEN": "hush"}
     assert (read_json(Path(record.folder) / "job.json") or {})["job_id"] == "L1"
     assert not list(store.drafts.iterdir())
     (store.drafts / "L1").write_text('{"TOK')

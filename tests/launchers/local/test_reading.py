@@ -145,7 +145,7 @@ def test_only_what_was_queued_here_is_started_and_it_is_named(queue: Queue) -> N
     queue.project.wait(lambda: not queue.store.is_held(queue.store.supervisor))
     assert [path.name for path in queue.project.folder.glob("ran*")] == ["ran"]
     info = queue.run("dora", "info", "-f", queue.folders[2].name)
-    assert "state=PENDING (starts with a command of bob@here)" in info
+    assert "state=PENDING (waits in the queue of bob@here; -C and --retry queue it here)" in info
     queue.run("dora", "grid", "many", "-C")
     assert "state=CANCELLED" in queue.run("dora", "info", "-f", queue.folders[2].name)
 

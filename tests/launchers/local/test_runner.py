@@ -137,7 +137,7 @@ def test_at_the_time_limit_it_waits_again_so_many_times(tmp_path: Path) -> None:
     assert (again.state, again.timeouts, again.attempt, again.devices) == ("PENDING", 1, 1, [])
     assert again.reason == "reached its time limit (1 of 1); queued again to go on"
     assert job.store.unfinished() == ["L1"] and not job.store.is_held("L1")
-    assert job.store.environment("L1")["SECRET"] == "x"
+    assert job.store.environment(job.record)["SECRET"] == "x"
     ended = job.run()
     assert (ended.state, ended.reason) == ("TIMEOUT", "reached its time limit, after 1 times more time")
     assert job.store.unfinished() == []
