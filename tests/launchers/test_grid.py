@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 
 from audiotok.errors import ConfigError
-from audiotok.launchers.grid import _write_links, get_explorer, list_grids
+from audiotok.files import module_names
+from audiotok.launchers.grid import _write_links, get_explorer
 from audiotok.launchers.lock import SubmitLock
 from tests.fakes.tiny import TinyProject
 
@@ -135,7 +136,7 @@ def test_grids_are_listed_by_their_dotted_names(tmp_path: Path) -> None:
     for name in ("__init__.py", "b.py", "_shared.py", "deep/__init__.py", "deep/a.py", "deep/notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert list_grids(tmp_path) == ["b", "deep.a"]
+    assert module_names(tmp_path) == ["b", "deep.a"]
 
 
 def test_an_unknown_grid_lists_those_there_are() -> None:
