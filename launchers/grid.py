@@ -26,6 +26,7 @@ from dora.shep import Sheep, no_log
 from dora.utils import import_or_fatal, reliable_rmtree
 
 from audiotok.errors import ConfigError, LaunchError
+from audiotok.experiments.disk import experiment_bytes
 from audiotok.files import module_names, write_symlink
 from audiotok.launchers.decide import Action, Decision
 from audiotok.launchers.lock import SubmitLock
@@ -263,7 +264,9 @@ class _Grid:
 
     def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:
         profile, xp = None if decision.action is Action.CANCEL else sheep.profile, sheep.xp
-        return Entry(xp.sig, self.main.get_name(xp), Path(xp.folder), sheep.state() or "", decision, profile)
+        has_size = decision.action.submits and hasattr(xp, "frozen_values")  # Dora's own experiments have not
+        size = experiment_bytes(xp.frozen_values()) if has_size else None
+        return Entry(xp.sig, self.main.get_name(xp), Path(xp.folder), sheep.state() or "", decision, profile, size)
 
 
 def _confirmed(question: str) -> bool:
