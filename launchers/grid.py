@@ -264,8 +264,8 @@ class _Grid:
 
     def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:
         profile, xp = None if decision.action is Action.CANCEL else sheep.profile, sheep.xp
-        has_size = decision.action.submits and hasattr(xp, "frozen_values")  # Dora's own experiments have not
-        size = experiment_bytes(xp.frozen_values()) if has_size else None
+        values = getattr(xp, "frozen_values", None)  # Dora's own experiments have none
+        size = experiment_bytes(values()) if values and decision.action.submits else None
         return Entry(xp.sig, self.main.get_name(xp), Path(xp.folder), sheep.state() or "", decision, profile, size)
 
 

@@ -91,7 +91,7 @@ def _samples(cfg: _Section) -> int:
     every = cfg["generate"]["every"]
     times = 1 + (epochs // every + (epochs % every > 0) if every else 1)
     seconds = (generate["segment_duration"] or 0.0) * generate["num_samples"]  # whole tracks: of unknown length
-    return round(times * seconds * cfg["sample_rate"] * cfg["channels"] * _SAMPLE[cfg["generate"]["audio"]["format"]])
+    return int(times * seconds * cfg["sample_rate"] * cfg["channels"] * _SAMPLE[cfg["generate"]["audio"]["format"]])
 
 
 def _conv(width: int, wider: int, taps: int, norm: str, groups: int = 1, transposed: bool = False) -> Size:

@@ -18,6 +18,7 @@ from audiotok.experiments.overrides import Plain, dotted, is_of_values, leaves_o
 from audiotok.text import nearest_first
 
 _SHOWN = 8
+_GONE = object()
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def check_keys(
             continue
         if override.is_add() and name in choices:
             raise ConfigError(f"override {text!r}: {name} is chosen already; leave out the +")
-        for key in _keys_of(override):
+        for key in _keys_set(name, override.value(), cfg):
             if _has(cfg, key):
                 continue
             may_be_added = additions is None or additions.allow(key, cfg)
@@ -96,31 +97,31 @@ def option_advice(
     return ""
 
 
-def _keys_of(override: Override) -> Iterator[str]:
-    """The keys that an override sets: of a dictionary those in it."""
-    value = override.value()
-    if isinstance(value, dict) and value:
-        yield from (dotted((override.key_or_group, *path)) for path, _ in leaves_of(value))
+def _keys_set(key: str, value: Any, cfg: Plain) -> Iterator[str]:
+    """The keys that an override sets: those in a dictionary, where it is laid over a section."""
+    if isinstance(value, dict) and isinstance(_walk(cfg, key)[0], dict):
+        for name, item in value.items():
+            yield from _keys_set(f"{key}.{name}", item, cfg)
     else:
-        yield override.key_or_group
+        yield key
 
 
 def _has(cfg: Plain, key: str) -> bool:
-    return _walk(cfg, key)[0]
+    return _walk(cfg, key)[0] is not _GONE
 
 
-def _walk(cfg: Plain, key: str) -> tuple[bool, str, Plain]:
-    """Whether a key exists, and the innermost section on the way to it: its name and content."""
+def _walk(cfg: Plain, key: str) -> tuple[Any, str, Plain]:
+    """The value of a key, and the innermost section on the way to it: its name and content."""
     name, section, value = "", cfg, cfg
     for part in key.split("."):
         if isinstance(value, list):
-            return True, name, section  # Hydra looks at indices itself
+            break  # Hydra looks at indices itself
         if not isinstance(value, dict) or part not in value:
-            return False, name, section
+            return _GONE, name, section
         value = value[part]
         if isinstance(value, dict) and value:
             name, section = f"{name}.{part}".lstrip("."), value
-    return True, name, section
+    return value, name, section
 
 
 def _nearest(key: str, cfg: Plain, choices: Mapping[str, Any]) -> str:
