@@ -210,7 +210,8 @@ def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
         likely = in_all(statistics.median(durations) * (1.0 - share) for share in shares)
     measured: list[int] = []
     if any(entry.size is None for entry in submitted):
-        measured = [_folder_bytes(folder) for folder in _sample(list(finished), SAMPLE)]
+        evenly = list(finished)[:: max(1, len(finished) // SAMPLE)]
+        measured = [_folder_bytes(folder) for folder in evenly[:SAMPLE]]
     usual = statistics.median_high(measured) if measured else None
     sizes = [(entry, usual if entry.size is None else entry.size) for entry in submitted]
     disk = sum(max(0, size - _folder_bytes(entry.folder)) for entry, size in sizes if size is not None)
@@ -235,11 +236,6 @@ def _finished(folders: Iterable[Path]) -> dict[Path, float | None]:
     return {
         folder: progress_of(status).whole_s for folder, status in statuses if status.get("state") == State.COMPLETED
     }
-
-
-def _sample(folders: Sequence[Path], most: int) -> Sequence[Path]:
-    """At most so many of them, evenly spread."""
-    return folders[:: max(1, len(folders) // most)][:most]
 
 
 def _resources(profile: Profile) -> tuple[int, int]:
