@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := audiotok benchmarks tests
+PACKAGES := $(SOURCES) launchers grids
 DEMO := compression.encodec_mmd_demo
 GRID := compression.mmd_on_off_demo
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 NUMERIC := $(addprefix tests/, adversarial losses metrics models modules quantization)
 
-.PHONY: install demo test test-fast lint notebooks constraints clean
+.PHONY: install demo test test-fast lint notebooks constraints clean clean-venv clean-outputs clean-data
 
 install: $(VENV)/.installed
 
@@ -54,5 +55,15 @@ constraints:  ## renew constraints.txt from pyproject.toml
 	( echo '# Every package of `make install`, pinned. Renew with `make constraints` and run the tests.'; \
 	  build/constraints/bin/python -m pip freeze --all --exclude audiotok --exclude pip ) > constraints.txt
 
-clean:
-	rm -rf $(VENV) build outputs data
+clean:  ## what is built and cached; experiments, data and .venv only by their own names
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(PACKAGES) -name __pycache__ -prune -exec rm -rf {} +
+
+clean-venv:  ## .venv; `make install` makes it again
+	rm -rf $(VENV)
+
+clean-outputs:  ## every experiment with its checkpoints, for good
+	rm -rf outputs
+
+clean-data:  ## manifests, and the music that was fetched
+	rm -rf data

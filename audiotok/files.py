@@ -34,6 +34,12 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
+def module_names(folder: Path) -> list[str]:
+    """Dotted names of the Python files of a package, such as grids, sorted; `_name.py` is left out."""
+    files = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
+    return [".".join(path.parts) for path in files if not path.name.startswith("_")]
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """Context in which to write a draft of a file; at its end the draft takes the place of the file in one step.

@@ -23,7 +23,7 @@ __all__ = ["get_solver", "get_solver_from_sig", "get_solver_from_xp", "main"]
 report_mistakes_in_one_line()  # now, as the decorator below reads the configuration
 
 
-@experiment_main(config_path="config", config_name="config", version_base="1.3")
+@experiment_main(config_path="config", config_name="config", version_base="1.3", additions=training.ADDITIONS)
 def main(cfg: DictConfig) -> None:
     """Train the experiment that the command line describes, from its last checkpoint on."""
     training.run(cfg)

@@ -13,6 +13,7 @@ from dora.git_save import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
+from audiotok.experiments.keys import Additions
 from audiotok.status import StatusWriter
 from audiotok.utils.commit import current_commit
 
@@ -20,6 +21,22 @@ if TYPE_CHECKING:
     from audiotok.solvers import StandardSolver
 
 logger = logging.getLogger(__name__)
+
+# What `+key=value` may add: arguments that no configuration file sets, and sections of keyword arguments.
+ADDITIONS = Additions(
+    free=(
+        *(f"msstftd.{name}" for name in ("max_filters", "filters_scale", "kernel_size", "dilations", "stride")),
+        *("msstftd.normalized", "msstftd.sep_channels", "msd.downsample_factor", "msd.pad", "msd.pad_params"),
+        *(f"mrstft.{name}" for name in ("n_ffts", "hop_lengths", "win_lengths", "window", "epsilon")),
+        *("mel.log", "sisnr.overlap", "sisnr.epsilon", "balancer.epsilon"),
+        *("*_params.*", "slurm.*.*"),
+    ),
+    inherited=(
+        *(f"dataset.{name}" for name in ("train", "valid", "evaluate", "generate")),
+        "seanet.encoder",
+        "seanet.decoder",
+    ),
+)
 
 
 def run(cfg: DictConfig) -> None:

@@ -26,7 +26,8 @@ from dora.shep import Sheep, no_log
 from dora.utils import import_or_fatal, reliable_rmtree
 
 from audiotok.errors import ConfigError, LaunchError
-from audiotok.files import write_symlink
+from audiotok.experiments.disk import experiment_bytes
+from audiotok.files import module_names, write_symlink
 from audiotok.launchers.decide import Action, Decision
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember, set_waiting, waiting_in
@@ -101,17 +102,11 @@ def get_explorer(args: Any, main: DecoratedMain) -> Any:
     """
     package = main.dora.grid_package or f"{main.package}.grids"
     if args.grid is not None:
-        known = list_grids(Path(import_or_fatal(package).__file__).parent)
+        known = module_names(Path(import_or_fatal(package).__file__).parent)
         if args.grid not in known:
             names = ", ".join(known) or "none yet"
             raise ConfigError(f"no grid {args.grid!r} in package {package}; choose one of: {names}.")
     return _get_dora_explorer(args, main)  # type: ignore[no-untyped-call]
-
-
-def list_grids(folder: Path) -> list[str]:
-    """Return the dotted names of the grid files in a package, sorted; `_name.py` is not a grid."""
-    files = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
-    return [".".join(path.parts) for path in files if not path.name.startswith("_")]
 
 
 class _Grid:
@@ -346,7 +341,9 @@ class _Grid:
         if decision.action.submits and sheep.xp.sig in self.waiting:
             decision = replace(decision, reason="; ".join(filter(None, (decision.reason, WAITS))))
         profile, xp = None if decision.action is Action.CANCEL else sheep.profile, sheep.xp
-        return Entry(xp.sig, self.main.get_name(xp), Path(xp.folder), sheep.state() or "", decision, profile)
+        values = getattr(xp, "frozen_values", None)  # Dora's own experiments have none
+        size = experiment_bytes(values()) if values and decision.action.submits else None
+        return Entry(xp.sig, self.main.get_name(xp), Path(xp.folder), sheep.state() or "", decision, profile, size)
 
 
 def _confirmed(question: str) -> bool:

@@ -49,6 +49,7 @@ class Entry:
     state: str  # of its latest job, "" without one
     decision: Decision
     profile: Profile | None  # what its job requests; None if it left the grid
+    size: int | None = None  # bytes of its folder once completed, by its configuration; None if that is not known
 
     @property
     def action(self) -> Action:
@@ -75,10 +76,10 @@ class Request:
     cpu_hours: float
     likely_gpu_hours: float | None  # with the median duration of finished experiments; None without any
     likely_cpu_hours: float | None
-    disk_bytes: int | None  # growth of their folders to the median size of finished ones
+    disk_bytes: int | None  # growth of their folders to the size of each, or else to the median of finished ones
     free_bytes: int
     finished: int  # finished experiments of this grid, which the likely figures come from
-    measured: int  # finished experiments that the size comes from: of this grid, or of all where it has none
+    measured: int  # finished experiments of this grid that the size comes from; 0: from configurations
 
 
 class _Member(NamedTuple):
@@ -235,11 +236,13 @@ def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
     if durations:  # a retried experiment resumes from its checkpoint
         shares = [0.0 if one.action is Action.NEW else progress_of(read_status(one.folder)).share for one in submitted]
         likely = in_all(statistics.median(durations) * (1.0 - share) for share in shares)
-    every = sorted(xps.iterdir()) if not finished and xps.is_dir() else []
-    sizes = [_folder_bytes(folder) for folder in _sample(list(finished or _finished(_sample(every, 200))), SAMPLE)]
-    disk = None
-    if sizes:
-        disk = sum(max(0, statistics.median_high(sizes) - _folder_bytes(entry.folder)) for entry in submitted)
+    measured: list[int] = []
+    if any(entry.size is None for entry in submitted):
+        evenly = list(finished)[:: max(1, len(finished) // SAMPLE)]
+        measured = [_folder_bytes(folder) for folder in evenly[:SAMPLE]]
+    usual = statistics.median_high(measured) if measured else None
+    sizes = [(entry, usual if entry.size is None else entry.size) for entry in submitted]
+    disk = sum(max(0, size - _folder_bytes(entry.folder)) for entry, size in sizes if size is not None)
     base = next(path for path in (root, *root.parents) if path.is_dir())
     gpu_hours, cpu_hours = in_all(profile.time / 60 for profile in profiles)
     return Request(
@@ -248,10 +251,10 @@ def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
         cpu_hours=cpu_hours,
         likely_gpu_hours=likely[0],
         likely_cpu_hours=likely[1],
-        disk_bytes=disk,
+        disk_bytes=None if any(size is None for _, size in sizes) else disk,
         free_bytes=shutil.disk_usage(base).free,
         finished=len(durations),
-        measured=len(sizes),
+        measured=len(measured),
     )
 
 
@@ -261,11 +264,6 @@ def _finished(folders: Iterable[Path]) -> dict[Path, float | None]:
     return {
         folder: progress_of(status).whole_s for folder, status in statuses if status.get("state") == State.COMPLETED
     }
-
-
-def _sample(folders: Sequence[Path], most: int) -> Sequence[Path]:
-    """At most so many of them, evenly spread."""
-    return folders[:: max(1, len(folders) // most)][:most]
 
 
 def _resources(profile: Profile) -> tuple[int, int]:
@@ -369,7 +367,9 @@ def _first(lines: Sequence[str], shown: int | None) -> list[str]:
     """The first of many lines, indented, and how many more there are."""
     first = lines if shown is None or len(lines) <= shown + 1 else lines[:shown]
     more = len(lines) - len(first)
-    return [f"    {line}" for line in first] + [f"    … {more} more (--all lists them)"] * bool(more)
+    return [f"    {line}" for line in first] + [f"    … {more} more (`audiotok plan` with --all lists them)"] * bool(
+        more
+    )
 
 
 def _request_lines(request: Request) -> list[str]:
@@ -385,10 +385,11 @@ def _request_lines(request: Request) -> list[str]:
         likely = f"; likely {gpu} GPU-hours and {cpu} CPU-hours, going by {known}"
     free = f"; {_bytes(request.free_bytes)} free"
     if request.disk_bytes is None:
-        disk = f"disk: unknown until an experiment has finished{free}"
+        disk = f"disk: unknown until an experiment of this grid has finished{free}"
     else:
         measured, small = _count(request.measured, "finished experiment"), request.disk_bytes > request.free_bytes
-        disk = f"disk: about {_bytes(request.disk_bytes)}, going by {measured}{free}{' — not enough' if small else ''}"
+        basis = f"going by {measured}" if request.measured else "networks and checkpoints that are kept"
+        disk = f"disk: about {_bytes(request.disk_bytes)}, {basis}{free}{' — not enough' if small else ''}"
     return [f"requests: {jobs}, {limits}{likely}", disk]
 
 

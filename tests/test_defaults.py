@@ -18,6 +18,7 @@ from audiotok.data.manifest import AudioMeta
 from audiotok.modules.seanet import SEANetDecoderOptions, SEANetOptions
 from audiotok.quantization import QuantizedResult
 from audiotok.solvers.macro_batch import MMDWeight
+from audiotok.training import ADDITIONS
 
 ROOMS = (adversarial, data, losses, metrics, models, modules, quantization)
 
@@ -130,3 +131,20 @@ def test_renamed_keys_exist(cfg: DictConfig) -> None:
     for (target, name), key in KEYS.items():
         assert name in defaults(target)
         assert any(key in OmegaConf.select(cfg, section) for section in SECTIONS[target])
+
+
+def test_arguments_that_no_file_sets_may_be_added_by_an_override(cfg: DictConfig) -> None:
+    made_from: dict[str, tuple[Callable[..., Any], ...]] = {
+        "balancer": (losses.Balancer,),
+        "mel": (losses.MelSpectrogramL1Loss,),
+        "msspec": (losses.MultiScaleMelSpectrogramLoss,),
+        "mrstft": (losses.MRSTFTLoss,),
+        "sisnr": (losses.SISNRLoss,),
+        "msstftd": (discriminators.MultiScaleSTFTDiscriminator, discriminators.DiscriminatorSTFT),
+        "mpd": (discriminators.MultiPeriodDiscriminator, discriminators.PeriodDiscriminator),
+        "msd": (discriminators.MultiScaleDiscriminator, discriminators.ScaleDiscriminator),
+    }
+    of_one_scale = {"msstftd.n_fft", "msstftd.hop_length", "msstftd.win_length", "msd.norm"}
+    arguments = {f"{name}.{key}" for name, targets in made_from.items() for one in targets for key in defaults(one)}
+    free = {key for key in arguments - of_one_scale if OmegaConf.select(cfg, key, default=cfg) is cfg}
+    assert free == {key for key in ADDITIONS.free if "*" not in key}

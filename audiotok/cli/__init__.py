@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from audiotok import __version__
-from audiotok.cli import data, doctor, init, plan, report, requeue, results
+from audiotok.cli import completion, data, doctor, init, plan, report, requeue, results
 from audiotok.errors import AudiotokError
 
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, 1 for a failed check, 2 for a mistake of the user, 130 if interrupted, 141 if stdout is closed.
     """
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without é still gets its table
@@ -42,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="audiotok", description="Grids of neural audio codec experiments.")
     parser.add_argument("--version", action="version", version=f"audiotok {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (results, report, plan, requeue, data, doctor, init):
+    for command in (results, report, plan, requeue, data, doctor, init, completion):
         command.add_to(commands)
     return parser

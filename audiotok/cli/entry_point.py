@@ -22,7 +22,7 @@ def entry_point(package: str | None) -> Any:
     """
     sys.path.insert(0, str(Path.cwd()))
     main_module = os.environ.get("DORA_MAIN_MODULE") or "train"
-    package = package or os.environ.get("DORA_PACKAGE") or _package_here(main_module)
+    package = package or package_here()
     module_name = f"{package}.{main_module}"
     try:
         module = importlib.import_module(module_name)
@@ -34,7 +34,15 @@ def entry_point(package: str | None) -> Any:
     return module.main
 
 
-def _package_here(main_module: str) -> str:
+def package_here() -> str:
+    """Name of the training package that commands are about here.
+
+    Raises:
+        ConfigError: if there is more than one to choose from.
+    """
+    if package := os.environ.get("DORA_PACKAGE"):
+        return package
+    main_module = os.environ.get("DORA_MAIN_MODULE") or "train"
     files = sorted(Path.cwd().glob(f"*/{main_module}.py"))
     packages = [file.parent.name for file in files if file.with_name("__init__.py").exists()]
     if len(packages) > 1:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from audiotok.cli.entry_point import PACKAGE_HELP, entry_point
+from audiotok.files import module_names
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -36,12 +37,12 @@ def _plan(args: argparse.Namespace) -> int:
     from dora.conf import SubmitRules, update_from_args
     from dora.grid import RunGridArgs
 
-    from audiotok.launchers.grid import get_explorer, list_grids, plan_grid
+    from audiotok.launchers.grid import get_explorer, plan_grid
     from audiotok.launchers.plan import SHOWN, plan_text
 
     if args.grid is None:
         package = importlib.import_module(main.dora.grid_package or f"{main.package}.grids")
-        print(*list_grids(Path(str(package.__file__)).parent), sep="\n")
+        print(*module_names(Path(str(package.__file__)).parent), sep="\n")
         return 0
     rules, profile = SubmitRules(), main.get_slurm_config()
     for settings in (rules, profile):

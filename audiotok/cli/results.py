@@ -33,7 +33,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument(
         "--columns",
         metavar="NAMES",
-        help="names or patterns, such as 'sig,seed,valid.*' (default: the headline ones; csv, parquet: all)",
+        help="names or patterns, such as 'sig,losses.mmd,valid.*' (default: the headline ones; csv, parquet: all)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of stdout")
     parser.add_argument("--samples", action="store_true", help="then list where the reconstructed samples lie")

@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
@@ -45,6 +45,7 @@ from audiotok.experiments.frozen import (
     retry_mode,
     thaw,
 )
+from audiotok.experiments.keys import Additions, check_keys, option_advice
 from audiotok.experiments.overrides import Composition, aligned, as_override, is_of_values, parse_override
 from audiotok.experiments.run import run_frozen
 from audiotok.files import write_text
@@ -65,14 +66,22 @@ class ExperimentMain(HydraMain):
         main: the training function; its module is where `config_path` counts from.
         config_name, config_path: as Hydra has them.
         base: package whose folder `config` provides the files that `config_path` does not have; None: none.
+        additions: keys that overrides may add with `+`; None: any.
         kwargs: as `hydra.initialize_config_dir` has them.
     """
 
     def __init__(
-        self, main: Callable[..., Any], config_name: str, config_path: str, base: str | None = None, **kwargs: Any
+        self,
+        main: Callable[..., Any],
+        config_name: str,
+        config_path: str,
+        base: str | None = None,
+        additions: Additions | None = None,
+        **kwargs: Any,
     ) -> None:
         self._compositions: dict[tuple[str, ...], Composition] = {}
         self._requested: dict[tuple[str, ...], str] = {}  # overrides that were looked up by signature
+        self._additions = additions
         self._base = None if base is None else Path(importlib.import_module(base).__path__[0], "config").resolve()
         own = (Path(main.__code__.co_filename).parent / config_path).resolve()
         # Before the first composition, which the profile of a detected cluster is part of.
@@ -164,10 +173,13 @@ class ExperimentMain(HydraMain):
             if argument.startswith("~"):
                 advice = "experiments have the same keys, so that they can be compared; give it another value"
                 raise ConfigError(f"override {argument!r} removes a key; {advice}, such as null")
-            if "=" not in argument:
+            if "=" not in argument.lstrip("="):
                 raise ConfigError(f"override {argument!r} has no '='; write key=value, such as losses.mmd=10")
         try:
             return self._compose(_simplify_argv(argv))
+        except ConfigCompositionException as error:
+            advice = option_advice(error, argv, self._options())
+            raise ConfigError(advice or f"{_first_sentence(error)} (overrides: {' '.join(argv)})") from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"{_first_sentence(error)} (overrides: {' '.join(argv)})") from error
 
@@ -235,6 +247,7 @@ class ExperimentMain(HydraMain):
         chosen = [(group, option) for group, option in options if group in self._config_groups]
         values = composition.change(overrides)
         if values is None:
+            check_keys(overrides, composition.resolved, composition.choices, self._additions)
             return self._compose_slowly(composition, argv, chosen, overrides)
         _check_set(composition.missing - values.keys())
         delta = chosen + composition.delta(values)
@@ -292,6 +305,18 @@ class ExperimentMain(HydraMain):
         with self._hydra():
             hydra: Any = GlobalHydra.instance().hydra
             return list(hydra.list_all_config_groups())
+
+    def _options(self) -> dict[str, list[str]]:
+        """Options of each config group, those of groups within it by their path."""
+        with self._hydra():
+            loader: Any = GlobalHydra.instance().config_loader()
+            own = {group: list(loader.get_group_options(group)) for group in self._config_groups}
+        found: dict[str, list[str]] = {}
+        for group, names in own.items():
+            for above in (group, *map(str, PurePosixPath(group).parents)):
+                inner = group.removeprefix(f"{above}/") + "/" if above != group else ""
+                found.setdefault(above, []).extend(f"{inner}{name}" for name in names)
+        return found
 
     def _get_config(self, overrides: Sequence[str] = ()) -> DictConfig:
         with self._hydra():

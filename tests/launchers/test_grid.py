@@ -14,7 +14,8 @@ from dora.explore import Explorer, Launcher
 from dora.grid import RunGridArgs
 
 from audiotok.errors import ConfigError, LaunchError
-from audiotok.launchers.grid import _write_links, get_explorer, list_grids, plan_grid, run_grid
+from audiotok.files import module_names
+from audiotok.launchers.grid import _write_links, get_explorer, plan_grid, run_grid
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.plan import plan_text, set_waiting, waiting_in
 from audiotok.launchers.profile import Profile
@@ -173,7 +174,7 @@ def test_grids_are_listed_by_their_dotted_names(tmp_path: Path) -> None:
     for name in ("__init__.py", "b.py", "_shared.py", "deep/__init__.py", "deep/a.py", "deep/notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert list_grids(tmp_path) == ["b", "deep.a"]
+    assert module_names(tmp_path) == ["b", "deep.a"]
 
 
 def test_an_unknown_grid_lists_those_there_are() -> None:

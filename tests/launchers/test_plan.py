@@ -1,6 +1,7 @@
 """A plan: what it adds up to, what it says, what it remembers; made of decisions, without a launcher."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,29 @@ def test_finished_experiments_tell_what_is_likely(tmp_path: Path) -> None:
     assert request.finished == request.measured == 3
 
 
-def test_finished_experiments_that_left_the_grid_count_and_others_tell_the_size(tmp_path: Path) -> None:
+def test_only_finished_experiments_of_the_grid_count_those_that_left_it_too(tmp_path: Path) -> None:
     _finish(tmp_path / "xps" / "0000000a", size=700)
     new = _entry(tmp_path, 1, Action.NEW)
     elsewhere = _plan(tmp_path, new).request
-    assert (elsewhere.disk_bytes, elsewhere.likely_gpu_hours, elsewhere.measured) == (700, None, 1)
+    assert (elsewhere.disk_bytes, elsewhere.likely_gpu_hours, elsewhere.measured) == (None, None, 0)
     linked = tmp_path / "grids" / GRID
     linked.mkdir(parents=True)
     (linked / "0000000a").symlink_to(tmp_path / "xps" / "0000000a")
     here = _plan(tmp_path, new).request
     assert here.likely_gpu_hours == pytest.approx(1.0) and (here.disk_bytes, here.finished) == (700, 1)
+
+
+def test_the_disk_is_that_of_each_configuration_where_it_is_known(tmp_path: Path) -> None:
+    _finish(tmp_path / "xps" / "0000000a", size=700)
+    done = _entry(tmp_path, 10, Action.REUSE, state="COMPLETED")
+    known = [replace(_entry(tmp_path, n, Action.NEW), size=n * 10**9) for n in (3, 4)]
+    known[0].folder.mkdir(parents=True)
+    (known[0].folder / "checkpoint.th").write_bytes(b"\0" * 1000)
+    plan = _plan(tmp_path, done, *known)
+    assert (plan.request.disk_bytes, plan.request.measured) == (7 * 10**9 - 1000, 0)
+    assert "disk: about 7 GB, networks and checkpoints that are kept; " in plan_text(plan)
+    mixed = _plan(tmp_path, done, *known, _entry(tmp_path, 5, Action.NEW)).request
+    assert (mixed.disk_bytes, mixed.measured) == (7 * 10**9 - 1000 + 700, 1)
 
 
 def test_a_plan_writes_nothing_and_needs_no_folder(tmp_path: Path) -> None:
@@ -140,7 +154,10 @@ def test_the_text_groups_and_shortens(tmp_path: Path) -> None:
         "left alone: failed; --retry submits them again (1)",
         "reused: done already (1)",
     ]
-    assert "    … 35 more (--all lists them)" in text and text.count("NODE_FAIL: its node vanished (2)") == 1
+    assert (
+        "    … 35 more (`audiotok plan` with --all lists them)" in text
+        and text.count("NODE_FAIL: its node vanished (2)") == 1
+    )
     assert f"AUDIOTOK_RETRY=force dora grid {GRID} --retry" in text
     assert "requests: 43 jobs, at most 86 GPU-hours and 860 CPU-hours" in text
     assert len(text.splitlines()) < 45
@@ -164,10 +181,10 @@ def test_the_text_tells_when_nothing_happens_and_when_the_disk_is_too_small(tmp_
     idle = plan_text(_plan(tmp_path, _entry(tmp_path, 1, Action.KEEP, state="RUNNING"), launcher="local"))
     assert "on local: 1 experiment (1 keep)" in idle and "requests: nothing" in idle and "disk" not in idle
     plan = _plan(tmp_path, _entry(tmp_path, 2, Action.NEW))
-    assert "disk: unknown until an experiment has finished" in plan_text(plan)
+    assert "disk: unknown until an experiment of this grid has finished" in plan_text(plan)
     for name, value in (("disk_bytes", 10**13), ("free_bytes", 10**12)):
         object.__setattr__(plan.request, name, value)
-    assert "disk: about 10 TB, going by 0 finished experiments; 1 TB free — not enough" in plan_text(plan)
+    assert "disk: about 10 TB, networks and checkpoints that are kept; 1 TB free — not enough" in plan_text(plan)
 
 
 def test_machines_get_plain_json(tmp_path: Path) -> None:

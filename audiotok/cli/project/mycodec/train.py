@@ -9,7 +9,9 @@ from audiotok.launchers.dora_patches import install, report_mistakes_in_one_line
 report_mistakes_in_one_line()
 
 
-@experiment_main(config_path="config", config_name="config", version_base="1.3", base="audiotok")
+@experiment_main(
+    config_path="config", config_name="config", version_base="1.3", base="audiotok", additions=training.ADDITIONS
+)
 def main(cfg: Any) -> None:
     """Train one experiment."""
     training.run(cfg)

@@ -1,0 +1,49 @@
+"""`make clean` removes what can be made again; experiments, data and the environment only when named."""
+
+import shutil
+import subprocess as sp
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+KEPT = {"outputs", "data", ".venv"}
+
+
+def make(folder: Path, *arguments: str) -> str:
+    return sp.run(["make", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkout after some work in it."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in (*KEPT, "build", "dist", ".mypy_cache", ".pytest_cache", "reports", "audiotok.egg-info"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    for name in ("audiotok", "benchmarks", "tests", "launchers", "grids"):
+        (tmp_path / name / "__pycache__").mkdir(parents=True)
+        (tmp_path / name / "code.py").touch()
+    (tmp_path / ".venv" / "__pycache__").mkdir()
+    return tmp_path
+
+
+def test_clean_leaves_outputs_data_and_the_environment(folder: Path) -> None:
+    make(folder, "clean")
+    left = {path.name for path in folder.iterdir()}
+    assert left == KEPT | {"reports", "Makefile", "audiotok", "benchmarks", "tests", "launchers", "grids"}
+    assert [path.parent.name for path in folder.rglob("__pycache__")] == [".venv"]
+    assert (folder / "audiotok/code.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "gone"), [("clean-outputs", "outputs"), ("clean-data", "data"), ("clean-venv", ".venv")]
+)
+def test_each_of_them_goes_by_its_own_name(target: str, gone: str, folder: Path) -> None:
+    make(folder, target)
+    assert {name for name in KEPT if not (folder / name).exists()} == {gone}
+
+
+def test_no_other_target_removes_them() -> None:
+    for target in ("clean", "lint", "test", "test-fast", "demo", "notebooks", "constraints"):
+        for line in make(ROOT, "-n", target).splitlines():
+            assert not (line.strip().startswith("rm ") and KEPT & set(line.split())), line
