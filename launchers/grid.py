@@ -6,38 +6,41 @@ at a time launches a grid, under a lock of its own; many may watch it.
 
 import contextlib
 import errno
+import importlib
 import os
+import shlex
 import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dora.explore
 import dora.grid
 from dora.conf import SlurmConfig, SubmitRules
 from dora.explore import Explorer, Herd
 from dora.grid import RunGridArgs, log
-from dora.log import colorize, fatal
+from dora.log import fatal
 from dora.main import DecoratedMain
 from dora.shep import Sheep, no_log
 from dora.utils import import_or_fatal, reliable_rmtree
 
-from audiotok.errors import ConfigError, LaunchError
-from audiotok.files import write_symlink
+from audiotok.errors import AudiotokError, ConfigError, LaunchError
+from audiotok.files import shown, write_symlink
 from audiotok.launchers.decide import Action, Decision
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember
 from audiotok.launchers.profile import ProfileLauncher
 from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
-from audiotok.launchers.table import monitor
+from audiotok.launchers.table import monitor, names_of
+from audiotok.launchers.watch import again, follow, watch
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
 _Log = Callable[[str], None]
 _POOL = 4  # processes that compose experiments, for an entry point that calls itself slow
-_get_dora_explorer = dora.grid._get_explore  # before `launchers.dora_patches` replaces it by ours
 
 
 def run_grid(
@@ -91,18 +94,46 @@ def plan_grid(
 
 
 def get_explorer(args: Any, main: DecoratedMain) -> Any:
-    """Find the explorer of a grid as Dora does, but refuse an unknown name (Dora then exits with 0).
+    """The explorer of a grid; without `args.grid` list the grids and exit.
 
     Raises:
-        ConfigError: if there is no such grid; the message lists those there are.
+        ConfigError: if there is no such grid (the message lists those there are), or its file has a mistake.
     """
     package = main.dora.grid_package or f"{main.package}.grids"
-    if args.grid is not None:
-        known = list_grids(Path(import_or_fatal(package).__file__).parent)
-        if args.grid not in known:
-            names = ", ".join(known) or "none yet"
-            raise ConfigError(f"no grid {args.grid!r} in package {package}; choose one of: {names}.")
-    return _get_dora_explorer(args, main)  # type: ignore[no-untyped-call]
+    folder = Path(import_or_fatal(package).__file__).parent
+    known = list_grids(folder)
+    if args.grid is None:
+        print(*known, sep="\n")  # noqa: T201
+        sys.exit(0)
+    if args.grid not in known:
+        names = ", ".join(known) or "none yet"
+        raise ConfigError(f"no grid {args.grid!r} in package {package}; choose one of: {names}.")
+    with _blaming(folder):
+        module = importlib.import_module(f"{package}.{args.grid}")
+    if not isinstance(explorer := getattr(module, "explorer", None), Explorer):
+        found = "no `explorer`" if explorer is None else f"`explorer`, which is of the kind {type(explorer).__name__}"
+        advice = "decorate its function `explorer(launcher)` with an Explorer, such as @CompressionExplorer"
+        raise ConfigError(f"{shown(Path(str(module.__file__)))} has {found}; {advice}.")
+    return explorer
+
+
+@contextlib.contextmanager
+def _blaming(folder: Path) -> Iterator[None]:
+    """Make one line of a mistake in a grid file below a folder, with the line of the file."""
+    try:
+        yield
+    except SyntaxError as error:
+        found = f"{shown(Path(error.filename))}:{error.lineno}" if error.filename else "a grid file"
+        raise ConfigError(f"{found}: it is not Python: {error.msg}.") from error
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+        own = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(folder.resolve())]
+        is_of_user = isinstance(error, AudiotokError) or frames[-1].filename == dora.explore.__file__
+        if not own or not (is_of_user or frames[-1] is own[-1]):
+            raise  # a defect of ours or of another package
+        place = f"{shown(Path(own[-1].filename))}:{own[-1].lineno}"
+        text = str(error) if isinstance(error, AudiotokError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(text if place in text else f"{place}: {text}") from error
 
 
 def list_grids(folder: Path) -> list[str]:
@@ -127,7 +158,11 @@ class _Grid:
         self.main, self.explorer, self.name, self.args, self.log = main, explorer, name, args, log
         self.shepherd, self.herd = GridShepherd(main, log), Herd()  # the herd: all experiments of the grid file
         self.cancels: list[GridSheep] = []  # whose jobs the next commit cancels, also such that have left the file
-        with ProcessPoolExecutor(_POOL) if main._slow else contextlib.nullcontext() as pool:
+        code = getattr(explorer.explore, "__code__", None)
+        with (
+            _blaming(Path(code.co_filename).parent) if code else contextlib.nullcontext(),
+            ProcessPoolExecutor(_POOL) if main._slow else contextlib.nullcontext() as pool,
+        ):
             explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd, pool=pool))
             self.herd.complete()
         self.folder = Path(main.dora.dir) / main.dora._grids / name  # of its links
@@ -175,12 +210,15 @@ class _Grid:
                 self.log(f"Canceling job {sheep.current_job_id}{reason}: {self.shepherd.title(sheep)}")
 
     def _entries(self) -> list[Entry]:
-        return [self._entry(sheep, sheep.decision) for sheep in self.sheeps if sheep.decision is not None]
+        names, base = names_of(self.main, [sheep.xp for sheep in self.sheeps])
+        pairs = zip(self.sheeps, names, strict=True)
+        return [self._entry(one, one.decision, f"{base} {name}".strip()) for one, name in pairs if one.decision]
 
     def plan(self) -> Plan:
         """What `launch` would do."""
         cancelled = Decision(Action.CANCEL, "cancelled as requested" if self.args.cancel else "no longer in the grid")
-        entries = self._entries() + [self._entry(sheep, cancelled) for sheep in self.cancels]
+        left = [self._entry(sheep, cancelled, self.main.get_name(sheep.xp)) for sheep in self.cancels]
+        entries = self._entries() + left
         return make_plan(Path(self.main.dora.dir), self.name, detect(os.environ), entries, self.herd.sheeps)
 
     def launch(self) -> None:
@@ -213,8 +251,9 @@ class _Grid:
             try:
                 self._watch()
             except KeyboardInterrupt:
-                command = f"dora grid {self.name}"
-                self.log(f"The jobs are still there: `{command}` shows the table again, `{command} -C` cancels them.")
+                api = shlex.join(["dora", "grid", self.name, *self.args.patterns])
+                command = again() if self.args._from_commandline else api
+                self.log(f"The jobs go on; `{command}` watches them again, `{command} -C` cancels them.")
                 sys.exit(130)  # as of a shell after Ctrl-C
         elif self.args._from_commandline:
             self._show_one(indices[0])
@@ -231,31 +270,22 @@ class _Grid:
         elif sheep.log is None or not sheep.log.exists():
             fatal(f"{self.shepherd.title(sheep)} has no log yet: {sheep.log or 'it was not submitted'}.")
         elif self.args.tail is not None:
-            os.execvp("tail", ["tail", "-n", "200", "-f", str(sheep.log)])
+            follow(sheep.log, sheep.xp.sig)
         else:
             with contextlib.suppress(BrokenPipeError), sheep.log.open() as file:
                 shutil.copyfileobj(file, sys.stdout)
 
     def _watch(self) -> None:
-        """Show the table every `interval` minutes until all experiments have ended; once without `monitor`."""
-        args = self.args
-        show: Callable[..., object] = (lambda *_, **__: None) if args.silent else partial(print, flush=True)
-        show(f"Watching grid {self.name}")
-        while True:
-            if args.jupyter and not args.silent:
-                from IPython import display
+        """Show the table until all experiments have ended; once without `monitor`."""
+        if not self.args.silent:
+            print(f"Watching grid {self.name}", flush=True)  # noqa: T201
+        watch(self.args, self.sheeps, self._update, partial(monitor, self.args, self.main, self.explorer, self.sheeps))
 
-                display.clear_output(wait=True)  # type: ignore[no-untyped-call]
-            self.shepherd.update()
-            if monitor(args, self.main, self.explorer, self.sheeps, show) or not args.monitor:
-                return
-            show()
-            for left in range(max(1, int(args.interval * 60)), 0, -1):
-                text = f"again in {left} s       "
-                if sys.stdout.isatty():  # no countdown in a pipe or a log
-                    show(colorize(text, "31") if left < 10 else text, end="\r")
-                time.sleep(1)
-            show(" " * 60 if sys.stdout.isatty() else "")
+    def _update(self) -> bool:
+        """Query the engines; True if a scheduler of many users is among them."""
+        self.shepherd.update()
+        names = {sheep.job.record.engine for sheep in self.sheeps if sheep.job is not None}
+        return any(getattr(self.shepherd.engines.get(name), "remote", True) for name in names)
 
     def _left(self) -> list[GridSheep]:
         """The experiments that are linked in its folder but not in its file any more."""
@@ -267,9 +297,9 @@ class _Grid:
                 self.log(f"Cannot load experiment {name}, which left the grid: {error}")
         return left
 
-    def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:
-        profile, xp = None if decision.action is Action.CANCEL else sheep.profile, sheep.xp
-        return Entry(xp.sig, self.main.get_name(xp), Path(xp.folder), sheep.state() or "", decision, profile)
+    def _entry(self, sheep: GridSheep, decision: Decision, name: str) -> Entry:
+        profile = None if decision.action is Action.CANCEL else sheep.profile
+        return Entry(sheep.xp.sig, name, Path(sheep.xp.folder), sheep.state() or "", decision, profile)
 
 
 def _confirmed(question: str) -> bool:

@@ -21,10 +21,10 @@ from audiotok.launchers.table import (
     Progress,
     _FileCache,
     _grid_left_s,
-    _names_of,
     _read_history,
     _totals_line,
     monitor,
+    names_of,
     progress_of,
 )
 from audiotok.status import State, Verdict
@@ -155,11 +155,11 @@ def test_other_dora_sheep_have_states_too(tmp_path: Path) -> None:
 
 def test_a_preset_by_itself_has_a_name(tmp_path: Path) -> None:
     plain, other = _Sheep(tmp_path / "0a", None), _Sheep(tmp_path / "0b", None, n=1)
-    assert _names_of(_Main(), [plain.xp]) == ([PRESET], "")
-    assert _names_of(_Main(), [plain.xp, other.xp]) == ([PRESET, "n=1"], "")
-    assert _names_of(_Main(), [other.xp]) == (["n=1"], "")
+    assert names_of(_Main(), [plain.xp]) == ([PRESET], "")
+    assert names_of(_Main(), [plain.xp, other.xp]) == ([PRESET, "n=1"], "")
+    assert names_of(_Main(), [other.xp]) == (["n=1"], "")
     more = _Sheep(tmp_path / "0c", None, n=1, m=2)
-    assert _names_of(_Main(), [other.xp, more.xp]) == (["(base)", "m=2"], "n=1")
+    assert names_of(_Main(), [other.xp, more.xp]) == ([PRESET, "m=2"], "n=1")
 
 
 def test_colours_in_a_terminal_only(herd: list[_Sheep], monkeypatch: pytest.MonkeyPatch) -> None:
