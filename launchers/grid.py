@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dora.explore
 import dora.grid
 from dora.conf import SlurmConfig, SubmitRules
 from dora.explore import Explorer, Herd
@@ -108,7 +107,7 @@ def get_explorer(args: Any, main: DecoratedMain) -> Any:
     if args.grid not in known:
         names = ", ".join(known) or "none yet"
         raise ConfigError(f"no grid {args.grid!r} in package {package}; choose one of: {names}.")
-    with _blaming(folder):
+    with _blaming(folder, args.grid):
         module = importlib.import_module(f"{package}.{args.grid}")
     if not isinstance(explorer := getattr(module, "explorer", None), Explorer):
         found = "no `explorer`" if explorer is None else f"`explorer`, which is of the kind {type(explorer).__name__}"
@@ -118,17 +117,19 @@ def get_explorer(args: Any, main: DecoratedMain) -> Any:
 
 
 @contextlib.contextmanager
-def _blaming(folder: Path) -> Iterator[None]:
-    """Make one line of a mistake in a grid file below a folder, with the line of the file."""
+def _blaming(folder: Path, name: str) -> Iterator[None]:
+    """Make one line of a mistake in the file of a grid below a folder, with the line of the file."""
     try:
         yield
     except SyntaxError as error:
-        found = f"{shown(Path(error.filename))}:{error.lineno}" if error.filename else "a grid file"
-        raise ConfigError(f"{found}: it is not Python: {error.msg}.") from error
+        file = Path(error.filename) if error.filename else folder / f"{name.replace('.', '/')}.py"
+        line = f":{error.lineno}" if error.lineno else ""
+        raise ConfigError(f"{shown(file)}{line}: it is not Python: {error.msg}.") from error
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
         own = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(folder.resolve())]
-        is_of_user = isinstance(error, AudiotokError) or frames[-1].filename == dora.explore.__file__
+        refused = Path(frames[-1].filename).parent == Path(dora.grid.__file__).parent  # by Dora's launcher
+        is_of_user = isinstance(error, AudiotokError) or refused
         if not own or not (is_of_user or frames[-1] is own[-1]):
             raise  # a defect of ours or of another package
         place = f"{shown(Path(own[-1].filename))}:{own[-1].lineno}"
@@ -160,7 +161,7 @@ class _Grid:
         self.cancels: list[GridSheep] = []  # whose jobs the next commit cancels, also such that have left the file
         code = getattr(explorer.explore, "__code__", None)
         with (
-            _blaming(Path(code.co_filename).parent) if code else contextlib.nullcontext(),
+            _blaming(Path(code.co_filename).parent, name) if code else contextlib.nullcontext(),
             ProcessPoolExecutor(_POOL) if main._slow else contextlib.nullcontext() as pool,
         ):
             explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd, pool=pool))
