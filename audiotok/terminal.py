@@ -3,6 +3,7 @@
 import codecs
 import io
 import os
+import re
 import shutil
 import sys
 import unicodedata
@@ -10,6 +11,7 @@ from typing import TextIO
 
 # What our own texts use beyond ASCII; anything else comes from files.
 _PLAIN = {"→": "->", "…": "...", "±": "+-", "×": "x", "·": "-", "—": "-", "−": "-", "↑": "^", "↓": "v"}
+_ESCAPE = re.compile(r"\033\[[\d;]*m")
 _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")  # what Python sets LC_CTYPE to in the locale C
 
 
@@ -38,6 +40,30 @@ def size_of(stream: TextIO) -> os.terminal_size:
     """Columns and lines of the terminal of a stream, or COLUMNS and LINES; 0 where there is no limit, as in a pipe."""
     known = stream.isatty() or os.environ.get("COLUMNS")
     return shutil.get_terminal_size((0, 0)) if known else os.terminal_size((0, 0))
+
+
+class Screen:
+    """Writes each text over the one before if all of that is still on the terminal, else below it.
+
+    Args:
+        in_place: whether stdout is a terminal that can do that.
+    """
+
+    def __init__(self, *, in_place: bool) -> None:
+        self._may, self._height = in_place, 0  # lines of the last text
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the next text replaces the last one."""
+        return self._may and self._height < size_of(sys.stdout).lines
+
+    def show(self, text: str) -> None:
+        """Write a text of one line or more."""
+        below = "\n" * bool(self._height)
+        start = f"\033[{self._height}A\033[J" if self._height and self.in_place else below
+        print(start + text, flush=True)  # noqa: T201
+        columns = size_of(sys.stdout).columns or len(text)
+        self._height = sum(max(1, -(-len(_ESCAPE.sub("", line)) // columns)) for line in text.split("\n"))
 
 
 def _is_locale_c() -> bool:

@@ -26,9 +26,10 @@ from dora.main import DecoratedMain
 
 from audiotok.status import STATUS_FILE, State, Verdict, read_json
 from audiotok.terminal import in_colour, size_of
-from audiotok.text import duration_text, number_in
+from audiotok.text import duration_text, number_in, shortened
 
 _REASON_WIDTH = 60
+_NAME_SHARE = 0.45  # of the width of a terminal, at most
 PRESET = "(preset)"  # name of an experiment that is as its preset
 _GONE = object()
 _MARK = 0xE000  # of the private-use area of Unicode; see `_marked`
@@ -196,10 +197,11 @@ def _fitted(groups: Sequence[Any], rows: _Rows, width: int) -> tuple[list[Any], 
     single = [[node.update(groups=[leaf]) for leaf in node.groups] if node.groups else [node] for node in groups]
     single[0] = [node for node in single[0] if node.groups[0].key != "why"]
     chosen = [[node for node in single[0] if node.groups[0].key != "sid"], *([] for _ in groups[1:])]
-    room = width + 2 - sum(_width(rows, node) + 2 for node in chosen[0])
-    if room < 0:
-        longest = max(max(len(row["Meta"]["name"]) for row in rows) + room, 16)
-        rows = [{**row, "Meta": {**row["Meta"], "name": _cut(row["Meta"]["name"], longest)}} for row in rows]
+    longest = max(len(row["Meta"]["name"]) for row in rows)
+    room = width + 2 - sum(_width(rows, node) + 2 for node in chosen[0]) + longest
+    longest = min(longest, max(min(room, int(_NAME_SHARE * width)), 16))
+    rows = [{**row, "Meta": {**row["Meta"], "name": shortened(row["Meta"]["name"], longest)}} for row in rows]
+    room -= longest
     more = [(0, 9, node) for node in single[0] if node not in chosen[0]]  # the ids of jobs
     more += [(place, rank, node) for place, nodes in enumerate(single[1:], 1) for rank, node in enumerate(nodes)]
     for place, _, node in sorted(more, key=lambda one: (_is_empty(rows, one[2]), one[1], one[0])):
@@ -215,8 +217,8 @@ def _fitted(groups: Sequence[Any], rows: _Rows, width: int) -> tuple[list[Any], 
     for meta in (row["Meta"] for row in rows if row["Meta"]["why"]):
         reasons.setdefault(meta["why"], []).append(f"#{meta['index']}")
     more_of = {why: f" and {len(some) - 5} more" if len(some) > 5 else "" for why, some in reasons.items()}
-    lines = [_cut(f"{' '.join(some[:5])}{more_of[why]}: {why}", width) for why, some in reasons.items()]
-    return kept, rows, "".join(f"\n{line}" for line in lines)
+    lines = [f"{' '.join(some[:5])}{more_of[why]}: {why}" for why, some in reasons.items()]
+    return kept, rows, "".join(f"\n{textwrap.fill(line, width)}" for line in lines)
 
 
 def _width(rows: _Rows, node: Any) -> int:
@@ -227,15 +229,6 @@ def _width(rows: _Rows, node: Any) -> int:
 def _is_empty(rows: _Rows, node: Any) -> bool:
     cells = [row.get(node.key) for row in rows]
     return all(cell is None or (node.groups and cell.get(node.groups[0].key) is None) for cell in cells)
-
-
-def _cut(text: str, length: int) -> str:
-    """A text of at most this length; of a name, the longest values are cut first."""
-    parts = re.split(r" (?![^\[{(]*[\]})])", text)
-    for most in range(max(map(len, parts)), 8, -1):
-        if sum(min(len(part), most) + 1 for part in parts) - 1 <= length:
-            return " ".join(part if len(part) <= most else f"{part[: most - 3]}..." for part in parts)
-    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _meta_columns(explorer: Explorer, rows: Sequence[Mapping[str, Any]]) -> list[Any]:

@@ -13,13 +13,12 @@ from dora.grid import RunGridArgs
 from dora.log import simple_log
 
 from audiotok.status import JOB_FILE, STATUS_FILE
-from audiotok.terminal import in_colour, size_of
+from audiotok.terminal import Screen, in_colour
 
 QUERY_S = 10.0  # between two queries of a scheduler
 LOOK_S = 1.0  # between two looks at the files of experiments, longer where a look takes long
 LOG_S = 300.0  # between two tables without a change, where they are not written over each other
 _ONCE = re.compile(r"-[rRD]+|--(ret|rep|cl|dry|no_m)\w*")  # flags of `dora grid` that a second command must not repeat
-_ESCAPE = re.compile(r"\033\[[\d;]*m")
 
 
 def watch(
@@ -33,31 +32,35 @@ def watch(
         update: queries their engines; returns whether one is a scheduler of many users, which is to be spared.
         table: prints the table with the function it is given, and returns whether all experiments have ended.
     """
-    given_s, screen = _given_s(args), _Screen(in_place=in_colour(sys.stdout) and not args.jupyter)
+    given_s, screen = _given_s(args), Screen(in_place=in_colour(sys.stdout) and not args.jupyter)
     stamp: list[int] = []
     states: list[Any] = []
     spare, query_at, print_at = True, 0.0, 0.0
     while True:
         began, before, stamp = time.monotonic(), stamp, _stamp(sheeps)
-        if began >= query_at or (stamp != before and not spare):
-            spare, before = update(), []
+        if (is_due := began >= query_at) or not spare:
+            spare = update()
+        if is_due:
             query_at = time.monotonic() + (given_s or QUERY_S)
-        if stamp != before:
+        before_states, states = states, [sheep.state() for sheep in sheeps]
+        if is_due or stamp != before or states != before_states:
             lines: list[str] = []
             last = table(lambda *words: lines.append(" ".join(map(str, words)))) or not args.monitor  # noqa: B023
-            before_states, states = states, [sheep.state() for sheep in sheeps]
-            if last or args.jupyter or screen.in_place or states != before_states or began >= print_at:
-                screen.show(lines, clear=args.jupyter)
+            if lines and (last or args.jupyter or screen.in_place or states != before_states or began >= print_at):
+                if args.jupyter:
+                    from IPython import display
+
+                    display.clear_output(wait=True)  # type: ignore[no-untyped-call]
+                screen.show("\n".join(lines))
                 print_at = time.monotonic() + (given_s or LOG_S)
             if last:
                 return
-        time.sleep(max(LOOK_S, 10 * (time.monotonic() - began)))
+        time.sleep(min(max(LOOK_S, 5 * (time.monotonic() - began)), QUERY_S))
 
 
-def again(*drop: str) -> str:
-    """The command that this process was started with, to be run again: without flags that submit or delete again."""
-    words = [word for word in sys.argv[1:] if not _ONCE.fullmatch(word) and word not in drop]
-    return shlex.join(["dora", *words])
+def again() -> str:
+    """The command that this process was started with, without the flags that submit or delete again."""
+    return shlex.join(["dora", *(word for word in sys.argv[1:] if not _ONCE.fullmatch(word))])
 
 
 def follow(log: Path, sig: str) -> NoReturn:
@@ -82,9 +85,9 @@ def _given_s(args: RunGridArgs) -> float | None:
 
 
 def _stamp(sheeps: Sequence[Any]) -> list[int]:
-    """When the files of experiments that have not ended were written last; never empty."""
+    """When the files of experiments that have not ended were written last."""
     live = [sheep.xp.folder / name for sheep in sheeps if not sheep.is_done() for name in (JOB_FILE, STATUS_FILE)]
-    return [len(live), *(_mtime_ns(path) for path in live)]
+    return [_mtime_ns(path) for path in live]
 
 
 def _mtime_ns(path: Path) -> int:
@@ -92,27 +95,3 @@ def _mtime_ns(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-class _Screen:
-    """Writes each text over the one before if that is still whole on the terminal, else below it."""
-
-    def __init__(self, *, in_place: bool) -> None:
-        self._may, self._height = in_place, 0  # lines of the last text
-
-    @property
-    def in_place(self) -> bool:
-        return self._may and self._height < size_of(sys.stdout).lines
-
-    def show(self, lines: Sequence[str], *, clear: bool) -> None:
-        if not lines:
-            return
-        if clear:
-            from IPython import display
-
-            display.clear_output(wait=True)  # type: ignore[no-untyped-call]
-        text = "\n".join(lines)
-        start = f"\033[{self._height}A\033[J" if self._height and self.in_place else "\n" if self._height else ""
-        print(start + text, flush=True)  # noqa: T201
-        columns = size_of(sys.stdout).columns or 80
-        self._height = sum(max(1, -(-len(_ESCAPE.sub("", line)) // columns)) for line in text.split("\n"))
