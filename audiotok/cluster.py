@@ -12,27 +12,37 @@ import os
 import re
 import shutil
 import subprocess as sp
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import yaml
 
 from audiotok.errors import ConfigError
+from audiotok.files import shown
 
 CLUSTER_VARIABLE = "AUDIOTOK_CLUSTER"
+OUTPUT_VARIABLE = "AUDIOTOK_OUTPUT_DIR"
 DATASET_PATHS_VARIABLE = "AUDIOTOK_DATASET_PATHS"
 PROFILES = Path(__file__).parent / "config" / "cluster"
 DEFAULT_CLUSTER = "default"
 DETECTION_S = 5.0
 
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
+_KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge")
 _FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:([A-Za-z_][A-Za-z0-9_]*)(?:,([^${}]*))?\}")
 
 
 class _Choice(NamedTuple):
     name: str
     how: str
+
+
+class _Keys(NamedTuple):
+    """Keys of a profile, and where each stands, as `config/cluster/NAME.yaml:12`."""
+
+    values: dict[str, Any]
+    places: dict[str, str]
 
 
 def _places(folders: Sequence[Path]) -> list[Path]:
@@ -84,13 +94,18 @@ def settle(environ: MutableMapping[str, str], *folders: Path) -> None:
     """Put a detected profile into the environment, so that Hydra and every job of this process use the same.
 
     Raises:
-        ConfigError: if AUDIOTOK_CLUSTER names no profile.
+        ConfigError: if AUDIOTOK_CLUSTER names no profile, or Hydra could not read it.
     """
+    for variable in (CLUSTER_VARIABLE, OUTPUT_VARIABLE):  # Hydra would take "" for a name
+        if not environ.get(variable, "set").strip():
+            del environ[variable]
     if not any(folder.is_dir() for folder in _places(folders)):
         return
     name = choose(environ, *folders).name
     if name != DEFAULT_CLUSTER:
         environ[CLUSTER_VARIABLE] = name
+    if profile_path(name, *folders).exists():
+        _read_profile(name, *folders)
 
 
 def cluster_name(environ: Mapping[str, str]) -> tuple[str, str]:
@@ -122,11 +137,11 @@ def output_dir(environ: Mapping[str, str], *folders: Path) -> Path:
     Raises:
         ConfigError: if the profile cannot be read.
     """
-    found = environ.get("AUDIOTOK_OUTPUT_DIR", "")
+    found = environ.get(OUTPUT_VARIABLE, "").strip()
     if not found and any(folder.is_dir() for folder in _places(folders)):
         name = choose(environ, *folders).name
-        value = _read_profile(name, *folders).get("output_dir")
-        found = _resolved(value, environ, f"output_dir in {profile_path(name, *folders)}")
+        keys = _read_profile(name, *folders)
+        found = _resolved(keys.values.get("output_dir"), environ, f"output_dir in {keys.places.get('output_dir')}")
     return Path(found or "outputs")
 
 
@@ -146,7 +161,9 @@ def dataset_paths(environ: Mapping[str, str], *folders: Path) -> dict[str, str]:
     file = profile_path(name, *folders)
     if not file.is_file():
         return {}
-    return _mapping(_read_profile(name, *folders).get("dataset_paths") or {}, environ, f"dataset_paths in {file}")
+    keys = _read_profile(name, *folders)
+    where = f"dataset_paths in {keys.places.get('dataset_paths', shown(file))}"
+    return _mapping(keys.values.get("dataset_paths") or {}, environ, where)
 
 
 def dump_paths(paths: Mapping[str, str]) -> str:
@@ -168,33 +185,144 @@ def map_path(path: Path, paths: Mapping[str, str]) -> Path:
     return path
 
 
-def _read_profile(name: str, *folders: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+def place_of(name: str, key: str, *folders: Path, value: Any = None) -> str:
+    """Where a key of a profile is to be corrected, such as `config/cluster/NAME.yaml:12`, or the command line.
+
+    Args:
+        name: the profile.
+        key: the key; "" for the file as a whole.
+        folders: as everywhere here.
+        value: what the key is now; where the file has another value, it came from the command line.
+    """
+    file = profile_path(name, *folders)
+    if not file.is_file():
+        return f"config/cluster/{name}.yaml"
+    try:
+        found = _read_profile(name, *folders)
+    except ConfigError:
+        return shown(file)
+    if key not in found.places:
+        return shown(file)
+    written = found.values[key]
+    is_same = value is None or str(written) == str(value) or "${" in str(written)
+    return found.places[key] if is_same else "the command line"
+
+
+def _read_profile(name: str, *folders: Path, above: tuple[str, ...] = ()) -> _Keys:
     """Keys of a profile laid over those of its `defaults`, as Hydra composes them, `${...}` left as they are.
 
     Raises:
-        ConfigError: if a file is missing, is no YAML mapping, or its `defaults` name anything but profiles.
+        ConfigError: naming file and line, if Hydra could not compose it, or not to the section `slurm`.
     """
     path = profile_path(name, *folders)
-    if name in above:
-        raise ConfigError(f"{path}: its defaults lead back to itself ({' > '.join([*above, name])}).")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read profile {path}: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}; a profile is a mapping, such as `gpus: 1`.")
-    own = {str(key): value for key, value in content.items() if key != "defaults"}
-    defaults = content.get("defaults") or ["_self_"]
-    values: dict[str, Any] = {}
-    for entry in defaults:
+    file, (own, lines, package) = shown(path), _load(path)
+    if package != "slurm":
+        found = f"its package is {package}" if package else "it does not begin with `# @package slurm`"
+        raise ConfigError(f"{file}:1: {found}; make `# @package slurm` its first line, before any comment.")
+    places = {key: f"{file}:{line}" for key, line in lines.items()}
+    where, defaults = places.pop("defaults", file), own.pop("defaults", None)
+    if defaults is None:
+        base = profile_path(DEFAULT_CLUSTER, *folders)
+        lacking = sorted(_load(base)[0].keys() - own.keys()) if name != DEFAULT_CLUSTER and base.is_file() else []
+        if lacking:
+            advice = "write `defaults: [/cluster/default, _self_]` above its keys"
+            raise ConfigError(f"{file}: it has no defaults, and lacks {len(lacking)} keys ({lacking[0]}, …); {advice}.")
+        defaults = ["_self_"]
+    if not isinstance(defaults, list):
+        raise ConfigError(f"{where}: defaults={defaults!r}; give a list, such as [/cluster/default, _self_].")
+    keys = _Keys({}, {})
+    for entry in defaults if "_self_" in defaults else [*defaults, "_self_"]:
         if entry == "_self_":
-            values.update(own)
+            _lay_over(keys, _Keys(own, places))
             continue
-        base = str(entry).removeprefix("/cluster/") if isinstance(entry, str) else ""
-        if not base or "/" in base:
-            raise ConfigError(f"{path}: defaults hold {entry!r}; give other profiles, such as /cluster/default.")
-        values.update(_read_profile(base, *folders, above=(*above, name)))
-    return values if "_self_" in defaults else {**values, **own}
+        base_name = entry.removeprefix("/cluster/") if isinstance(entry, str) else ""
+        if not base_name or "/" in base_name:
+            raise ConfigError(f"{where}: defaults hold {entry!r}; give other profiles, such as /cluster/default.")
+        if base_name in (*above, name):
+            raise ConfigError(f"{where}: defaults lead back to themselves ({' > '.join([*above, name, base_name])}).")
+        if not profile_path(base_name, *folders).is_file():
+            known = ", ".join(list_profiles(*folders))
+            raise ConfigError(f"{where}: defaults hold {entry!r}, which is not there; profiles are: {known}.")
+        _lay_over(keys, _read_profile(base_name, *folders, above=(*above, name)))
+    return keys
+
+
+def _lay_over(keys: _Keys, over: _Keys) -> None:
+    """Lay keys over others as OmegaConf does: a mapping adds to a mapping, and is no list."""
+    for key, value in over.values.items():
+        below = keys.values.get(key)
+        if {type(below), type(value)} == {list, dict}:
+            allowed = "a list, such as [a, b]" if isinstance(below, list) else "a mapping, such as {a: b}"
+            raise ConfigError(f"slurm.{key}={value!r} in {over.places[key]}: give {allowed}.")
+        keys.values[key] = {**below, **value} if isinstance(below, dict) and isinstance(value, dict) else value
+    keys.places.update(over.places)
+
+
+def _load(path: Path) -> tuple[dict[str, Any], dict[str, int], str]:
+    """Content of a profile, the line of each of its keys, counted from 1, and its package as Hydra reads it.
+
+    Raises:
+        ConfigError: naming file and line, if it cannot be read, is no YAML mapping or has a key twice.
+    """
+    file, advice = shown(path), f"see {shown(path.with_name('template.yaml'))}"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read profile {file}: {error.strerror}.") from error
+    try:
+        text = data.decode()
+        loader = yaml.SafeLoader(text)
+        root: Any = loader.get_single_node()
+        problem = "" if root is None else next(_problems(root, ()), "")
+        content = None if problem else loader.construct_document(root) if root else {}
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save it as UTF-8.") from error
+    except yaml.MarkedYAMLError as error:
+        is_key = "simple key" in str(error.context)  # without its colon, which is missed at the end of the file only
+        mark = error.context_mark if is_key else error.problem_mark or error.context_mark
+        tab = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        where = f"{file}:{mark.line + 1}" if mark else file
+        raise ConfigError(f"{where}: it is not YAML: {error.problem or error.context}{tab}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # characters, dates, depth
+        raise ConfigError(f"{file}: it is not YAML: {' '.join(str(error).split())}.") from error
+    if problem:
+        raise ConfigError(f"{file}:{problem}.")
+    if not isinstance(content, dict) or not content:
+        found = "nothing" if not content else f"a {type(content).__name__}"
+        raise ConfigError(f"{file} holds {found}; a profile is a mapping, such as `gpus: 1`: {advice}.")
+    if text.startswith("\ufeff"):
+        raise ConfigError(f"{file}:1: it begins with a byte order mark; save it as UTF-8 without one.")
+    header = re.match(r"(?:\s*#\s*@(?!package\b).*\n)*\s*#\s*@package[ ]+(\S+)[ \t\r]*$", text, re.MULTILINE)
+    lines = {str(name): key.start_mark.line + 1 for name, (key, _) in zip(content, root.value, strict=False)}
+    return {str(key): value for key, value in content.items()}, lines, header[1] if header else ""
+
+
+def _problems(node: yaml.Node, above: tuple[yaml.Node, ...]) -> Iterator[str]:
+    """What YAML allows and Hydra does not, each after its line: keys twice, other kinds of values, circles."""
+    line = node.start_mark.line + 1
+    if node in above:
+        yield f"{line}: an alias leads back to itself; write the value out"
+    elif node.tag.removeprefix("tag:yaml.org,2002:") not in _KINDS:
+        yield f"{line}: {node.tag} is of another kind; give a text, a number, true, false, null, a list or a mapping"
+    elif isinstance(node.value, str) and node.value.count("${") > node.value.count("}"):
+        yield f"{line}: {node.value!r} lacks a closing brace; write ${{oc.env:NAME}}"
+    elif node.value == "???":
+        yield f"{line}: ??? stands for a value that is still missing; give one, or null"
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":null"):
+                yield f"{line}: a key without a name; write `key: value`"
+            elif key.value in seen:
+                yield f"{line}: {key.value} stands here again, after line {seen[key.value]}; keep one of them"
+            else:
+                seen[key.value] = line
+                yield from _problems(value, (*above, node))
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _problems(item, (*above, node))
 
 
 def _mapping(found: Any, environ: Mapping[str, str], where: str) -> dict[str, str]:
@@ -209,10 +337,13 @@ def _resolved(value: Any, environ: Mapping[str, str], where: str) -> str:
     def of_environment(match: re.Match[str]) -> str:
         found = environ.get(match[1], match[2])
         if found is None:
-            raise ConfigError(f"{where}: {match[0]} stands for nothing, {match[1]} is not set.")
+            advice = f"set it, or give a default, such as ${{oc.env:{match[1]},DEFAULT}}"
+            raise ConfigError(f"{where}: {match[0]}, but {match[1]} is not set in the environment; {advice}.")
         return found
 
-    text = _FROM_ENVIRONMENT.sub(of_environment, "" if value is None else str(value))
+    text, before = "" if value is None else str(value), ""
+    while text != before:  # from the innermost out: ${oc.env:A,${oc.env:B}}
+        text, before = _FROM_ENVIRONMENT.sub(of_environment, text), text
     if "${" in text:
         raise ConfigError(f"{where}: {text!r}; of ${{...}} only ${{oc.env:NAME}} can stand in a folder.")
     return text

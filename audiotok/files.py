@@ -14,6 +14,12 @@ from typing import Any
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 
 
+def shown(path: Path) -> str:
+    """A path as a person would write it in the current folder."""
+    real = path.resolve()
+    return str(real.relative_to(Path.cwd()) if real.is_relative_to(Path.cwd()) else real)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if the file is missing, unreadable, half-written or holds something else."""
     try:

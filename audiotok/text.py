@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,6 +23,15 @@ def nearest_first(name: str, known: Iterable[str], n: int = 5, cutoff: float = 0
     known = list(known)
     near = difflib.get_close_matches(name, known, n=n, cutoff=cutoff)
     return near + sorted(set(known) - set(near))
+
+
+def shortened(text: str, length: int) -> str:
+    """A text of at most this length; of a name, the longest values are cut first."""
+    parts = re.split(r" (?![^\[{(]*[\]})])", text)
+    for most in range(max(map(len, parts)), 8, -1):
+        if sum(min(len(part), most) + 1 for part in parts) - 1 <= length:
+            return " ".join(part if len(part) <= most else f"{part[: most - 3]}..." for part in parts)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def number_in(content: Mapping[str, Any], name: str) -> float | None:

@@ -4,6 +4,7 @@
 """
 
 import logging
+import re
 import sys
 from copy import deepcopy
 from typing import TYPE_CHECKING
@@ -15,12 +16,22 @@ from omegaconf import DictConfig, OmegaConf
 from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
 from audiotok.experiments.keys import Additions
 from audiotok.status import StatusWriter
+from audiotok.terminal import in_colour
 from audiotok.utils.commit import current_commit
 
 if TYPE_CHECKING:
     from audiotok.solvers import StandardSolver
 
 logger = logging.getLogger(__name__)
+_ESCAPE = re.compile(r"\x1b\[[\d;]*m")
+
+
+class _PlainFormatter(logging.Formatter):
+    """Lines without escape codes, which flashy puts into its messages, for files and pipes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _ESCAPE.sub("", super().format(record))
+
 
 # What `+key=value` may add: arguments that no configuration file sets, and sections of keyword arguments.
 ADDITIONS = Additions(
@@ -91,6 +102,11 @@ def _setup(cfg: DictConfig) -> None:
     if cfg.logging.level.upper() not in logging.getLevelNamesMapping():
         raise ConfigError(f"logging.level={cfg.logging.level!r}; choose one of: DEBUG, INFO, WARNING, ERROR")
     flashy.setup_logging(level=cfg.logging.level.upper())
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and not in_colour(handler.stream):
+            handler.setFormatter(
+                _PlainFormatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s", "%m-%d %H:%M:%S")
+            )
     if cfg.num_threads != "auto":
         torch.set_num_threads(cfg.num_threads)
     set_deterministic(bool(cfg.get("deterministic")))  # a run that was frozen before has no such key

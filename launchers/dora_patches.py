@@ -2,39 +2,55 @@
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from types import SimpleNamespace, TracebackType
+from typing import Any, ClassVar, NamedTuple
 
 import dora.info
+from dora.log import colorize, simple_log
 from dora.main import DecoratedMain
 from dora.shep import no_log
 
 from audiotok.errors import AudiotokError
+from audiotok.experiments.frozen import FROZEN_VARIABLE
 from audiotok.launchers.grid import get_explorer, run_grid
 from audiotok.launchers.profile import ProfileLauncher, profile_of
 from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
 from audiotok.launchers.table import monitor
+from audiotok.launchers.watch import follow, left_alone
+from audiotok.status import experiment_state
+from audiotok.terminal import in_colour, prepare_streams
 
 
-class InfoShepherd(GridShepherd):
-    """The shepherd of `dora info`, which also logs how today's configuration differs from the frozen one."""
+class OneShepherd(GridShepherd):
+    """The shepherd of `dora launch` and `dora info`, which are about one experiment."""
 
-    def __init__(self, main: DecoratedMain, log: Callable[[str], None] = no_log) -> None:
-        super().__init__(main, dora.info.log if log is no_log else log)
+    sig: ClassVar[str] = ""
 
     def get_sheep_from_argv(self, argv: Sequence[str]) -> GridSheep:
         """The experiment of these arguments."""
-        return self._log_drift(super().get_sheep_from_argv(argv))
+        return self._look_at(super().get_sheep_from_argv(argv))
 
     def get_sheep_from_job_id(self, job_id: str) -> GridSheep | None:
         """The experiment of a job, None if there is no such job."""
         sheep = super().get_sheep_from_job_id(job_id)
-        return sheep and self._log_drift(sheep)
+        return sheep and self._look_at(sheep)
 
-    def _log_drift(self, sheep: GridSheep) -> GridSheep:
+    def _look_at(self, sheep: GridSheep) -> GridSheep:
+        OneShepherd.sig = sheep.xp.sig
+        return sheep
+
+
+class InfoShepherd(OneShepherd):
+    """Of `dora info`: also logs the state, and how today's configuration differs from the frozen one."""
+
+    def __init__(self, main: DecoratedMain, log: Callable[[str], None] = no_log) -> None:
+        super().__init__(main, dora.info.log if log is no_log else log)
+
+    def _look_at(self, sheep: GridSheep) -> GridSheep:
         if hasattr(self.main, "drift"):
             for line in self.main.drift(sheep.xp):
                 self.log(f"Configuration has changed since: {line}")
@@ -43,7 +59,33 @@ class InfoShepherd(GridShepherd):
             commit, changes, _ = str(code.get("commit")).partition("-dirty")
             commit = f" (commit {commit}{' with uncommitted changes' * bool(changes)})" if commit else ""
             self.log(f"Code is {self.find_moved(Path(str(code.get('path'))))}{commit}")
-        return sheep
+        by_hand = experiment_state(sheep.xp.folder) if sheep.verdict() is None else None
+        state, reason = sheep.verdict() or by_hand or ("none: it was neither submitted nor run here", "")
+        self.log(f"State is {state}{' of a run by hand' if by_hand else ''}{f': {reason}' if reason else ''}")
+        logs = [sheep.xp.folder / name for name in ("solver.log.0", f"{self.main.main_module}.log")]
+        if by_hand and (log := next(filter(Path.exists, logs), None)):
+            self.log(f"Log of that run is {log}")
+        return super()._look_at(sheep)
+
+
+def _bold(text: str) -> str:
+    return colorize(text, "1") if in_colour(sys.stderr) else text
+
+
+def _red(text: str) -> str:
+    return colorize(text, "31") if in_colour(sys.stderr) else text
+
+
+def _launch_log(*words: Any) -> None:
+    """Log of `dora launch`, with a line about Ctrl-C of ours."""
+    attached = any(re.match(r"-\w*a|--att", word) for word in sys.argv[1:])  # the job is then stopped
+    is_left = words[0] == "KeyboardInterrupt received..." and not attached
+    simple_log("Launch:", *([left_alone(OneShepherd.sig)] if is_left else words))
+
+
+def _tail(_: str, command: Sequence[Any]) -> None:
+    """In place of `execvp`: `tail` is the only command that `dora info` becomes."""
+    follow(Path(command[-1]), OneShepherd.sig)
 
 
 class _Patch(NamedTuple):
@@ -60,9 +102,15 @@ PATCHES = (
     _Patch("dora.grid", "Shepherd", GridShepherd, "for a project that takes it from there"),
     _Patch("dora.grid", "Launcher", ProfileLauncher, "likewise: checks the keys of a profile"),
     _Patch("dora.grid", "monitor", monitor, "likewise: the table with progress and reasons"),
-    _Patch("dora.launch", "Shepherd", GridShepherd, "`dora launch` submits with our engines"),
+    _Patch("dora.launch", "Shepherd", OneShepherd, "`dora launch` submits with our engines"),
+    _Patch("dora.launch", "log", _launch_log, "Ctrl-C says that the job goes on"),
     _Patch("dora.run", "Shepherd", GridShepherd, "`dora run` looks for a job of the experiment first"),
-    _Patch("dora.info", "Shepherd", InfoShepherd, "`dora info` also shows what changed in the configuration"),
+    _Patch(
+        "dora.info", "Shepherd", InfoShepherd, "`dora info` also shows states and what changed in the configuration"
+    ),
+    _Patch("dora.info", "os", SimpleNamespace(execvp=_tail), "likewise for Ctrl-C of `dora info -t`"),
+    _Patch("dora.log", "bold", _bold, "no escape codes in a pipe"),
+    _Patch("dora.run", "red", _red, "likewise"),
 )
 
 
@@ -78,6 +126,8 @@ def install(main: DecoratedMain) -> None:
     """
     report_mistakes_in_one_line()
     detect(os.environ)
+    if _is_dora_command() and FROZEN_VARIABLE not in os.environ:
+        profile_of(main)  # a mistake in it shows at once
     main.get_slurm_config = lambda: profile_of(main)  # type: ignore[method-assign]
     for patch in PATCHES:
         module = importlib.import_module(patch.module)
@@ -92,6 +142,7 @@ def report_mistakes_in_one_line() -> None:
     other programs keep their own handling of exceptions.
     """
     if _is_dora_command() and not isinstance(sys.excepthook, _OneLineHook):
+        prepare_streams()
         sys.excepthook = _OneLineHook(sys.excepthook)
 
 
@@ -106,6 +157,8 @@ class _OneLineHook:
         self._previous = previous
 
     def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            raise SystemExit(130)  # as of a shell after Ctrl-C
         if not isinstance(error, AudiotokError):
             self._previous(kind, error, traceback)
             return

@@ -6,11 +6,13 @@ at a time launches a grid, under a lock of its own; many may watch it.
 
 import contextlib
 import errno
+import importlib
 import os
+import shlex
 import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,24 +22,23 @@ import dora.grid
 from dora.conf import SlurmConfig, SubmitRules
 from dora.explore import Explorer, Herd
 from dora.grid import RunGridArgs, log
-from dora.log import colorize
 from dora.main import DecoratedMain
 from dora.shep import Sheep, no_log
 from dora.utils import import_or_fatal, reliable_rmtree
 
-from audiotok.errors import ConfigError, LaunchError
+from audiotok.errors import AudiotokError, ConfigError, LaunchError
 from audiotok.experiments.disk import experiment_bytes
-from audiotok.files import module_names, write_symlink
+from audiotok.files import module_names, shown, write_symlink
 from audiotok.launchers.decide import Action, Decision
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember, set_waiting, waiting_in
 from audiotok.launchers.profile import ProfileLauncher
 from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
-from audiotok.launchers.table import WAITS, monitor
+from audiotok.launchers.table import WAITS, monitor, names_of
+from audiotok.launchers.watch import again, follow, watch
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
 _Log = Callable[[str], None]
-_get_dora_explorer = dora.grid._get_explore  # before `launchers.dora_patches` replaces it by ours
 
 
 def run_grid(
@@ -95,18 +96,48 @@ def plan_grid(
 
 
 def get_explorer(args: Any, main: DecoratedMain) -> Any:
-    """Find the explorer of a grid as Dora does, but refuse an unknown name (Dora then exits with 0).
+    """The explorer of a grid; without `args.grid` list the grids and exit.
 
     Raises:
-        ConfigError: if there is no such grid; the message lists those there are.
+        ConfigError: if there is no such grid (the message lists those there are), or its file has a mistake.
     """
     package = main.dora.grid_package or f"{main.package}.grids"
-    if args.grid is not None:
-        known = module_names(Path(import_or_fatal(package).__file__).parent)
-        if args.grid not in known:
-            names = ", ".join(known) or "none yet"
-            raise ConfigError(f"no grid {args.grid!r} in package {package}; choose one of: {names}.")
-    return _get_dora_explorer(args, main)  # type: ignore[no-untyped-call]
+    folder = Path(import_or_fatal(package).__file__).parent
+    known = module_names(folder)
+    if args.grid is None:
+        print(*known, sep="\n")  # noqa: T201
+        sys.exit(0)
+    if args.grid not in known:
+        names = ", ".join(known) or "none yet"
+        raise ConfigError(f"no grid {args.grid!r} in package {package}; choose one of: {names}.")
+    with _blaming(folder, args.grid):
+        module = importlib.import_module(f"{package}.{args.grid}")
+    if not isinstance(explorer := getattr(module, "explorer", None), Explorer):
+        found = "no `explorer`" if explorer is None else f"`explorer`, which is of the kind {type(explorer).__name__}"
+        advice = "decorate its function `explorer(launcher)` with an Explorer, such as @CompressionExplorer"
+        raise ConfigError(f"{shown(Path(str(module.__file__)))} has {found}; {advice}.")
+    return explorer
+
+
+@contextlib.contextmanager
+def _blaming(folder: Path, name: str) -> Iterator[None]:
+    """Make one line of a mistake in the file of a grid below a folder, with the line of the file."""
+    try:
+        yield
+    except SyntaxError as error:
+        file = Path(error.filename) if error.filename else folder / f"{name.replace('.', '/')}.py"
+        line = f":{error.lineno}" if error.lineno else ""
+        raise ConfigError(f"{shown(file)}{line}: it is not Python: {error.msg}.") from error
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+        own = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(folder.resolve())]
+        refused = Path(frames[-1].filename).parent == Path(dora.grid.__file__).parent  # by Dora's launcher
+        is_of_user = isinstance(error, AudiotokError) or refused
+        if not own or not (is_of_user or frames[-1] is own[-1]):
+            raise  # a defect of ours or of another package
+        place = f"{shown(Path(own[-1].filename))}:{own[-1].lineno}"
+        text = str(error) if isinstance(error, AudiotokError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(text if place in text else f"{place}: {text}") from error
 
 
 class _Grid:
@@ -130,8 +161,10 @@ class _Grid:
         self.held: dict[str, str] = {}  # the other grids that hold an experiment, by signature
         self.waiting: set[str] = set()  # experiments that have found no room, by any command
         self.failures: list[str] = []  # what could not be cancelled
-        # Without Dora's pool of processes for entry points that are slow to compose: ours are not.
-        explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd))
+        code = getattr(explorer.explore, "__code__", None)
+        with _blaming(Path(code.co_filename).parent, name) if code else contextlib.nullcontext():
+            # Without Dora's pool of processes for entry points that are slow to compose: ours are not.
+            explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd))
         self.root = Path(main.dora.dir)
         self.folder = self.root / main.dora._grids / name  # of its links
         self.lock = SubmitLock(self.root / "locks" / f"grid.{name}", log=log)
@@ -208,13 +241,15 @@ class _Grid:
             self.log(f"Canceling {what}{why}: {title}")
 
     def _entries(self) -> list[Entry]:
-        return [self._entry(sheep, sheep.decision) for sheep in self.sheeps if sheep.decision is not None]
+        names, base = names_of(self.main, [sheep.xp for sheep in self.sheeps])
+        pairs = zip(self.sheeps, names, strict=True)
+        return [self._entry(one, one.decision, f"{base} {name}".strip()) for one, name in pairs if one.decision]
 
     def plan(self) -> Plan:
         """What `launch` would do."""
         cancelled = Decision(Action.CANCEL, "cancelled as requested" if self.args.cancel else "no longer in the grid")
-        entries = self._entries() + [self._entry(sheep, cancelled) for sheep in self.cancels]
-        return make_plan(self.root, self.name, detect(os.environ), entries, self.herd.sheeps)
+        left = [self._entry(sheep, cancelled, self.main.get_name(sheep.xp)) for sheep in self.cancels]
+        return make_plan(self.root, self.name, detect(os.environ), self._entries() + left, self.herd.sheeps)
 
     def launch(self) -> None:
         """Link the experiments, cancel and submit, and record what was launched; called under the lock of the grid."""
@@ -271,10 +306,11 @@ class _Grid:
             try:
                 self._watch()
             except KeyboardInterrupt:
-                command, count = f"dora grid {self.name}", len(self.shepherd.rest)
-                rest = f" and sends {count} that are not submitted yet" if count else ""
-                shows = f"shows the table again{rest}"
-                self.log(f"The jobs are still there: `{command}` {shows}, `{command} -C` cancels them.")
+                api = shlex.join(["dora", "grid", self.name, *self.args.patterns])
+                command = again() if self.args._from_commandline else api
+                count = len(self.shepherd.rest)
+                rest = f" and sends the {count} that are not submitted yet" if count else ""
+                self.log(f"The jobs go on; `{command}` watches them again{rest}, `{command} -C` cancels them.")
                 sys.exit(130)  # as of a shell after Ctrl-C
         elif self.args._from_commandline:
             self._show_one(indices[0])
@@ -288,32 +324,23 @@ class _Grid:
         elif sheep.log is None or not sheep.log.exists():
             raise LaunchError(f"{self.shepherd.title(sheep)} has no log yet: {sheep.log or 'it was not submitted'}.")
         elif self.args.tail is not None:
-            os.execvp("tail", ["tail", "-n", "200", "-f", str(sheep.log)])
+            follow(sheep.log, sheep.xp.sig)
         else:
             with contextlib.suppress(BrokenPipeError), sheep.log.open() as file:
                 shutil.copyfileobj(file, sys.stdout)
 
     def _watch(self) -> None:
-        """Show the table every `interval` minutes until all experiments have ended; once without `monitor`."""
-        args = self.args
-        show: Callable[..., object] = (lambda *_, **__: None) if args.silent else partial(print, flush=True)
-        show(f"Watching grid {self.name}")
-        while True:
-            if args.jupyter and not args.silent:
-                from IPython import display
+        """Show the table until all experiments have ended; once without `monitor`."""
+        if not self.args.silent:
+            print(f"Watching grid {self.name}", flush=True)  # noqa: T201
+        watch(self.args, self.sheeps, self._update, partial(monitor, self.args, self.main, self.explorer, self.sheeps))
 
-                display.clear_output(wait=True)  # type: ignore[no-untyped-call]
-            self.shepherd.update()
-            self._send_rest()
-            if monitor(args, self.main, self.explorer, self.sheeps, show) or not args.monitor:
-                return
-            show()
-            for left in range(max(1, int(args.interval * 60)), 0, -1):
-                text = f"again in {left} s       "
-                if sys.stdout.isatty():  # no countdown in a pipe or a log
-                    show(colorize(text, "31") if left < 10 else text, end="\r")
-                time.sleep(1)
-            show(" " * 60 if sys.stdout.isatty() else "")
+    def _update(self) -> bool:
+        """Query the engines and send what waits for room; True if a scheduler of many users is among the engines."""
+        self.shepherd.update()
+        self._send_rest()
+        names = {sheep.job.record.engine for sheep in self.sheeps if sheep.job is not None}
+        return any(getattr(self.shepherd.engines.get(name), "remote", True) for name in names)
 
     def _find_gone(self) -> None:
         """Find the experiments that are linked in its folder but not in its file any more, and that patterns select."""
@@ -337,13 +364,13 @@ class _Grid:
                 found.setdefault(sig, []).append(folder.name)
         return {sig: f"grid{'s' * (len(names) > 1)} {', '.join(names)}" for sig, names in found.items()}
 
-    def _entry(self, sheep: GridSheep, decision: Decision) -> Entry:
+    def _entry(self, sheep: GridSheep, decision: Decision, name: str) -> Entry:
         if decision.action.submits and sheep.xp.sig in self.waiting:
             decision = replace(decision, reason="; ".join(filter(None, (decision.reason, WAITS))))
         profile, xp = None if decision.action is Action.CANCEL else sheep.profile, sheep.xp
         values = getattr(xp, "frozen_values", None)  # Dora's own experiments have none
         size = experiment_bytes(values()) if values and decision.action.submits else None
-        return Entry(xp.sig, self.main.get_name(xp), Path(xp.folder), sheep.state() or "", decision, profile, size)
+        return Entry(xp.sig, name, Path(xp.folder), sheep.state() or "", decision, profile, size)
 
 
 def _confirmed(question: str) -> bool:

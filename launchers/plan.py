@@ -21,7 +21,7 @@ from audiotok.launchers.decide import FORCE, Action, Decision
 from audiotok.launchers.lock import user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import ENGINES
-from audiotok.launchers.table import progress_of
+from audiotok.launchers.table import PRESET, progress_of
 from audiotok.status import State, read_json, read_status, write_json
 from audiotok.text import number_in
 
@@ -359,7 +359,7 @@ def _listed(entries: Sequence[Entry], shown: int | None, common: str) -> list[st
     for reason, alike in by_reason.items():
         if reason:
             lines.append(f"  {reason}" + (f" ({len(alike)})" if len(alike) < len(entries) else ""))
-        lines += _first([f"{one.sig}  {one.name.removeprefix(common).strip() or '(base)'}" for one in alike], shown)
+        lines += _first([f"{one.sig}  {one.name.removeprefix(common).strip() or PRESET}" for one in alike], shown)
     return lines
 
 

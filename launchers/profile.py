@@ -5,6 +5,7 @@ A profile is a file `config/cluster/NAME.yaml`, laid over `default.yaml`, which 
 """
 
 import functools
+import inspect
 import json
 import math
 import os
@@ -21,8 +22,16 @@ from dora.main import DecoratedMain
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from audiotok.cluster import CLUSTER_VARIABLE, DATASET_PATHS_VARIABLE, DEFAULT_CLUSTER, dump_paths, profile_path
+from audiotok.cluster import (
+    CLUSTER_VARIABLE,
+    DATASET_PATHS_VARIABLE,
+    DEFAULT_CLUSTER,
+    dump_paths,
+    place_of,
+    profile_path,
+)
 from audiotok.errors import ConfigError
+from audiotok.files import shown
 from audiotok.text import nearest_first
 
 _NO_PARTITION = SlurmConfig.partition  # Dora's default is a partition of its authors' own cluster: none is requested
@@ -155,7 +164,10 @@ class Profile(SlurmConfig):
 
     Attributes:
         cluster: name of the file it came from; not a key of that file, and no part of comparisons.
+        changed_in: file and line of the grid that has changed it, "" if none has.
     """
+
+    changed_in = ""
 
     gpus: Annotated[int, _whole(0)] = SlurmConfig.gpus
     nodes: Annotated[int | None, _COUNT] = None
@@ -234,18 +246,14 @@ class Profile(SlurmConfig):
         """What limits of a site hold for: where there is no room for one job, there is none for others of its queue."""
         return str((self.partition, self.account, self.qos, self.sbatch))
 
-    @property
-    def where(self) -> str:
+    def where(self, key: str, value: Any = None) -> str:
         """Where a value is to be corrected."""
-        return self.file
+        return self.changed_in or (place_of(self.cluster, key, value=value) if self.cluster else "the profile")
 
     @property
     def file(self) -> str:
         """The file of this profile, as messages name it."""
-        if not self.cluster:
-            return "the profile"
-        path = profile_path(self.cluster).resolve()  # without our link to the folder of the repository
-        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+        return shown(profile_path(self.cluster)) if self.cluster else "the profile"
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Set some keys, and check the whole.
@@ -257,7 +265,7 @@ class Profile(SlurmConfig):
         for key, value in values.items():
             if key not in _RULES:
                 known = ", ".join(nearest_first(key, _RULES, n=3, cutoff=0.6))
-                raise ConfigError(f"unknown key slurm.{key} in {self.where}; valid keys: {known}.")
+                raise ConfigError(f"unknown key slurm.{key} in {self.where(key)}; valid keys: {known}.")
             if value is None and isinstance(defaults[key], list | dict | str):
                 value = defaults[key]  # `setup: null` reads as none
             elif key == "partition" and value == _NO_PARTITION:
@@ -340,7 +348,8 @@ class Profile(SlurmConfig):
         return variables
 
     def _error(self, key: str, problem: str) -> ConfigError:
-        return ConfigError(f"slurm.{key}={getattr(self, key)!r} in {self.where}: {problem}.")
+        value = getattr(self, key)
+        return ConfigError(f"slurm.{key}={value!r} in {self.where(key, value)}: {problem}.")
 
 
 _HINTS = {key: hint for key, hint in get_type_hints(Profile, include_extras=True).items() if key != "cluster"}
@@ -374,12 +383,21 @@ class ProfileLauncher(dora.explore.Launcher):
             ConfigError: if a key is unknown or a value cannot be used.
         """
         profile = Profile.of(self._slurm)
+        profile.changed_in = _place_in_grid()
         profile.update(kwargs)
         self._slurm = profile
         return self
 
     def _copy(self) -> "ProfileLauncher":
         return type(self)(self._shepherd, self._slurm, self._herd, self._argv, self._pool)
+
+
+def _place_in_grid() -> str:
+    """File and line that called a launcher."""
+    frame = inspect.currentframe()
+    while frame and frame.f_code.co_filename in (__file__, dora.explore.__file__):
+        frame = frame.f_back
+    return f"{shown(Path(frame.f_code.co_filename))}:{frame.f_lineno}" if frame else ""
 
 
 @functools.cache

@@ -135,7 +135,7 @@ class GridSheep(Sheep):
         return None if self.job is None else self.shepherd.find_moved(self.job.record.log)
 
     def __repr__(self) -> str:
-        state, reason = self.verdict() or (None, "")
+        state, reason = self.verdict() or experiment_state(self.xp.folder) or (None, "")
         job_id = "" if self.job is None else f"sid={self.job.job_id}, "
         reason = f" ({reason})" if reason else ""
         return f"Sheep({self.xp.sig}, state={state}{reason}, {job_id}argv={self.xp.argv})"

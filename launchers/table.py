@@ -12,8 +12,9 @@ import os
 import re
 import statistics
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,11 +25,14 @@ from dora.explore import Explorer
 from dora.main import DecoratedMain
 
 from audiotok.status import STATUS_FILE, State, Verdict, read_json
-from audiotok.text import duration_text, number_in
+from audiotok.terminal import in_colour, size_of
+from audiotok.text import duration_text, number_in, shortened
 
 _REASON_WIDTH = 60
 WAITS = "not submitted: waits for room"
+_NAME_SHARE = 0.45  # of the width of a terminal, at most
 PRESET = "(preset)"  # name of an experiment that is as its preset
+_GONE = object()
 _MARK = 0xE000  # of the private-use area of Unicode; see `_marked`
 _COLOURED = re.compile(r"\033\[([\d;]*)m|([\ue000-\ue07f]+)")
 # Grey, blue and green; other states are yellow while they live and red once they failed.
@@ -36,6 +40,7 @@ _COLOURS = {State.RUNNING: "34", State.COMPLETING: "34", State.COMPLETED: "32"}
 _COLOURS |= dict.fromkeys((State.NOT_STARTED, State.PENDING), "90")
 
 _History = list[dict[str, Any]]
+_Rows = Sequence[Mapping[str, Any]]
 T = TypeVar("T")
 
 
@@ -61,16 +66,17 @@ def monitor(
     if getattr(args, "silent", False):
         return finished
     progress = [_progress.read(Path(sheep.xp.folder) / STATUS_FILE) for sheep in herd]
-    names, base_name = _names_of(main, [sheep.xp for sheep in herd])
+    names, base_name = names_of(main, [sheep.xp for sheep in herd])
     columns = zip(herd, names, verdicts, progress, strict=True)
     meta = [_meta(index, *values) for index, values in enumerate(columns)]
     rows = [{"Meta": one, **parts} for one, parts in zip(meta, _metrics(args, main, explorer, herd), strict=True)]
-    if base_name:
-        maybe_print("Base name: ", base_name)
-    in_colour = not os.environ.get("NO_COLOR") and (getattr(args, "jupyter", False) or sys.stdout.isatty())
-    maybe_print(_table(explorer, rows, in_colour=in_colour))
+    coloured = in_colour(sys.stdout) or (getattr(args, "jupyter", False) and not os.environ.get("NO_COLOR"))
+    width = size_of(sys.stdout).columns
     jobs = [str(sheep.current_job_id) for sheep, ended in zip(herd, done, strict=True) if not ended]
-    maybe_print(_totals_line(states, progress, jobs))
+    table, totals = _table(explorer, rows, coloured=coloured, width=width), _totals_line(states, progress, jobs)
+    for text in (f"Base name: {base_name}" * bool(base_name), table, totals):
+        if text:
+            maybe_print(text if text is table or not width else textwrap.fill(text, width))
     return finished
 
 
@@ -85,12 +91,29 @@ def _verdict_of(sheep: Any) -> Verdict | None:
     return None if state is None else Verdict(State.of(state), "")
 
 
-def _names_of(main: DecoratedMain, xps: Sequence[Any]) -> tuple[list[str], str]:
-    """Names of experiments, none empty, and the parameters that all have in common."""
-    names, base_name = main.get_names(list(xps))
-    if len(names) == 1:
-        return [base_name or PRESET], ""
-    return [name or ("(base)" if base_name else PRESET) for name in names], base_name
+def names_of(main: DecoratedMain, xps: Sequence[Any]) -> tuple[list[str], str]:
+    """Names of experiments by the parameters in which they differ, defaults too, and the parameters that all share."""
+    parts = [dict(main.get_name_parts(xp)) for xp in xps]
+    keys = list(dict.fromkeys(key for one in parts for key in one))
+    pairs = zip(xps, parts, strict=True)
+    rows = [{key: one[key] if key in one else _value_of(xp, key) for key in keys} for xp, one in pairs]
+    shared = [key for key in keys if len(rows) > 1 and all(row[key] == rows[0][key] for row in rows)]
+
+    def name(row: Mapping[str, Any], chosen: Iterable[str]) -> str:
+        return " ".join(main.short_name_part(key, row[key]) for key in chosen if row[key] is not _GONE)
+
+    own = [key for key in keys if key not in shared]
+    return [name(row, own) or PRESET for row in rows], name(rows[0], shared) if rows else ""
+
+
+def _value_of(xp: Any, key: str) -> Any:
+    """Value of a parameter that an experiment leaves as its preset has it; `_GONE` where that is not known."""
+    if key in getattr(xp, "choices", ()):
+        return xp.choices[key]
+    value = xp.frozen_values() if hasattr(xp, "frozen_values") else getattr(xp, "cfg", None)
+    for part in key.split("."):
+        value = value.get(part, _GONE) if isinstance(value, Mapping) else getattr(value, part, _GONE)
+    return value
 
 
 def _read_history(path: Path) -> _History:
@@ -147,11 +170,14 @@ def _processed(explorer: Explorer, sheep: Any, history: _History) -> Mapping[str
         return explorer.process_history(history)
 
 
-def _table(explorer: Explorer, rows: Sequence[Mapping[str, Any]], *, in_colour: bool) -> str:
-    """The table, with the state of each row in its colour."""
+def _table(explorer: Explorer, rows: Sequence[Mapping[str, Any]], *, coloured: bool, width: int = 0) -> str:
+    """The table, with the state of each row in its colour; not wider than that, 0 for no limit."""
     groups = [tt.group("Meta", _meta_columns(explorer, rows), shorten=False), *explorer.get_grid_metrics()]
+    notes = ""
+    if width:
+        groups, rows, notes = _fitted(groups, rows, width)
     table = tt.table(shorten=True, groups=groups)
-    text: str = tt.treetable(rows, table, colors=explorer.get_colors() if in_colour else None)
+    text: str = tt.treetable(rows, table, colors=explorer.get_colors() if coloured else None)
     outer = ""
 
     def paint(match: re.Match[str]) -> str:
@@ -161,9 +187,52 @@ def _table(explorer: Explorer, rows: Sequence[Mapping[str, Any]], *, in_colour: 
             outer = code
             return match.group()
         word = "".join(chr(ord(letter) - _MARK) for letter in marked)
-        return f"\033[{_colour(word)}m{word}\033[0m\033[{outer}m" if in_colour else word
+        return f"\033[{_colour(word)}m{word}\033[0m\033[{outer}m" if coloured else word
 
-    return "\n".join(line.rstrip() for line in _COLOURED.sub(paint, text).split("\n"))
+    return "\n".join(line.rstrip() for line in _COLOURED.sub(paint, text).split("\n")) + notes
+
+
+def _fitted(groups: Sequence[Any], rows: _Rows, width: int) -> tuple[list[Any], _Rows, str]:
+    """Groups and rows of a table that is not wider, and the lines below it, with the reasons that stood in it.
+
+    What identifies an experiment and its state stay. Of metrics come as many as fit, one of each group in turn, those
+    that nothing has measured last.
+    """
+    single = [[node.update(groups=[leaf]) for leaf in node.groups] if node.groups else [node] for node in groups]
+    single[0] = [node for node in single[0] if node.groups[0].key != "why"]
+    chosen = [[node for node in single[0] if node.groups[0].key != "sid"], *([] for _ in groups[1:])]
+    longest = max(len(row["Meta"]["name"]) for row in rows)
+    room = width + 2 - sum(_width(rows, node) + 2 for node in chosen[0]) + longest
+    longest = min(longest, max(min(room, int(_NAME_SHARE * width)), 16))
+    rows = [{**row, "Meta": {**row["Meta"], "name": shortened(row["Meta"]["name"], longest)}} for row in rows]
+    room -= longest
+    more = [(0, 9, node) for node in single[0] if node not in chosen[0]]  # the ids of jobs
+    more += [(place, rank, node) for place, nodes in enumerate(single[1:], 1) for rank, node in enumerate(nodes)]
+    for place, _, node in sorted(more, key=lambda one: (_is_empty(rows, one[2]), one[1], one[0])):
+        if (needs := _width(rows, node) + (2 if chosen[place] else 3)) <= room:
+            chosen[place].append(node)
+            room -= needs
+    kept = [
+        group.update(groups=[node.groups[0] for node in nodes if node in some]) if group.groups else group
+        for group, nodes, some in zip(groups, single, chosen, strict=True)
+        if some
+    ]
+    reasons: dict[str, list[str]] = {}
+    for meta in (row["Meta"] for row in rows if row["Meta"]["why"]):
+        reasons.setdefault(meta["why"], []).append(f"#{meta['index']}")
+    more_of = {why: f" and {len(some) - 5} more" if len(some) > 5 else "" for why, some in reasons.items()}
+    lines = [f"{' '.join(some[:5])}{more_of[why]}: {why}" for why, some in reasons.items()]
+    return kept, rows, "".join(f"\n{textwrap.fill(line, width)}" for line in lines)
+
+
+def _width(rows: _Rows, node: Any) -> int:
+    """Columns that a column of the table takes."""
+    return max(map(len, tt.treetable(rows, tt.table(groups=[node], shorten=True)).split("\n")))
+
+
+def _is_empty(rows: _Rows, node: Any) -> bool:
+    cells = [row.get(node.key) for row in rows]
+    return all(cell is None or (node.groups and cell.get(node.groups[0].key) is None) for cell in cells)
 
 
 def _meta_columns(explorer: Explorer, rows: Sequence[Mapping[str, Any]]) -> list[Any]:

@@ -94,7 +94,7 @@ def test_a_profile_is_read_as_hydra_composes_it(name: str, monkeypatch: pytest.M
     monkeypatch.delenv("AUDIOTOK_OUTPUT_DIR", raising=False)
     with initialize_config_dir(str(PROFILES.parent), version_base="1.3"):
         cfg = compose("config")
-    assert _read_profile(name) == OmegaConf.to_container(cfg.slurm, resolve=False)
+    assert _read_profile(name).values == OmegaConf.to_container(cfg.slurm, resolve=False)
     environ = {"AUDIOTOK_CLUSTER": name, "SCRATCH": "/scratch/me"}
     assert output_dir(environ) == Path(cfg.dora.dir)
     assert dataset_paths(environ) == OmegaConf.to_container(cfg.slurm.dataset_paths, resolve=True)
@@ -109,7 +109,9 @@ def test_folders_of_the_environment(folder: Path, tmp_path: Path) -> None:
     assert dataset_paths(environ, folder) == {"/home/me/music": "ada", "/home/me": "/far/me"}
     with pytest.raises(ConfigError, match="TEST_NAME is not set"):
         output_dir({"AUDIOTOK_CLUSTER": "alpha"}, folder)
-    (folder / "alpha.yaml").write_text("output_dir: ${slurm.gpus}\ndataset_paths: [1]\n")
+    (folder / "alpha.yaml").write_text(
+        "# @package slurm\ngpus: 1\noutput_dir: ${slurm.gpus}\ndataset_paths: ${oc.env:TEST_NAME}\n"
+    )
     with pytest.raises(ConfigError, match=r"only .*oc\.env:NAME"):
         output_dir(environ, folder)
     with pytest.raises(ConfigError, match="give a mapping"):
@@ -121,16 +123,16 @@ def test_folders_of_the_environment(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("- a\n", "holds list"),
-        ("a: [", "cannot read"),
-        ("defaults: [alpha]", "lead back to itself"),
-        ("defaults: [/dset/music]", "give other profiles"),
-        ("defaults: [{override /dset: music}]", "give other profiles"),
-        ("defaults: [nowhere]", "cannot read"),
+        ("- a\n", "alpha.yaml holds a list"),
+        ("a: [", "alpha.yaml:2: it is not YAML"),
+        ("defaults: [alpha]", r"alpha.yaml:2: defaults lead back to themselves \(alpha > alpha\)"),
+        ("defaults: [/dset/music]", "alpha.yaml:2: .*give other profiles"),
+        ("defaults: [{override /dset: music}]", "alpha.yaml:2: .*give other profiles"),
+        ("defaults: [nowhere]", "alpha.yaml:2: .*which is not there; profiles are: alpha, default"),
     ],
 )
 def test_a_damaged_profile(folder: Path, text: str, said: str) -> None:
-    (folder / "alpha.yaml").write_text(text)
+    (folder / "alpha.yaml").write_text(f"# @package slurm\n{text}")
     with pytest.raises(ConfigError, match=said):
         _read_profile("alpha", folder)
 

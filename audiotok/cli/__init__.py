@@ -4,7 +4,6 @@ Data goes to stdout, everything else to stderr. A mistake of the user is one lin
 """
 
 import argparse
-import io
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from audiotok import __version__
 from audiotok.cli import completion, data, doctor, init, plan, report, requeue, results
 from audiotok.errors import AudiotokError
+from audiotok.terminal import prepare_streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,10 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, 1 for a failed check, 2 for a mistake of the user, 130 if interrupted, 141 if stdout is closed.
     """
+    prepare_streams()
     args = make_parser().parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without é still gets its table
     try:
         code: int = args.run(args) or 0
         sys.stdout.flush()

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiotok.errors import ResultsError
 from audiotok.status import State
+from audiotok.terminal import in_colour, size_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,9 +67,14 @@ def _add_statistics(group: "argparse._ArgumentGroup") -> None:
 
 def _results(args: argparse.Namespace) -> int:
     from audiotok import results
+    from audiotok.results.folders import output_root
 
     if args.grid is None:
-        print("".join(f"{name}\n" for name in results.list_grids(args.root)), end="")
+        names = results.list_grids(args.root)
+        print("".join(f"{name}\n" for name in names), end="")
+        if not names:
+            root = output_root(args.root)
+            logger.info("no grid has run in %s yet; `audiotok plan` lists grids, `dora grid NAME` runs one", root)
         return 0
     if args.by is None:
         given = [f"--{name}" for name in ("metric", "pivot", "baseline") if getattr(args, name) is not None]
@@ -77,10 +82,10 @@ def _results(args: argparse.Namespace) -> int:
             raise ResultsError(f"{', '.join(given)} needs --by, such as --by losses.mmd.")
     experiments = results.load_grid(args.grid, args.root)
     while args.watch is not None and any(map(_may_change, experiments.records)):
-        _show(args, experiments, clear=sys.stdout.isatty())
+        _show(args, experiments, clear=in_colour(sys.stdout))
         time.sleep(max(args.watch, 0.1))
         experiments = results.load_grid(args.grid, args.root)
-    _show(args, experiments, clear=args.watch is not None and sys.stdout.isatty())
+    _show(args, experiments, clear=args.watch is not None and in_colour(sys.stdout))
     if args.samples:
         for record in experiments.records:
             for folder in sorted(record.folder.glob("samples/*")):
@@ -100,7 +105,7 @@ def _may_change(record: "Experiment") -> bool:
 
 def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) -> None:
     """Print or write the requested table."""
-    from audiotok.results.tables import EXACT, format_table, headline_columns, write_table
+    from audiotok.results.tables import EXACT, fitting_columns, format_table, headline_columns, write_table
 
     if args.by is not None:
         table, columns = _statistics(args, experiments), None
@@ -113,9 +118,16 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
         write_table(table, args.output, args.format, columns, bold=True)
         logger.info("wrote %s", args.output)
     else:
-        bold = args.format != "table" or (sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+        bold = args.format != "table" or in_colour(sys.stdout)
+        width, left_out = size_of(sys.stdout).columns, list[str]()
+        if args.format == "table" and args.columns is None and width:
+            every = list(table.columns) if columns is None else columns
+            columns = fitting_columns(table, every, width)
+            left_out = [name for name in every if name not in columns]
         text = format_table(table, args.format, columns, bold=bold)
         print(HOME_AND_CLEAR * clear + text, end="", flush=True)
+        if left_out:
+            logger.info("no room for %s; --columns NAMES chooses", ", ".join(left_out))
     logger.info("%r", experiments)
 
 

@@ -11,12 +11,14 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
+from dora.conf import DoraConfig
 from dora.hydra import HydraMain, _compare_config, _simplify_argv
 from dora.xp import XP
 from hydra import compose, initialize_config_dir
@@ -28,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
-from audiotok.cluster import settle
+from audiotok.cluster import CLUSTER_VARIABLE, DEFAULT_CLUSTER, OUTPUT_VARIABLE, output_dir, place_of, settle
 from audiotok.errors import ConfigError
 from audiotok.experiments.frozen import (
     FROZEN_FILE,
@@ -54,6 +56,8 @@ from audiotok.status import experiment_state
 logger = logging.getLogger(__name__)
 
 _SIG = re.compile(r"[0-9a-zA-Z_-]+")
+_NOT_SET = re.compile(r"Environment variable '([^']*)' not found")
+_UNREADABLE = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError)
 
 
 class ExperimentMain(HydraMain):
@@ -85,12 +89,20 @@ class ExperimentMain(HydraMain):
         self._base = None if base is None else Path(importlib.import_module(base).__path__[0], "config").resolve()
         own = (Path(main.__code__.co_filename).parent / config_path).resolve()
         # Before the first composition, which the profile of a detected cluster is part of.
-        settle(os.environ, *(folder / "cluster" for folder in (own, self._base) if folder is not None))
-        super().__init__(main, config_name=config_name, config_path=config_path, **kwargs)
+        self._profiles = [folder / "cluster" for folder in (own, self._base) if folder is not None]
+        settle(os.environ, *self._profiles)
+        with _explained(*self._profiles):
+            super().__init__(main, config_name=config_name, config_path=config_path, **kwargs)
         # Dora overlooks a group without options of its own, such as `model` above `model/encodec`: its choice counts as
         # the values that it sets.
         groups = map(PurePosixPath, self._config_groups)
         self._all_groups = frozenset(str(part) for group in groups for part in (group, *group.parents))
+
+    def _get_dora(self) -> DoraConfig:
+        if FROZEN_VARIABLE not in os.environ:  # a job has its values, and may lack variables of the login node
+            output_dir({**os.environ, OUTPUT_VARIABLE: ""}, *self._profiles)
+            OmegaConf.to_container(self._base_cfg.get("slurm") or OmegaConf.create(), resolve=True)
+        return super()._get_dora()
 
     def __call__(self) -> Any:
         """Run the experiment of the command line."""
@@ -180,7 +192,7 @@ class ExperimentMain(HydraMain):
         except ConfigCompositionException as error:
             advice = option_advice(error, argv, self._options())
             raise ConfigError(advice or f"{_first_sentence(error)} (overrides: {' '.join(argv)})") from error
-        except (HydraException, OmegaConfBaseException) as error:
+        except _UNREADABLE as error:
             raise ConfigError(f"{_first_sentence(error)} (overrides: {' '.join(argv)})") from error
 
     def drift(self, xp: XP) -> list[str]:
@@ -369,6 +381,25 @@ def experiment_main(config_name: str, config_path: str, **kwargs: Any) -> Callab
     return partial(ExperimentMain, config_name=config_name, config_path=config_path, **kwargs)
 
 
+@contextlib.contextmanager
+def _explained(*profiles: Path) -> Iterator[None]:
+    """Make one line of what Hydra finds wrong with files of the configuration, with the place of a profile's key."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (*_UNREADABLE, ValueError) as error:
+        section, _, key = (getattr(error, "full_key", None) or "").partition(".")
+        found = (_first_sentence(error) or _first_sentence(error.__cause__ or error)).partition("; full_key: ")[0]
+        if match := _NOT_SET.search(found):
+            advice = f"set it, or give a default, such as ${{oc.env:{match[1]},DEFAULT}}"
+            found = f"{match[1]} is not set in the environment; {advice}"
+        if section != "slurm":
+            raise ConfigError(f"the configuration cannot be composed: {found}.") from error
+        name = os.environ.get(CLUSTER_VARIABLE) or DEFAULT_CLUSTER
+        raise ConfigError(f"slurm.{key} in {place_of(name, re.split(r'[.[]', key)[0], *profiles)}: {found}.") from error
+
+
 def _check_set(missing: Collection[str]) -> None:
     if missing:
         keys = sorted(missing)
@@ -377,7 +408,7 @@ def _check_set(missing: Collection[str]) -> None:
         raise ConfigError(f"{', '.join(keys)} {have} no value yet ('???' in the configuration); {advice}")
 
 
-def _first_sentence(error: Exception) -> str:
+def _first_sentence(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines)[:400].rstrip(".;")
 

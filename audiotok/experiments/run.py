@@ -7,6 +7,7 @@ files are written here, for tools that read them.
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from hydra import __version__ as hydra_version
 from omegaconf import OmegaConf
 
 from audiotok.experiments.overrides import escaped
-from audiotok.files import write_text
+from audiotok.files import shown, write_text
+from audiotok.status import State, read_status
+from audiotok.text import number_in
 
 
 def run_frozen(xp: XP, main: Callable[..., Any], job_name: str, config_name: str) -> Any:
@@ -29,12 +32,37 @@ def run_frozen(xp: XP, main: Callable[..., Any], job_name: str, config_name: str
         config_name: as Hydra has it.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0:
+    is_first = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+    if is_first:
         _write_hydra_files(xp, job_name, config_name)
         handlers.append(logging.FileHandler(xp.folder / f"{job_name}.log"))
     form = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"  # Hydra's
     logging.basicConfig(level=logging.INFO, format=form, handlers=handlers)
-    return main(xp.cfg)
+    began = time.time()
+    if is_first:
+        _say(f"experiment {xp.sig} runs in {shown(xp.folder)}")
+    try:
+        return main(xp.cfg)
+    finally:
+        if is_first:
+            _say(_ending(xp, began))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _ending(xp: XP, began: float) -> str:
+    """How the run ended, by its `status.json`; where it writes none, as to look at the model, just where it ran."""
+    status, folder = read_status(xp.folder) or {}, shown(xp.folder)
+    if (number_in(status, "started") or 0.0) < began:
+        return f"experiment {xp.sig} is in {folder}"
+    state, reason = State.of(status.get("state")), " ".join(str(status.get("reason") or "").split())
+    text = f"experiment {xp.sig} {state} in {folder}{f': {reason}' if reason else ''}"
+    if state in (State.COMPLETED, State.DIVERGED) or "the same command resumes" in text:
+        return text
+    advice = "when that is corrected, " if status.get("kind") in ("config", "data") else ""
+    return f"{text.rstrip('.')}; {advice}the same command resumes"
 
 
 def _write_hydra_files(xp: XP, job_name: str, config_name: str) -> None:

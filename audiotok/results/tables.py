@@ -77,6 +77,18 @@ def format_table(
     return {"table": _terminal, "markdown": _markdown, "latex": _latex}[fmt](headers, cells, numeric, best)
 
 
+def fitting_columns(table: pd.DataFrame, columns: Sequence[str] | None, width: int) -> list[str]:
+    """The columns that fit a terminal of this width: from the first on, but for those that there is no room for."""
+    chosen, room = list[str](), width
+    for name in list(table.columns) if columns is None else columns:
+        cells = format_column(table[name].tolist())
+        needs = max(map(_text_width, (clean_text(name), *cells))) + 2 * bool(chosen)
+        if needs <= room or not chosen:
+            chosen.append(name)
+            room -= needs
+    return chosen
+
+
 def write_table(
     runs: pd.DataFrame, path: Path, fmt: str = "table", columns: Sequence[str] | None = None, *, bold: bool = False
 ) -> None:

@@ -110,7 +110,7 @@ def test_what_left_the_grid_is_cancelled_and_what_changed_is_told(project: TinyP
     project.many(2, seconds=600)
     said = _audiotok(project, "many", environ=project.grid_environ([{"index": 1}, {"index": 9}], seconds=600))
     assert "(1 new, 1 keep, 1 cancel)" in said.stdout and "cancelled: no longer in the grid (1)" in said.stdout
-    assert "    + index=9 seconds=600.0\n" in said.stdout and "    - index=2 seconds=600.0\n" in said.stdout
+    assert "    + seconds=600.0 index=9\n" in said.stdout and "    - seconds=600.0 index=2\n" in said.stdout
     assert "Canceling" not in said.stderr  # it does not
     assert set(project.book().values()) <= {"PENDING", "RUNNING"}
 

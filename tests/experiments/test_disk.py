@@ -46,7 +46,7 @@ def test_sizes_are_those_of_the_networks(preset: str, overrides: list[str]) -> N
     values = xp.frozen_values()
     with torch.device("meta"):
         model = get_compression_model(xp.cfg)
-        adversaries = builders.get_adversaries(xp.cfg)
+        adversaries = builders.get_adversaries(xp.cfg, torch.device("meta"))
     assert tuple(model_size(values)) == counted(model)
     for name, loss in adversaries.items():
         assert tuple(adversary_size(name, values[name])) == counted(loss.adversary), name

@@ -227,7 +227,9 @@ def test_the_watch_ends_with_a_line_and_leaves_the_jobs(slurm_project: TinyProje
     assert any("4 experiments" in line for line in command.stdout)
     command.send_signal(signal.SIGINT)
     said = command.stdout.read()
-    assert command.wait(20) == 130 and "`dora grid fleet -C` cancels" in said and "Traceback" not in said
+    assert command.wait(20) == 130 and "Traceback" not in said
+    again = "dora -P tinyxp grid fleet --interval 0"
+    assert f"Grid: The jobs go on; `{again}` watches them again, `{again} -C` cancels them.\n" in said
     assert "\r" not in said and not calls(slurm_project, "scancel")
 
 

@@ -171,7 +171,7 @@ def test_what_all_names_begin_with_is_told_once(tmp_path: Path) -> None:
     entries = [Entry(f"{n:08x}", name, tmp_path, "", Decision(Action.NEW), Profile()) for n, name in enumerate(names)]
     _, common, _, _, *lines = plan_text(_plan(tmp_path, *entries)).splitlines()
     assert common == "all of them: solver=a"
-    assert [line.split("  ")[-1] for line in lines[:3]] == ["sigmas=[0.1, 1.0]", "sigmas=[0.1, 5.0]", "(base)"]
+    assert [line.split("  ")[-1] for line in lines[:3]] == ["sigmas=[0.1, 1.0]", "sigmas=[0.1, 5.0]", "(preset)"]
     lists = [names[0], names[1]]  # a list is not cut in two
     entries = [Entry(f"{n:08x}", name, tmp_path, "", Decision(Action.NEW), Profile()) for n, name in enumerate(lists)]
     assert "sigmas=[0.1, 5.0]" in plan_text(_plan(tmp_path, *entries))

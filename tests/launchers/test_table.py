@@ -14,6 +14,7 @@ import treetable as tt
 from dora.explore import Explorer
 from dora.main import DecoratedMain
 
+from audiotok import train
 from audiotok.explorers import CompressionExplorer
 from audiotok.launchers import table as module
 from audiotok.launchers.table import (
@@ -21,10 +22,10 @@ from audiotok.launchers.table import (
     Progress,
     _FileCache,
     _grid_left_s,
-    _names_of,
     _read_history,
     _totals_line,
     monitor,
+    names_of,
     progress_of,
 )
 from audiotok.status import State, Verdict
@@ -155,11 +156,26 @@ def test_other_dora_sheep_have_states_too(tmp_path: Path) -> None:
 
 def test_a_preset_by_itself_has_a_name(tmp_path: Path) -> None:
     plain, other = _Sheep(tmp_path / "0a", None), _Sheep(tmp_path / "0b", None, n=1)
-    assert _names_of(_Main(), [plain.xp]) == ([PRESET], "")
-    assert _names_of(_Main(), [plain.xp, other.xp]) == ([PRESET, "n=1"], "")
-    assert _names_of(_Main(), [other.xp]) == (["n=1"], "")
+    assert names_of(_Main(), [plain.xp]) == ([PRESET], "")
+    assert names_of(_Main(), [plain.xp, other.xp]) == ([PRESET, "n=1"], "")
+    assert names_of(_Main(), [other.xp]) == (["n=1"], "")
     more = _Sheep(tmp_path / "0c", None, n=1, m=2)
-    assert _names_of(_Main(), [other.xp, more.xp]) == (["(base)", "m=2"], "n=1")
+    assert names_of(_Main(), [other.xp, more.xp]) == ([PRESET, "m=2"], "n=1")
+    other.xp.cfg = SimpleNamespace(m=5)
+    assert names_of(_Main(), [other.xp, more.xp]) == (["m=5", "m=2"], "n=1")
+
+
+def test_the_base_shows_the_values_of_its_preset() -> None:
+    preset = ["solver=compression/debug", "device=cpu"]
+    changes = [[], ["losses.mmd=3.5"], ["rvq.n_q=4"], ["solver=compression/demo"], ["+note=1"]]
+    xps = [train.main.get_xp([*preset, *change]) for change in changes]
+    names, base = names_of(train.main, xps[:3])
+    cfg = xps[0].cfg
+    mmd, n_q = f"los.mmd={cfg.losses.mmd}", f"rvq.n_q={cfg.rvq.n_q}"
+    assert base == "solver=compression/debug"
+    assert names == [f"{mmd} {n_q}", f"los.mmd=3.5 {n_q}", f"{mmd} rvq.n_q=4"]
+    assert names_of(train.main, [xps[0], xps[3]]) == (["solver=compression/debug", "solver=compression/demo"], "")
+    assert names_of(train.main, [xps[0], xps[4]]) == ([PRESET, "note=1"], "solver=compression/debug")
 
 
 def test_colours_in_a_terminal_only(herd: list[_Sheep], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +188,30 @@ def test_colours_in_a_terminal_only(herd: list[_Sheep], monkeypatch: pytest.Monk
     assert [line.rstrip() for line in ESCAPE.sub("", coloured).splitlines()] == plain.splitlines()
     monkeypatch.setenv("NO_COLOR", "1")
     assert _show(herd)[1] == plain
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_a_terminal_gets_as_many_columns_as_it_has(
+    herd: list[_Sheep], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sheep in herd:
+        sheep.xp.delta = [("losses.mmd", 10.0), ("mmd.sigmas", [0.1, 1.0, 5.0, 10.0, 20.0, 50.0]), *sheep.xp.delta]
+    herd[0].xp.delta[0] = ("losses.mmd", 0.0)
+    herd[1].xp.delta[1] = ("mmd.sigmas", "median")
+    stages = {stage: {"sisnr": 1.25, "msspec": 2.5, "mmd": 3.0, "adv": 0.5} for stage in ("train", "valid", "evaluate")}
+    herd[0].write([stages])
+    whole = _show(herd, CompressionExplorer(lambda launcher: None))[1].splitlines()
+    assert max(map(len, whole)) > 200
+    monkeypatch.setenv("COLUMNS", str(width))
+    narrow = _show(herd, CompressionExplorer(lambda launcher: None))[1].splitlines()
+    assert max(map(len, narrow)) <= width
+    assert sum(bool(re.match(r"[0-4]  ", line)) for line in narrow) == len(herd)  # one line each
+    for sheep in herd:
+        (row,) = [line for line in narrow if sheep.xp.sig in line]
+        assert re.search(r"COMPLETED|RUNNING|FAILED|PENDING|N/A", row)
+        assert width == 60 or f"seed={int(sheep.xp.sig, 16)}" in row
+    assert any(line.startswith("#2: DataError: no audio in /data/music") for line in narrow)
+    assert width < 100 or any("COMPLETED" in line and " 1 " in line for line in narrow)  # the first metric: epoch
 
 
 def test_explorers_of_all_three_kinds(herd: list[_Sheep]) -> None:
