@@ -209,9 +209,14 @@ class Profile(SlurmConfig):
         """The profile itself, or one with the values of Dora's own configuration, without its partition."""
         return config if isinstance(config, cls) else cls.from_mapping(vars(config))
 
-    def where(self, key: str, value: Any = None) -> str:
+    @property
+    def where(self) -> str:
         """Where a value is to be corrected."""
-        return self.changed_in or (place_of(self.cluster, key, value=value) if self.cluster else "the profile")
+        return f"config/cluster/{self.cluster}.yaml" if self.cluster else "the profile"
+
+    def _place(self, key: str, value: Any = None) -> str:
+        """The line where a key is to be corrected."""
+        return self.changed_in or (place_of(self.cluster, key, value=value) if self.cluster else self.where)
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Set some keys, and check the whole.
@@ -223,7 +228,7 @@ class Profile(SlurmConfig):
         for key, value in values.items():
             if key not in _RULES:
                 known = ", ".join(nearest_first(key, _RULES, n=3, cutoff=0.6))
-                raise ConfigError(f"unknown key slurm.{key} in {self.where(key)}; valid keys: {known}.")
+                raise ConfigError(f"unknown key slurm.{key} in {self._place(key)}; valid keys: {known}.")
             if value is None and isinstance(defaults[key], list | dict | str):
                 value = defaults[key]  # `setup: null` reads as none
             elif key == "partition" and value == _NO_PARTITION:
@@ -305,7 +310,7 @@ class Profile(SlurmConfig):
 
     def _error(self, key: str, problem: str) -> ConfigError:
         value = getattr(self, key)
-        return ConfigError(f"slurm.{key}={value!r} in {self.where(key, value)}: {problem}.")
+        return ConfigError(f"slurm.{key}={value!r} in {self._place(key, value)}: {problem}.")
 
 
 _HINTS = {key: hint for key, hint in get_type_hints(Profile, include_extras=True).items() if key != "cluster"}
