@@ -35,7 +35,7 @@ class CompressionExplorer(Explorer):
     def get_grid_meta(self) -> list[Any]:
         """Columns that identify the experiment of a line."""
         index, sig, sid = tt.leaf("index", align=">"), tt.leaf("sig", align=">"), tt.leaf("sid", align="<")
-        return [index, tt.leaf("name", wrap=140), tt.leaf("state"), sig, sid]
+        return [index, tt.leaf("name"), tt.leaf("state"), sig, sid]
 
     def get_grid_metrics(self) -> list[Any]:
         """Columns per stage, under their whole names."""

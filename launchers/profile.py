@@ -246,14 +246,14 @@ class Profile(SlurmConfig):
         """What limits of a site hold for: where there is no room for one job, there is none for others of its queue."""
         return str((self.partition, self.account, self.qos, self.sbatch))
 
-    def where(self, key: str, value: Any = None) -> str:
-        """Where a value is to be corrected."""
-        return self.changed_in or (place_of(self.cluster, key, value=value) if self.cluster else "the profile")
-
     @property
     def file(self) -> str:
         """The file of this profile, as messages name it."""
         return shown(profile_path(self.cluster)) if self.cluster else "the profile"
+
+    def _place(self, key: str, value: Any = None) -> str:
+        """The line where a key is to be corrected."""
+        return self.changed_in or (place_of(self.cluster, key, value=value) if self.cluster else self.file)
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Set some keys, and check the whole.
@@ -265,7 +265,7 @@ class Profile(SlurmConfig):
         for key, value in values.items():
             if key not in _RULES:
                 known = ", ".join(nearest_first(key, _RULES, n=3, cutoff=0.6))
-                raise ConfigError(f"unknown key slurm.{key} in {self.where(key)}; valid keys: {known}.")
+                raise ConfigError(f"unknown key slurm.{key} in {self._place(key)}; valid keys: {known}.")
             if value is None and isinstance(defaults[key], list | dict | str):
                 value = defaults[key]  # `setup: null` reads as none
             elif key == "partition" and value == _NO_PARTITION:
@@ -349,7 +349,7 @@ class Profile(SlurmConfig):
 
     def _error(self, key: str, problem: str) -> ConfigError:
         value = getattr(self, key)
-        return ConfigError(f"slurm.{key}={value!r} in {self.where(key, value)}: {problem}.")
+        return ConfigError(f"slurm.{key}={value!r} in {self._place(key, value)}: {problem}.")
 
 
 _HINTS = {key: hint for key, hint in get_type_hints(Profile, include_extras=True).items() if key != "cluster"}

@@ -1,5 +1,6 @@
 """The entry point: exit codes, what it says in `status.json`, signals, a full disk."""
 
+import logging
 import os
 import signal
 import socket
@@ -184,3 +185,18 @@ def test_progress_is_told_from_the_history(tmp_path: Path) -> None:
     assert status is not None
     found = [status[name] for name in ("epoch", "epochs", "update", "updates_per_epoch", "epoch_s")]
     assert found == [2, 9, 5, 7, 5.0]
+
+
+def test_logs_have_no_escape_codes(tmp_path: Path, debug_overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.main.dora, "dir", tmp_path)
+    xp = train.main.init_xp(train.main.get_xp(debug_overrides))
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        with xp.enter():
+            training._setup(xp.cfg)
+            logging.getLogger("audiotok").warning("\033[1mTrain | Epoch 1\033[0m")
+        text = (xp.folder / "solver.log.0").read_text()
+    finally:
+        root.handlers, root.level = before
+    assert text.endswith("][audiotok][WARNING] - Train | Epoch 1\n") and "\033" not in text
