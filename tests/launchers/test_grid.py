@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess as sp
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,17 @@ def test_jobs_run_a_snapshot_of_the_code(slurm_project: TinyProject) -> None:
     assert slurm_project.job(index=1)["code"] == {"sha": code.name, "path": str(code), "commit": ""}
     said = slurm_project.dora("info", "-f", slurm_project.experiment(index=1).name)
     assert f"Code is {code}" in said
+
+
+def test_info_names_the_commit_of_a_job(slurm_project: TinyProject) -> None:
+    commands = (["init", "-q"], ["add", "tinyxp"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"])
+    for command in commands:
+        sp.run(["git", *command], cwd=slurm_project.folder, check=True)
+    with (slurm_project.folder / "tinyxp" / "train.py").open("a") as file:
+        file.write("# edited")
+    slurm_project.dora("launch", "--no_tail", "index=1")
+    commit = slurm_project.job(index=1)["code"]["commit"].removesuffix("-dirty")
+    assert f"(commit {commit} with uncommitted changes)" in slurm_project.dora("info", "index=1")
 
 
 def test_a_live_job_runs_the_code_as_it_is(slurm_project: TinyProject) -> None:

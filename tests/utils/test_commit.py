@@ -3,6 +3,8 @@
 import subprocess as sp
 from pathlib import Path
 
+import pytest
+
 from audiotok.utils.commit import current_commit
 
 
@@ -27,3 +29,8 @@ def test_commit_and_changes_since(tmp_path: Path) -> None:
 
 def test_no_repository_no_commit(tmp_path: Path) -> None:
     assert current_commit(tmp_path / "nowhere") == ""
+
+
+def test_a_job_that_runs_a_snapshot_is_given_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUDIOTOK_COMMIT", "32323f5-dirty")
+    assert current_commit() == "32323f5-dirty" and current_commit(tmp_path) == ""
