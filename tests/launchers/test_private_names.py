@@ -32,7 +32,12 @@ class Use(NamedTuple):
 
 
 LAUNCHERS, EXPERIMENTS = "launchers", "audiotok/experiments"
+COMPLETION = "audiotok/cli/completion.py"
 USES = (
+    Use("argparse._ActionsContainer#_actions", COMPLETION, "the arguments that are completed"),
+    Use("argparse._SubParsersAction", COMPLETION, "the commands of a parser"),
+    Use("argparse._SubParsersAction#_choices_actions", COMPLETION, "which of them have a help text"),
+    Use("argparse._SubParsersAction._ChoicesPseudoAction", COMPLETION, "the help text of a command of Dora"),
     Use("dora.conf.DoraConfig._grids", "launchers/grid.py", "name of the folder of grids"),
     Use("dora.explore.Launcher#_argv", "launchers/profile.py", "copied into a launcher with other settings"),
     Use("dora.explore.Launcher._copy", "launchers/profile.py", "overridden: copies are launchers of ours"),
