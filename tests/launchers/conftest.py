@@ -31,8 +31,9 @@ def slurm_project(tmp_path: Path) -> TinyProject:
     commands, answers = tmp_path / "bin", tmp_path / "slurm"
     commands.mkdir()
     answers.mkdir()
-    for name in ("sbatch", "srun", "squeue", "scancel", "sacct"):
+    for name in ("sbatch", "srun", "squeue", "scancel", "sacct", "scontrol"):
         (commands / name).symlink_to(FAKES / "slurm_command.sh")
     (answers / "sbatch").write_text("Submitted batch job 101\n")
+    (answers / "waits").touch()
     path = os.pathsep.join([str(commands), os.environ["PATH"]])
     return TinyProject(tmp_path / "project", {"PATH": path, "FAKE_SLURM": str(answers)})
