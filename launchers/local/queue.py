@@ -246,8 +246,7 @@ class JobStore:
             if os.fstat(file.fileno()).st_uid != os.getuid():
                 raise PermissionError(f"{file.name} belongs to another user")
             content = json.load(file)
-        for name in _PRIVATE:
-            setattr(record, name, content[name])
+        record.command, record.cwd, record.folder, record.log = (content[name] for name in _PRIVATE)
         return {key: str(value) for key, value in content["environ"].items()}
 
     def stop_mark(self, job_id: str) -> Path:
