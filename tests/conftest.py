@@ -15,6 +15,7 @@ from audiotok.data.demo import SPLITS, fetch_demo
 from audiotok.data.prepare import prepare
 
 Runner = Callable[..., Any]
+os.environ.pop("COLUMNS", None)  # set for the processes of pytest-xdist: a pipe has no width
 RATE = 16000
 
 

@@ -326,8 +326,14 @@ def grids(house: House, monkeypatch: pytest.MonkeyPatch) -> Grids:
 
 
 def replace_sleep(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
-    """Have the watch call this in place of sleeping."""
-    monkeypatch.setattr("audiotok.launchers.grid.time", SimpleNamespace(sleep=sleep))
+    """Have the watch call this in place of sleeping, by a clock after which it is then time for another query."""
+    now = [0.0]
+
+    def pass_time(seconds: float) -> None:
+        now[0] += 60.0
+        sleep(seconds)
+
+    monkeypatch.setattr("audiotok.launchers.watch.time", SimpleNamespace(sleep=pass_time, monotonic=lambda: now[0]))
 
 
 def test_what_another_grid_holds_is_not_cancelled_with_the_first(grids: Grids) -> None:

@@ -167,7 +167,7 @@ def test_a_preset_by_itself_has_a_name(tmp_path: Path) -> None:
 
 def test_the_base_shows_the_values_of_its_preset() -> None:
     preset = ["solver=compression/debug", "device=cpu"]
-    changes = [[], ["losses.mmd=3.5"], ["rvq.n_q=4"], ["solver=compression/demo"], ["+note=1"]]
+    changes = [[], ["losses.mmd=3.5"], ["rvq.n_q=4"], ["solver=compression/demo"], ["+mel.log=false"]]
     xps = [train.main.get_xp([*preset, *change]) for change in changes]
     names, base = names_of(train.main, xps[:3])
     cfg = xps[0].cfg
@@ -175,7 +175,7 @@ def test_the_base_shows_the_values_of_its_preset() -> None:
     assert base == "solver=compression/debug"
     assert names == [f"{mmd} {n_q}", f"los.mmd=3.5 {n_q}", f"{mmd} rvq.n_q=4"]
     assert names_of(train.main, [xps[0], xps[3]]) == (["solver=compression/debug", "solver=compression/demo"], "")
-    assert names_of(train.main, [xps[0], xps[4]]) == ([PRESET, "note=1"], "solver=compression/debug")
+    assert names_of(train.main, [xps[0], xps[4]]) == ([PRESET, "mel.log=False"], "solver=compression/debug")
 
 
 def test_colours_in_a_terminal_only(herd: list[_Sheep], monkeypatch: pytest.MonkeyPatch) -> None:
