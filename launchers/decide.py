@@ -17,7 +17,7 @@ from dora.conf import SubmitRules
 
 from audiotok.experiments.frozen import RETRY_VARIABLE, Change
 from audiotok.launchers.profile import Profile
-from audiotok.status import JOB_FILE, State, Verdict, read_json, read_status
+from audiotok.status import JOB_FILE, State, Verdict, read_json, read_status, same_job
 from audiotok.text import number_in
 
 FORCE = f"{RETRY_VARIABLE}=force dora grid GRID --retry"
@@ -115,7 +115,7 @@ def previous_job(folder: Path) -> dict[str, Any]:
     """The `job.json` of the latest job of an experiment, with the `kind` of its failure."""
     job, status = read_json(folder / JOB_FILE) or {}, read_status(folder) or {}
     # A job that died before it wrote a status must not inherit the diagnosis of an earlier one.
-    if job.get("job_id") is not None and status.get("job_id") == job["job_id"] and "kind" in status:
+    if job.get("job_id") is not None and same_job(status, job) and "kind" in status:
         job["kind"] = status["kind"]
     return job
 

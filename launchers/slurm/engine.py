@@ -37,6 +37,7 @@ from audiotok.text import number_in
 
 STOP_S = 60.0  # SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL
 YOUNG_S = 5.0  # a job recorded this shortly before a query may be missing in its answer: clocks differ
+SENDING_S = 120.0  # a submission without an answer for so long has lost its command
 AGAIN_S = 2.0  # an answer without any job, where there should be some, is looked at again after so long
 BUSY_S = 10.0  # an answer that takes longer than this shows a busy controller
 FRESH_S = 45.0  # three of the heartbeats of `launchers.slurm.inside`
@@ -139,12 +140,12 @@ class SlurmEngine:
         Without `repair` nothing is written.
         """
         self._query()
-        self._repair = repair
+        self._repair, submitting = repair, self.lock.held
         with self.lock.try_hold() if repair else contextlib.nullcontext(False) as held:
             if self.failure:
                 return
             if held:
-                self._adopt()
+                self._adopt(at_once=submitting)
             self._judge_open(write=held)
 
     def resume(self) -> None:
@@ -338,30 +339,35 @@ class SlurmEngine:
             return f"of {job.get('user')}, and not listed to others: they see whether it waits, and can cancel it"
         return ""
 
-    def _adopt(self) -> None:
-        """Find the job ids of submissions whose command died; one that SLURM does not have is withdrawn."""
+    def _adopt(self, *, at_once: bool) -> None:
+        """Find the job ids of submissions whose command died; one that SLURM does not have is withdrawn.
+
+        Who does not submit does not withdraw `at_once`: on a filesystem without locks its command may yet be alive.
+        """
         self.book.close_damaged()
         for submission in self.book.open():
             if submission.recorded:
                 continue
             try:
-                job_id, cluster = self._find(submission)
+                withdraws = at_once or time.time() - submission.submitted > SENDING_S
+                job_id, cluster = self._find(submission, withdraws=withdraws)
                 if job_id:
                     self.book.record(submission, job_id, cluster, adopted=True)
                     logger.warning("found job %s, which %s submitted", job_id, submission.content.get("user"))
-                else:
+                elif withdraws:
                     self.book.abandon(submission, "withdrawn, as SLURM has no job of this name")
             except (OSError, LaunchError) as error:
                 logger.warning("could not look after submission %s: %s", submission.token, error)
 
-    def _find(self, submission: Submission) -> tuple[str, str]:
-        """Id and cluster of the job of a submission; a submission without one is withdrawn, and both are empty."""
+    def _find(self, submission: Submission, *, withdraws: bool) -> tuple[str, str]:
+        """Id and cluster of the job of a submission; both are empty if there is none, and none may start then."""
         if submission.job_id is not None:
             return submission.job_id, ",".join(submission.clusters)
         for (name, task_id), entry in self.queue.items():
             if name == submission.token:
                 return task_id.split("_")[0], entry.cluster or self._cluster
-        claimed = claim(submission.folder, WITHDRAWN)  # a job that has started was first
+        # A job that has started was first.
+        claimed = claim(submission.folder, WITHDRAWN) if withdraws else submission.claimed
         job_id, _, cluster = ("" if claimed == WITHDRAWN else claimed).partition(";")
         return job_id, cluster
 
