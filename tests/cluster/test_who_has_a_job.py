@@ -121,7 +121,8 @@ def test_ids_that_come_again_are_other_jobs(cluster: TestCluster, project: TinyP
         cluster.run("sbatch", "--hold", "--array=0-1", "-o", "/dev/null", "--wrap", "sleep 600")
     theirs = cluster.jobs("PENDING")
     assert ours <= theirs.keys()
-    assert shown_states(project.many(4, **SHORT)) == ["COMPLETED"] * 2 + ["CANCELLED"] * 2
+    # Seconds after its submission a job may not be listed yet, and counts as PENDING.
+    project.wait(lambda: shown_states(project.many(4, **SHORT)) == ["COMPLETED"] * 2 + ["CANCELLED"] * 2)
     project.many(4, "-C", **SHORT)
     for index in (1, 3):
         project.dora("info", "-f", project.experiment(index=index).name, "-C")
