@@ -48,4 +48,5 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (results, report, plan, requeue, data, doctor, init, completion):
         command.add_to(commands)
+    parser.set_defaults(whole=parser)
     return parser

@@ -48,7 +48,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def _completion(args: argparse.Namespace) -> None:
     if args.what in _SHELLS:
-        print("\n".join(_scripts(args.what)))
+        print("\n".join(_scripts(args.what, args.whole)))
     else:
         print("".join(f"{name}\n" for name in _names(args.what)), end="")
 
@@ -65,14 +65,12 @@ def _names(kind: str) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _scripts(shell: str) -> Iterator[str]:
-    """Completion of both commands."""
+def _scripts(shell: str, ours: argparse.ArgumentParser) -> Iterator[str]:
+    """Completion of both commands; `ours` is the parser of `audiotok`."""
     import dora.__main__
     import shtab
 
-    from audiotok.cli import make_parser
-
-    for prog, parser in (("audiotok", make_parser()), ("dora", dora.__main__.get_parser())):
+    for prog, parser in (("audiotok", ours), ("dora", dora.__main__.get_parser())):
         parser.prog = prog
         for command, action in _actions(parser):
             names = _ARGUMENTS[prog].get(command, {}).get(action.dest)

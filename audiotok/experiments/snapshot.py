@@ -59,7 +59,7 @@ class Snapshot:
     environ: dict[str, str]  # what makes a Python that is started with -P run it
 
     def as_json(self) -> dict[str, str]:
-        """What `job.json` says of it."""
+        """What `job.json` holds of it."""
         return {"sha": self.path.name, "path": str(self.path), "commit": self.commit}
 
 
@@ -275,7 +275,7 @@ def _write(path: Path, entry: _Entry) -> None:
 
 
 def _mend(path: Path, entries: dict[str, _Entry], log: Callable[[str], None]) -> None:
-    """Write again what differs from what the name of a snapshot says, and remove what is no part of it."""
+    """Write again what differs from the name of a snapshot, and remove what is no part of it."""
     there = {
         (Path(folder) / name).relative_to(path).as_posix()
         for folder, folders, files in os.walk(path)

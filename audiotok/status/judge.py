@@ -97,7 +97,7 @@ def experiment_state(folder: Path, *, stale_s: float | None = None) -> Verdict |
 
 
 def queued_elsewhere(job: Content) -> str:
-    """Why a local job waits and never starts: its folder was copied, moved, or received from somebody."""
+    """Why a local job waits and never starts: its folder was copied, moved, or came from elsewhere."""
     root = job.get("root")
     where = f"{job.get('user')} in {Path(str(root)).parent}" if root else "an earlier version"
     return f"not queued here, --retry does it (but by {where})"

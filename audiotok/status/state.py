@@ -79,7 +79,7 @@ class SchedulerWord(NamedTuple):
 def same_job(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """True if two contents are of one job: a job id can come again, on another cluster or after a reset of the ids.
 
-    The `token` tells such jobs apart; the files of other launchers and of earlier versions have none.
+    The `token` distinguishes such jobs; the files of other launchers and of earlier versions have none.
     """
     tokens = {one.get("token"), other.get("token")} - {None}
     return one.get("job_id") == other.get("job_id") and len(tokens) < 2

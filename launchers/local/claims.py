@@ -44,7 +44,7 @@ def take(gpu: str, holder: str) -> bool:
     except BlockingIOError:
         return False
     about = os.fstat(descriptor)
-    if stat.S_ISREG(about.st_mode) and about.st_nlink == 1:  # no file of ours that somebody has linked there
+    if stat.S_ISREG(about.st_mode) and about.st_nlink == 1:  # no file of ours that another user has linked there
         with suppress(OSError):  # another user's, that cannot be written
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, holder.encode(errors="replace")[:_HOLDER_BYTES], 0)
@@ -63,7 +63,7 @@ def _holder(gpu: str) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        return f"nobody who can be seen ({error})"
+        return f"a process that cannot be seen ({error})"
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

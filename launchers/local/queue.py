@@ -13,7 +13,7 @@ locks/submit     flocked for the instant of a submission, and while a supervisor
 ```
 
 Only a job that this user queued on this machine in this very folder is ever started (`JobStore.is_ours`): a folder may
-be shared with others, a copy, or received from somebody.
+be shared with others, a copy, or received from elsewhere.
 
 Locks rather than process ids: the kernel releases a lock however its holder ends, and a process id may be reused. So a
 record that is RUNNING while no process holds its lock is a job that vanished, and no reader shows RUNNING for ever. A

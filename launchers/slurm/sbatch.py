@@ -1,6 +1,6 @@
 """From a profile to the exact script that sbatch gets, and its submission.
 
-The script requests what the profile says, runs its setup lines, of which none may fail, and starts the tasks with one
+It requests what the profile does, runs its setup lines, of which none may fail, and starts the tasks with one
 `srun`, in a container if the profile has one. The CPUs of a task are handed on to srun (not inherited since SLURM
 22.05), all tasks end with the first that fails; `--requeue` and `--export=ALL` hold whatever the site's default.
 """
@@ -236,7 +236,7 @@ def send(
 
 
 def _refusal(profile: Profile, failure: str) -> LaunchError:
-    """The error for what sbatch says when SLURM has not accepted a job."""
+    """The error for an answer of sbatch by which SLURM has not accepted a job."""
     if _NO_ROOM.search(failure) and not _TOO_LARGE.search(failure):
         return NoRoomError(f"SLURM takes no more jobs now: {failure}.")
     advice = "see your administrator" if _NOT_THE_PROFILE.search(failure) else f"correct {profile.file}"

@@ -65,7 +65,7 @@ class Submission:
 
     @property
     def claimed(self) -> str:
-        """Who has claimed it, see `claim`; "" if nobody has."""
+        """Who has claimed it, see `claim`; "" without a claim."""
         with contextlib.suppress(OSError):
             return str((self.folder / CLAIM_FILE).readlink())
         return ""
@@ -256,7 +256,7 @@ def claim(folder: Path, claimant: str) -> str:
 
 
 def job_name(job: Mapping[str, Any] | None) -> str | None:
-    """What tells the job of a `job.json` from all others: its token, or its id where a launcher makes none."""
+    """What distinguishes the job of a `job.json` from all others: its token, or its id where a launcher makes none."""
     return (job or {}).get("token") or (job or {}).get("job_id")
 
 
