@@ -155,9 +155,9 @@ def test_the_controller_dies_while_jobs_run(cluster: TestCluster, project: TinyP
 
 @pytest.fixture
 def small_disk(project: TinyProject) -> Iterator[Path]:
-    """A disk of 4 MB for the outputs."""
+    """A disk of 32 MB for the outputs, of which the snapshots of the code take some."""
     project.outputs.mkdir()
-    sp.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tiny", project.outputs], check=True)
+    sp.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tiny", project.outputs], check=True)
     yield project.outputs
     sp.run(["umount", "--lazy", project.outputs], check=True)
 

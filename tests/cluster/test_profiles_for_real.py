@@ -23,7 +23,7 @@ CONTAINER = """#!/bin/sh
 echo "$@" >>{calls}
 while [ "$1" != image.sif ]; do shift; done
 shift
-exec env PATH={image}/bin PYTHONPATH={path} "$@"
+exec env PATH={image}/bin PYTHONPATH="$PYTHONPATH:{path}" "$@"
 """
 
 

@@ -181,7 +181,8 @@ def test_a_script_that_ends_before_python_is_no_result(cluster: TestCluster, pro
     project.wait(lambda: not cluster.jobs("PENDING", "RUNNING", "COMPLETING"))
     said = project.many(runs, array=False, **SHORT)
     assert shown_states(said) == ["FAILED", "FAILED"] and project.verdicts(2) == ["FAILED", "FAILED"]
-    reason = "ended before Python started: there is no such module"
+    line = "setup line ended the script before the training (exit code 0): exit 0"
+    reason = f"ended before Python started: {line}"
     assert experiment_state(project.experiment(index=1)) == ("FAILED", reason)
     project.many(2, "--retry", array=False, **SHORT)
     project.wait(lambda: project.verdicts(2) == ["COMPLETED", "COMPLETED"])
