@@ -357,10 +357,8 @@ def _listed(entries: Sequence[Entry], shown: int | None, common: str) -> list[st
 def _first(lines: Sequence[str], shown: int | None) -> list[str]:
     """The first of many lines, indented, and how many more there are."""
     first = lines if shown is None or len(lines) <= shown + 1 else lines[:shown]
-    more = len(lines) - len(first)
-    return [f"    {line}" for line in first] + [f"    … {more} more (`audiotok plan` with --all lists them)"] * bool(
-        more
-    )
+    more = [f"… {len(lines) - len(first)} more (`audiotok plan` with --all lists them)"] * (len(first) < len(lines))
+    return [f"    {line}" for line in [*first, *more]]
 
 
 def _request_lines(request: Request) -> list[str]:
