@@ -15,7 +15,7 @@ from typing import Any
 
 from dora.conf import SubmitRules
 
-from audiotok.experiments.frozen import RETRY_VARIABLE, Change
+from audiotok.experiments.frozen import FROZEN_FILE, RETRY_VARIABLE, Change
 from audiotok.launchers.profile import Profile
 from audiotok.status import JOB_FILE, State, Verdict, read_json, read_status, same_job
 from audiotok.text import number_in
@@ -99,6 +99,9 @@ def _decide(
         return Decision(Action.NEW, _with_reason(f"{verdict.state} when run by hand", verdict.reason))
     if not rules.retry:
         return Decision(Action.KEEP, _with_reason(verdict.state, verdict.reason))
+    frozen, submitted = number_in(previous, "frozen"), number_in(previous, "submitted")
+    if frozen and submitted and frozen > submitted:
+        anew = True  # for a job that was then not submitted, for want of room
     if verdict.state is State.OUT_OF_MEMORY:
         decision = _out_of_memory(previous, profile, factor, force=force)
         if decision.action is not Action.BLOCKED or not anew:
@@ -111,13 +114,16 @@ def _decide(
     return Decision(Action.RETRY, _with_reason(verdict.state, verdict.reason), factor)
 
 
-def previous_job(folder: Path) -> dict[str, Any]:
-    """The `job.json` of the latest job of an experiment, with the `kind` of its failure."""
+def previous_job(folder: Path, *, failed: bool = False) -> dict[str, Any]:
+    """The `job.json` of the latest job of an experiment, with the `kind` of its failure.
+
+    Of one that has `failed` also when its configuration was `frozen`, in unix seconds.
+    """
     job, status = read_json(folder / JOB_FILE) or {}, read_status(folder) or {}
     # A job that died before it wrote a status must not inherit the diagnosis of an earlier one.
     if job.get("job_id") is not None and same_job(status, job) and "kind" in status:
         job["kind"] = status["kind"]
-    return job
+    return {**job, "frozen": number_in(read_json(folder / FROZEN_FILE) or {}, "written")} if failed else job
 
 
 def _decide_live(

@@ -226,7 +226,10 @@ class _Grid:
                 slurm = self.herd.slurm_configs[some[0].xp.sig]
                 with self.shepherd.job_array(slurm) if len(some) > 1 else contextlib.nullcontext():
                     for sheep in some:
-                        self.shepherd.maybe_submit_lazy(sheep, slurm, rules or SubmitRules())
+                        own = rules or SubmitRules()
+                        if sheep.xp.sig in self.waiting:  # it was decided before that its job is replaced
+                            own = replace(own, retry=True)
+                        self.shepherd.maybe_submit_lazy(sheep, slurm, own)
         for sheep in [*self.gone, *(self.sheeps if self.args.cancel else [])]:
             left, other = sheep.xp.sig not in self.herd.sheeps, self.held.get(sheep.xp.sig)
             what, title = f"job {sheep.current_job_id}", self.shepherd.title(sheep)
@@ -336,11 +339,10 @@ class _Grid:
         watch(self.args, self.sheeps, self._update, partial(monitor, self.args, self.main, self.explorer, self.sheeps))
 
     def _update(self) -> bool:
-        """Query the engines and send what waits for room; True if a scheduler of many users is among the engines."""
-        self.shepherd.update()
+        """Query the engines and send what waits for room; returns whether one is to be spared."""
+        spare = self.shepherd.update()
         self._send_rest()
-        names = {sheep.job.record.engine for sheep in self.sheeps if sheep.job is not None}
-        return any(getattr(self.shepherd.engines.get(name), "remote", True) for name in names)
+        return spare
 
     def _find_gone(self) -> None:
         """Find the experiments that are linked in its folder but not in its file any more, and that patterns select."""

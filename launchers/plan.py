@@ -11,18 +11,19 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from audiotok.experiments.disk import folder_bytes
 from audiotok.launchers.decide import FORCE, Action, Decision
 from audiotok.launchers.lock import user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import ENGINES
-from audiotok.launchers.table import PRESET, progress_of
+from audiotok.launchers.table import PRESET
 from audiotok.status import State, read_json, read_status, write_json
+from audiotok.status.progress import progress_of
 from audiotok.text import number_in
 
 SAMPLE = 20  # folders of finished experiments that are measured, at most
@@ -208,16 +209,6 @@ def plan_text(plan: Plan, *, shown: int | None = SHOWN) -> str:
     return "\n".join([*lines, "", *requests, *_change_lines(plan.changes, shown)])
 
 
-def _folder_bytes(folder: Path) -> int:
-    """Size of all files of a folder, links not followed; 0 if there is none."""
-    total = 0
-    for base, _, files in os.walk(folder):
-        for name in files:
-            with suppress(OSError):  # removed meanwhile
-                total += Path(base, name).lstat().st_size
-    return total
-
-
 def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
     submitted = [entry for entry in entries if entry.action.submits]
     profiles = [entry.profile for entry in submitted if entry.profile]
@@ -239,10 +230,10 @@ def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
     measured: list[int] = []
     if any(entry.size is None for entry in submitted):
         evenly = list(finished)[:: max(1, len(finished) // SAMPLE)]
-        measured = [_folder_bytes(folder) for folder in evenly[:SAMPLE]]
+        measured = [folder_bytes(folder) for folder in evenly[:SAMPLE]]
     usual = statistics.median_high(measured) if measured else None
     sizes = [(entry, usual if entry.size is None else entry.size) for entry in submitted]
-    disk = sum(max(0, size - _folder_bytes(entry.folder)) for entry, size in sizes if size is not None)
+    disk = sum(max(0, size - folder_bytes(entry.folder)) for entry, size in sizes if size is not None)
     base = next(path for path in (root, *root.parents) if path.is_dir())
     gpu_hours, cpu_hours = in_all(profile.time / 60 for profile in profiles)
     return Request(
@@ -366,10 +357,8 @@ def _listed(entries: Sequence[Entry], shown: int | None, common: str) -> list[st
 def _first(lines: Sequence[str], shown: int | None) -> list[str]:
     """The first of many lines, indented, and how many more there are."""
     first = lines if shown is None or len(lines) <= shown + 1 else lines[:shown]
-    more = len(lines) - len(first)
-    return [f"    {line}" for line in first] + [f"    … {more} more (`audiotok plan` with --all lists them)"] * bool(
-        more
-    )
+    more = [f"… {len(lines) - len(first)} more (`audiotok plan` with --all lists them)"] * (len(first) < len(lines))
+    return [f"    {line}" for line in [*first, *more]]
 
 
 def _request_lines(request: Request) -> list[str]:

@@ -185,21 +185,25 @@ class GridShepherd(Shepherd):
         link = self._by_id / job_id
         return self.get_sheep_from_sig(link.readlink().name) if link.is_symlink() else None
 
-    def update(self, *names: str, repair: bool = False) -> None:
+    def update(self, *names: str, repair: bool = False) -> bool:
         """Query once each engine that has jobs, and those named; read again which jobs there are.
 
         With `repair` engines also mend what dead commands left behind, and after a launch start what waits; else
         nothing is written, started or stopped.
+
+        Returns:
+            True if one of them is a scheduler of many users, which is to be spared.
         """
         used = {self._engine_name(sheep.job.record) for sheep in self.herd if sheep.job is not None}
-        for name, engine in self.engines.items():
-            if name in (*used, *names) or engine.has_open():
-                self._refresh(name, repair=repair or self._launches)
+        queried = [name for name, engine in self.engines.items() if name in (*used, *names) or engine.has_open()]
+        for name in queried:
+            self._refresh(name, repair=repair or self._launches)
         if self._launches:
             self._resume()
         for sheep in list(self.herd):
             if sheep.job is not None or (sheep.xp.folder / JOB_FILE).exists():
                 sheep.reload()
+        return any(self.engines[name].remote for name in queried)
 
     def verdict(self, job: Job) -> Verdict:
         """State and reason of a job as of the last query of its engine; queries it if there was none."""
@@ -434,8 +438,8 @@ class GridShepherd(Shepherd):
 
     def _decide(self, sheep: GridSheep, profile: Profile, rules: SubmitRules) -> Decision:
         verdict, change, force = sheep.verdict(), None, retry_mode(os.environ) == "force"
-        previous: Mapping[str, Any] = {} if sheep.job is None else previous_job(sheep.xp.folder)
         stays = verdict is not None and not verdict.state.failed  # spares reading the frozen files of a whole grid
+        previous = {} if sheep.job is None else previous_job(sheep.xp.folder, failed=not stays)
         if hasattr(self.main, "change") and (not stays or rules.replace or rules.replace_done or rules.update):
             change = self.main.change(sheep.xp)
         return decide(verdict, rules, previous, profile, force=force, change=change)

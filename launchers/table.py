@@ -7,7 +7,6 @@ at every refresh.
 """
 
 import json
-import math
 import os
 import re
 import statistics
@@ -15,7 +14,6 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -25,8 +23,9 @@ from dora.explore import Explorer
 from dora.main import DecoratedMain
 
 from audiotok.status import STATUS_FILE, State, Verdict, read_json
+from audiotok.status.progress import Progress, progress_of
 from audiotok.terminal import in_colour, size_of
-from audiotok.text import duration_text, number_in, shortened
+from audiotok.text import duration_text, shortened
 
 _REASON_WIDTH = 60
 WAITS = "not submitted: waits for room"
@@ -129,7 +128,7 @@ def _read_history(path: Path) -> _History:
     return [epoch for epoch in history if isinstance(epoch, dict)] if isinstance(history, list) else []
 
 
-def _meta(index: int, sheep: Any, name: str, verdict: Verdict | None, progress: "Progress") -> dict[str, Any]:
+def _meta(index: int, sheep: Any, name: str, verdict: Verdict | None, progress: Progress) -> dict[str, Any]:
     """What stands left of the metrics of an experiment."""
     state, reason = verdict or ("N/A", "")
     left_s, reason = progress.left_s if state == State.RUNNING else None, " ".join(reason.split())
@@ -282,45 +281,6 @@ class _FileCache(Generic[T]):
         return known[1]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where one experiment is; None where that is not known yet."""
-
-    done: float = 0.0  # epochs, with the part of the current one
-    epochs: int | None = None  # in all
-    epoch_s: float | None = None  # duration of an epoch
-
-    @property
-    def share(self) -> float:
-        """Part of the work that is done, 0 to 1."""
-        return min(self.done / self.epochs, 1.0) if self.epochs else 0.0
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds of work left, None if not known."""
-        if self.epochs is None or self.epoch_s is None:
-            return None
-        return max(self.epochs - self.done, 0.0) * self.epoch_s
-
-    @property
-    def whole_s(self) -> float | None:
-        """Seconds that the whole experiment takes, None if not known."""
-        return None if self.epochs is None or self.epoch_s is None else self.epochs * self.epoch_s
-
-    def __str__(self) -> str:
-        return f"{math.floor(self.done)}/{self.epochs}" if self.epochs else ""
-
-
-def progress_of(status: Mapping[str, Any] | None) -> Progress:
-    """Progress in a `status.json`; damaged values count as not known."""
-    if not status:
-        return Progress()
-    epoch, epochs = _number(status, "epoch") or 0.0, _number(status, "epochs")
-    update, updates = _number(status, "update"), _number(status, "updates_per_epoch")
-    part = min(update / updates, 0.999) if update and updates else 0.0  # an epoch counts as whole once it is recorded
-    return Progress(min(epoch + part, epochs or epoch + part), int(epochs) if epochs else None, _epoch_s(status, epoch))
-
-
 def _grid_left_s(states: Sequence[State | None], progress: Sequence[Progress]) -> float | None:
     """Seconds until a grid is done: the work left divided by the number of running jobs; None if nothing runs.
 
@@ -350,21 +310,6 @@ def _totals_line(states: Sequence[State | None], progress: Sequence[Progress], j
         shown = " ".join(roots[:4]) + (f" and {len(roots) - 4} more" if len(roots) > 4 else "")
         parts.append(f"{'job' if len(roots) == 1 else 'jobs'} {shown}")
     return f"{len(states)} experiments: " + " · ".join(parts)
-
-
-def _epoch_s(status: Mapping[str, Any], epoch: float) -> float | None:
-    """Mean duration of an epoch as the trainer recorded it, else from its start and its last heartbeat."""
-    if (recorded := _number(status, "epoch_s")) is not None:
-        return recorded
-    started, last = _number(status, "started"), _number(status, "ended") or _number(status, "updated")
-    if started is None or last is None or epoch < 1.0 or last <= started:
-        return None
-    return (last - started) / epoch
-
-
-def _number(status: Mapping[str, Any], name: str) -> float | None:
-    value = number_in(status, name)
-    return None if value is None or value < 0 else value
 
 
 _progress: _FileCache[Progress] = _FileCache(lambda path: progress_of(read_json(path)))

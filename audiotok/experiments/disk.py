@@ -1,13 +1,16 @@
-"""How much disk an experiment takes, from its configuration alone: networks, checkpoints that are kept, samples.
+"""How much disk an experiment takes: its folder, or by its configuration networks, checkpoints that are kept, samples.
 
 Without torch, which a launch must not import: the counts are those of the layers in `audiotok.modules`,
 `audiotok.quantization` and `audiotok.adversarial`, and the tests compare them with the built networks. What is small
 (history, logs, the averages of the balancer) is left out.
 """
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 _FLOAT = 4  # bytes of a weight and of a sample in memory
@@ -42,6 +45,16 @@ def experiment_bytes(cfg: _Section) -> int | None:
         return _checkpoints(cfg) + _samples(cfg)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # the run itself names the mistake
         return None
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files of a folder, links not followed; 0 if there is none."""
+    total = 0
+    for base, _, files in os.walk(folder):
+        for name in files:
+            with suppress(OSError):  # removed meanwhile
+                total += Path(base, name).lstat().st_size
+    return total
 
 
 def model_size(cfg: _Section) -> Size:

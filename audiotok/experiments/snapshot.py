@@ -104,7 +104,8 @@ def take_snapshot(main: DecoratedMain, log: Callable[[str], None]) -> Snapshot |
     if not _is_installed(own) and not _mapped(config, trees):
         where = f"{config}, which the experiments of {file} are composed from, lies outside of {own}"
         raise LaunchError(f"{where}: no snapshot of the code can hold it; put both into one git repository, {_LIVE}.")
-    path = _keep(outputs / "code", entries, left_out, log)
+    # By the path of the results folder that a container mounts, also if that is a link.
+    path = _keep(Path(main.dora.dir).absolute() / "code", entries, left_out, log)
     # What users have in PYTHONPATH stays behind it, for what is no part of the snapshot.
     paths = [*_import_path(path, trees, [own, library]), os.environ.get("PYTHONPATH", "")]
     environ = {CODE_VARIABLE: str(path), "PYTHONPATH": os.pathsep.join(filter(None, paths))}

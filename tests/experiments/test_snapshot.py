@@ -73,6 +73,16 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return made
 
 
+def test_its_path_goes_by_the_link_to_the_results_that_a_container_mounts(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (folder / "outputs").symlink_to(tmp_path / "scratch")
+    taken = take(folder)
+    assert taken.path.parent == folder / "outputs" / "code" and (taken.path / "project" / "mycodec").is_dir()
+    assert taken.environ["AUDIOTOK_CODE"] == str(taken.path)
+    assert taken.environ["PYTHONPATH"].startswith(str(taken.path))
+    assert take(folder, tmp_path / "scratch").path.name == taken.path.name  # the link is no part of it
+
+
 def test_launches_without_an_edit_share_one(folder: Path) -> None:
     log: list[str] = []
     first = take(folder, log=log)

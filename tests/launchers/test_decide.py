@@ -126,6 +126,19 @@ def test_a_configuration_that_changed_unblocks_what_is_frozen_anew(told: dict[st
     assert decision.action is Action.KEEP and "rate: 1 → 2" in decision.reason
 
 
+@pytest.mark.parametrize(("frozen", "action"), [(5.0, Action.BLOCKED), (None, Action.BLOCKED), (15.0, Action.RETRY)])
+def test_what_was_frozen_anew_and_then_found_no_room_stays_unblocked(
+    tmp_path: Path, frozen: float | None, action: Action
+) -> None:
+    (tmp_path / JOB_FILE).write_text(json.dumps({**LATEST, "submitted": 10.0, "verdict": {"kind": "config"}}))
+    if frozen is not None:
+        (tmp_path / "frozen.json").write_text(json.dumps({"written": frozen}))
+    previous = previous_job(tmp_path, failed=True)
+    assert _decide("FAILED", RETRY, previous).action is action
+    assert _decide("OUT_OF_MEMORY", RETRY, {**previous, **_OOM}).action is action
+    assert _decide("FAILED", NO_RULES, previous).action is Action.KEEP
+
+
 @pytest.mark.parametrize("state", ["COMPLETED", "RUNNING", "PENDING", "UNKNOWN"])
 def test_a_configuration_that_changed_leaves_what_lives_or_is_done(state: str) -> None:
     verdict = Verdict(State.of(state), "")

@@ -269,6 +269,7 @@ class Grids:
         *patterns: str,
         room: int | None = None,
         stubborn: Sequence[int] = (),
+        rules: SubmitRules | None = None,
         **args: Any,
     ) -> str:
         """Run `dora grid NAME PATTERN…`; returns what it logs.
@@ -292,7 +293,7 @@ class Grids:
         self.args = RunGridArgs(**{"patterns": list(patterns), "monitor": False, **args})
         self.explorer = Explorer(explore)
         try:
-            run_grid(Main(self.house.folder), self.explorer, name, None, Profile(), self.args)
+            run_grid(Main(self.house.folder), self.explorer, name, rules, Profile(), self.args)
         finally:
             for index in indices:
                 folder = self.folder(index)
@@ -421,6 +422,29 @@ def test_what_waits_for_room_is_shown_planned_and_sent_later(grids: Grids, capsy
     assert grids.engine.submitted == [["xindex4"]] and waiting_in(grids.house.folder, "a") == {"xindex5"}
     grids.run("a", [1, 2, 3, 4])
     assert grids.engine.submitted == [["xindex3"]] and not waiting_in(grids.house.folder, "a")
+
+
+def test_what_was_to_be_retried_and_waits_is_sent_by_the_next_command(grids: Grids) -> None:
+    grids.run("a", [1, 2])
+    for index in (1, 2):
+        grids.house.states[grids.job_id(index)] = Verdict(State.FAILED, "")
+    grids.run("a", [1, 2], rules=SubmitRules(retry=True), room=1)
+    assert grids.engine.submitted == [["xindex1"]]
+    assert "retried (1)\n  FAILED; not submitted: waits for room\n    xindex2" in grids.plan("a")
+    grids.house.states[grids.job_id(1)] = Verdict(State.FAILED, "")
+    grids.run("a", [1, 2])  # without --retry: only what waits
+    assert grids.engine.submitted == [["xindex2"]] and not waiting_in(grids.house.folder, "a")
+
+
+def test_a_scheduler_is_spared_while_all_of_a_grid_waits_for_room(grids: Grids) -> None:
+    grids.run("a", [1], room=0)
+    assert grids.engine.submitted == []
+    shepherd = GridShepherd(Main(grids.house.folder))
+    shepherd.engines = {"slurm": grids.engine}
+    assert not shepherd.update()  # there is nothing to query
+    grids.monkeypatch.setattr(grids.engine, "has_open", lambda: True)  # jobs of other grids
+    before = grids.engine.refreshed
+    assert shepherd.update() and grids.engine.refreshed == before + 1
 
 
 def test_the_watch_sends_what_waits_as_jobs_end(grids: Grids, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from audiotok.experiments.disk import folder_bytes
 from audiotok.launchers.decide import FORCE, Action, Decision
 from audiotok.launchers.plan import (
     Entry,
     Plan,
     _bytes,
     _changes_since,
-    _folder_bytes,
     _hours,
     _members_of,
     make_plan,
@@ -123,8 +123,8 @@ def test_links_are_not_followed_when_folders_are_measured(tmp_path: Path) -> Non
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "one").write_bytes(b"\0" * 10)
     (folder / "link").symlink_to(tmp_path / "big")
-    assert _folder_bytes(folder) == 10 + (folder / "link").lstat().st_size
-    assert _folder_bytes(tmp_path / "none") == 0
+    assert folder_bytes(folder) == 10 + (folder / "link").lstat().st_size
+    assert folder_bytes(tmp_path / "none") == 0
 
 
 def test_the_text_groups_and_shortens(tmp_path: Path) -> None:
