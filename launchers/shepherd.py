@@ -354,6 +354,8 @@ class GridShepherd(Shepherd):
         if engine.failure:
             raise LaunchError(f"{engine.name.upper()} does not answer ({engine.failure}); nothing was submitted.")
         left = [request for request in requests if self._is_due(request)]
+        # Before anything is stopped, as it may be refused.
+        code = take_snapshot(self.main, self.log) if any(one.profile.code == "snapshot" for one in left) else None
         replaced = [one.sheep.job.record for one in left if one.sheep.job and not one.sheep.is_done()]
         if replaced:
             failures += self._stop(replaced)
@@ -364,7 +366,6 @@ class GridShepherd(Shepherd):
             groups.setdefault(json.dumps(key, default=str), []).append(request)
         for text, number in Counter(str(one.decision.change) for one in left if one.decision.change).items():
             self.log(f"{text[0].upper()}{text[1:]} ({number} experiment{'s' * (number > 1)})")
-        code = take_snapshot(self.main, self.log) if any(one.profile.code == "snapshot" for one in left) else None
         waiting, full = len(left), dict[str, NoRoomError]()  # why, by queue
         self.rest = {request.sheep.xp.sig: request for request in left}
         for group in groups.values():

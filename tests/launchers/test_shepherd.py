@@ -307,6 +307,21 @@ def test_what_is_retried_or_replaced_waits_for_room_as_it_is(house: House) -> No
     assert factors == [2.0, 1.0]
 
 
+def test_nothing_is_stopped_for_code_that_cannot_be_kept(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.launch(2)
+
+    def refuse(main: object, log: object) -> None:
+        raise LaunchError("more than code")
+
+    monkeypatch.setattr("audiotok.launchers.shepherd.take_snapshot", refuse)
+    shepherd, engine = house.shepherd()
+    for index in range(2):
+        shepherd.maybe_submit_lazy(shepherd.get_sheep_from_argv([f"index={index}"]), Profile(), REPLACE)
+    with pytest.raises(LaunchError, match="more than code"):
+        shepherd.commit()
+    assert not engine.cancelled and not engine.submitted
+
+
 def test_a_full_queue_is_tried_once_and_another_one_too(house: House) -> None:
     shepherd, engine = house.shepherd()
     engine.room = {"small": 1, "large": 5}
