@@ -66,7 +66,8 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
                 os.fsync(file.fileno())
         draft.replace(path)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a disk that cannot be written the first error is the one to see
+            draft.unlink()
         raise
 
 

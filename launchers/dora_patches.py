@@ -159,6 +159,9 @@ class _OneLineHook:
     def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(130)  # as of a shell after Ctrl-C
+        if isinstance(error, BrokenPipeError):  # `dora grid GRID | head`: no word, nor when Python flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141)  # 128 + SIGPIPE
         if not isinstance(error, AudiotokError):
             self._previous(kind, error, traceback)
             return

@@ -96,11 +96,13 @@ class GridSheep(Sheep):
 
     def verdict(self) -> Verdict | None:
         """State and reason as of the shepherd's last update; None without a job and without a completed run by hand."""
+        if self.job is None and (self.xp.folder / JOB_FILE).exists():  # there may be a job that we cannot see
+            return Verdict(State.UNKNOWN, f"its {JOB_FILE} cannot be read; correct or delete it")
         verdict = None if self.job is None else self.shepherd.verdict(self.job.record)
         if verdict is not None and not verdict.state.failed:
             return verdict
         status = read_status(self.xp.folder) or {}
-        if status.get("state") == State.COMPLETED and status.get("job_id") is None:
+        if status.get("state") == State.COMPLETED and (self.job is None or status.get("job_id") is None):
             by_hand = experiment_state(self.xp.folder)
             if by_hand is not None and by_hand.state is State.COMPLETED:
                 return by_hand  # after its job had failed

@@ -31,7 +31,7 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from audiotok.cluster import CLUSTER_VARIABLE, DEFAULT_CLUSTER, OUTPUT_VARIABLE, output_dir, place_of, settle
-from audiotok.errors import ConfigError
+from audiotok.errors import ConfigError, LaunchError
 from audiotok.experiments.frozen import (
     FROZEN_FILE,
     FROZEN_VARIABLE,
@@ -49,7 +49,7 @@ from audiotok.experiments.frozen import (
 )
 from audiotok.experiments.keys import Additions, check_keys, option_advice
 from audiotok.experiments.overrides import Composition, aligned, as_override, is_of_values, parse_override
-from audiotok.experiments.run import run_frozen
+from audiotok.experiments.run import alone, run_frozen
 from audiotok.files import write_text
 from audiotok.status import experiment_state
 
@@ -107,17 +107,26 @@ class ExperimentMain(HydraMain):
     def __call__(self) -> Any:
         """Run the experiment of the command line."""
         xp = self.get_xp(self._get_argv())
-        if xp.is_frozen:
-            if FROZEN_VARIABLE not in os.environ:
-                logger.warning("%s: today's configuration gives another signature; running the frozen one", xp.sig)
-            self.init_xp(xp)
-        else:
-            xp = self._freeze_to_run(xp)
-        with xp.enter():
+        with contextlib.ExitStack() as stack:
+            if FROZEN_VARIABLE in os.environ:
+                self.init_xp(xp)
+            else:
+                try:
+                    xp.folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(alone(xp))
+                    xp = self._freeze_to_run(xp)
+                except OSError as error:
+                    advice = "make room or correct it, and try again"
+                    raise LaunchError(f"cannot write {self.dora.dir} ({error}); {advice}.") from error
+            stack.enter_context(xp.enter())
             return run_frozen(xp, self.main, self._job_name, self.config_name)
 
     def _freeze_to_run(self, xp: Experiment) -> Experiment:
         """Freeze an experiment that is run by hand, anew if it may be; returns what runs."""
+        if xp.is_frozen:
+            logger.warning("%s: today's configuration gives another signature; running the frozen one", xp.sig)
+            self.init_xp(xp)
+            return xp
         verdict = experiment_state(xp.folder)
         change = self.change(xp)
         if change is not None and change.anew and verdict is not None and verdict.state.live:

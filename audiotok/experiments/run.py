@@ -4,11 +4,12 @@ So `hydra.*` settings have no effect, there is no `HydraConfig`, and the current
 files are written here, for tools that read them.
 """
 
+import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,46 @@ from dora.xp import XP
 from hydra import __version__ as hydra_version
 from omegaconf import OmegaConf
 
+from audiotok.errors import LaunchError
 from audiotok.experiments.overrides import escaped
-from audiotok.files import shown, write_text
-from audiotok.status import State, read_status
+from audiotok.files import NoLocksError, hold_lock, read_json, shown, write_text
+from audiotok.status import JOB_FILE, State, experiment_state, read_status
 from audiotok.text import number_in
+
+LEAVING_S = 5.0  # what an earlier run has started, such as readers of data, ends within this time
+
+
+@contextlib.contextmanager
+def alone(xp: XP) -> Iterator[None]:
+    """Keep a second run by hand off an experiment for the length of the block; jobs look after themselves.
+
+    Raises:
+        LaunchError: if a job of it waits or runs, or another run by hand is under way.
+    """
+    if _rank() != 0 or xp.cfg.get("show"):
+        yield
+        return
+    job, status = read_json(xp.folder / JOB_FILE) or {}, read_status(xp.folder) or {}
+    is_later = (number_in(status, "started") or 0.0) > (number_in(job, "submitted") or 0.0)
+    verdict = None if not job or (is_later and status.get("job_id") is None) else experiment_state(xp.folder)
+    if verdict is not None and verdict.state.live:
+        also = f"`dora info -f {xp.sig} -t` follows it, `dora info -f {xp.sig} -C` cancels it"
+        raise LaunchError(f"job {job.get('job_id')} of experiment {xp.sig} is {verdict.state}; {also}.")
+    lock = xp.folder / "run.lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(hold_lock(lock, patience_s=LEAVING_S))
+        except NoLocksError:
+            held = True
+        if not held:
+            raise LaunchError(
+                f"another process runs experiment {xp.sig} in {shown(xp.folder)}; wait for it, or end it."
+            )
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
 
 
 def run_frozen(xp: XP, main: Callable[..., Any], job_name: str, config_name: str) -> Any:
@@ -32,7 +69,7 @@ def run_frozen(xp: XP, main: Callable[..., Any], job_name: str, config_name: str
         config_name: as Hydra has it.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    is_first = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+    is_first = _rank() == 0
     if is_first:
         _write_hydra_files(xp, job_name, config_name)
         handlers.append(logging.FileHandler(xp.folder / f"{job_name}.log"))
@@ -46,6 +83,10 @@ def run_frozen(xp: XP, main: Callable[..., Any], job_name: str, config_name: str
     finally:
         if is_first:
             _say(_ending(xp, began))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 def _say(line: str) -> None:

@@ -166,8 +166,8 @@ def _split_loader(cfg: DictConfig, split: str, data: dict[str, Any]) -> Any:
         seed=cfg.seed if split == "train" else HELD_OUT_SEED,
         min_segment_ratio=data["min_segment_ratio"],
         max_bad_fraction=data["max_bad_fraction"],
-        max_sample_rate=cfg.datasource.max_sample_rate,
-        max_channels=cfg.datasource.max_channels,
+        max_sample_rate=cfg.datasource.get("max_sample_rate"),
+        max_channels=cfg.datasource.get("max_channels"),
         return_info=split == "generate",
     )
     return get_loader(
