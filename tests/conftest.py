@@ -33,6 +33,7 @@ def chords(seed: int, seconds: float, rate: int = RATE) -> np.ndarray:
     return stereo
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two processes that test (`make test`) one has all that needs the cluster; a file stays in one process."""
     for item in items:

@@ -112,9 +112,13 @@ def test_every_snippet_of_the_guide_runs(trained: Trained, tmp_path: Path) -> No
     (tmp_path / "foo/bar").mkdir(parents=True)
     shutil.copy(trained.folder / "checkpoint.th", tmp_path / "foo/bar/checkpoint.th")
     for snippet in snippets:
-        code = snippet.replace("SIG", trained.sig).replace("/foo/bar", f"{tmp_path}/foo/bar")
-        code = code.replace("/checkpoints", str(tmp_path))
+        code = (
+            snippet.replace("outputs/xps/SIG", str(trained.folder))
+            .replace("SIG", trained.sig)
+            .replace("/foo/bar", f"{tmp_path}/foo/bar")
+        )
+        code = code.replace("exported/compression", f"{tmp_path}/exported/compression")
         command = [sys.executable, "-c", code]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert run.returncode == 0, f"{code}\n{run.stderr}"
-    assert (tmp_path / "my_audio_lm/compression_state_dict.bin").is_file()
+    assert (tmp_path / "exported/compression_state_dict.bin").is_file()

@@ -43,6 +43,7 @@ def test_every_end_is_told_and_the_monitor_ends(bare_cluster: TestCluster, proje
     project.wait(lambda: all(runs_of(project.experiment(index=index)) for index in (4, 5, 6)))
     project.dora("info", "-f", project.experiment(index=4).name, "-C")  # cancelled by us
     bare_cluster.run("scancel", ids[4])  # cancelled by somebody else
+    project.wait(lambda: ids[4] not in bare_cluster.jobs("RUNNING", "COMPLETING"))  # not ended by the fall of its node
     node = str(runs_of(project.experiment(index=6))[-1]["host"])
     bare_cluster.run("scontrol", "update", f"JobId={ids[5]}", "Requeue=0")
     bare_cluster.kill_node(node)

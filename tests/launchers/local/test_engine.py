@@ -278,7 +278,7 @@ def test_a_mistake_is_one_line(
     assert said.startswith(words) and said.count("\n") == 1
 
 
-def test_a_defect_keeps_its_traceback(project: TinyProject) -> None:
+def test_a_mistake_in_a_grid_names_its_line(project: TinyProject) -> None:
     (project.folder / "tinyxp" / "grids" / "fleet.py").write_text("raise RuntimeError('defect')\n")
-    assert "Traceback" in project.dora("grid", "fleet", code=1)
-    assert "Potential grids are: " in project.dora("grid")
+    assert "grids/fleet.py:1: RuntimeError: defect" in project.dora("grid", "fleet", code=2)
+    assert "fleet" in project.dora("grid").split()
