@@ -193,3 +193,10 @@ def test_user_may_be_unset() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == train.main.get_xp(["solver=compression/debug"]).sig
+
+
+def test_a_dataset_needs_no_limits(debug_overrides: list[str]) -> None:
+    cfg = config(*debug_overrides)
+    with open_dict(cfg):
+        del cfg.datasource["max_sample_rate"], cfg.datasource["max_channels"]
+    assert {"train", "valid"} <= builders.get_dataloaders(cfg).keys()

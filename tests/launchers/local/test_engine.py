@@ -278,6 +278,12 @@ def test_a_mistake_is_one_line(
     assert said.startswith(words) and said.count("\n") == 1
 
 
+def test_a_defect_keeps_its_traceback(project: TinyProject) -> None:
+    (project.folder / "tinyxp" / "grids" / "fleet.py").write_text("import json\n\njson.loads('{')\n")
+    said = project.dora("grid", "fleet", code=1)
+    assert "Traceback" in said and "JSONDecodeError" in said  # raised in another package
+
+
 def test_a_mistake_in_a_grid_names_its_line(project: TinyProject) -> None:
     (project.folder / "tinyxp" / "grids" / "fleet.py").write_text("raise RuntimeError('defect')\n")
     assert "grids/fleet.py:1: RuntimeError: defect" in project.dora("grid", "fleet", code=2)
