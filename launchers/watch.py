@@ -55,7 +55,8 @@ def watch(
                 print_at = time.monotonic() + (given_s or LOG_S)
             if last:
                 return
-        time.sleep(min(max(LOOK_S, 5 * (time.monotonic() - began)), QUERY_S))
+        now = time.monotonic()
+        time.sleep(max(LOOK_S, min(5 * (now - began), query_at - now)))  # a slow look delays the next, but no query
 
 
 def again() -> str:

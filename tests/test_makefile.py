@@ -47,3 +47,8 @@ def test_no_other_target_removes_them() -> None:
     for target in ("clean", "lint", "test", "test-fast", "demo", "notebooks", "constraints"):
         for line in make(ROOT, "-n", target).splitlines():
             assert not (line.strip().startswith("rm ") and KEPT & set(line.split())), line
+
+
+def test_a_file_stays_in_one_process(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist puts the group of a test into its id; a pytest that does not let it would split files."""
+    assert not request.config.getoption("loadgroup", False) or "@" in request.node.nodeid

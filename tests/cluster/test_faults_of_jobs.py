@@ -65,11 +65,11 @@ def test_preempted_jobs_go_on_where_they_were(cluster: TestCluster, project: Tin
 
 
 def test_a_time_limit_queues_again_until_it_may_no_more(project: TinyProject) -> None:
-    # SLURM looks at time limits twice a minute: the signal comes within 30 s of the start.
-    often, never = {"time": 1, "signal_s": 59}, {"time": 1, "signal_s": 59, "max_num_timeout": 0}
+    # SLURM looks at time limits twice a minute, and signals up to half a minute early: 30 to 60 s after the start.
+    often, never = {"time": 2, "signal_s": 60}, {"time": 2, "signal_s": 60, "max_num_timeout": 0}
     runs = [{"index": 1, "slurm": often}, {"index": 2, "slurm": never}]
     project.many(runs, array=False, **FAULTY)
-    project.wait(lambda: project.verdicts(2) == ["COMPLETED", "TIMEOUT"], seconds=90)
+    project.wait(lambda: project.verdicts(2) == ["COMPLETED", "TIMEOUT"], seconds=150)
     first, second = folders(project, 2)
     assert runs_of(first)[1]["from"] == HALF and runs_of(first)[1]["restart"] == "1"
     assert len(runs_of(second)) == 1

@@ -30,6 +30,7 @@ def test_every_end_is_told_and_the_monitor_ends(bare_cluster: TestCluster, proje
     ends = ["well", "exception", "kill", "well", "well", "well"]
     runs = [{"index": index, "end": end} for index, end in enumerate(ends, start=1)]
     runs[3]["seconds"] = runs[4]["seconds"] = runs[5]["seconds"] = 600.0
+    runs[4]["steps"] = 1000  # it hears the signal before SLURM kills it, so that it can report its end itself
     project.many(runs, slurm={"array_parallelism": 5}, **SHORT)
     watching = project.start(
         "grid",

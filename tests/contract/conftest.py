@@ -20,11 +20,14 @@ class House:
     Attributes:
         project: the project.
         slurm: what a grid asks for, so that AT_ONCE of its jobs run at once.
+        limit: a time limit whose signal comes soon, but when a job has certainly begun. SLURM looks at its clock twice
+            a minute and signals up to half a minute early: here between 30 and 60 s after the start of the job.
     """
 
     def __init__(self, project: TinyProject, cluster: TestCluster | None) -> None:
         self.project = project
         self.slurm = {"array_parallelism": AT_ONCE}
+        self.limit = {"time": 1, "signal_s": 50} if cluster is None else {"time": 2, "signal_s": 60}
         self._cluster = cluster
 
     def kill_daemon(self) -> None:

@@ -42,6 +42,7 @@ class _Watched:
             list[float](),
         )
         self.true, self.known = "RUNNING", "RUNNING"
+        self.takes_s = 0.0  # a query
         self.status = folder / "status.json"
 
     def touch(self, moment: int) -> None:
@@ -64,6 +65,7 @@ class _Watched:
         def update() -> bool:
             self.queries.append(clock.now)
             self.known = self.true
+            clock.now += self.takes_s
             return self.spare
 
         def table(show: Callable[..., None]) -> bool:
@@ -89,6 +91,13 @@ def test_a_scheduler_is_queried_every_ten_seconds(
     one.run(monkeypatch, RunGridArgs(), {3.0: lambda: one.touch(7), 34.0: one.end})
     assert one.queries == [0.0, QUERY_S, 2 * QUERY_S, 3 * QUERY_S, 4 * QUERY_S]
     assert shown(capsys) == ["table at 0 RUNNING", "table at 40 COMPLETED"]  # in a pipe: when a state has changed
+
+
+def test_an_interval_is_kept_though_a_look_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = _Watched(tmp_path, spare=True)
+    one.takes_s = 1.5
+    one.run(monkeypatch, RunGridArgs(interval=0.05), {9.0: one.end})
+    assert one.queries == [0.0, 4.5, 9.0]  # 3 s after the end of the one before
 
 
 def test_local_jobs_are_looked_at_every_second(
