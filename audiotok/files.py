@@ -22,6 +22,7 @@ from audiotok.errors import AudiotokError
 MAX_BYTES = 2**26  # of a file that is read whole; the history of 1000 epochs with 200 metrics has 7 MB
 MAX_DEPTH = 100  # of JSON and YAML; a configuration has 6
 MAX_DIGITS = 300  # of an integer; a float holds 308
+_MAX_CONTAINERS = 2**20  # of a JSON file; the history of 100 000 epochs has 400 000
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 
@@ -32,6 +33,12 @@ def shown(path: Path) -> str:
     return str(real.relative_to(Path.cwd()) if real.is_relative_to(Path.cwd()) else real)
 
 
+class LongInteger(str):
+    """The digits of an integer in JSON that has more than MAX_DIGITS of them; `type` tells it from a text."""
+
+    __slots__ = ()
+
+
 class UnreadableError(AudiotokError, ValueError):
     """A file that is there and cannot be read.
 
@@ -40,7 +47,7 @@ class UnreadableError(AudiotokError, ValueError):
     """
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be read ({reason}).")
+        super().__init__(f"{path} cannot be read: {reason}.")
         self.reason = reason
 
 
@@ -55,7 +62,7 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
         with open(path, "rb", opener=_open_at_once) as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
-                raise UnreadableError(path, "it is a pipe or a device, not a file")
+                raise UnreadableError(path, "a pipe or a device, not a file")
             size = about.st_size
             content = file.read(size + 1) if size <= limit else b""
             if len(content) > size:  # it grows, or is of a filesystem that does not know sizes
@@ -66,7 +73,7 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
     except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
         raise UnreadableError(path, getattr(error, "strerror", None) or str(error)) from error
     if size > limit:
-        raise UnreadableError(path, f"it has {size / 2**20:.3g} MiB, more than {limit / 2**20:.3g}")
+        raise UnreadableError(path, f"{size / 2**20:,.4g} MiB, more than {limit / 2**20:.3g}")
     return content
 
 
@@ -87,7 +94,7 @@ def read_text(path: Path, *, limit: int = MAX_BYTES) -> str:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Parse JSON, NaN and Infinity included; an integer of more than MAX_DIGITS digits stays text.
+    """Parse JSON, NaN and Infinity included; an integer of more than MAX_DIGITS digits is a `LongInteger`.
 
     Raises:
         ValueError: if it is not JSON, or nested more than MAX_DEPTH levels deep.
@@ -135,8 +142,8 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe must not block
 
 
-def _parse_int(text: str) -> int | str:
-    return int(text) if len(text) <= MAX_DIGITS else text
+def _parse_int(text: str) -> int | LongInteger:
+    return int(text) if len(text) <= MAX_DIGITS else LongInteger(text)
 
 
 def load_json(path: Path, kind: type = dict, *, limit: int = MAX_BYTES) -> Any:
@@ -152,12 +159,14 @@ def load_json(path: Path, kind: type = dict, *, limit: int = MAX_BYTES) -> Any:
 def content_of(path: Path, text: bytes, kind: type, parse: Callable[[bytes], Any] = parse_json) -> Any:
     """What a JSON file of this text holds; see `load_json`."""
     try:
+        if text.count(b"[") + text.count(b"{") > _MAX_CONTAINERS:  # of some bytes, and of 200 once they are parsed
+            raise ValueError(f"more than {_MAX_CONTAINERS} lists and objects")
         content = parse(text)
     except ValueError as error:
-        found = str(error) if text.strip() else "it is empty"
+        found = str(error) if text.strip() else "empty"
         raise UnreadableError(path, " ".join(found.split())) from error
     if not isinstance(content, kind):
-        raise UnreadableError(path, f"it holds a {type(content).__name__}, not a {kind.__name__}")
+        raise UnreadableError(path, f"a {type(content).__name__}, not a {kind.__name__}")
     return content
 
 

@@ -21,7 +21,7 @@ import treetable as tt
 from dora.explore import Explorer
 from dora.main import DecoratedMain
 
-from audiotok.files import UnreadableError, content_of, parse_json, read_bytes
+from audiotok.files import UnreadableError, check_depth, content_of, parse_json, read_bytes
 from audiotok.status import STATUS_FILE, State, Verdict, read_json
 from audiotok.status.progress import Progress, progress_of
 from audiotok.terminal import in_colour, size_of
@@ -128,9 +128,11 @@ def load_history(path: Path) -> list[Any]:
 
 def _parse(content: bytes) -> Any:
     try:
-        return orjson.loads(content)
+        history = orjson.loads(content)
     except orjson.JSONDecodeError:  # NaN and Infinity, which only the slower module reads
         return parse_json(content)
+    check_depth(history)
+    return history
 
 
 def _read_history(path: Path) -> _History:

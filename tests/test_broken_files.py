@@ -85,7 +85,7 @@ PROFILES: dict[str, tuple[str | bytes, str]] = {
         HEAD + "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)),
         ": with its aliases written out, it has more than 10000 values",
     ),
-    "a megabyte": (HEAD + "# " + "x" * 2**20, "it has 1 MiB, more than 0.25"),
+    "a megabyte": (HEAD + "# " + "x" * 2**20, "1 MiB, more than 0.25"),
     "too deep": (HEAD + "comment: " + "[" * 9999 + "\n", "it is not YAML"),
 }
 

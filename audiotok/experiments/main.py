@@ -367,7 +367,7 @@ class ExperimentMain(HydraMain):
             own = xps / sig / ".argv.json"
             try:
                 argv = load_json(own if shared is None or own.exists() else shared / sig / ".argv.json", list)
-                if all(isinstance(argument, str) for argument in argv):
+                if all(type(argument) is str for argument in argv):
                     return list(argv)
                 found = "they are not all text"
             except FileNotFoundError:

@@ -294,7 +294,7 @@ def _read_argv(folder: str) -> Part:
     argv = read_json_file(Path(folder, name), list, part["problems"])[0]
     if argv is None and not part["problems"]:
         part["problems"].append(f"{name} is missing: parameters unknown")
-    part["argv"] = [item for item in argv or [] if isinstance(item, str)]
+    part["argv"] = [item for item in argv or [] if type(item) is str]
     if len(part["argv"]) < len(argv or ()):
         part["problems"].append(f"{name}: an override that is not text")
     if len(part["argv"]) > _MAX_OVERRIDES:

@@ -262,7 +262,7 @@ def read_tables(path: Path, problems: list[str]) -> tuple[int, list[StageTable]]
     stages = sorted(dict.fromkeys(chain.from_iterable(history)), key=stage_rank)
     names = [len(set().union(*(epoch[stage] for epoch in history if stage in epoch))) for stage in stages]
     if sum(names) > _MAX_METRICS or max(names, default=0) * len(history) > _MAX_VALUES:
-        found = f"it has {sum(names)} metrics in {len(history)} epochs"
+        found = f"{sum(names)} metrics in {len(history)} epochs"
         problems.append(f"{path.name} cannot be read: {found}, more than {_MAX_METRICS} or {_MAX_VALUES} values")
         return 0, []
     tables = [table for stage in stages if (table := _stage_table(history, stage)) is not None]

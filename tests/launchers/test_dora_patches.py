@@ -1,5 +1,6 @@
 """Where our launchers plug into Dora."""
 
+import os
 import re
 import signal
 import subprocess as sp
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from audiotok.files import UnreadableError
 from audiotok.launchers.dora_patches import _is_dora_command
+from audiotok.launchers.table import load_history
 from tests.fakes.tiny import FAKES, REPOSITORY, TinyProject
 
 
@@ -84,6 +87,25 @@ def test_an_interrupted_run_says_that_it_resumes(project: TinyProject) -> None:
     command.send_signal(signal.SIGTERM)
     said = command.stdout.read()
     assert command.wait(60) == 143 and "INTERRUPTED in outputs/xps/" in said and "the same command resumes" in said
+
+
+def test_metrics_of_a_damaged_history_are_one_line(project: TinyProject) -> None:
+    project.dora("run", "index=1")
+    folder = project.experiment(index=1)
+    info = ("info", "-f", folder.name, "-m")
+    assert re.search(r"Metrics\[\d+\]: \{", project.dora(*info))
+    (folder / "history.json").unlink()
+    assert "Metrics[0]: " in project.dora(*info)
+    os.mkfifo(folder / "history.json")
+    last = project.dora(*info, code=2).strip().splitlines()[-1]
+    assert re.fullmatch(r"error: .*history.json cannot be read: a pipe or a device, not a file\.", last)
+
+
+@pytest.mark.parametrize("content", ['[{"train": ', "{}", "[" * 100_000, "", "[" * 500 + "]" * 500])
+def test_a_damaged_history_is_an_error_and_an_empty_table(tmp_path: Path, content: str) -> None:
+    (tmp_path / "history.json").write_text(content)
+    with pytest.raises(UnreadableError, match=r"history.json cannot be read"):
+        load_history(tmp_path / "history.json")
 
 
 @pytest.mark.parametrize("environ", [{"TERM": "dumb"}, {"PYTHONIOENCODING": "ascii"}])

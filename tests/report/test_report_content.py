@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from audiotok import cli
 from audiotok.errors import ResultsError
 from audiotok.report import ReportOptions, write_report
+from audiotok.report.charts import curve
 from audiotok.report.runs import _log_file, run_pages
 from audiotok.report.table import clock_text, compare_conditions, condition_columns
 from audiotok.results import METRICS, load_grid
@@ -91,6 +94,36 @@ def test_a_log_outside_the_folder_is_never_shown(tmp_path: Path) -> None:
     assert _log_file(record) is None
     (folder / "train.log").write_text("here")
     assert _log_file(record) == folder / "train.log"
+
+
+def test_a_log_that_is_no_file(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "g", "00000001", [], state="FAILED")
+    (folder / "submitit" / "1_0_log.out").symlink_to("1_0_log.out")
+    os.mkfifo(folder / "train.log")
+    for name in ("x" * 300, "a\0b", ".."):
+        (folder / "job.json").write_text(json.dumps({"log": name}))
+        assert _log_file(load_grid("g", tmp_path).records[0]) is None
+
+
+def test_of_very_many_metrics_some_are_drawn_and_the_rest_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiotok.report.page.MAX_CHARTS", 3)
+    metrics = {f"m{n:03d}": float(n) for n in range(50)} | {"mi_qa_qb": 1.0, "mi_q0_q99999999": 1.0, "usage_qx": 1.0}
+    history = [{"train": {**metrics, "epoch": 7.0}, "evaluate": {**metrics, "usage_q0": 0.5}} for _ in range(2)]
+    add_run(tmp_path, "g", "00000001", [], history, state="COMPLETED")
+    write_report(load_grid("g", tmp_path), tmp_path / "report")
+    text = (tmp_path / "report" / "runs" / "00000001.html").read_text()
+    assert text.count("<figcaption>") == 3
+    assert "98 more metrics are not drawn: <code>audiotok results GRID --format csv</code>" in text  # of 101
+
+
+def test_metrics_of_odd_names_have_their_own_curves(tmp_path: Path) -> None:
+    history = [{"train": {"epoch": 7.0 + n, "sig": 1.0, "a.b": 2.0}, "a.b": {"c": 3.0}} for n in range(2)]
+    add_run(tmp_path, "g", "00000001", [], history)
+    experiments = load_grid("g", tmp_path)
+    values = {name: curve(experiments, name)["value"].tolist() for name in experiments.metrics}
+    assert values == {"train.epoch": [7.0, 8.0], "train.sig": [1.0, 1.0], "train.a.b": [2.0, 2.0], "a.b.c": [3.0, 3.0]}
 
 
 def test_the_best_rows_follow_the_direction() -> None:

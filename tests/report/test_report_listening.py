@@ -1,5 +1,6 @@
 """Clips for listening: the same samples, the right ones, and none too many; spectrograms that show what sounds."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,24 @@ def test_damaged_empty_and_loud_recordings_are_told(tmp_path: Path) -> None:
     loud = next(clip for clip in listening.clips if clip["name"] == "loud")["takes"][1]
     written, _ = soundfile.read(tmp_path / "out" / loud["audio"])
     assert written == pytest.approx(np.array([[0.5, -0.5], [1.0, 0.0]]), abs=1e-4)
+
+
+def test_a_sample_that_leads_out_of_its_experiment_is_not_copied(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "g", "00000001", [], clips=["own", "linked", "stolen"])
+    private = tmp_path / "private.wav"
+    soundfile.write(private, np.full(1000, 0.25), RATE)
+    for path in (folder / "samples/epoch_0002/stolen.wav", folder / "samples/reference/stolen.wav"):
+        path.unlink()
+        path.symlink_to(private)
+    (folder / "samples/epoch_0002/linked.wav").unlink()
+    (folder / "samples/epoch_0002/linked.wav").symlink_to("own.wav")
+    os.mkfifo(folder / "samples/epoch_0002/pipe.wav")
+    listening = listen(tmp_path, tmp_path / "out")
+    assert sorted(clip["name"] for clip in listening.clips) == ["linked", "own"]
+    said = "00000001, stolen: leads out of the folder of its experiment"
+    assert listening.problems == [said.replace("00000001", "reference"), said]
+    levels = [soundfile.read(path)[0].max() for path in (tmp_path / "out" / "audio").glob("*.flac")]
+    assert len(levels) == 3 and 0.25 not in levels
 
 
 @pytest.mark.parametrize("hertz", [60.0, 440.0, 3000.0])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from audiotok.cli import main
 from audiotok.errors import ResultsError
-from audiotok.results.experiments import read_experiment
+from audiotok.results.experiments import load_grid, read_experiment
 from audiotok.results.folders import (
     experiment_folders,
     grid_signatures,
@@ -83,6 +85,86 @@ def test_other_damaged_files(make_experiment: Callable[..., Path]) -> None:
         "job.json",
         ".argv.json",
     ]
+
+
+@pytest.mark.parametrize("damage", ["deep", "very deep", "pipe", "folder", "loop", "huge", "a list", "not UTF-8"])
+@pytest.mark.parametrize("name", ["history.json", "status.json", "job.json", "task.json", ".argv.json", "frozen.json"])
+def test_a_damaged_file_costs_its_own_row_only(
+    root: Path,
+    make_experiment: Callable[..., Path],
+    done: dict[str, Any],
+    name: str,
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for sig, argv in (("00000001", ["seed=1", "lr=2"]), ("00000002", ["seed=2"])):
+        folder = make_experiment(sig, argv, [{"train": {"l1": 1.5}}], status=done)
+    path = folder / name
+    path.unlink(missing_ok=True)
+    if damage == "pipe":
+        os.mkfifo(path)
+    elif damage == "folder":
+        path.mkdir()
+    elif damage == "loop":
+        path.symlink_to(name)
+    elif damage == "huge":
+        path.touch()
+        os.truncate(path, 2**30)
+    else:
+        deep = {"deep": b"[" * 400 + b"]" * 400, "very deep": b'{"a":' * 100_000}
+        path.write_bytes({**deep, "a list": b"3", "not UTF-8": b'{"a": "\xff"}'}[damage])
+    rows = load_grid(GRID, root).runs.set_index("sig").to_dict("index")
+    whole = rows["00000001"]
+    shown = (whole["seed"], whole["train.l1"], whole["state"], whole["epochs"], whole["problems"])
+    assert shown == (1, 1.5, "COMPLETED", 1, "")
+    problems = rows["00000002"]["problems"]
+    assert problems.startswith(f"{name} cannot be read: ") and "\n" not in problems
+    assert f"{folder}: {name} cannot be read: " in caplog.text
+    assert main(["results", GRID, "--root", str(root)]) == 0
+    assert f"{name} cannot be read" in capsys.readouterr().out
+
+
+def test_a_grid_with_loops_of_links(root: Path, make_experiment: Callable[..., Path]) -> None:
+    make_experiment("00000001", ["seed=1"], [])
+    for folder, name in (("grids", "loop"), (f"grids/{GRID}", "00000002"), ("xps", "00000002")):
+        (root / folder / name).symlink_to(name)
+    assert list_grids(root) == [GRID]
+    problems = load_grid(GRID, root).runs.set_index("sig")["problems"].to_dict()
+    assert problems == {"00000001": "", "00000002": "no folder for this signature"}
+
+
+def test_a_configuration_of_aliases_is_not_written_out(root: Path, make_experiment: Callable[..., Path]) -> None:
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+    make_experiment("00000001", ["a11=1", "other={a: &a [1], b: [*a, *a]}"], [])
+    make_experiment("00000002", ["seed=" + "1" * 400], [], config=bomb)
+    rows = load_grid(GRID, root).runs.set_index("sig").to_dict("index")
+    assert rows["00000002"]["problems"] == "frozen.json cannot be read: it has YAML aliases"
+    assert rows["00000002"]["seed"] == "1" * 400 and rows["00000001"]["other"] == "{a: &a [1], b: [*a, *a]}"
+
+
+def test_overrides_that_are_no_overrides(make_experiment: Callable[..., Path]) -> None:
+    folder = make_experiment("0a1b2c3d", [], [])
+    (folder / ".argv.json").write_text(f'["seed=1", 5, {"1" * 400}]')
+    experiment = read_experiment(folder)
+    assert (experiment.overrides, experiment.problems) == ({"seed": 1}, [".argv.json: an override that is not text"])
+    (folder / ".argv.json").write_text(json.dumps([f"k{n}=1" for n in range(1001)]))
+    experiment = read_experiment(folder)
+    assert experiment.overrides == {} and "more than 1000 overrides" in experiment.problems[0]
+
+
+def test_more_metrics_than_a_table_can_hold(make_experiment: Callable[..., Path]) -> None:
+    many = [{"train": {f"m{n}": 1.0 for n in range(50_001)}}]
+    sparse = [{"train": {f"m{n}": 1.0}} for n in range(5000)]
+    for sig, history in (("00000001", many), ("00000002", sparse)):
+        experiment = read_experiment(make_experiment(sig, [], history))
+        assert experiment.epochs == 0 and " metrics in " in experiment.problems[0]
+
+
+def test_of_many_problems_the_first_are_named(make_experiment: Callable[..., Path]) -> None:
+    experiment = read_experiment(make_experiment("0a1b2c3d", [], [{"train": {f"m{n}": "x" for n in range(20_000)}}]))
+    assert experiment.problems[0] == "history.json: train.m0 is not a number"
+    assert experiment.problems[5:] == ["history.json: and 19995 more like these"]
 
 
 @pytest.mark.parametrize("updated", ["soon", [1], {"a": 1}, 10**400])
