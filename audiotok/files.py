@@ -159,7 +159,7 @@ def load_json(path: Path, kind: type = dict, *, limit: int = MAX_BYTES) -> Any:
 def content_of(path: Path, text: bytes, kind: type, parse: Callable[[bytes], Any] = parse_json) -> Any:
     """What a JSON file of this text holds; see `load_json`."""
     try:
-        if text.count(b"[") + text.count(b"{") > _MAX_CONTAINERS:  # of some bytes, and of 200 once they are parsed
+        if len(text) > _MAX_CONTAINERS < text.count(b"[") + text.count(b"{"):  # each has 200 bytes once it is parsed
             raise ValueError(f"more than {_MAX_CONTAINERS} lists and objects")
         content = parse(text)
     except ValueError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from audiotok.errors import ResultsError
 from audiotok.status import State
 from audiotok.terminal import in_colour, size_of
+from audiotok.text import clean_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,11 +90,11 @@ def _results(args: argparse.Namespace) -> int:
     if args.samples:
         for record in experiments.records:
             for folder in sorted(record.folder.glob("samples/*")):
-                logger.info("samples: %s", folder)
+                logger.info("samples: %s", clean_text(str(folder)))
     incomplete = [record for record in experiments.records if record.state != "COMPLETED"]
     if args.check and incomplete:
         for record in incomplete:
-            logger.error("not completed: %s %s %s", record.sig, record.state, record.reason)
+            logger.error("not completed: %s", clean_text(f"{record.sig} {record.state} {record.reason}"))
         return EXIT_INCOMPLETE
     return 0
 

@@ -94,7 +94,7 @@ def _log_file(record: Experiment) -> Path | None:
     path = (read_json(record.folder / JOB_FILE) or {}).get("log")
     names = [Path(path).name] if isinstance(path, str) and path else []
     submitit = sorted(record.folder.glob("submitit/*_log.out"), key=_changed_at, reverse=True)
-    candidates = [*(record.folder / "submitit" / name for name in names), *submitit]
+    candidates = [*(record.folder / folder / name for folder in ("logs", "submitit") for name in names), *submitit]
     candidates += [record.folder / name for name in ("train.log", "solver.log.0")]
     return next((path for path in candidates if is_file_in(record.folder, path)), None)
 

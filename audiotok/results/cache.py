@@ -44,6 +44,7 @@ CACHE_FOLDER = Path(".cache", "audiotok", f"results-{VERSION}")
 MIN_BYTES_FOR_PROCESSES = 2**26  # of JSON; with less, starting processes takes longer than parsing
 _MAX_PROCESSES = 4
 _MAX_OVERRIDES = 1000  # of one experiment
+_MAX_BYTES = 2**32  # of a shard
 _MAX_TEXT = 2000  # characters of a reason
 _REST_S = 30.0  # a file that changed less than that ago may be changing still, and is not worth keeping
 _ABANDONED_S = 3600.0
@@ -95,7 +96,7 @@ class _File:
         """
         whole = len(places) > len(self.offsets) / 2  # most of a file is read faster at once
         try:
-            with pa.BufferReader(self.path.read_bytes()) if whole else _open(self.path) as file:
+            with _open(self.path) as opened, pa.BufferReader(opened.read()) if whole else opened as file:
                 return [_read_column(file, self.start + self.offsets[n], self.checksums[n]) for n in places]
         except _UNREADABLE as error:
             if _mark(str(self.path)) == self.mark:
@@ -105,6 +106,8 @@ class _File:
 
 
 def _open(path: Path) -> pa.NativeFile:
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:  # a pipe would block
+        raise OSError(f"{path} is no file of ours")
     return pa.OSFile(str(path), memory_pool=pa.system_memory_pool())  # the default pool keeps what is freed
 
 

@@ -260,14 +260,16 @@ def read_tables(path: Path, problems: list[str]) -> tuple[int, list[StageTable]]
         return 0, []
     history = epochs if _is_clean(epochs) else _clean(epochs, path.name, problems)
     stages = sorted(dict.fromkeys(chain.from_iterable(history)), key=stage_rank)
-    names = [len(set().union(*(epoch[stage] for epoch in history if stage in epoch))) for stage in stages]
-    if sum(names) > _MAX_METRICS or max(names, default=0) * len(history) > _MAX_VALUES:
-        found = f"{sum(names)} metrics in {len(history)} epochs"
-        problems.append(f"{path.name} cannot be read: {found}, more than {_MAX_METRICS} or {_MAX_VALUES} values")
-        return 0, []
+    colons = raw.count(b":")
+    if colons > _MAX_METRICS or colons * len(history) > _MAX_VALUES:  # else there cannot be too many
+        names = [len(set().union(*(epoch[stage] for epoch in history if stage in epoch))) for stage in stages]
+        if sum(names) > _MAX_METRICS or max(names, default=0) * len(history) > _MAX_VALUES:
+            found = f"{sum(names)} metrics in {len(history)} epochs"
+            problems.append(f"{path.name} cannot be read: {found}, more than {_MAX_METRICS} or {_MAX_VALUES} values")
+            return 0, []
     tables = [table for stage in stages if (table := _stage_table(history, stage)) is not None]
     # Colons of the text against keys of the result: cheaper than to look for repeated keys in every file.
-    if raw.count(b":") != sum(map(len, chain(history, *map(dict.values, history)))):
+    if colons != sum(map(len, chain(history, *map(dict.values, history)))):
         twice = [f"{name} stands twice in an epoch; the last one counts" for name in _repeated(raw)]
         problems += _named(path.name, twice)
     return len(history), tables

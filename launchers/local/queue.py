@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from audiotok.errors import LaunchError
-from audiotok.files import hold_lock, is_locked, read_json, write_json
+from audiotok.files import UnreadableError, hold_lock, is_locked, read_json, read_text, write_json
 from audiotok.status import JOB_FILE, State
 from audiotok.status.judge import queued_elsewhere
 
@@ -255,8 +255,8 @@ class JobStore:
 
     def stop_cause(self, job_id: str) -> str | None:
         """Why a job is to stop, None if it is not."""
-        with suppress(OSError):
-            return self.stop_mark(job_id).read_text(encoding="utf-8") or None
+        with suppress(OSError, UnreadableError):
+            return read_text(self.stop_mark(job_id)) or None
         return None
 
     def is_held(self, name: str) -> bool:

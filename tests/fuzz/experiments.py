@@ -123,9 +123,8 @@ def _replace(dice: random.Random, path: Path, outside: Path) -> str:
     elif kind == "folder":
         path.mkdir()
     elif kind == "socket":
-        os.chdir(path.parent)  # the name of a socket has at most 108 bytes
         with socket.socket(socket.AF_UNIX) as one:
-            one.bind(path.name)
+            one.bind(str(path))
     elif kind == "huge":
         path.touch()
         os.truncate(path, 2**40)

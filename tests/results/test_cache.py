@@ -212,6 +212,14 @@ def test_a_damaged_cache_is_ignored_and_written_anew(grid: Path, damage: str, un
     assert unread == []
 
 
+def test_a_pipe_in_place_of_the_cache_is_ignored(grid: Path) -> None:
+    expected = load_all(grid)
+    for path in _files(grid):
+        path.unlink()
+        os.mkfifo(path)
+    _same(load_all(grid), expected)
+
+
 def test_no_changed_byte_changes_a_number(grid: Path) -> None:
     expected = load_all(grid)
     expected.history.count()
