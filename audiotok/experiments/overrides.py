@@ -144,6 +144,10 @@ class Composition:
         ConfigLoaderImpl._apply_overrides_to_config(list(overrides), cfg)
         return cfg
 
+    def values(self, values: Mapping[str, Any]) -> Plain:
+        """The resolved configuration with some values set; shared with the other experiments of this composition."""
+        return _with_values(self.resolved, {self._leaves[key]: value for key, value in values.items()})
+
     def frozen(self, values: Mapping[str, Any]) -> Plain:
         """`freeze_values` with some values set; shared with the other experiments of this composition."""
         counted = {self._leaves[key]: value for key, value in values.items() if self._leaves[key] not in self._loose}
