@@ -46,7 +46,7 @@ def _split(cfg: Plain, name: str) -> dict[str, Any]:
 
 
 def _codebooks(cfg: Plain) -> int:
-    return 1 if _get(cfg, "encodec.quantizer") == "no_quant" else int(_get(cfg, "rvq.n_q", 1))
+    return 1 if _get(cfg, "encodec.quantizer") == "no_quant" else int(_get(cfg, "rvq.n_q", 2))
 
 
 def _dependence(cfg: Plain) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _network(cfg: Plain) -> Iterator[str]:
         ratios, filters = side.get("ratios", ()), side.get("n_filters", 1)
         if filters * 2 ** len(ratios) > 2**20:
             yield f"n_filters={filters} of seanet.{name}, doubled {len(ratios)} times: give at most 1048576 channels"
-        if side.get("n_residual_layers") and side.get("compress", 1) > filters:
+        if side.get("n_residual_layers") and "n_filters" in side and side.get("compress", 1) > filters:
             yield f"compress={side['compress']} of seanet.{name}: give at most n_filters={filters}"
         if side.get("n_residual_layers", 0) and side.get("dilation_base", 1) ** (side["n_residual_layers"] - 1) > 2**20:
             yield f"{_is(cfg, 'seanet.dilation_base', 'seanet.n_residual_layers')}: give less, dilations grow too large"
