@@ -394,7 +394,7 @@ def test_what_has_trained_resumes_as_it_was_frozen(main: Any) -> None:
     main.init_xp(sheep.xp)
     (sheep.xp.folder / "checkpoint.th").touch()
     shepherd.maybe_submit_lazy(sheep, main.get_slurm_config(), SubmitRules())
-    assert sheep.xp.checked.faults and shepherd.check_requests() == []
+    assert main.get_xp(sheep.xp.argv).checked.faults and shepherd.check_requests() == []
 
 
 @pytest.mark.parametrize("override", ["optim.lr=-1", "seed=abc", "num_threads=0", "optim.epochs=0"])

@@ -53,8 +53,8 @@ def aligned(argument: str, base: Plain) -> str:
 
 
 def as_override(value: Any) -> str:
-    """Value as the right-hand side of an override: ASCII as Dora writes it (JSON), all else as Hydra reads it."""
-    if isinstance(value, str) and not value.isascii():
+    """Value as the right-hand side of an override: plain ASCII as Dora writes it (JSON), all else as Hydra reads it."""
+    if isinstance(value, str) and not (value.isascii() and value.isprintable() and "\\" not in value):
         return str(QuotedString(value, Quote.double).with_quotes())
     if isinstance(value, dict):
         items = (f"{_dump_key(key)}: {as_override(item)}" for key, item in value.items())

@@ -131,9 +131,9 @@ def _spectra(cfg: Plain) -> Iterator[str]:
             sizes = [[section.get(key)] for key in ("n_fft", "hop_length", "win_length")]
         else:
             sizes = [section.get(key) for key in ("n_ffts", "hop_lengths", "win_lengths")]
-        n_ffts, hops, windows = (some or [] for some in sizes)
-        if None in n_ffts or not n_ffts:
+        if None in sizes or None in (*sizes[0], *sizes[1]):
             continue
+        n_ffts, hops, windows = sizes
         if not len(n_ffts) == len(hops) == len(windows):
             counts = f"{len(n_ffts)} n_ffts, {len(hops)} hop_lengths, {len(windows)} win_lengths"
             yield f"{name} has {counts}: give as many of each"
