@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from audiotok.errors import ConfigError
-from audiotok.files import shown
+from audiotok.files import UnreadableError, read_bytes, shown
 
 CLUSTER_VARIABLE = "AUDIOTOK_CLUSTER"
 OUTPUT_VARIABLE = "AUDIOTOK_OUTPUT_DIR"
@@ -27,6 +27,7 @@ DATASET_PATHS_VARIABLE = "AUDIOTOK_DATASET_PATHS"
 PROFILES = Path(__file__).parent / "config" / "cluster"
 DEFAULT_CLUSTER = "default"
 DETECTION_S = 5.0
+_MAX_BYTES, _MAX_VALUES = 2**18, 10_000  # of a profile; values count where aliases stand for them, too
 
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge")
@@ -266,14 +267,15 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, int], str]:
     """
     file, advice = shown(path), f"see {shown(path.with_name('template.yaml'))}"
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read profile {file}: {error.strerror}.") from error
+        data = read_bytes(path, limit=_MAX_BYTES)
+    except (OSError, UnreadableError) as error:
+        found = error.reason if isinstance(error, UnreadableError) else error.strerror
+        raise ConfigError(f"cannot read profile {file}: {found}.") from error
     try:
         text = data.decode()
         loader = yaml.SafeLoader(text)
         root: Any = loader.get_single_node()
-        problem = "" if root is None else next(_problems(root, ()), "")
+        problem = "" if root is None else next(_problems(root, (), iter(range(_MAX_VALUES))), "")
         content = None if problem else loader.construct_document(root) if root else {}
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -298,10 +300,12 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, int], str]:
     return {str(key): value for key, value in content.items()}, lines, header[1] if header else ""
 
 
-def _problems(node: yaml.Node, above: tuple[yaml.Node, ...]) -> Iterator[str]:
-    """What YAML allows and Hydra does not, each after its line: keys twice, other kinds of values, circles."""
+def _problems(node: yaml.Node, above: tuple[yaml.Node, ...], budget: Iterator[int]) -> Iterator[str]:
+    """What YAML allows and Hydra does not, each after its line: keys twice, other kinds of values, circles, bombs."""
     line = node.start_mark.line + 1
-    if node in above:
+    if next(budget, None) is None:
+        yield f"{line}: with its aliases written out, it has more than {_MAX_VALUES} values; write fewer"
+    elif node in above:
         yield f"{line}: an alias leads back to itself; write the value out"
     elif node.tag.removeprefix("tag:yaml.org,2002:") not in _KINDS:
         yield f"{line}: {node.tag} is of another kind; give a text, a number, true, false, null, a list or a mapping"
@@ -319,10 +323,10 @@ def _problems(node: yaml.Node, above: tuple[yaml.Node, ...]) -> Iterator[str]:
                 yield f"{line}: {key.value} stands here again, after line {seen[key.value]}; keep one of them"
             else:
                 seen[key.value] = line
-                yield from _problems(value, (*above, node))
+                yield from _problems(value, (*above, node), budget)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _problems(item, (*above, node))
+            yield from _problems(item, (*above, node), budget)
 
 
 def _mapping(found: Any, environ: Mapping[str, str], where: str) -> dict[str, str]:

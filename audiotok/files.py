@@ -1,4 +1,8 @@
-"""Small files that several processes share: read as they are, written whole or not at all, and locked with flock."""
+"""Small files that several processes share: read with bounds, written whole or not at all, and locked with flock.
+
+What is read may be of anybody: files are regular and of bounded size, JSON is of bounded depth, integers of bounded
+length.
+"""
 
 import contextlib
 import errno
@@ -6,10 +10,18 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from audiotok.errors import AudiotokError
+
+MAX_BYTES = 2**26  # of a file that is read whole; the history of 1000 epochs with 200 metrics has 7 MB
+MAX_DEPTH = 100  # of JSON and YAML; a configuration has 6
+MAX_DIGITS = 300  # of an integer; a float holds 308
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
 
@@ -20,13 +32,142 @@ def shown(path: Path) -> str:
     return str(real.relative_to(Path.cwd()) if real.is_relative_to(Path.cwd()) else real)
 
 
+class UnreadableError(AudiotokError, ValueError):
+    """A file that is there and cannot be read.
+
+    Attributes:
+        reason: why, in a few words; the message has the path, too.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} cannot be read ({reason}).")
+        self.reason = reason
+
+
+def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
+    """Read a file whole; returns at once whatever it is: a pipe without a writer, an endless device, a loop of links.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UnreadableError: if it is no regular file, has more than `limit` bytes or cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise UnreadableError(path, "it is a pipe or a device, not a file")
+            size = about.st_size
+            content = file.read(size + 1) if size <= limit else b""
+            if len(content) > size:  # it grows, or is of a filesystem that does not know sizes
+                content += file.read(limit)
+                size = len(content)
+    except (FileNotFoundError, UnreadableError):
+        raise
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        raise UnreadableError(path, getattr(error, "strerror", None) or str(error)) from error
+    if size > limit:
+        raise UnreadableError(path, f"it has {size / 2**20:.3g} MiB, more than {limit / 2**20:.3g}")
+    return content
+
+
+def is_file_in(folder: Path, path: Path) -> bool:
+    """Whether a path is that of a regular file which lies within a folder, links followed."""
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, a loop of links
+        return False
+
+
+def read_text(path: Path, *, limit: int = MAX_BYTES) -> str:
+    """Read a text file; see `read_bytes`. What is not UTF-8 is an `UnreadableError`, too."""
+    try:
+        return read_bytes(path, limit=limit).decode()
+    except UnicodeDecodeError as error:
+        raise UnreadableError(path, f"byte {error.start} is not UTF-8") from error
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Parse JSON, NaN and Infinity included; an integer of more than MAX_DIGITS digits stays text.
+
+    Raises:
+        ValueError: if it is not JSON, or nested more than MAX_DEPTH levels deep.
+    """
+    try:
+        content = json.loads(text, parse_int=_parse_int)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
+    check_depth(content)
+    return content
+
+
+def check_depth(content: Any) -> None:
+    """Check that lists and dicts lie no more than MAX_DEPTH levels deep, so that what walks through them may recurse.
+
+    Raises:
+        ValueError: if they do.
+    """
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        lists = [each for each in level if isinstance(each, list)]
+        dicts = [each for each in level if isinstance(each, dict)]
+        if not lists and not dicts:
+            return
+        kinds = set(map(type, chain(chain.from_iterable(lists), chain.from_iterable(map(dict.values, dicts)))))
+        if not kinds & {list, dict}:
+            return  # most values are numbers at the bottom of a history, which are not gone through one by one
+        inner = chain(chain.from_iterable(lists), chain.from_iterable(map(dict.values, dicts)))
+        level = [each for each in inner if isinstance(each, list | dict)]
+    raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+
+
+def has_aliases(text: str) -> bool:
+    """Whether YAML has aliases: a few lines of them can stand for more values than there is memory."""
+    import yaml
+
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader))
+    except yaml.YAMLError:
+        return False
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe must not block
+
+
+def _parse_int(text: str) -> int | str:
+    return int(text) if len(text) <= MAX_DIGITS else text
+
+
+def load_json(path: Path, kind: type = dict, *, limit: int = MAX_BYTES) -> Any:
+    """Read a JSON file that holds a value of this kind; see `read_bytes` and `parse_json`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UnreadableError: if it is there and cannot be read.
+    """
+    return content_of(path, read_bytes(path, limit=limit), kind)
+
+
+def content_of(path: Path, text: bytes, kind: type, parse: Callable[[bytes], Any] = parse_json) -> Any:
+    """What a JSON file of this text holds; see `load_json`."""
+    try:
+        content = parse(text)
+    except ValueError as error:
+        found = str(error) if text.strip() else "it is empty"
+        raise UnreadableError(path, " ".join(found.split())) from error
+    if not isinstance(content, kind):
+        raise UnreadableError(path, f"it holds a {type(content).__name__}, not a {kind.__name__}")
+    return content
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if the file is missing, unreadable, half-written or holds something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content: dict[str, Any] = load_json(path)
+    except (OSError, UnreadableError):
         return None
-    return content if isinstance(content, dict) else None
+    return content
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, sync: bool = True) -> None:
@@ -93,7 +234,7 @@ def hold_lock(path: Path, *, patience_s: float = 600.0, poll_s: float = 0.1) -> 
     Two openings of one file exclude each other within a process, too. A holder may remove the file.
 
     Args:
-        path: the file; made with its folder if it is missing, for every user to lock.
+        path: the file; made with its folder if it is missing, for those to lock whom the umask lets read it.
         patience_s: how long to wait for another holder.
         poll_s: pause between two attempts.
 
@@ -122,24 +263,26 @@ def hold_lock(path: Path, *, patience_s: float = 600.0, poll_s: float = 0.1) -> 
 def is_locked(path: Path) -> bool:
     """Whether a process holds the exclusive flock on `path`; a process loses it however it ends."""
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        descriptor = _open_at_once(str(path), os.O_RDONLY)
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
+    finally:
+        os.close(descriptor)
     return False
 
 
 def _open(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)  # less what the umask takes away
     except PermissionError:
-        return os.open(path, os.O_RDONLY)  # another user's; a lock needs no more
-    with contextlib.suppress(PermissionError):
-        os.fchmod(descriptor, 0o666)  # whatever the umask: the next user must be able to open it
-    return descriptor
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # another user's; but on NFS, a lock needs no more
 
 
 def _flock(descriptor: int) -> bool:

@@ -3,9 +3,11 @@
 import difflib
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 _UNITS = (("d", 86400.0, 2.0), ("h", 3600.0, 1.5), ("m", 60.0, 1.5))  # name, seconds, and from how many on it is used
 
 
@@ -23,6 +25,12 @@ def nearest_first(name: str, known: Iterable[str], n: int = 5, cutoff: float = 0
     known = list(known)
     near = difflib.get_close_matches(name, known, n=n, cutoff=cutoff)
     return near + sorted(set(known) - set(near))
+
+
+def clean_text(text: str) -> str:
+    """Drop escape sequences, control and direction characters; line breaks and tabs become spaces."""
+    text = re.sub(r"\s+", " ", _ESCAPES.sub("", text))
+    return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
 
 
 def shortened(text: str, length: int) -> str:

@@ -1,5 +1,6 @@
 """Makes Dora's commands use our launchers, tables and errors: the one place that replaces names in its modules."""
 
+import contextlib
 import importlib
 import os
 import re
@@ -19,7 +20,7 @@ from audiotok.experiments.frozen import FROZEN_VARIABLE
 from audiotok.launchers.grid import get_explorer, run_grid
 from audiotok.launchers.profile import ProfileLauncher, profile_of
 from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
-from audiotok.launchers.table import monitor
+from audiotok.launchers.table import load_history, monitor
 from audiotok.launchers.watch import follow, left_alone
 from audiotok.status import experiment_state
 from audiotok.terminal import in_colour, prepare_streams
@@ -88,6 +89,13 @@ def _tail(_: str, command: Sequence[Any]) -> None:
     follow(Path(command[-1]), OneShepherd.sig)
 
 
+def _metrics_of(xp: Any) -> list[Any]:
+    """Metrics of an experiment for `dora info -m`; a damaged history is an error, not tried ten times."""
+    with contextlib.suppress(FileNotFoundError):
+        return load_history(xp.history)
+    return []
+
+
 class _Patch(NamedTuple):
     module: str
     name: str
@@ -129,6 +137,8 @@ def install(main: DecoratedMain) -> None:
     if _is_dora_command() and FROZEN_VARIABLE not in os.environ:
         profile_of(main)  # a mistake in it shows at once
     main.get_slurm_config = lambda: profile_of(main)  # type: ignore[method-assign]
+    if type(main).get_xp_history is DecoratedMain.get_xp_history:
+        main.get_xp_history = _metrics_of  # type: ignore[method-assign]
     for patch in PATCHES:
         module = importlib.import_module(patch.module)
         getattr(module, patch.name)  # fails where Dora has renamed it

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from audiotok.errors import LaunchError
-from audiotok.files import NoLocksError, hold_lock
+from audiotok.files import NoLocksError, hold_lock, read_text
 
 PATIENCE_S, _POLL_S = 600.0, 0.1
 
@@ -109,7 +109,7 @@ class SubmitLock:
     def _holder(self) -> str:
         """Its holder, as `alice@login1 (process 4711, since 14:03:22)`; "" if that cannot be read."""
         with contextlib.suppress(OSError, ValueError):
-            name, pid, since = self.path.read_text(encoding="utf-8").split()
+            name, pid, since = read_text(self.path).split()
             return f"{name} (process {pid}, since {time.strftime('%H:%M:%S', time.localtime(float(since)))})"
         return ""
 

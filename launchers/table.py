@@ -6,7 +6,6 @@ Only files that changed since the last refresh are read again, so that a thousan
 at every refresh.
 """
 
-import json
 import os
 import re
 import statistics
@@ -22,6 +21,7 @@ import treetable as tt
 from dora.explore import Explorer
 from dora.main import DecoratedMain
 
+from audiotok.files import UnreadableError, content_of, parse_json, read_bytes
 from audiotok.status import STATUS_FILE, State, Verdict, read_json
 from audiotok.status.progress import Progress, progress_of
 from audiotok.terminal import in_colour, size_of
@@ -115,17 +115,31 @@ def _value_of(xp: Any, key: str) -> Any:
     return value
 
 
+def load_history(path: Path) -> list[Any]:
+    """Read a `history.json`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UnreadableError: if it is damaged.
+    """
+    history: list[Any] = content_of(path, read_bytes(path), list, _parse)
+    return history
+
+
+def _parse(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:  # NaN and Infinity, which only the slower module reads
+        return parse_json(content)
+
+
 def _read_history(path: Path) -> _History:
     """Read a `history.json`; empty where there is none or it is damaged."""
     try:
-        content = path.read_bytes()
-        try:
-            history = orjson.loads(content)
-        except ValueError:  # NaN and Infinity, which only the slower module reads
-            history = json.loads(content)
-    except (OSError, ValueError):
+        history = load_history(path)
+    except (OSError, UnreadableError):
         return []
-    return [epoch for epoch in history if isinstance(epoch, dict)] if isinstance(history, list) else []
+    return [epoch for epoch in history if isinstance(epoch, dict)]
 
 
 def _meta(index: int, sheep: Any, name: str, verdict: Verdict | None, progress: Progress) -> dict[str, Any]:

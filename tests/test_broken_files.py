@@ -81,6 +81,11 @@ PROFILES: dict[str, tuple[str | bytes, str]] = {
     "UTF-16": (HEAD.encode("utf-16"), ":1: byte 0xff is not UTF-8"),
     "byte order mark": ("\ufeff" + HEAD, ":1: it begins with a byte order mark"),
     "control characters": (HEAD + "comment: \x00\n", ": it is not YAML"),
+    "aliases that stand for a billion values": (
+        HEAD + "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)),
+        ": with its aliases written out, it has more than 10000 values",
+    ),
+    "a megabyte": (HEAD + "# " + "x" * 2**20, "it has 1 MiB, more than 0.25"),
     "too deep": (HEAD + "comment: " + "[" * 9999 + "\n", "it is not YAML"),
 }
 

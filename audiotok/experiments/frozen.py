@@ -6,7 +6,6 @@ only on request (`Change`). The file before is kept as `frozen.N.json`. Fields: 
 (config groups), cfg (see `Composition.freeze_values`) or cfg_yaml (where JSON cannot hold it), written (unix seconds).
 """
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from audiotok.errors import ConfigError
 from audiotok.experiments.overrides import Plain, aligned, dotted, leaves_of, parse_override
 from audiotok.experiments.schema import Checked
-from audiotok.files import read_json, write_text
+from audiotok.files import UnreadableError, has_aliases, parse_json, read_bytes, read_json, read_text, write_text
 from audiotok.status import STATUS_FILE
 from audiotok.text import number_in
 
@@ -142,9 +141,13 @@ def has_trained(xp: XP) -> bool:
     status = read_json(folder / STATUS_FILE) or {}
     if any((number_in(status, name) or 0) > 0 for name in ("epoch", "update")):
         return True
-    with contextlib.suppress(FileNotFoundError):
-        if Path(xp.history).read_text(encoding="utf-8").strip() != "[]":
+    try:
+        if read_text(Path(xp.history), limit=2**10).strip() != "[]":
             return True
+    except FileNotFoundError:
+        pass
+    except UnreadableError:  # longer than that, or damaged
+        return True
     names = [path.name for path in folder.iterdir() if path.name[0] != "."]  # drafts begin with a dot
     return any(name.startswith("checkpoint") or name.endswith(_CHECKPOINTS) for name in names)
 
@@ -162,7 +165,7 @@ def freeze(xp: Experiment, *, anew: bool = False) -> Path:
     path: Path = xp.folder / FROZEN_FILE
     if anew and path.exists():
         number = 1 + sum(1 for _ in path.parent.glob("frozen.*.json"))
-        write_text(path.with_name(f"frozen.{number}.json"), path.read_text(encoding="utf-8", errors="replace"))
+        write_text(path.with_name(f"frozen.{number}.json"), read_bytes(path).decode(errors="replace"))
     if anew or not path.exists():
         values = xp.frozen_values()
         content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta, "choices": xp.choices}
@@ -180,7 +183,7 @@ def read_frozen(path: Path) -> Frozen:
     """
     remedy = "remove it, or start anew with --clear, to take today's configuration instead"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path))
     except FileNotFoundError:
         raise ConfigError(f"no frozen configuration at {path}; submit the experiment again") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -189,6 +192,8 @@ def read_frozen(path: Path) -> Frozen:
         found = content.get("version") if isinstance(content, dict) else type(content).__name__
         raise ConfigError(f"{path} has version {found!r}, this code reads {_VERSION}; {remedy}")
     if isinstance(content.get("cfg_yaml"), str):
+        if has_aliases(content["cfg_yaml"]):
+            raise ConfigError(f"{path} has YAML aliases, which no configuration of ours has; {remedy}")
         content["cfg"] = OmegaConf.to_container(OmegaConf.create(content["cfg_yaml"]))
     kinds: dict[str, type | tuple[type, ...]] = {
         "sig": str, "argv": list, "delta": list, "cfg": dict, "choices": dict, "written": (int, float),

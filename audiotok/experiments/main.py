@@ -51,7 +51,7 @@ from audiotok.experiments.keys import Additions, check_keys, keys_set, option_ad
 from audiotok.experiments.overrides import Composition, Plain, aligned, as_override, is_of_values, parse_override
 from audiotok.experiments.run import alone, run_frozen
 from audiotok.experiments.schema import Checked, Schema, refuse
-from audiotok.files import write_text
+from audiotok.files import UnreadableError, load_json, read_text, write_text
 from audiotok.status import experiment_state
 
 logger = logging.getLogger(__name__)
@@ -255,11 +255,11 @@ class ExperimentMain(HydraMain):
         freeze(xp)
         shared = xp._shared_argv_cache
         if shared is not None:
-            shared.parent.mkdir(parents=True, exist_ok=True)
-            _write_argv(shared, xp.argv)
-            for path in (shared.parent.parent, shared.parent, shared):
-                with contextlib.suppress(PermissionError):  # it belongs to another user
-                    path.chmod(0o777)
+            try:
+                shared.parent.mkdir(parents=True, exist_ok=True)
+                _write_argv(shared, xp.argv)
+            except PermissionError as error:  # it belongs to another user, whose umask keeps others out
+                logger.warning("%s; others will not find experiment %s there: share it by umask 002", error, xp.sig)
         return xp
 
     def value_to_argv(self, arg: Any) -> list[str]:
@@ -394,13 +394,20 @@ class ExperimentMain(HydraMain):
         xps = self.dora.dir / self.dora.xps
         shared = None if self.dora.shared is None else self.dora.shared / self.dora.xps
         if _SIG.fullmatch(sig) and ((xps / sig).is_dir() or (shared is not None and (shared / sig).is_dir())):
+            own = xps / sig / ".argv.json"
             try:
-                return list(super().get_argv_from_sig(sig))
-            except (RuntimeError, ValueError, OSError) as error:
-                frozen = self._read_frozen(sig)
-                if frozen is None:
-                    raise ConfigError(f"the overrides of {xps / sig} cannot be read: {error}") from error
-                return frozen.argv
+                argv = load_json(own if shared is None or own.exists() else shared / sig / ".argv.json", list)
+                if all(isinstance(argument, str) for argument in argv):
+                    return list(argv)
+                found = "they are not all text"
+            except FileNotFoundError:
+                found = "there is no .argv.json"
+            except (OSError, UnreadableError) as error:
+                found = str(error)
+            frozen = self._read_frozen(sig)
+            if frozen is None:
+                raise ConfigError(f"the overrides of {xps / sig} cannot be read: {found}")
+            return frozen.argv
         advice = "`dora grid NAME` lists them; set AUDIOTOK_OUTPUT_DIR if they are elsewhere"
         raise ConfigError(f"no experiment with signature {sig!r} in {xps}; {advice}")
 
@@ -454,5 +461,7 @@ def _first_sentence(error: BaseException) -> str:
 
 def _write_argv(path: Path, argv: Sequence[str]) -> None:
     text = json.dumps(list(argv))
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
+    with contextlib.suppress(FileNotFoundError, UnreadableError):
+        if read_text(path) == text:
+            return
+    write_text(path, text)

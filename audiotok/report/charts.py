@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from audiotok.results.experiments import Experiments
 from audiotok.results.plots import metric_label
-from audiotok.results.tables import clean_text
+from audiotok.text import clean_text
 
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
@@ -32,22 +33,32 @@ class _Chart:
     y_ticks: list[tuple[float, str]]  # place and text
 
 
+def curve(experiments: Experiments, name: str) -> pd.DataFrame:
+    """Finite values of a `stage.metric`: rows of sig, epoch and value, in the order of `Experiments.history`."""
+    history = experiments.history
+    for stage in history["stage"].cat.categories:  # the name of a stage may have dots, too
+        metric = name.removeprefix(f"{stage}.")
+        column = f"metric.{metric}" if metric in ("sig", "stage", "epoch") else metric
+        if metric != name and column in history:
+            found = (history["stage"] == stage) & np.isfinite(history[column])
+            rows: pd.DataFrame = history.loc[found, ["sig", "epoch", column]]
+            rows.columns = pd.Index(["sig", "epoch", "value"])
+            return rows
+    return pd.DataFrame({"sig": [], "epoch": [], "value": []})
+
+
 class RunCharts:
     """Charts of some metrics; what all runs share is worked out once."""
 
     def __init__(self, experiments: Experiments, metrics: Sequence[str]) -> None:
-        history = experiments.history.astype({"sig": str})
         self._curves: dict[str, Mapping[str, Floats]] = {}
         self._ranges: dict[str, Floats] = {}
         for name in metrics:
-            stage, _, metric = name.partition(".")
-            rows = history[(history["stage"] == stage)][["sig", "epoch", metric]]
-            rows = rows[np.isfinite(rows[metric])].sort_values("epoch")
-            spread = rows.groupby("epoch")[metric].agg(["min", "max"]).reset_index()
+            rows = curve(experiments, name).sort_values("epoch")
+            spread = rows.groupby("epoch")["value"].agg(["min", "max"]).reset_index()
             self._ranges[name] = spread.to_numpy(np.float64)
-            self._curves[name] = {
-                str(sig): group[["epoch", metric]].to_numpy(np.float64) for sig, group in rows.groupby("sig")
-            }
+            groups = rows.groupby("sig", observed=True)
+            self._curves[name] = {str(sig): group[["epoch", "value"]].to_numpy(np.float64) for sig, group in groups}
 
     def of(self, sig: str) -> list[_Chart]:
         """Charts of one run: those of the metrics that it has measured."""

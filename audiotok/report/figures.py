@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from audiotok.errors import ResultsError
+from audiotok.report.charts import curve
 from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import METRICS
 from audiotok.results.plots import MAX_GROUPS, codebook_usage, heatmap, information_matrix, learning_curves, tradeoff
-from audiotok.results.tables import clean_text
+from audiotok.text import clean_text
 
 _DEPENDENCE = ("evaluate.mi_groups", "evaluate.mi", "evaluate.mmd", "valid.mmd", "train.mmd")
 _QUALITY = ("evaluate.visqol", "evaluate.sisnr", "evaluate.mel", "valid.sisnr", "valid.msspec", "train.msspec")
@@ -105,15 +106,8 @@ def matrix_plot(experiments: Experiments, folder: Path, sig: str) -> Plot:
 
 
 def curve_metrics(experiments: Experiments, metrics: Sequence[str]) -> list[str]:
-    """Metrics that some run has measured in more than one epoch."""
-    history = experiments.history
-    found = []
-    for name in metrics:
-        stage, _, metric = name.partition(".")
-        rows = history[history["stage"] == stage]
-        if metric in rows and rows[rows[metric].notna()].groupby("sig", observed=True).size().gt(1).any():
-            found.append(name)
-    return found
+    """Metrics of which some run has finite values of more than one epoch."""
+    return [name for name in metrics if curve(experiments, name)["sig"].duplicated().any()]
 
 
 _AXES = (_DEPENDENCE, _QUALITY)

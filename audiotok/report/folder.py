@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from audiotok.errors import ResultsError
+from audiotok.files import UnreadableError, load_json
 
 MARKER = ".audiotok-report.json"
 INDEX = "index.html"
@@ -74,9 +75,9 @@ def _publish(stage: Path, output: Path) -> None:
 def _listed(output: Path) -> set[str]:
     """Files of the report that is there; a name that no report would have does not count."""
     try:
-        names = json.loads((output / MARKER).read_text(encoding="utf-8"))["files"]
+        names = load_json(output / MARKER)["files"]
         return {name for name in names if isinstance(name, str) and _OWN.match(name)}
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+    except (FileNotFoundError, UnreadableError, LookupError, TypeError):
         return set()
 
 

@@ -5,6 +5,7 @@ reference that several runs share is there once. Spectrograms are power in dB ov
 on one scale.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ import soundfile
 from matplotlib.image import imsave
 from scipy import signal
 
+from audiotok.files import is_file_in
 from audiotok.results.read import natural
-from audiotok.results.tables import clean_text
+from audiotok.text import clean_text
 
 REFERENCE = "reference"
 LOWEST_HZ = 40.0
@@ -131,6 +133,9 @@ class _Recording:
 
 def _readable(clip: Clip, problems: list[str]) -> Iterator[tuple[_Take, _Recording]]:
     for take in clip.takes:
+        if not _is_own(take.source):
+            problems.append(clean_text(f"{take.run}, {clip.name}: leads out of the folder of its experiment"))
+            continue
         try:
             exact = soundfile.info(take.source).subtype == "PCM_16"
             wav, sample_rate = soundfile.read(take.source, dtype="int16" if exact else "float64", always_2d=True)
@@ -168,12 +173,18 @@ def _write_clip(name: str, recordings: Mapping[_Take, _Recording], folder: Path)
     return {"name": clean_text(name), "seconds": seconds, "highest_hz": highest_hz, "takes": takes}
 
 
+def _is_own(sample: Path) -> bool:
+    """Whether a sample, EXPERIMENT/samples/EPOCH/CLIP.wav, lies where its path says: a report shows no other files."""
+    return is_file_in(sample.parent.parent.parent, sample)
+
+
 def _fingerprint(path: Path | None) -> str:
     """Content of a reference: runs on other data may use the same name for another clip."""
-    try:
-        return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+    if path is None or not _is_own(path):
         return ""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    return ""
 
 
 def power_spectrogram(wav: Floats, sample_rate: int, *, seconds: float, highest_hz: float) -> Floats:

@@ -20,10 +20,11 @@ from audiotok.report.runs import Run, run_pages
 from audiotok.report.table import compare_conditions, condition_columns, metric_of, run_columns
 from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import HEADLINE, require_metric
-from audiotok.results.tables import clean_text
+from audiotok.text import clean_text
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPT = ("page.js", "table.js", "deck.js", "player.js", "blind_test.js", "keys.js")  # in this order
+MAX_CHARTS = 100  # metrics that have a chart on each page of a run, besides those that the report judges by
 MAX_MATRICES = 200  # pages that have the plot of their codebooks: a quarter of a second each
 
 
@@ -151,7 +152,8 @@ def _statistics(experiments: Experiments, by: list[str], metrics: list[str], opt
 def _write_run_pages(experiments: Experiments, runs: list[Run], metrics: list[str], stage: Path) -> None:
     template = _environment().get_template("run.html")
     measured = [name for name in experiments.metrics if name.count("_q") == 0 and not name.endswith(".duration")]
-    rest = [name for name in measured if name not in metrics]
+    every = [name for name in measured if name not in metrics]
+    rest = every[:MAX_CHARTS]
     charts, more_charts = (RunCharts(experiments, curve_metrics(experiments, names)) for names in (metrics, rest))
     paired = [name for name in experiments.metrics if name.startswith("evaluate.mi_q")]
     evaluated = experiments.runs[paired].notna().any(axis=1).tolist() if paired else [False] * len(runs)
@@ -163,6 +165,7 @@ def _write_run_pages(experiments: Experiments, runs: list[Run], metrics: list[st
             run=run,
             charts=charts.of(run.sig),
             more_charts=more_charts.of(run.sig),
+            left_out=len(every) - len(rest),
             width=WIDTH,
             height=HEIGHT,
             matrix=matrix,

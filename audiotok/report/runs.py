@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from audiotok.files import is_file_in
 from audiotok.report.table import clock_text
 from audiotok.results.experiments import Experiment, Experiments
-from audiotok.results.tables import clean_text, format_value
+from audiotok.results.tables import format_value
 from audiotok.status import JOB_FILE, read_json
+from audiotok.text import clean_text
 
 _LOG_LINES = 30
 _LOG_BYTES = 2**14
@@ -91,11 +93,17 @@ def _log_file(record: Experiment) -> Path | None:
     """The log of a run: the one its job names, the latest of submitit, or the trainer's; always inside its folder."""
     path = (read_json(record.folder / JOB_FILE) or {}).get("log")
     names = [Path(path).name] if isinstance(path, str) and path else []
-    submitit = sorted(record.folder.glob("submitit/*_log.out"), key=lambda path: path.stat().st_mtime, reverse=True)
+    submitit = sorted(record.folder.glob("submitit/*_log.out"), key=_changed_at, reverse=True)
     candidates = [*(record.folder / "submitit" / name for name in names), *submitit]
     candidates += [record.folder / name for name in ("train.log", "solver.log.0")]
-    inside = record.folder.resolve()
-    return next((path for path in candidates if path.is_file() and path.resolve().is_relative_to(inside)), None)
+    return next((path for path in candidates if is_file_in(record.folder, path)), None)
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a link that leads nowhere
+        return 0.0
 
 
 def _log_tail(path: Path) -> str:

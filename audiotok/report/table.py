@@ -13,7 +13,6 @@ from audiotok.results.statistics import compare, summarize
 from audiotok.results.tables import (
     Estimate,
     best_rows,
-    clean_text,
     format_column,
     format_value,
     headline_columns,
@@ -21,6 +20,7 @@ from audiotok.results.tables import (
     number_of,
     summary_table,
 )
+from audiotok.text import clean_text
 
 _NO_METRIC = Metric("neutral", "", "")
 _SIGNIFICANT = 0.05

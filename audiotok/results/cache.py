@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from audiotok.files import read_json, replacing
+from audiotok.files import replacing
 from audiotok.results.read import (
     FROZEN_FILE,
     SavedConfig,
@@ -43,6 +43,8 @@ VERSION = 3
 CACHE_FOLDER = Path(".cache", "audiotok", f"results-{VERSION}")
 MIN_BYTES_FOR_PROCESSES = 2**26  # of JSON; with less, starting processes takes longer than parsing
 _MAX_PROCESSES = 4
+_MAX_OVERRIDES = 1000  # of one experiment
+_MAX_TEXT = 2000  # characters of a reason
 _REST_S = 30.0  # a file that changed less than that ago may be changing still, and is not worth keeping
 _ABANDONED_S = 3600.0
 _FILES = {  # parts of an entry, and the files that each is read from
@@ -174,11 +176,11 @@ def _make_block(experiments: Sequence[tuple[Entry, list[StageTable]]]) -> Block:
     summary = np.full((len(experiments), sum(map(len, metrics.values())), 3), np.nan)
     columns, first = [summary.ravel()], 0
     for stage, own in metrics.items():
-        parts = []
+        parts, order = [], {name: index for index, name in enumerate(own)}
         for place, (_, tables) in enumerate(experiments):
             for table in tables:
                 if table.stage == stage:
-                    at = np.array([own.index(name) for name in table.names])
+                    at = np.array([order[name] for name in table.names])
                     summary[place, first + at] = table.summary
                     part = np.full((1 + len(own), len(table.epochs)), np.nan)
                     part[0], part[1 + at] = table.epochs, table.values.T
@@ -293,17 +295,22 @@ def _read_argv(folder: str) -> Part:
     if argv is None and not part["problems"]:
         part["problems"].append(f"{name} is missing: parameters unknown")
     part["argv"] = [item for item in argv or [] if isinstance(item, str)]
+    if len(part["argv"]) < len(argv or ()):
+        part["problems"].append(f"{name}: an override that is not text")
+    if len(part["argv"]) > _MAX_OVERRIDES:
+        part["problems"].append(f"{name} cannot be read: it has more than {_MAX_OVERRIDES} overrides")
+        part["argv"] = []
     return part
 
 
 def _read_state(folder: str) -> Part:
     marks = _marks(folder, "state")
-    contents = {name: read_json(Path(folder, name)) for name in _FILES["state"]}
-    unread = [name for name, mark in zip(contents, marks, strict=True) if mark is not None and contents[name] is None]
-    part: Part = {"marks": marks, "problems": [f"{name} cannot be read" for name in unread]}
+    problems: list[str] = []
+    contents = {name: read_json_file(Path(folder, name), dict, problems)[0] for name in _FILES["state"]}
+    part: Part = {"marks": marks, "problems": problems}
     verdict = experiment_state(Path(folder)) if any(marks) else None
     state, reason = verdict or ("NOT_STARTED", "")
-    part |= {"state": encodable(state), "reason": encodable(reason), "status": contents[STATUS_FILE] or {}}
+    part |= {"state": encodable(state), "reason": encodable(reason[:_MAX_TEXT]), "status": contents[STATUS_FILE] or {}}
     profile = (contents[JOB_FILE] or {}).get("profile")
     part["profile_gpus"] = profile.get("gpus") if isinstance(profile, dict) else None
     part["settled"] = verdict is not None and verdict.state.settled

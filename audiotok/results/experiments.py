@@ -32,11 +32,12 @@ from audiotok.results.folders import (
 )
 from audiotok.results.metrics import metric_direction, metric_rank
 from audiotok.results.read import History, encodable, hashable, natural, read_history, stage_rank
-from audiotok.text import number_in
+from audiotok.text import clean_text, number_in
 
 BEST_BY = "valid.msspec"
 _KEYS = ("sig", "stage", "epoch")
 _MAX_LOGGED = 10
+_MAX_TEXT = 200  # characters of the name of a host or a commit
 _THREADS = 2
 
 logger = logging.getLogger(__name__)
@@ -70,12 +71,15 @@ class Experiment:
     @property
     def host(self) -> str:
         """Machine of the last job; may be empty."""
-        return encodable(str(self.status.get("host") or ""))
+        return self._text("host")
 
     @property
     def commit(self) -> str:
         """Commit of the code that ran; may be empty."""
-        return encodable(str(self.status.get("commit") or ""))
+        return self._text("commit")
+
+    def _text(self, name: str) -> str:
+        return encodable(str(self.status.get(name) or "")[:_MAX_TEXT])
 
     @property
     def duration_s(self) -> float:
@@ -125,7 +129,8 @@ def _load_records(folders: Mapping[Path, Sequence[Path]], *, cached: bool = True
     records = [_record(path, overrides[key], *places[key]) for path, key in paths]
     damaged = [record for record in records if record.problems]
     for record in damaged[:_MAX_LOGGED]:
-        logger.warning("%s: %s", record.folder, encodable("; ".join(record.problems)))
+        for problem in record.problems:
+            logger.warning("%s", clean_text(f"{record.folder}: {problem}"))
     if len(damaged) > _MAX_LOGGED:
         logger.warning("and %d more experiments with files that cannot be read", len(damaged) - _MAX_LOGGED)
     return records
@@ -306,6 +311,7 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
     starts = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)
     groups = _by_block(records)
     names = _metric_names(groups, chosen, metrics)
+    rows = {name: row for row, name in enumerate(names)}
     epochs = np.empty(lengths.sum(), np.int32)
     values = np.empty((len(names), len(epochs)))
 
@@ -318,7 +324,7 @@ def _history_frame(records: Sequence[Experiment], stages: set[str] | None, metri
                 target = _ranges(starts[members, chosen.index(stage)], sizes[places])
                 whole = len(places) == len(sizes)
                 source = slice(None) if whole else _ranges((np.cumsum(sizes) - sizes)[places], sizes[places])
-            (epochs if name is None else values[names.index(name)])[target] = column[source]
+            (epochs if name is None else values[rows[name]])[target] = column[source]
 
     with ThreadPoolExecutor(_THREADS) as pool:  # most of the time goes to the kernel and to checksums, without the GIL
         list(pool.map(lambda row: row.fill(math.nan), values))

@@ -64,7 +64,10 @@ def grid_signatures(roots: Roots, name: str) -> list[str]:
     if not found:
         every = sorted({other for names in grids.values() for other in names})
         raise ResultsError(f"no grid {name!r} in {' or '.join(map(str, grids))}; {_nearest(name, every)}")
-    entries = {entry.name for folder in found for entry in os.scandir(folder)}
+    try:
+        entries = {entry.name for folder in found for entry in os.scandir(folder)}
+    except OSError as error:
+        raise ResultsError(f"cannot read the grid {name}: {error}.") from error
     return sorted(entry for entry in entries if _SIGNATURE.match(entry))
 
 
@@ -109,12 +112,26 @@ def require_signatures(roots: Roots, sigs: Iterable[str]) -> list[str]:
 
 
 def _folder_names(folder: Path) -> list[str]:
-    """Names of the folders, and links to folders, in a folder; sorted, none if it does not exist."""
+    """Names of the folders, and links to folders, in a folder; sorted, none if it does not exist.
+
+    Raises:
+        ResultsError: if it cannot be read.
+    """
     try:
         with os.scandir(folder) as found:
-            return sorted(entry.name for entry in found if entry.is_dir())
+            return sorted(entry.name for entry in found if _is(entry, files=False))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise ResultsError(f"cannot read the folder {folder}: {error.strerror or error}.") from error
+
+
+def _is(entry: os.DirEntry[str], *, files: bool) -> bool:
+    """Whether an entry is, or leads to, a file or a folder; a link that leads nowhere or to itself is neither."""
+    try:
+        return entry.is_file() if files else entry.is_dir()
+    except OSError:
+        return False
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -164,7 +181,7 @@ def _scan(folder: Path, *, files: bool) -> list[tuple[Path, str]]:
     """Files, or folders, of a folder, with their suffix; none where it cannot be read."""
     try:
         with os.scandir(folder) as found:
-            names = [entry.name for entry in found if (entry.is_file() if files else entry.is_dir())]
+            names = [entry.name for entry in found if _is(entry, files=files)]
     except OSError:
         return []
     return [(folder / name, Path(name).suffix.lower()) for name in names]

@@ -6,6 +6,7 @@ readers: the colours of Okabe and Ito (2008) always come with another line style
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from audiotok.errors import ResultsError
 from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import METRICS, metric_values, pareto_front, require_metric
 from audiotok.results.statistics import summarize
-from audiotok.results.tables import clean_text, format_value
+from audiotok.results.tables import format_value
+from audiotok.text import clean_text
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vPX*"
 MAX_GROUPS = 12
+_PLACE = re.compile(r"[0-9]{1,2}")  # of a codebook; no codec has a hundred, and a plot would not show them
+_PAIR = re.compile(r"([0-9]{1,2})_q([0-9]{1,2})")
 _BETTER = {"higher": " (↑ higher is better)", "lower": " (↓ lower is better)", "neutral": ""}
 
 
@@ -111,7 +115,8 @@ def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -
     run = _run(experiments, sig)
     prefix = f"evaluate.{metric}_q"
     pairs = {name: run[name] for name in run.index if name.startswith(prefix) and pd.notna(run[name])}
-    cells = {tuple(int(part) for part in name.removeprefix(prefix).split("_q")): value for name, value in pairs.items()}
+    places = {name: _PAIR.fullmatch(name.removeprefix(prefix)) for name in pairs}
+    cells = {(int(found[1]), int(found[2])): pairs[name] for name, found in places.items() if found}
     if not cells:
         raise ResultsError(f"{sig} has no {prefix}I_qJ; it has not been evaluated, or metrics.dependence.pairs is off.")
     size = 1 + max(map(max, cells))
@@ -128,7 +133,7 @@ def codebook_usage(experiments: Experiments, sigs: Sequence[str] | None = None) 
     """Share of the codes in use in each codebook, from the last evaluation of some runs, by default all."""
     runs = [_run(experiments, sig) for sig in (experiments.runs["sig"] if sigs is None else sigs)]
     prefix = "evaluate.usage_q"
-    found = [name for name in experiments.metrics if name.startswith(prefix)]
+    found = [name for name in experiments.metrics if _PLACE.fullmatch(name.removeprefix(prefix))]
     names = sorted(found, key=lambda name: int(name.removeprefix(prefix)))
     if not names:
         raise ResultsError(f"no run of {experiments.name} has {prefix}0; evaluate them first (evaluate.every).")

@@ -7,9 +7,10 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from functools import cached_property, lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ import numpy as np
 import orjson
 import yaml
 from numpy.typing import NDArray
+
+from audiotok import files
+from audiotok.files import MAX_DIGITS, UnreadableError
 
 FROZEN_FILE = "frozen.json"
 STAGES = ("train", "valid", "evaluate")
@@ -27,7 +31,7 @@ History = list[dict[str, dict[str, float]]]
 _BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster
 _NULL = re.compile(r"null\Z", re.IGNORECASE)
 _BOOL = re.compile(r"(?:true|false)\Z", re.IGNORECASE)
-_INT = re.compile(r"[+-]?(?:0|[1-9][0-9_]*)\Z")
+_INT = re.compile(rf"[+-]?(?:0|[1-9][0-9_]{{0,{MAX_DIGITS - 1}}})\Z")  # a longer one stays text, as in JSON
 _FLOAT = re.compile(
     r"[+-]?(?:(?:[0-9][0-9_]*)?\.[0-9][0-9_]*(?:e[+-]?[0-9]+)?|[0-9][0-9_]*\.(?:e[+-]?[0-9]+)?"
     r"|[0-9][0-9_]*e[+-]?[0-9]+|inf|nan)\Z",
@@ -35,21 +39,20 @@ _FLOAT = re.compile(
 )
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}\Z")
 _MAX_REFERENCES = 10
+_MAX_METRICS, _MAX_VALUES = 50_000, 2**24  # of one experiment; values of a stage, with those not measured
+_MAX_NAMED = 5  # problems of one file
 
 
 def read_json_file(path: Path, kind: type, problems: list[str]) -> tuple[Any, bytes]:
     """Read a JSON file that should hold a list or a dict: content and text; None if missing or damaged, see above."""
     raw = b""
     try:
-        raw = path.read_bytes()
-        content = parse_json(raw)
-        if isinstance(content, kind):
-            return content, raw
-        problems.append(f"{path.name} holds a {type(content).__name__}, not a {kind.__name__}")
+        raw = files.read_bytes(path)
+        return files.content_of(path, raw, kind, parse_json), raw
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be read ({type(error).__name__}: {error})")
+    except UnreadableError as error:
+        problems.append(encodable(f"{path.name} cannot be read: {error.reason}"))
     return None, raw
 
 
@@ -57,13 +60,15 @@ def parse_json(raw: bytes) -> Any:
     """Parse JSON, three times faster than the standard library, to which NaN, Infinity and lone surrogates are left.
 
     Raises:
-        ValueError: if it is not JSON.
-        RecursionError: if it is too deep.
+        ValueError: if it is not JSON, or nested too deep; see `files.parse_json`.
     """
     try:
-        return orjson.loads(raw)
+        content = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        content = json.loads(raw)
+        content = files.parse_json(raw)
+    else:
+        files.check_depth(content)
+        return content
     if b"\\ud" in raw.lower():
         content = json.loads(encodable(json.dumps(content, ensure_ascii=False)))
     return content
@@ -90,13 +95,29 @@ def parse_value(text: str) -> Any:
     if not text.startswith(("[", "{", '"', "'")):
         return _parse_scalar(text)
     try:  # JSON first: it joins the surrogate pairs that json.dumps writes, which YAML would not
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return files.parse_json(text)
+    except ValueError:
         pass
     try:
-        return yaml.load(text, Loader=_HydraLoader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return parse_yaml(text)
+    except ValueError:
         return text
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML as Hydra has it, without aliases; see `files.has_aliases`.
+
+    Raises:
+        ValueError: if it is not YAML, has aliases, or is nested more than MAX_DEPTH levels deep.
+    """
+    try:
+        if files.has_aliases(text):
+            raise ValueError("it has YAML aliases")
+        content = yaml.load(text, Loader=_HydraLoader)
+    except (yaml.YAMLError, TypeError, RecursionError) as error:
+        raise ValueError(f"it is not YAML ({type(error).__name__})") from error
+    files.check_depth(content)
+    return content
 
 
 def parse_overrides(argv: Iterable[str]) -> dict[str, Any]:
@@ -169,9 +190,9 @@ class SavedConfig:
         if not isinstance(text, str):
             return self._frozen.get("cfg")
         try:
-            return yaml.load(text, Loader=_HydraLoader)
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-            self.problems.append(f"{FROZEN_FILE} cannot be read ({type(error).__name__})")
+            return parse_yaml(text)
+        except ValueError as error:
+            self.problems.append(encodable(f"{FROZEN_FILE} cannot be read: {error}"))
             return None
 
 
@@ -239,10 +260,16 @@ def read_tables(path: Path, problems: list[str]) -> tuple[int, list[StageTable]]
         return 0, []
     history = epochs if _is_clean(epochs) else _clean(epochs, path.name, problems)
     stages = sorted(dict.fromkeys(chain.from_iterable(history)), key=stage_rank)
+    names = [len(set().union(*(epoch[stage] for epoch in history if stage in epoch))) for stage in stages]
+    if sum(names) > _MAX_METRICS or max(names, default=0) * len(history) > _MAX_VALUES:
+        found = f"it has {sum(names)} metrics in {len(history)} epochs"
+        problems.append(f"{path.name} cannot be read: {found}, more than {_MAX_METRICS} or {_MAX_VALUES} values")
+        return 0, []
     tables = [table for stage in stages if (table := _stage_table(history, stage)) is not None]
     # Colons of the text against keys of the result: cheaper than to look for repeated keys in every file.
     if raw.count(b":") != sum(map(len, chain(history, *map(dict.values, history)))):
-        problems += [f"{path.name}: {name} stands twice in an epoch; the last one counts" for name in _repeated(raw)]
+        twice = [f"{name} stands twice in an epoch; the last one counts" for name in _repeated(raw)]
+        problems += _named(path.name, twice)
     return len(history), tables
 
 
@@ -275,8 +302,15 @@ def _clean(epochs: list[Any], file: str, problems: list[str]) -> History:
             else:
                 stages[stage] = _numbers(stage, metrics, found)
         history.append(stages)
-    problems += [f"{file}: {problem}" for problem in found]
+    problems += _named(file, found)
     return history
+
+
+def _named(file: str, found: Collection[str]) -> list[str]:
+    """A line for each of the first problems of a file, and one for the rest."""
+    more = len(found) - _MAX_NAMED
+    lines = [f"{file}: {problem}" for problem in islice(found, _MAX_NAMED)]
+    return lines + [f"{file}: and {more} more like these"] * (more > 0)
 
 
 def _numbers(stage: str, metrics: dict[str, object], found: dict[str, None]) -> dict[str, float]:
@@ -323,7 +357,7 @@ def _repeated(raw: bytes) -> list[str]:
         content = dict(pairs)
         if len(content) < len(pairs):
             names = [name for name, _ in pairs]
-            found.update(dict.fromkeys(name for name in content if names.count(name) > 1))
+            found.update(dict.fromkeys(name for name, count in Counter(names).items() if count > 1))
         return content
 
     json.loads(raw, object_pairs_hook=collect)

@@ -21,13 +21,14 @@ import pandas as pd
 from audiotok.errors import ResultsError
 from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import HEADLINE, METRICS, Direction
+from audiotok.text import clean_text
 
 TableFormat = Literal["table", "csv", "markdown", "latex", "parquet"]
 EXACT: tuple[str, ...] = ("csv", "parquet")  # formats for programs: every column, every digit
 MISSING = "-"
 _MAX_TEXT = 60
+_MAX_CLEANED = 1000  # of a text of megabytes, of which so few are shown
 _SHORT_NUMBER = 7  # characters: a number as short as that was typed by a person, and is shown as it is
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 _MEASURED = ("train", "valid", "evaluate", "generate")
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _MARKDOWN = re.compile(r"[\\|<`*]")
@@ -252,14 +253,8 @@ def format_value(value: Any, decimals: int | None = None) -> str:
         if len(short) <= _SHORT_NUMBER and float(short) == value:
             return short
         return f"{value:.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
-    text = clean_text(str(value))
+    text = clean_text(str(value)[:_MAX_CLEANED])
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
-
-
-def clean_text(text: str) -> str:
-    """Drop escape sequences, control and direction characters; line breaks and tabs become spaces."""
-    text = re.sub(r"\s+", " ", _ESCAPES.sub("", text))
-    return "".join(char for char in text if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
 
 
 def _is_missing(value: object) -> bool:

@@ -208,7 +208,10 @@ def _has_no_process(job: Content) -> bool:
 def _waits_elsewhere(job: Content, folder: Path) -> bool:
     """True if a local job waits in the queue of another folder than that of this experiment."""
     waits = job.get("launcher") == "local" and job.get("state") == State.PENDING
-    return waits and (not job.get("root") or Path(str(job.get("folder"))).resolve() != folder.resolve())
+    try:
+        return waits and (not job.get("root") or Path(str(job.get("folder"))).resolve() != folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a name that no folder can have, a loop of links
+        return True
 
 
 def _reported(content: Content) -> Verdict:

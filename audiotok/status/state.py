@@ -81,8 +81,8 @@ def same_job(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
     The `token` distinguishes such jobs; the files of other launchers and of earlier versions have none.
     """
-    tokens = {one.get("token"), other.get("token")} - {None}
-    return one.get("job_id") == other.get("job_id") and len(tokens) < 2
+    tokens = one.get("token"), other.get("token")
+    return one.get("job_id") == other.get("job_id") and (None in tokens or tokens[0] == tokens[1])
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

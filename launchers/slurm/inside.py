@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiotok.files import read_json, write_json
+from audiotok.files import read_json, read_text, write_json
 from audiotok.launchers import child
 from audiotok.launchers.slurm.submissions import SUBMISSION_FILE, TASKS_FILE, WITHDRAWN, claim, is_superseded
 from audiotok.status import JOB_FILE, TASK_FILE, same_job
@@ -126,7 +126,7 @@ def main(folder: Path) -> int:
     signals = child.Signals(CAUSES)
     here = JobEnvironment.of(os.environ)
     try:
-        task = json.loads((folder / TASKS_FILE).read_text(encoding="utf-8").splitlines()[here.index])
+        task = json.loads(read_text(folder / TASKS_FILE).splitlines()[here.index])
     except (OSError, ValueError, IndexError) as error:
         _log(f"cannot read line {here.index} of {folder / TASKS_FILE} ({error}); submit the experiment again")
         return 2

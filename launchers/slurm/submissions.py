@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiotok.errors import LaunchError
-from audiotok.files import read_json, write_json, write_symlink, write_text
+from audiotok.files import read_json, read_text, write_json, write_symlink, write_text
 from audiotok.launchers.lock import user_and_host
 from audiotok.status import JOB_FILE
 
@@ -139,7 +139,7 @@ class SubmissionBook:
         folder = self.root / token
         content = read_json(folder / SUBMISSION_FILE)
         try:
-            tasks = [json.loads(line) for line in (folder / TASKS_FILE).read_text(encoding="utf-8").splitlines()]
+            tasks = [json.loads(line) for line in read_text(folder / TASKS_FILE).splitlines()]
         except (OSError, ValueError):
             return None
         return None if content is None or not tasks else Submission(folder, content, tasks)

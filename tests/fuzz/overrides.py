@@ -81,7 +81,9 @@ def _override(dice: random.Random, mark_path: Path) -> tuple[str, str, Any]:
     """Text, key, and the value that it must give: ConfigError where none can be known."""
     key, right = dice.choice(_keys())
     if dice.random() < 0.05:
-        key = dice.choice((key + "x", key[:-1] or "x", "a.b.c", key.upper(), f"{key}.x", f"{key}[0]", "é", "", f"{key}@x"))
+        key = dice.choice(
+            (key + "x", key[:-1] or "x", "a.b.c", key.upper(), f"{key}.x", f"{key}[0]", "é", "", f"{key}@x")
+        )
     if dice.random() < 0.2:
         text = dice.choice(_GRAMMAR).replace("touch x", f"touch {mark_path}")
         return f"{dice.choice(('', '', '+', '++', '~'))}{key}={text}", key, ConfigError

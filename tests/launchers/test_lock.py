@@ -98,10 +98,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         assert not held
 
 
-def test_somebody_else_may_lock_our_file(tmp_path: Path) -> None:
-    with SubmitLock(tmp_path / "submit").hold():
-        pass
-    assert (tmp_path / "submit").stat().st_mode & 0o777 == 0o666
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600), (0o000, 0o666)])
+def test_those_may_lock_our_file_whom_the_umask_lets(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with SubmitLock(tmp_path / "submit").hold():
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "submit").stat().st_mode & 0o777 == mode
 
 
 def test_a_user_without_a_name_or_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

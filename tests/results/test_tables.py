@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from audiotok.errors import ResultsError
 from audiotok.results import format_table, headline_columns, load_grid
-from audiotok.results.tables import _select_columns, clean_text
+from audiotok.results.tables import _select_columns
+from audiotok.text import clean_text
 
 GRID = "compression.encodec_mmd_demo"
 
