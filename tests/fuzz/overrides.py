@@ -35,11 +35,15 @@ _SCALARS: tuple[Any, ...] = (
     *("../../etc/passwd", "/dev/zero", "~", "!!python/object:os.system", "*a", "&a", "%", "a" * 5000, "١"),
 )  # fmt: skip
 _GRAMMAR = (  # as text of the override, not as values
-    *("[", "{", "[1,", "{a:", "[[[[", "'", '"', "1,2,3", "choice(1,2)", "range(1,5)", "sort(3,1)", "glob(*)", "int('a')"),
-    *("float(nan)", "json_str({a: 1})", "${", "${}", "${a", "${oc.env:AUDIOTOK_FUZZ_NOT_SET}", "${optim.lr}", "${seed}"),
-    *("${oc.env:HOME}", "${oc.decode:'1+1'}", "${oc.create:{a: 1}}", "${oc.select:seed}", "${now:%Y}", "${hydra:job.name}"),
+    *("[", "{", "[1,", "{a:", "[[[[", "'", '"', "1,2,3", "choice(1,2)", "range(1,5)", "sort(3,1)", "glob(*)",
+      "int('a')"),
+    *("float(nan)", "json_str({a: 1})", "${", "${}", "${a", "${oc.env:AUDIOTOK_FUZZ_NOT_SET}", "${optim.lr}",
+      "${seed}"),
+    *("${oc.env:HOME}", "${oc.decode:'1+1'}", "${oc.create:{a: 1}}", "${oc.select:seed}", "${now:%Y}",
+      "${hydra:job.name}"),
     *("${.}", "${..}", "${losses}", "${oc.dict.keys:optim}", "???", "\\${x}", "tag(a,1)", "shuffle(1,2)", "9" * 5000),
-    *("[" * 500 + "]" * 500, "{a: {b: {c: {d: 1}}}}", "1e999", "-inf", "nan", "0b1", "1_000", "$(touch x)", "`touch x`"),
+    *("[" * 500 + "]" * 500, "{a: {b: {c: {d: 1}}}}", "1e999", "-inf", "nan", "0b1", "1_000", "$(touch x)",
+      "`touch x`"),
 )  # fmt: skip
 
 
@@ -49,7 +53,11 @@ def _keys() -> list[tuple[str, Any]]:
     values = train.main.compose(["solver=compression/debug"]).cfg
     plain = OmegaConf.to_container(values, resolve=True)
     assert isinstance(plain, dict)
-    found = {".".join(path): value for path, value in leaves_of(plain) if path[0] not in ("slurm", "dora")}
+    found = {
+        ".".join(path): value
+        for path, value in leaves_of({str(key): value for key, value in plain.items()})
+        if path[0] not in ("slurm", "dora")
+    }
     return sorted({**dict.fromkeys(SCHEMA.keys), **found}.items(), key=lambda pair: pair[0])
 
 

@@ -1,4 +1,4 @@
-"""Cluster profiles as accidents and strangers make them: refused with file and key, or read as YAML and Hydra read them.
+"""Cluster profiles as accidents and strangers make them: refused with file and key, or read as YAML and Hydra do.
 
 What is accepted must become a script of sbatch that bash can read, without a line that a value has made.
 """
@@ -28,27 +28,39 @@ _KEYS: dict[str, Any] = {key: value for key, value in yaml.safe_load(DEFAULT).it
 _GOOD: dict[str, tuple[Any, ...]] = {
     "gpus": (0, 1, 2, 8, 16), "nodes": (None, 1, 2), "gpu_type": (None, "h100"), "cpus_per_gpu": (1, 10),
     "mem_per_gpu": (0, 0.1, 60), "mem_gb": (None, 30), "time": (5, 60, 4320), "signal_s": (60, 180),
-    "partition": (None, "fast", "a,b"), "account": (None, "x1"), "qos": (None, "long"), "constraint": ("", "h100&nvlink"),
-    "nodelist": (None, ["n1", "n[3-5]"]), "exclude": (None, "n1,n2"), "nice": (None, -3, 100), "comment": (None, "it's $HOME"),
-    "sbatch": ({}, {"reservation": "course", "exclusive": True}), "setup": ([], ["module load cuda", "ulimit -Sn hard"]),
+    "partition": (None, "fast", "a,b"), "account": (None, "x1"), "qos": (None, "long"), "constraint": ("",
+    "h100&nvlink"),
+    "nodelist": (None, ["n1", "n[3-5]"]), "exclude": (None, "n1,n2"), "nice": (None, -3, 100), "comment": (None,
+    "it's $HOME"),
+    "sbatch": ({}, {"reservation": "course", "exclusive": True}), "setup": ([], ["module load cuda",
+    "ulimit -Sn hard"]),
     "srun_args": ([], ["--mpi=none"]), "python": (None, "python3"), "code": ("snapshot", "live"),
     "container": ({}, {"image": "/images/codec.sif", "mounts": ["/data", "/here:/there:ro"]}),
     "output_dir": ("outputs", "/scratch/x y", "${oc.env:AUDIOTOK_FUZZ_A,.}/out"), "dataset_paths": ({}, {"/a": "/b"}),
     "gpu_option": ("gres", "none", "gpus"), "mem_option": ("mem", "mem-per-cpu", "none"), "array_parallelism": (1, 64),
 }  # fmt: skip
 _BAD: tuple[Any, ...] = (
-    *(None, -1, 0, 1.5, 10**30, float("nan"), float("inf"), True, False, "", "abc", "x\ntouch MARK", "x; touch MARK"),
-    *("$(touch MARK)", "`touch MARK`", "x\n#SBATCH --wrap=evil", "\x00", "é", "a" * 10_000, "${oc.env:AUDIOTOK_FUZZ_B}"),
-    *("${oc.env:HOME}", "${slurm.gpus}", "${oc.decode:1}", "${", "???", "~/x", "--wrap", "a b", "\u2028", "'", '"', "\\"),
-    *([], ["touch MARK"], ["a\nb"], [1], [[]], [None], {}, {"a": 1}, {"wrap": "touch MARK"}, {"/a": "b"}, {"image": ""}),
-    *(["cat <<X"], ["#SBATCH -p x"], ["("], {"image": "/x", "mounts": ["a:b:c:d"]}, [True], ["a"] * 500, "1 2", "01:00:00"),
+    *(None, -1, 0, 1.5, 10**30, 10**400, float("nan"), float("inf"), True, False, "", "abc"),
+    *("x\ntouch MARK", "x; touch MARK"),
+    *("$(touch MARK)", "`touch MARK`", "x\n#SBATCH --wrap=evil", "\x00", "é",
+      "a" * 10_000, "${oc.env:AUDIOTOK_FUZZ_B}"),
+    *("${oc.env:HOME}", "${slurm.gpus}", "${oc.decode:1}", "${", "???", "~/x", "--wrap", "a b", "\u2028", "'", '"',
+      "\\"),
+    *([], ["touch MARK"], ["a\nb"], [1], [[]], [None], {}, {"a": 1}, {"wrap": "touch MARK"}, {"/a": "b"},
+      {"image": ""}),
+    *(["cat <<X"], ["#SBATCH -p x"], ["("], {"image": "/x", "mounts": ["a:b:c:d"]}, [True], ["a"] * 500, "1 2",
+      "01:00:00"),
 )  # fmt: skip
 _TEXTS = (  # in place of a whole file, or after it
-    "", "\t", "gpus:\t1\n\tnodes: 2\n", "- 1\n- 2\n", "gpus", "gpus: 1\ngpus: 2\n", "a: &a [*a]\n", "? [1]\n: 2\n", ": 1\n",
-    "gpus: !!python/object/apply:os.system ['touch MARK']\n", "gpus: !!int 'x'\n", "a: &a 1\nb: *c\n", "{" * 5000, "[" * 5000,
-    "gpus: 1\n---\ngpus: 2\n", "%YAML 9.9\n---\ngpus: 1\n", "gpus: 2001-01-01\n", "gpus: 0o17\n", "gpus: 1_000\n", "<<: {gpus: 2}\n",
+    "", "\t", "gpus:\t1\n\tnodes: 2\n", "- 1\n- 2\n", "gpus", "gpus: 1\ngpus: 2\n", "a: &a [*a]\n", "? [1]\n: 2\n",
+    ": 1\n",
+    "gpus: !!python/object/apply:os.system ['touch MARK']\n", "gpus: !!int 'x'\n", "a: &a 1\nb: *c\n",
+    "{" * 5000, "[" * 5000,
+    "gpus: 1\n---\ngpus: 2\n", "%YAML 9.9\n---\ngpus: 1\n", "gpus: 2001-01-01\n", "gpus: 0o17\n", "gpus: 1_000\n",
+    "<<: {gpus: 2}\n",
     "defaults: []\n", "defaults: [/cluster/mine]\n", "defaults: [nothing, _self_]\n", "defaults: /cluster/default\n",
-    "defaults: [{a: b}]\n", "setup: |\n  touch MARK\n", "comment: >\n  a\n  b\n", "null: 1\n", "1: 2\n", "true: 1\n", "gpus: 0x1F\n",
+    "defaults: [{a: b}]\n", "setup: |\n  touch MARK\n", "comment: >\n  a\n  b\n", "null: 1\n", "1: 2\n", "true: 1\n",
+    "gpus: 0x1F\n",
 )  # fmt: skip
 _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9)
