@@ -221,17 +221,18 @@ def _unknown(cfg: Plain, kind: Any, allow: Callable[[str], bool], path: tuple[st
     """Keys that nothing reads. Beside the sections only such as are spelt almost like one: others may be of a user."""
     hints, sections = _hints(kind), _sections(kind)
     for key, value in cfg.items():
-        here = (*path, str(key))
-        if key in sections and isinstance(value, dict):
-            yield from _unknown(value, sections[key], allow, here)
-        elif key not in hints and not allow(dotted(here)) and (near := _nearest(key, hints, path)):
-            yield f"{dotted(here)}={shown(value)}: nothing reads this key; nearest: {near}"
+        if key in sections:
+            if isinstance(value, dict):
+                yield from _unknown(value, sections[key], allow, (*path, key))
+        elif key not in hints and (near := _nearest(str(key), kind, path)) and not allow(dotted((*path, key))):
+            yield f"{dotted((*path, key))}={shown(value)}: nothing reads this key; nearest: {near}"
 
 
-def _nearest(key: Any, hints: Mapping[str, Any], path: tuple[str, ...]) -> str:
+@functools.lru_cache(maxsize=1 << 10)
+def _nearest(key: str, kind: Any, path: tuple[str, ...]) -> str:
     """The names that are spelt alike, or any in a section; "" for no such name beside the sections."""
-    names = difflib.get_close_matches(str(key), hints, n=3, cutoff=0.5 if path else 0.8)
-    return ", ".join(dotted((*path, name)) for name in names or (list(hints)[:3] if path else ()))
+    names = difflib.get_close_matches(key, _hints(kind), n=3, cutoff=0.5 if path else 0.8)
+    return ", ".join(dotted((*path, name)) for name in names or (list(_hints(kind))[:3] if path else ()))
 
 
 def _at(cfg: Any, path: tuple[str, ...]) -> Any:
