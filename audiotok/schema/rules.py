@@ -70,8 +70,8 @@ def _dependence(cfg: Plain) -> Iterator[str]:
             found = f"segment_duration={_split(cfg, split)['segment_duration']} of {split} has {frames} frames"
             yield f"{found}: {key}.delay of {n_q} codebooks needs {n_q + 1} or more"
         samples = _split(cfg, split).get("num_samples")
-        if split == "evaluate" and switch and samples == 1 and _get(cfg, f"{key}.shuffle", "clips") == "clips":
-            yield f"dataset.evaluate.num_samples=1: {key} exchanges clips; give 2 or more, 20 to be of use"
+        if split == "evaluate" and switch and samples == 1 and _get(cfg, f"{key}.shuffle") != "frames":
+            yield f"dataset.evaluate.num_samples=1: {key} needs 2 clips or more, and recordings of many to be of use"
 
 
 def _samples(cfg: Plain, split: str) -> int | None:

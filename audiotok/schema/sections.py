@@ -53,6 +53,9 @@ Activation = Literal[
     "Hardtanh", "Hardswish", "Hardsigmoid", "LogSigmoid", "Softplus", "Softsign", "Softshrink", "Hardshrink",
     "Tanhshrink", "Identity",
 ]  # fmt: skip
+Shuffle = Annotated[  # clips: of runs that were frozen before recordings were known
+    Literal["shifts", "recordings", "frames", "clips"], "one of: shifts, recordings, frames"
+]
 Window = Literal["bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window"]
 Adversaries = Annotated[
     list[Literal["msstftd", "mpd", "msd"]], Field(strict=True), "a list of some of: msstftd, mpd, msd"
@@ -419,7 +422,7 @@ class DependenceMetric(TypedDict, total=False):
 
     delay: Flag
     num_shuffles: Pair
-    shuffle: Literal["clips", "frames"]
+    shuffle: Shuffle
     pairs: Flag
     groups: Count
 
@@ -431,7 +434,7 @@ class MmdMetric(TypedDict, total=False):
     sigmas: Sigmas
     delay: Flag
     num_permutations: Count
-    shuffle: Literal["clips", "frames"]
+    shuffle: Shuffle
     max_samples: Annotated[int, Field(strict=True, ge=4, le=_MOST), "a whole number, 4 or more"]
 
 

@@ -122,7 +122,9 @@ def check(folder: Path) -> None:
         folders = output_dir(environ, clusters), dataset_paths(environ, clusters)
     except ConfigError as error:
         raise AssertionError(f"a job would be refused what was accepted here: {error}") from error
-    assert str(folders[0]) == str(Path(values.get("output_dir") or "outputs")) and folders[1] == (values.get("dataset_paths") or {})
+    assert str(folders[0]) == str(Path(values.get("output_dir") or "outputs")) and folders[1] == (
+        values.get("dataset_paths") or {}
+    )
     assert place_of("mine", "gpus", clusters)
     _check_script(folder, profile)
 
