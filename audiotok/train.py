@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from audiotok import training
 from audiotok.experiments import experiment_main
 from audiotok.launchers.dora_patches import install, report_mistakes_in_one_line
+from audiotok.schema import SCHEMA
 from audiotok.training import get_solver
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ __all__ = ["get_solver", "get_solver_from_sig", "get_solver_from_xp", "main"]
 report_mistakes_in_one_line()  # now, as the decorator below reads the configuration
 
 
-@experiment_main(config_path="config", config_name="config", version_base="1.3", additions=training.ADDITIONS)
+@experiment_main(
+    config_path="config", config_name="config", version_base="1.3", additions=training.ADDITIONS, schema=SCHEMA
+)
 def main(cfg: DictConfig) -> None:
     """Train the experiment that the command line describes, from its last checkpoint on."""
     training.run(cfg)

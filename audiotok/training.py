@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
 from audiotok.experiments.keys import Additions
+from audiotok.schema import SCHEMA
 from audiotok.status import StatusWriter
 from audiotok.terminal import in_colour
 from audiotok.utils.commit import current_commit
@@ -33,21 +34,8 @@ class _PlainFormatter(logging.Formatter):
         return _ESCAPE.sub("", super().format(record))
 
 
-# What `+key=value` may add: arguments that no configuration file sets, and sections of keyword arguments.
-ADDITIONS = Additions(
-    free=(
-        *(f"msstftd.{name}" for name in ("max_filters", "filters_scale", "kernel_size", "dilations", "stride")),
-        *("msstftd.normalized", "msstftd.sep_channels", "msd.downsample_factor", "msd.pad", "msd.pad_params"),
-        *(f"mrstft.{name}" for name in ("n_ffts", "hop_lengths", "win_lengths", "window", "epsilon")),
-        *("mel.log", "sisnr.overlap", "sisnr.epsilon", "balancer.epsilon"),
-        *("*_params.*", "slurm.*.*"),
-    ),
-    inherited=(
-        *(f"dataset.{name}" for name in ("train", "valid", "evaluate", "generate")),
-        "seanet.encoder",
-        "seanet.decoder",
-    ),
-)
+# What overrides may add: keys of the schema that no configuration file sets, and, with +, arguments by any name.
+ADDITIONS = Additions(free=(*SCHEMA.keys, "*_params.*", "slurm.*.*"))
 
 
 def run(cfg: DictConfig) -> None:
@@ -73,10 +61,18 @@ def get_solver(cfg: DictConfig) -> "StandardSolver":
 
     cfg = deepcopy(cfg)
     OmegaConf.resolve(cfg)
+    _check(cfg)
     for split in ("train", "valid", "evaluate", "generate"):
         if cfg.datasource[split]:  # a relative path counts from where dora was run
             cfg.datasource[split] = str(to_absolute_path(cfg.datasource[split]))
     return solvers.get_solver(cfg)
+
+
+def _check(cfg: DictConfig) -> None:
+    """ConfigError for what the schema refuses, of whatever version the configuration is."""
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    SCHEMA.check({str(key): value for key, value in values.items()})
 
 
 def _look(cfg: DictConfig) -> None:
@@ -94,13 +90,12 @@ def _look(cfg: DictConfig) -> None:
 
 def _setup(cfg: DictConfig) -> None:
     """Set up logging to the terminal and the experiment's folder, threads, and the processes of a distributed run."""
+    _check(cfg)
     import flashy
     import torch
 
     from audiotok.solvers.randomness import set_deterministic
 
-    if cfg.logging.level.upper() not in logging.getLevelNamesMapping():
-        raise ConfigError(f"logging.level={cfg.logging.level!r}; choose one of: DEBUG, INFO, WARNING, ERROR")
     flashy.setup_logging(level=cfg.logging.level.upper())
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and not in_colour(handler.stream):

@@ -161,6 +161,7 @@ class _Grid:
         self.held: dict[str, str] = {}  # the other grids that hold an experiment, by signature
         self.waiting: set[str] = set()  # experiments that have found no room, by any command
         self.failures: list[str] = []  # what could not be cancelled
+        self.idle: list[str] = []  # overrides that do nothing
         code = getattr(explorer.explore, "__code__", None)
         with _blaming(Path(code.co_filename).parent, name) if code else contextlib.nullcontext():
             # Without Dora's pool of processes for entry points that are slow to compose: ours are not.
@@ -230,6 +231,9 @@ class _Grid:
                         if sheep.xp.sig in self.waiting:  # it was decided before that its job is replaced
                             own = replace(own, retry=True)
                         self.shepherd.maybe_submit_lazy(sheep, slurm, own)
+        self.idle = self.shepherd.check_requests()
+        for line in self.idle:
+            self.log(f"Note: {line}")
         for sheep in [*self.gone, *(self.sheeps if self.args.cancel else [])]:
             left, other = sheep.xp.sig not in self.herd.sheeps, self.held.get(sheep.xp.sig)
             what, title = f"job {sheep.current_job_id}", self.shepherd.title(sheep)
@@ -252,7 +256,8 @@ class _Grid:
         """What `launch` would do."""
         cancelled = Decision(Action.CANCEL, "cancelled as requested" if self.args.cancel else "no longer in the grid")
         left = [self._entry(sheep, cancelled, self.main.get_name(sheep.xp)) for sheep in self.cancels]
-        return make_plan(self.root, self.name, detect(os.environ), self._entries() + left, self.herd.sheeps)
+        plan = make_plan(self.root, self.name, detect(os.environ), self._entries() + left, self.herd.sheeps)
+        return replace(plan, idle=self.idle)
 
     def launch(self) -> None:
         """Link the experiments, cancel and submit, and record what was launched; called under the lock of the grid."""

@@ -114,6 +114,7 @@ class Plan:
     request: Request
     changes: Changes | None = None  # None if it was not launched before
     environment: dict[str, str] = field(default_factory=dict)  # variables that fill in what profiles leave open
+    idle: list[str] = field(default_factory=list)  # overrides that do nothing, a line each
 
     def counts(self) -> dict[Action, int]:
         """Number of experiments by action, in the order of `Action`."""
@@ -128,6 +129,7 @@ class Plan:
             "counts": {str(action): number for action, number in self.counts().items()},
             "request": vars(self.request),
             "environment": self.environment,
+            "idle": self.idle,
             "changes": None if self.changes is None else vars(self.changes),
             "experiments": [entry.as_json() for entry in self.entries],
         }
@@ -206,7 +208,8 @@ def plan_text(plan: Plan, *, shown: int | None = SHOWN) -> str:
         lines += ["", f"{title} ({len(entries)})", *listed]
     variables = ", ".join(f"{name}={value}" for name, value in plan.environment.items())
     requests = [*_request_lines(plan.request), *[f"from the environment: {variables}"] * bool(variables)]
-    return "\n".join([*lines, "", *requests, *_change_lines(plan.changes, shown)])
+    notes = [f"note: {line}" for line in plan.idle]
+    return "\n".join([*lines, "", *requests, *_change_lines(plan.changes, shown), *notes])
 
 
 def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:

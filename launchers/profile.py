@@ -42,6 +42,7 @@ _NODES = re.compile(r"[A-Za-z0-9_.-]+(\[[0-9,-]+\][A-Za-z0-9_.-]*)*(,[A-Za-z0-9_
 _OPTION = re.compile(r"[a-z][a-z-]*[a-z]")
 _MOUNT = re.compile(r"/[^:,\x00-\x1f]*(:/[^:,\x00-\x1f]*(:(ro|rw))?)?")
 RUNTIMES = ("apptainer", "singularity", "pyxis")
+_MOST = 2**63  # of all numbers
 _HERE_DOCUMENT = re.compile(r"(?<!<)<<(?!<)")
 # Options of sbatch that follow from other keys, or that the launcher itself needs as they are.
 _MADE_HERE = frozenset((
@@ -64,7 +65,7 @@ def _is_line(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST
 
 
 def _whole(low: int, high: int | None = None, unit: str = "") -> _Rule:

@@ -23,7 +23,8 @@ from dora.shep import Sheep, Shepherd, no_log
 from dora.xp import XP
 
 from audiotok.errors import ConfigError, LaunchError
-from audiotok.experiments.frozen import FROZEN_FILE, Experiment, freeze, retry_mode
+from audiotok.experiments.frozen import FROZEN_FILE, Experiment, freeze, has_trained, retry_mode
+from audiotok.experiments.schema import grouped, refuse
 from audiotok.experiments.snapshot import Snapshot, take_snapshot
 from audiotok.files import write_symlink
 from audiotok.launchers.decide import Action, Decision, decide, previous_job
@@ -260,6 +261,7 @@ class GridShepherd(Shepherd):
         Raises:
             LaunchError: if something could not be submitted; what was is recorded.
         """
+        self.check_requests()
         cancels = [job.record for job in self._to_cancel if isinstance(job, _SheepJob)]
         requests, self._to_cancel, self._requests = self._requests, [], []
         blocked = [request for request in requests if request.decision.action is Action.BLOCKED]
@@ -284,6 +286,20 @@ class GridShepherd(Shepherd):
             self._launches = True
             self._resume()
         return failures
+
+    def check_requests(self) -> list[str]:
+        """Refuse to submit experiments whose settings cannot be used; what has trained runs as it is frozen.
+
+        Returns:
+            A line for each override that does nothing.
+
+        Raises:
+            ConfigError: listing the settings, and what experiments have them.
+        """
+        sheeps = [one.sheep for one in self._requests if one.decision.action.submits]
+        found = [(one, one.xp.checked) for one in sheeps if isinstance(one.xp, Experiment) and not _goes_on(one.xp)]
+        refuse(grouped(((self.title(one), line) for one, checked in found for line in checked.faults), len(found)))
+        return grouped(((self.title(one), line) for one, checked in found for line in checked.idle), len(found))
 
     def may_have_room(self) -> bool:
         """True if something found no room and there may be some by now: a job has ended, or time has passed."""
@@ -476,6 +492,11 @@ class GridShepherd(Shepherd):
     def _refresh(self, name: str, *, repair: bool = False) -> None:
         self._updated.add(name)
         self.engines[name].refresh(repair=repair)
+
+
+def _goes_on(xp: Experiment) -> bool:
+    """Whether an experiment resumes, with the configuration that it was frozen with."""
+    return Path(xp.folder).is_dir() and has_trained(xp)
 
 
 def _xp_of_sig(main: DecoratedMain, sig: str) -> XP:

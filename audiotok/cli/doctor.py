@@ -1,6 +1,8 @@
 """`audiotok doctor`: can this machine run and submit experiments, and what to do where it cannot."""
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -18,15 +20,24 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from audiotok.cli.entry_point import entry_point
     from audiotok.launchers.doctor import examine
     from audiotok.launchers.engine import Level
 
     failed = False
     options = {"torch": args.torch, "trial": args.trial}
-    for check in examine(args.overrides, load=lambda argv: entry_point(None).compose(argv).cfg, **options):
+    for check in examine(args.overrides, load=_load, **options):
         failed |= check.verdict is Level.FAIL
         print(f"{check.verdict:4}  {check.name:10}  {check.found}", flush=True)
         if check.advice:
             print(f"{'':4}  {'':10}  -> {check.advice}", flush=True)
     return int(failed)
+
+
+def _load(overrides: Sequence[str]) -> Any:
+    """Configuration of overrides; ConfigError if its settings cannot be used."""
+    from audiotok.cli.entry_point import entry_point
+    from audiotok.experiments.schema import refuse
+
+    xp = entry_point(None).compose(overrides)
+    refuse(xp.checked.faults)
+    return xp.cfg

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from audiotok.errors import ConfigError
 from audiotok.experiments.overrides import Plain, aligned, dotted, leaves_of, parse_override
+from audiotok.experiments.schema import Checked
 from audiotok.files import UnreadableError, has_aliases, parse_json, read_bytes, read_json, read_text, write_text
 from audiotok.status import STATUS_FILE
 from audiotok.text import number_in
@@ -46,6 +47,7 @@ class Experiment(XP):
         build: makes the configuration.
         values: makes its frozen form, see `Composition.frozen`.
         choices: the option of each config group.
+        check: what is wrong with its configuration; None: it is checked when it runs.
         sig: signature; None: that of `delta`.
         is_frozen: whether it comes from a frozen file.
     """
@@ -59,11 +61,12 @@ class Experiment(XP):
         build: Callable[[], DictConfig],
         values: Callable[[], Plain],
         choices: Mapping[str, Any],
+        check: Callable[[], Checked] | None = None,
         sig: str | None = None,
         is_frozen: bool = False,
     ) -> None:
         counted = [[key, value] for key, value in delta if not dora.is_excluded(key)]
-        self._build, self._values = build, values
+        self._build, self._values, self._check = build, values, check
         self.choices, self.is_frozen = dict(choices), is_frozen
         super().__init__(dora=dora, cfg=None, argv=list(argv), sig=sig or _get_sig(counted))
         del self.cfg
@@ -74,13 +77,19 @@ class Experiment(XP):
         """Configuration, as Hydra composes it."""
         return self._build()
 
+    @cached_property
+    def checked(self) -> Checked:
+        """What is wrong with its configuration, and which of its overrides do nothing."""
+        return Checked() if self._check is None else self._check()
+
     def frozen_values(self) -> Plain:
         """Return its frozen form, as `frozen.json` holds it; it is shared, so leave it as it is."""
         return self._values()
 
     def __getstate__(self) -> dict[str, Any]:
-        # `_build` and `_values` can be closures, which cannot be pickled: what they make is.
-        return {**self.__dict__, "cfg": self.cfg, "_build": None, "_values": partial(dict, self._values())}
+        # `_build`, `_values` and `_check` can be closures, which cannot be pickled: what they make is.
+        made = {"cfg": self.cfg, "checked": self.checked, "_values": partial(dict, self._values())}
+        return {**self.__dict__, **made, "_build": None, "_check": None}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import ConfigCompositionException
 
 from audiotok.errors import ConfigError
@@ -35,10 +35,21 @@ class Additions:
 
     def allow(self, key: str, cfg: Plain) -> bool:
         """Whether a key may be added to a configuration."""
+        return self.name(key, cfg) or any(fnmatchcase(key, pattern) for pattern in self.free)
+
+    def name(self, key: str, cfg: Plain) -> bool:
+        """Whether a key that may be added is named here itself, not by a pattern: it needs no +."""
         section, _, name = key.rpartition(".")
         if section in self.inherited and _has(cfg, f"{section.rpartition('.')[0]}.{name}"):
             return True
-        return any(fnmatchcase(key, pattern) for pattern in self.free)
+        return key in self.free and isinstance(_walk(cfg, section)[0] if section else cfg, dict)
+
+    def completed(self, argument: str, override: Override, cfg: Plain) -> str:
+        """An override with the + that Hydra requires, where it sets a key that is named here."""
+        if override.type is not OverrideType.CHANGE or not is_of_values(override) or "/" in override.key_or_group:
+            return argument
+        new = [key for key in keys_set(override.key_or_group, override.value(), cfg) if not _has(cfg, key)]
+        return f"+{argument}" if new and all("." in key and self.name(key, cfg) for key in new) else argument
 
 
 def check_keys(
@@ -64,7 +75,7 @@ def check_keys(
             continue
         if override.is_add() and name in choices:
             raise ConfigError(f"override {text!r}: {name} is chosen already; leave out the +")
-        for key in _keys_set(name, override.value(), cfg):
+        for key in keys_set(name, override.value(), cfg):
             if _has(cfg, key):
                 continue
             may_be_added = additions is None or additions.allow(key, cfg)
@@ -97,11 +108,11 @@ def option_advice(
     return ""
 
 
-def _keys_set(key: str, value: Any, cfg: Plain) -> Iterator[str]:
+def keys_set(key: str, value: Any, cfg: Plain) -> Iterator[str]:
     """The keys that an override sets: those in a dictionary, where it is laid over a section."""
     if isinstance(value, dict) and isinstance(_walk(cfg, key)[0], dict):
         for name, item in value.items():
-            yield from _keys_set(f"{key}.{name}", item, cfg)
+            yield from keys_set(f"{key}.{name}", item, cfg)
     else:
         yield key
 

@@ -47,9 +47,10 @@ from audiotok.experiments.frozen import (
     retry_mode,
     thaw,
 )
-from audiotok.experiments.keys import Additions, check_keys, option_advice
-from audiotok.experiments.overrides import Composition, aligned, as_override, is_of_values, parse_override
+from audiotok.experiments.keys import Additions, check_keys, keys_set, option_advice
+from audiotok.experiments.overrides import Composition, Plain, aligned, as_override, is_of_values, parse_override
 from audiotok.experiments.run import alone, run_frozen
+from audiotok.experiments.schema import Checked, Schema, refuse
 from audiotok.files import UnreadableError, load_json, read_text, write_text
 from audiotok.status import experiment_state
 
@@ -70,7 +71,8 @@ class ExperimentMain(HydraMain):
         main: the training function; its module is where `config_path` counts from.
         config_name, config_path: as Hydra has them.
         base: package whose folder `config` provides the files that `config_path` does not have; None: none.
-        additions: keys that overrides may add with `+`; None: any.
+        additions: keys that overrides may add; None: any, with `+`.
+        schema: what the keys may hold; None: anything.
         kwargs: as `hydra.initialize_config_dir` has them.
     """
 
@@ -81,11 +83,12 @@ class ExperimentMain(HydraMain):
         config_path: str,
         base: str | None = None,
         additions: Additions | None = None,
+        schema: Schema | None = None,
         **kwargs: Any,
     ) -> None:
         self._compositions: dict[tuple[str, ...], Composition] = {}
         self._requested: dict[tuple[str, ...], str] = {}  # overrides that were looked up by signature
-        self._additions = additions
+        self._additions, self._schema = additions, schema
         self._base = None if base is None else Path(importlib.import_module(base).__path__[0], "config").resolve()
         own = (Path(main.__code__.co_filename).parent / config_path).resolve()
         # Before the first composition, which the profile of a detected cluster is part of.
@@ -107,6 +110,10 @@ class ExperimentMain(HydraMain):
     def __call__(self) -> Any:
         """Run the experiment of the command line."""
         xp = self.get_xp(self._get_argv())
+        if not (xp.folder.is_dir() and has_trained(xp)):  # else its frozen configuration runs, and is checked then
+            refuse(xp.checked.faults)
+        for line in xp.checked.idle:
+            logger.warning("%s", line)
         with contextlib.ExitStack() as stack:
             if FROZEN_VARIABLE in os.environ:
                 self.init_xp(xp)
@@ -201,8 +208,10 @@ class ExperimentMain(HydraMain):
         except ConfigCompositionException as error:
             advice = option_advice(error, argv, self._options())
             raise ConfigError(advice or f"{_first_sentence(error)} (overrides: {' '.join(argv)})") from error
-        except _UNREADABLE as error:
-            raise ConfigError(f"{_first_sentence(error)} (overrides: {' '.join(argv)})") from error
+        except ConfigError:
+            raise
+        except (*_UNREADABLE, ValueError) as error:  # the latter for integers of thousands of digits
+            raise ConfigError(f"{_first_sentence(error)} (overrides: {' '.join(argv)[:400]})") from error
 
     def drift(self, xp: XP) -> list[str]:
         """How the configuration of today differs from the frozen one, a line each; none without a frozen file."""
@@ -262,7 +271,9 @@ class ExperimentMain(HydraMain):
     def _compose(self, argv: Sequence[str]) -> Experiment:
         groups = tuple(argument for argument in argv if argument.partition("=")[0] in self._all_groups)
         composition = self._get_composition(groups)
-        argv = [argument if argument in groups else aligned(argument, composition.resolved) for argument in argv]
+        argv = [
+            argument if argument in groups else self._completed(argument, composition.resolved) for argument in argv
+        ]
         overrides = [parse_override(argument) for argument in argv if argument not in groups]
         options = [argument.partition("=")[::2] for argument in groups]
         chosen = [(group, option) for group, option in options if group in self._config_groups]
@@ -273,7 +284,8 @@ class ExperimentMain(HydraMain):
         _check_set(composition.missing - values.keys())
         delta = chosen + composition.delta(values)
         build, frozen = partial(composition.apply, overrides), partial(composition.frozen, values)
-        return Experiment(self.dora, argv, delta, build=build, values=frozen, choices=composition.choices)
+        check = partial(self._check, partial(composition.values, values), composition, overrides)
+        return Experiment(self.dora, argv, delta, build=build, values=frozen, choices=composition.choices, check=check)
 
     def _compose_slowly(
         self, composition: Composition, argv: Sequence[str], delta: list[tuple[str, Any]], overrides: Sequence[Override]
@@ -290,12 +302,30 @@ class ExperimentMain(HydraMain):
                 is_container = isinstance(value, BaseContainer)
                 delta.append((".".join(one.path), OmegaConf.to_container(value) if is_container else value))
             build, values = partial(copy.deepcopy, cfg), partial(composition.freeze_values, cfg)
-            return Experiment(self.dora, argv, delta, build=build, values=values, choices=composition.choices)
+            check = partial(self._check, partial(OmegaConf.to_container, cfg, resolve=True), composition, overrides)
+            return Experiment(
+                self.dora, argv, delta, build=build, values=values, choices=composition.choices, check=check
+            )
         except ConfigError:
             raise
         except (AssertionError, TypeError, ValueError) as error:
             advice = "an override may change a value or add a key, not make a value of a section"
             raise ConfigError(f"{_first_sentence(error)}; {advice} (overrides: {' '.join(argv)})") from error
+
+    def _completed(self, argument: str, base: Plain) -> str:
+        """An override as Hydra needs it: floats where the base has them, and + before a key that may be added."""
+        if self._additions is not None:
+            argument = self._additions.completed(argument, parse_override(argument), base)
+        return aligned(argument, base)
+
+    def _check(self, values: Callable[[], Any], composition: Composition, overrides: Sequence[Override]) -> Checked:
+        """What is wrong with a configuration that overrides make of a composition."""
+        if self._schema is None:
+            return Checked()
+        of_values = [one for one in overrides if is_of_values(one)]
+        keys = [key for one in of_values for key in keys_set(one.key_or_group, one.value(), composition.resolved)]
+        additions = self._additions or Additions(free=("*",))
+        return self._schema.checked(values(), keys, partial(additions.allow, cfg=composition.resolved))
 
     def _get_composition(self, groups: tuple[str, ...]) -> Composition:
         """The composition of a choice of config groups."""

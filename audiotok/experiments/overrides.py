@@ -53,8 +53,8 @@ def aligned(argument: str, base: Plain) -> str:
 
 
 def as_override(value: Any) -> str:
-    """Value as the right-hand side of an override: ASCII as Dora writes it (JSON), all else as Hydra reads it."""
-    if isinstance(value, str) and not value.isascii():
+    """Value as the right-hand side of an override: plain ASCII as Dora writes it (JSON), all else as Hydra reads it."""
+    if isinstance(value, str) and not (value.isascii() and value.isprintable() and "\\" not in value):
         return str(QuotedString(value, Quote.double).with_quotes())
     if isinstance(value, dict):
         items = (f"{_dump_key(key)}: {as_override(item)}" for key, item in value.items())
@@ -143,6 +143,10 @@ class Composition:
         cfg = copy.deepcopy(self.cfg)
         ConfigLoaderImpl._apply_overrides_to_config(list(overrides), cfg)
         return cfg
+
+    def values(self, values: Mapping[str, Any]) -> Plain:
+        """The resolved configuration with some values set; shared with the other experiments of this composition."""
+        return _with_values(self.resolved, {self._leaves[key]: value for key, value in values.items()})
 
     def frozen(self, values: Mapping[str, Any]) -> Plain:
         """`freeze_values` with some values set; shared with the other experiments of this composition."""

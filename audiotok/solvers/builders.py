@@ -53,8 +53,6 @@ HELD_OUT_SEED = 0  # every experiment is judged, and listened to, on the same cl
 def get_optimizer(params: Iterable[nn.Parameter], cfg: DictConfig) -> torch.optim.Optimizer:
     """Optimiser of the `optim` section."""
     kinds: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if cfg.optimizer not in kinds:
-        raise ConfigError(f"optim.optimizer={cfg.optimizer!r}; choose one of: {', '.join(kinds)}")
     adam = settings(cfg.adam)
     return kinds[cfg.optimizer](params, lr=cfg.lr, betas=tuple(adam["betas"]), weight_decay=adam["weight_decay"])
 

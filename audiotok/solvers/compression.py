@@ -57,11 +57,6 @@ class CompressionSolver(StandardSolver):
         if self.model.num_codebooks > 1:
             self.macro_batch = builders.get_macro_batch(cfg)
             self.register_stateful("macro_batch")
-        elif cfg.losses.mmd:
-            raise ConfigError(
-                f"losses.mmd={cfg.losses.mmd} with {self.model.num_codebooks} codebook: there is nothing to be "
-                "independent of; set losses.mmd=0 or rvq.n_q to 2 or more"
-            )
 
     def build_dataloaders(self) -> None:
         """Loaders of the four splits."""

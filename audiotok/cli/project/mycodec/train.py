@@ -5,12 +5,18 @@ from typing import Any
 from audiotok import training
 from audiotok.experiments import experiment_main
 from audiotok.launchers.dora_patches import install, report_mistakes_in_one_line
+from audiotok.schema import SCHEMA
 
 report_mistakes_in_one_line()
 
 
 @experiment_main(
-    config_path="config", config_name="config", version_base="1.3", base="audiotok", additions=training.ADDITIONS
+    config_path="config",
+    config_name="config",
+    version_base="1.3",
+    base="audiotok",
+    additions=training.ADDITIONS,
+    schema=SCHEMA,
 )
 def main(cfg: Any) -> None:
     """Train one experiment."""
