@@ -6,6 +6,7 @@ on one scale.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,8 +133,9 @@ class _Recording:
 def _readable(clip: Clip, problems: list[str]) -> Iterator[tuple[_Take, _Recording]]:
     for take in clip.takes:
         try:
-            exact = soundfile.info(take.source).subtype == "PCM_16"
-            wav, sample_rate = soundfile.read(take.source, dtype="int16" if exact else "float64", always_2d=True)
+            source = os.fsencode(take.source)  # bytes: a name need not be UTF-8
+            exact = soundfile.info(source).subtype == "PCM_16"
+            wav, sample_rate = soundfile.read(source, dtype="int16" if exact else "float64", always_2d=True)
         except (OSError, RuntimeError) as error:  # libsndfile's own is a RuntimeError
             problems.append(clean_text(f"{take.run}, {clip.name}: cannot be read ({error})"))
             continue
