@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from audiotok.data.audio import audio_info
-from audiotok.data.dataset import AudioDataset, get_loader
+from audiotok.data.dataset import AudioDataset, Item, get_loader
 from audiotok.data.limits import require_open_files
 from audiotok.data.manifest import AudioMeta
 from audiotok.errors import ConfigError
@@ -60,3 +60,16 @@ def test_a_full_table_of_files_is_no_fault_of_the_audio(dataset: AudioDataset) -
             with pytest.raises(ConfigError, match=rf"^all {free} files that may be open are\. Run `ulimit -n"):
                 read()
     assert not dataset.ledger.bad and len(list(loader)) == 4
+
+
+class _Full(AudioDataset):
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        raise ConfigError("all 40 files\nthat may be open are")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_error_of_a_worker_is_one_line(dataset: AudioDataset, num_workers: int) -> None:
+    full = _Full(dataset.metas, segment_s=0.25, sample_rate=8000, channels=1, num_samples=8)
+    with pytest.raises(ConfigError) as caught:
+        list(get_loader(full, batch_size=2, num_workers=num_workers))
+    assert str(caught.value) == r"all 40 files\nthat may be open are"
