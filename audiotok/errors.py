@@ -10,6 +10,17 @@ class AudiotokError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """The message on one line, whatever a file is named."""
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """Text with what cannot be printed in a line, such as line breaks and bytes that are not UTF-8, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
 
 class ConfigError(AudiotokError, ValueError):
     """A configuration value, a grid or a signature that cannot be used."""

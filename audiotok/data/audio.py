@@ -7,6 +7,7 @@ segment is read by one seek and costs no more than its own length.
 
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 import torchaudio
 
+from audiotok.data.limits import require_a_file
 from audiotok.errors import DataError
 from audiotok.files import replacing
 
@@ -150,7 +152,10 @@ def write_audio(
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = {"format": container, "subtype": subtype or usual_subtype}  # soundfile cannot tell by a draft's suffix
     try:
-        with replacing(path) as draft, soundfile.SoundFile(draft, "w", sample_rate, samples.shape[1], **kind) as handle:
+        with (
+            replacing(path) as draft,
+            soundfile.SoundFile(_name(draft), "w", sample_rate, samples.shape[1], **kind) as handle,
+        ):
             for start in range(0, len(samples), WRITE_BLOCK):
                 handle.write(samples[start : start + WRITE_BLOCK])
     except (soundfile.SoundFileError, ValueError) as err:
@@ -192,10 +197,10 @@ def _resample_reach(from_rate: int, to_rate: int) -> int:
 @contextmanager
 def _open_audio(path: str | Path) -> Iterator[Any]:
     """Open for reading; libsndfile and file-system errors become a DataError that names the file."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  a name that is too long makes Path.is_file raise
         raise DataError(f"{path}: no such file. If it has moved, run `audiotok data prepare` again.")
     try:
-        handle = soundfile.SoundFile(str(path))
+        handle = soundfile.SoundFile(_name(path))
     except (soundfile.SoundFileError, OSError, TypeError) as err:  # TypeError: a headerless .raw file
         raise _unreadable(path, err) from err
     with handle:
@@ -248,7 +253,17 @@ def _fit_full_scale(path: Path, wav: torch.Tensor, strategy: str) -> torch.Tenso
     return wav / peak if strategy == "rescale" else wav.clamp(-1, 1)
 
 
+def _name(path: str | Path) -> str | bytes:
+    """A path as soundfile takes it: as bytes where the name is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return str(path)
+
+
 def _unreadable(path: str | Path, err: Exception) -> DataError:
+    require_a_file()
     allowed = ", ".join(ENCODINGS)
     return DataError(f"{path}: not readable as audio ({_reason(err)}). Leave it out, or convert to {allowed}.")
 

@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from audiotok.data.audio import read_segment
+from audiotok.data.limits import require_open_files
 from audiotok.data.manifest import AudioMeta, read_manifest
-from audiotok.errors import ConfigError, DataError
+from audiotok.errors import AudiotokError, ConfigError, DataError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class SegmentInfo:
     n_frames: int  # of audio, the rest is padding
     total_frames: int  # padding included
     sample_rate: int  # of the segment, in Hz
+    track: str = ""  # path seen from the folder that holds all tracks of the manifest: the same wherever that lies
 
 
 Item: TypeAlias = torch.Tensor | tuple[torch.Tensor, SegmentInfo]
@@ -113,6 +115,7 @@ class AudioDataset(Dataset[Item]):
         self.segment_s, self.sample_rate, self.channels = segment_s, sample_rate, channels
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
         self.pad, self.return_info = pad, return_info
+        self._folder = _common_folder(metas) if return_info else ""
         self._min_duration_s = (segment_s or 0.0) * min_segment_ratio
         self.metas = _usable(metas, segment_s, self._min_duration_s, channels)
         if segment_s is None:
@@ -197,14 +200,15 @@ class AudioDataset(Dataset[Item]):
             wav = F.pad(wav, (0, self._target - n_frames))
         if not self.return_info:
             return wav
-        return wav, SegmentInfo(meta.path, start_s, n_frames, wav.shape[-1], self.sample_rate)
+        track = os.path.relpath(meta.path, self._folder)
+        return wav, SegmentInfo(meta.path, start_s, n_frames, wav.shape[-1], self.sample_rate, track)
 
 
 class AudioLoader:
     """Batches [B, C, T] of one process's share of a dataset.
 
     A thin wrapper around a DataLoader: `set_epoch` reaches the sampler, and an error raised in a worker comes
-    out as the same one-line DataError that it is without workers.
+    out as the same one-line error that it is without workers.
     """
 
     def __init__(self, dataset: AudioDataset, sampler: "_ShardSampler", build: Callable[[], DataLoader[Item]]) -> None:
@@ -224,14 +228,14 @@ class AudioLoader:
         try:
             yield from self._loader
             return
-        except DataError as err:
+        except AudiotokError as err:
             # A worker's error arrives with the worker's whole traceback as its message.
-            message = str(err).rsplit("DataError: ", 1)[-1].strip()
+            kind, message = type(err), str(err.args[0]).rsplit(f"{type(err).__name__}: ", 1)[-1].strip()
             err.__traceback__ = None
         # Without the traceback, and outside the handler, nothing else holds the old loader: its workers end
         # here and at once. Left to the garbage collector they take torch's 5 s timeout to go.
         self._loader = self._build()
-        raise DataError(message)
+        raise kind(message)
 
 
 def get_loader(
@@ -257,7 +261,8 @@ def get_loader(
         pin_memory: put batches where a GPU can fetch them.
 
     Raises:
-        ConfigError: for a value out of its range, or if `drop_last` leaves no batch.
+        ConfigError: for a value out of its range, if `drop_last` leaves no batch, or if the workers need more open
+            files than this process may have.
     """
     if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
         raise ConfigError(
@@ -270,6 +275,7 @@ def get_loader(
             f"num_samples={len(dataset)} does not fill one batch of {batch_size} in each of {world_size} "
             "processes, and drop_last leaves out the rest: raise num_samples or lower batch_size."
         )
+    require_open_files(num_workers)
     options: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "pin_memory": pin_memory}
     options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     build = partial(DataLoader, dataset, worker_init_fn=_shield_worker, collate_fn=_collate, **options)
@@ -307,11 +313,15 @@ class _ReadLedger:
             self._check()
 
     def note_bad(self, path: Path, reason: str) -> None:
-        """Name an unreadable file in the log, once, and raise DataError if there are too many."""
+        """Name an unreadable file in the log, of many only their number; raise DataError if there are too many."""
         if path not in self.bad:
             self.good.discard(path)
             self.bad[path] = reason
-            logger.warning("left out: %s", reason)
+            count = len(self.bad)
+            if count <= _NAMED:
+                logger.warning("left out: %s", reason)
+            elif count & (count - 1) == 0:  # at 8, 16, 32, …
+                logger.warning("left out: %d files so far", count)
             self._check()
 
     def _check(self) -> None:
@@ -390,18 +400,25 @@ def _usable(
             f"{longest.duration:.3f} s. Lower segment_s or add longer tracks."
         )
     long_enough = [meta for meta in metas if meta.duration >= min_duration_s and meta.duration > 0]
-    mixable = [m for m in long_enough if m.channels in (None, channels) or {m.channels, channels} == {1, 2}]
+    mixable, odd = list[AudioMeta](), list[AudioMeta]()
+    for meta in long_enough:
+        fits = meta.channels in (None, channels) or {meta.channels, channels} == {1, 2}
+        (mixable if fits else odd).append(meta)
     if len(long_enough) < len(metas):
         short = len(metas) - len(long_enough)
         logger.warning("left out %d of %d tracks: under %.3f s", short, len(metas), min_duration_s)
-    if len(mixable) < len(long_enough):
-        odd = next(meta for meta in long_enough if meta not in mixable)
-        left_out = len(long_enough) - len(mixable)
-        logger.warning("left out %d tracks: %s has %s channels", left_out, odd.path, odd.channels)
+    if odd:
+        first = f"{one_line(str(odd[0].path))} has {odd[0].channels} channels"
+        logger.warning("left out %d tracks: %s, which cannot be mixed to %d", len(odd), first, channels)
     if not mixable:
         found = sorted({meta.channels for meta in long_enough if meta.channels is not None})
         raise DataError(f"channels={channels} cannot be made from any track (they have {found}): use 1 or 2.")
     return mixable
+
+
+def _common_folder(metas: Sequence[AudioMeta]) -> str:
+    """The innermost folder that holds all tracks."""
+    return os.path.commonpath({str(meta.path.absolute().parent) for meta in metas} or "/")
 
 
 def _drawable(metas: list[AudioMeta], weights: list[float]) -> tuple[list[AudioMeta], np.ndarray[Any, Any]]:

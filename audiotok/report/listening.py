@@ -7,6 +7,7 @@ on one scale.
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,8 +138,9 @@ def _readable(clip: Clip, problems: list[str]) -> Iterator[tuple[_Take, _Recordi
             problems.append(clean_text(f"{take.run}, {clip.name}: leads out of the folder of its experiment"))
             continue
         try:
-            exact = soundfile.info(take.source).subtype == "PCM_16"
-            wav, sample_rate = soundfile.read(take.source, dtype="int16" if exact else "float64", always_2d=True)
+            source = os.fsencode(take.source)  # bytes: a name need not be UTF-8
+            exact = soundfile.info(source).subtype == "PCM_16"
+            wav, sample_rate = soundfile.read(source, dtype="int16" if exact else "float64", always_2d=True)
         except (OSError, RuntimeError) as error:  # libsndfile's own is a RuntimeError
             problems.append(clean_text(f"{take.run}, {clip.name}: cannot be read ({error})"))
             continue

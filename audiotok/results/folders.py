@@ -19,7 +19,7 @@ from audiotok.text import nearest_first
 
 _SIGNATURE = re.compile(r"[0-9a-f]{4,64}\Z")
 _EPOCH = re.compile(r"epoch_([0-9]{1,9})\Z")
-_AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
+_AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
 _MAX_LISTED = 20
 
 Root = str | Path | None

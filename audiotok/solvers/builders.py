@@ -16,6 +16,7 @@ from audiotok.adversarial.discriminators import (
 )
 from audiotok.adversarial.losses import get_adv_criterion, get_fake_criterion, get_real_criterion
 from audiotok.data import AudioDataset, get_loader
+from audiotok.data.limits import require_open_files
 from audiotok.errors import ConfigError
 from audiotok.losses import (
     Balancer,
@@ -140,7 +141,9 @@ def get_dataloaders(cfg: DictConfig) -> dict[str, Any]:
             f"{', '.join(missing)} not set; choose data such as dset=audio/demo, or name manifests made by "
             "`audiotok data prepare`"
         )
-    return {split: _split_loader(cfg, split, {**data, **data[split]}) for split in SPLITS}
+    of_split = {split: {**data, **data[split]} for split in SPLITS}
+    require_open_files(sum(options["num_workers"] for options in of_split.values()))
+    return {split: _split_loader(cfg, split, options) for split, options in of_split.items()}
 
 
 def _split_loader(cfg: DictConfig, split: str, data: dict[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from audiotok.adversarial import AdversarialLoss
 from audiotok.data.audio import ClipStrategy, write_audio
+from audiotok.data.names import clip_name, note_source
 from audiotok.errors import ConfigError, DataError
 from audiotok.models.encodec import CompressionModel, EncodecModel, get_compression_model
 from audiotok.solvers import builders
@@ -163,14 +164,18 @@ class CompressionSolver(StandardSolver):
         return {**flashy.distrib.average_metrics(averages, items), **codebooks.metrics()}
 
     def generate(self) -> Metrics:
-        """Write the generate split and its reconstruction under `samples/` of the experiment."""
+        """Write the generate split and its reconstruction under `samples/` of the experiment.
+
+        Each process writes its own clips; beside a reference, `NAME.json` says which file it is from.
+        """
         self.model.eval()
         audio = self.cfg.generate.audio
         folder = Path(self.folder) / "samples"
         for batch, infos in self.progress_of("generate"):
             estimates = self.model(batch.to(self.device)).x.cpu()
             for reference, estimate, info in zip(batch, estimates, infos, strict=True):
-                name = f"{Path(info.path).stem}_{info.start_s:.1f}s.{audio.format}"
+                name = f"{clip_name(info)}.{audio.format}"
+                note_source(folder / "reference", info)
                 for parent, wav in (("reference", reference), (f"epoch_{self.epoch:04d}", estimate)):
                     _save_sample(folder / parent / name, wav[:, : info.n_frames], self.cfg.sample_rate, audio.strategy)
             self.after_step()

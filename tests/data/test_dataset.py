@@ -228,3 +228,31 @@ def test_asking_for_more_than_the_data_has(metas: list[AudioMeta], caplog: pytes
 def test_values_out_of_range(metas: list[AudioMeta], name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{name}={value}; expected a value"):
         dataset_of(metas, **{name: value})
+
+
+def test_unusable_tracks_cost_no_comparison_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracks = [AudioMeta(Path(f"{i}\n.wav"), 1.0, 8000, 6 if i % 2 else 1) for i in range(2000)]
+    compared: list[AudioMeta] = []
+
+    def compare(one: AudioMeta, other: AudioMeta) -> bool:
+        compared.append(one)
+        return one is other
+
+    monkeypatch.setattr(AudioMeta, "__eq__", compare)
+    with caplog.at_level(logging.WARNING):
+        assert len(dataset_of(tracks).metas) == 1000
+    assert compared == []
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [r"left out 1000 tracks: 1\n.wav has 6 channels, which cannot be mixed to 1"]
+
+
+def test_many_unreadable_files_are_counted_not_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = dataset_of([AudioMeta(tmp_path / f"{i}.wav", 1.0, 8000, 1) for i in range(2000)], max_bad_fraction=1.0)
+    with caplog.at_level(logging.WARNING):
+        for meta in dataset.metas[:1000]:
+            dataset.ledger.note_bad(meta.path, f"{meta.path}: broken")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 5 + 7 and lines[4].endswith("4.wav: broken")
+    assert lines[5:] == [f"left out: {n} files so far" for n in (8, 16, 32, 64, 128, 256, 512)]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -127,3 +128,142 @@ def test_a_cluster_says_where_its_audio_lies(tmp_path: Path, monkeypatch: pytest
         read_manifest(home / "no.jsonl")
     monkeypatch.delenv("AUDIOTOK_DATASET_PATHS")
     assert [meta.path for meta in read_manifest(far)] == [far / "a.wav", home / "b.wav"]
+
+
+NAMES = (
+    b"\xff\xfe not UTF-8.wav", b"caf\xe9.wav", b"x" * 250 + b".wav", "夜に駆ける.wav".encode(), b"two\nlines.wav",
+    b"-rf.wav", b"'quoted\" `x` $(x).wav",
+    "\u2028\u0085\x0b\x1c.wav".encode(), "\ufeffbom.wav".encode(), b" .wav", b"..wav",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.jsonl.gz"])
+def test_every_name_of_a_file_comes_back_byte_for_byte(tmp_path: Path, name: str) -> None:
+    for one in NAMES:
+        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + one))).touch()
+    found = sorted(tmp_path.iterdir())
+    path = write_manifest(tmp_path / "egs" / name, [AudioMeta(one, 1.0, 8000, 1) for one in found])
+    read = [meta.path for meta in read_manifest(path)]
+    assert read == found and {os.fsencode(one.name) for one in read} == set(NAMES)
+    data = path.read_bytes()
+    lines = (gzip.decompress(data) if name.endswith("gz") else data).decode("ascii").splitlines()  # any reader's lines
+    # As AudioCraft reads it: json, and open.
+    assert all((path.parent / json.loads(line)["path"]).is_file() for line in lines) and len(lines) == len(NAMES)
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    names = ["a\u2028b.wav", "a\u0085b.wav", "\ufeffc.wav"]
+    lines = [json.dumps({"path": n, "duration": 1, "sample_rate": 8000}, ensure_ascii=False) for n in names]
+    (tmp_path / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n \n".join(lines).encode())
+    assert [meta.path.name for meta in read_manifest(tmp_path)] == names
+    (tmp_path / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{lines[0]}\n\n\u2028{lines[1]}\n".encode())
+    with pytest.raises(DataError, match="line 3: not JSON"):
+        read_manifest(tmp_path)
+
+
+def test_dots_lead_where_the_system_says(tmp_path: Path) -> None:
+    audio = tmp_path / "far" / "music" / "a.wav"
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    audio.parent.mkdir()
+    audio.touch()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
+    through = tmp_path / "link" / ".." / "music" / "a.wav"  # not tmp_path/music/a.wav, which is not there
+    path = write_manifest(tmp_path / "egs" / "data.jsonl", [AudioMeta(through, 1.0, 8000, 1)])
+    assert json.loads(path.read_text())["path"] == "../far/music/a.wav"
+    for name in (str(through), "../link/../music/a.wav", "..//./link/../music/a.wav", "../" * 50 + str(through)[1:]):
+        path.write_text(json.dumps({"path": name, "duration": 1, "sample_rate": 8000}))
+        assert read_manifest(path)[0].path.samefile(audio), name
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            b'{"path": "a\\u0000b", "duration": 1, "sample_rate": 8}',
+            "path='a\\x00b'; expected the name of an audio file",
+        ),
+        (b'{"path": "\\ud800", "duration": 1, "sample_rate": 8}', "path='\\ud800'; expected the name of an audio file"),
+        (b'{"path": "\xff", "duration": 1, "sample_rate": 8}', "not UTF-8 text (invalid start byte"),
+        (b'{"path": "a", "duration": 1, "sample_rate": 1' + b"0" * 400 + b"}", "sample_rate=10000000000000000"),
+        (b'{"path": "a", "duration": 1, "sample_rate": 1' + b"0" * 5000 + b"}", "not JSON of a manifest"),
+        (
+            b'{"path": "a", "duration": 1, "sample_rate": 44100.5}',
+            "sample_rate=44100.5; expected a number of at least 1",
+        ),
+        (b'{"path": "a", "duration": -Infinity, "sample_rate": 8}', "duration=-inf; expected a number of at least 0"),
+        (b'{"path": "a", "duration": 5.7e11, "sample_rate": 8}', "duration=570000000000.0; expected"),
+        (b'{"path": "a", "duration": 1, "sample_rate": 8, "channels": 0}', "channels=0; expected"),
+        (
+            b'{"path": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            "not JSON of a manifest (numbers too long, or too deep)",
+        ),
+        (b'{"path": "' + b"a" * (2 << 20) + b'"}', "over 1048576 bytes long"),
+    ],
+    ids=[
+        "nul",
+        "surrogate",
+        "bytes",
+        "401 digits",
+        "5001 digits",
+        "part",
+        "infinity",
+        "hours",
+        "channels",
+        "deep",
+        "long",
+    ],
+)
+def test_what_json_allows_and_no_track_has_is_named(tmp_path: Path, line: bytes, message: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(GOOD.encode() + b"\n\n" + line + b"\n")
+    with pytest.raises(DataError) as caught:
+        read_manifest(path)
+    text = str(caught.value)
+    assert text.startswith(f"manifest {path}, line 3: {message}") and len(text) < 600 and text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("unit", "message"),
+    [
+        (b"\0", "line 1: over 1048576 bytes long"),
+        (b"\n", "bytes to 2097152 and more: it holds no tracks, or one over and over"),
+        (f"{GOOD}\n".encode(), "bytes to 2097152 and more: it holds no tracks, or one over and over"),
+    ],
+)
+def test_a_gzip_bomb_is_refused_after_a_few_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: bytes, message: str
+) -> None:
+    path = tmp_path / "data.jsonl.gz"
+    path.write_bytes(gzip.compress(unit * ((1 << 22) // len(unit))) * 256)  # a GiB
+    unpacked: list[int] = []
+
+    class Watched(gzip.GzipFile):
+        def read(self, size: int | None = -1) -> bytes:
+            block = super().read(size)
+            unpacked.append(len(block))
+            return block
+
+    monkeypatch.setattr(gzip, "GzipFile", Watched)
+    with pytest.raises(DataError, match=re.escape(str(path))) as caught:
+        read_manifest(path)
+    assert message in str(caught.value) and 0 < sum(unpacked) <= 4 << 20
+
+
+def test_tracks_that_differ_in_little_are_no_bomb(tmp_path: Path) -> None:
+    metas = [AudioMeta(Path(f"/{'x' * 900}/{i:06d}.wav"), 10.0, 44100, 2) for i in range(4000)]
+    path = write_manifest(tmp_path / "data.jsonl.gz", metas)
+    assert path.stat().st_size * 100 < 4_000_000 and read_manifest(path) == metas
+
+
+def test_a_manifest_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    for name, message in {
+        "pipe.jsonl": "is no regular file",
+        "loop.jsonl": "is no regular file",
+        "x" * 300 + ".jsonl": "does not exist",
+        "a\nb.jsonl": r"a\nb.jsonl does not exist",
+    }.items():
+        with pytest.raises(DataError) as caught:
+            read_manifest(tmp_path / name)
+        assert message in str(caught.value) and str(caught.value).isprintable()

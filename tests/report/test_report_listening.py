@@ -1,6 +1,7 @@
 """Clips for listening: the same samples, the right ones, and none too many; spectrograms that show what sounds."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,18 @@ def test_a_shared_reference_is_written_once_and_another_of_the_same_name_is_anot
     runs = [[take["run"] for take in clip["takes"]] for clip in clips]
     assert runs == [["reference", "00000001", "00000002"], ["reference", "00000003"]]
     assert len(list((tmp_path / "out" / "audio").glob("*.flac"))) == 5
+
+
+def test_samples_are_heard_whatever_their_names(tmp_path: Path) -> None:
+    names = ["01 - Intro_0.0s", "Album_01 - Intro-1f0c2b9e77a4_0.0s", "\udcff_0.0s"]  # of two versions, and no text
+    folder = add_run(tmp_path, "g", "00000001", [], clips=["a"])
+    for parent in (folder / "samples").iterdir():
+        for name in names:
+            shutil.copy(parent / "a.wav", parent / f"{name}.wav")
+            (parent / f"{name}.json").write_text("{}")
+    listening = listen(tmp_path, tmp_path / "out")
+    assert sorted(clip["name"] for clip in listening.clips) == sorted(["a", *names[:2], "?_0.0s"])
+    assert all(len(clip["takes"]) == 2 for clip in listening.clips) and not listening.problems
 
 
 def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from audiotok import checkpoint
+from audiotok.data.audio import read_audio, write_audio
+from audiotok.data.manifest import AudioMeta, write_manifest
 from audiotok.errors import CheckpointError, ConfigError, DataError, DivergedError
 from audiotok.solvers import CompressionSolver
 from audiotok.solvers.compression import _save_sample
@@ -70,8 +72,32 @@ def test_samples_are_written_beside_their_reference(tmp_path: Path, solver_in: E
     with solver_in(tmp_path, "optim.epochs=1", "generate.every=1") as solver:
         solver.run()
         samples = Path(solver.folder) / "samples"
-    names = {path.name for path in (samples / "reference").iterdir()}
+    names = {path.name for path in (samples / "reference").glob("*.wav")}
     assert names and names == {path.name for path in (samples / "epoch_0001").iterdir()}
+
+
+def test_albums_with_the_same_titles_keep_all_their_samples(tmp_path: Path, solver_in: Enter) -> None:
+    tones = {}
+    for index, name in enumerate(("A/01 - Intro", "B/01 - Intro", "A/02 - \udcff\n", "B/" + "x" * 250)):
+        path = tmp_path / "music" / f"{name}.wav"
+        tones[str(path)] = 0.1 * (index + 1) * torch.ones(1, 16_000)
+        write_audio(path.with_name("short.wav"), tones[str(path)], 16_000).rename(path)
+    manifest = write_manifest(tmp_path / "generate.jsonl", [AudioMeta(Path(name), 1.0, 16_000, 1) for name in tones])
+    overrides = ["generate.every=1", f"datasource.generate={manifest}", "dataset.generate.segment_duration=null"]
+    overrides += ["optim.epochs=1", "dataset.generate.num_samples=4", "dataset.generate.batch_size=2"]
+    written = {}
+    for seed in (1, 2):
+        with solver_in(tmp_path / "xps", *overrides, f"seed={seed}") as solver:
+            solver.run()
+            samples = Path(solver.folder) / "samples"
+        written[seed] = {path.name for path in (samples / "epoch_0001").iterdir()}
+        assert written[seed] == {path.name for path in (samples / "reference").glob("*.wav")}
+    assert len(written[1]) == 4 and written[1] == written[2]
+    for name in written[1]:  # each is found again by the file beside its reference
+        source = json.loads((samples / "reference" / name).with_suffix(".json").read_text())
+        reference, _ = read_audio(samples / "reference" / name)
+        assert torch.allclose(reference, tones.pop(source["path"]), atol=1e-4)
+    assert not tones
 
 
 def test_every_seed_is_judged_on_the_same_clips(tmp_path: Path, solver_in: Enter) -> None:
