@@ -36,6 +36,9 @@ ENCODINGS = {
 _FILTER_ZEROS = 24  # zero crossings on each side of the resampling filter: a transition band below 5 % of the band
 _FILTER_ROLLOFF = 0.945  # cut-off of the resampling filter as a share of the lower Nyquist frequency
 _SHORT_READ_S = 0.1  # a file may end this much before its header's end: mp3 and ogg ones are sometimes a packet off
+# Beyond it, samples are refused. Masters in float may pass full scale (1) by some decibels, never by 24; integers that
+# were stored as floats without dividing by their range (128, 32768, 8388608), and damaged samples, lie beyond it.
+MAX_PEAK = 16.0
 WRITE_BLOCK = 1 << 16  # frames: libsndfile overflows its stack on a very long one-shot vorbis write
 
 ClipStrategy = Literal["clip", "rescale", "none"]
@@ -73,7 +76,8 @@ def read_audio(
         wav [C, T] float32 (full scale is 1) and its sample rate in Hz.
 
     Raises:
-        DataError: if the file cannot be read, or starts after its end, or is cut off, or holds NaN or infinity.
+        DataError: if the file cannot be read, or starts after its end, or is cut off, or holds NaN, infinity or
+            samples beyond `MAX_PEAK`.
     """
     if start_s < 0 or (duration_s is not None and duration_s < 0):
         raise DataError(f"{path}: cannot read from {start_s} s for {duration_s} s: use values of 0 or more.")
@@ -223,6 +227,12 @@ def _read_frames(handle: Any, start: int, frames: int | None = None) -> torch.Te
     wav = torch.from_numpy(samples).T.contiguous()
     if not bool(torch.isfinite(wav).all()):
         raise DataError(f"{handle.name}: holds NaN or infinity after frame {start}. Leave it out or repair it.")
+    peak = float(wav.abs().max()) if wav.numel() else 0.0
+    if peak > MAX_PEAK:
+        raise DataError(
+            f"{handle.name}: peak {peak:.6g} after frame {start}, far beyond full scale (1; at most {MAX_PEAK:.0f} is "
+            "read). Divide its samples by their range, such as 32768, or leave it out."
+        )
     return wav
 
 
