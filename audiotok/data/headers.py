@@ -4,6 +4,7 @@ A file is patched in memory where only its header is wrong, and refused where pa
 """
 
 import io
+import mmap
 import struct
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import BinaryIO
 from audiotok.errors import DataError
 
 _TAIL = 1 << 17  # bytes at the end that are searched: a page of ogg has up to 65307, a frame of flac rarely more
+_PICTURES = 1 << 16  # bytes of tags in a flac that nothing is made of
 _PROBES = 4  # places in an ogg file at which pages are looked at
 _OPEN_END = 0xFFFFFFFF  # size of a chunk to the end of the file, for libsndfile and those who write into a pipe
 _STREAMED = 0x7FFF0000  # from here on, a size is a placeholder if the file holds less
@@ -94,9 +96,9 @@ def _patch_wav(path: Path, file: BinaryIO, size: int, order: str) -> tuple[int, 
         elif name == b"data":
             held = size - at - 8
             if long is not None and length == _OPEN_END:
-                if long > held:
-                    _check_missing(path, held, long, per_s)
-                return None
+                _check_missing(path, held, long, per_s)
+                at += 8 + long + long % 2
+                continue
             if held >= 1 << 32 and held - min(length, held) > 1 << 24:  # less may be chunks behind the audio
                 raise DataError(
                     f"{path}: {held} bytes behind a header that can count 4294967295 (it says {length}). Convert it to "
@@ -106,7 +108,10 @@ def _patch_wav(path: Path, file: BinaryIO, size: int, order: str) -> tuple[int, 
                 return at + 4, struct.pack(f"{order}I", _OPEN_END)
             if length > held and length < _STREAMED:
                 _check_missing(path, held, length, per_s)
-            return None
+            if length >= held:
+                return None
+        elif name[:3] == b"RIF":  # a file behind the first
+            raise _several(path)
         at += 8 + length + length % 2
     return None
 
@@ -119,9 +124,16 @@ def _check_w64(path: Path, file: BinaryIO, size: int) -> None:
         if name[:4] == b"fmt ":
             per_s = struct.unpack("<8xI", file.read(12))[0]
         elif name[:4] == b"data":
+            behind = size - at - length
             _check_missing(path, size - at - 24, length - 24, per_s)
+            if behind >= 8:  # fewer fill up the chunk
+                raise DataError(f"{path}: {behind} bytes behind its audio would be read as audio. Convert it to flac.")
             return
         at += max(24, length + -length % 8)
+
+
+def _several(path: Path) -> DataError:
+    return DataError(f"{path}: several streams in one file, of which only the first would be read. Split it.")
 
 
 def _check_missing(path: Path, held: int, said: int, per_s: int) -> None:
@@ -148,6 +160,12 @@ def _patch_flac(path: Path, file: BinaryIO, size: int) -> tuple[int, bytes] | No
         return None  # something behind the audio, or cut off: found when it is read
     if said > found + _MISSING_S * rate:
         raise DataError(f"{path}: cut off or damaged: ends after {found} of the {said} frames that its header says.")
+    # Where another count or far more bytes may come from a second stream: look for it, which reads the file.
+    least, most = int.from_bytes(info[8:10], "big"), int.from_bytes(info[15:18], "big")
+    if (said and said < found) or (most and size - at > most * (found // max(least, 1) + 2) + _PICTURES):
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data.find(b"fLaC", at + 4) >= 0:
+                raise _several(path)
     return None if said == found else (at + 18, (packed - said + found).to_bytes(8, "big"))
 
 
@@ -221,5 +239,5 @@ def _check_ogg(path: Path, file: BinaryIO, size: int) -> None:
         found, number = struct.unpack("<4x10xII", data[at : at + 22])
         serial = found if serial is None else serial
         if found != serial or (place + at > last and number <= before):
-            raise DataError(f"{path}: several streams in one file, of which only the first would be read. Split it.")
+            raise _several(path)
         before, last = number, place + at

@@ -120,8 +120,9 @@ def mp3_length(path: Path) -> int:
     count, length, delay, padding = _counted(first[: kind[0]]) if kind else (0, 0, 0, 0)
     per_frame = _per_frame(first) if kind else 0
     tags = 128 if tail[-128:-125] == b"TAG" else 0
-    # An average frame of its kind: 24 to 1441 bytes.
-    if count and abs(size - tags - at - length) <= 1441 and 24 * count <= length <= 1441 * (count + 1):
+    # Written with or without the first frame itself; frames of 24 to 1441 bytes.
+    held = size - tags - at
+    if kind and count and length in (held, held - kind[0]) and 24 * count <= length <= 1441 * (count + 1):
         return _trimmed(count, per_frame, delay, padding)
     return open_mp3(path).frames
 

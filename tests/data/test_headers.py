@@ -102,6 +102,13 @@ def test_a_chunk_behind_the_audio_is_no_audio(tmp_path: Path, make_audio: MakeAu
     assert_holds(path, whole)
 
 
+def test_a_chunk_behind_the_audio_of_a_w64_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(999), 16000, format="W64", subtype="PCM_24")
+    path.write_bytes(path.read_bytes() + bytes(128))  # libsndfile would read them as 42 frames
+    assert_refused(path, "12[0-9] bytes behind its audio would be read as audio")
+
+
 @pytest.mark.parametrize("held", [(1 << 32) + 64000, 3 << 32, (2 << 32) - 1])
 def test_a_wav_over_4_gib(tmp_path: Path, held: int) -> None:
     path = tmp_path / "big.wav"
@@ -155,6 +162,17 @@ def test_ogg_streams_one_after_another_are_refused(
     assert_refused(both, "several streams in one file")
     both.write_bytes(one.read_bytes() * 2)  # even of the same number
     assert_refused(both, "several streams in one file")
+
+
+def test_wav_and_flac_files_one_after_another_are_refused(tmp_path: Path, make_audio: MakeAudio) -> None:
+    for extension in ("wav", "flac"):
+        one, two, both = (tmp_path / f"{name}.{extension}" for name in ("one", "two", "both"))
+        make_audio(one, seconds=1.0, rate=16000)
+        make_audio(two, seconds=1.5, rate=16000, seed=1)
+        both.write_bytes(one.read_bytes() + two.read_bytes())
+        assert_refused(both, "several streams in one file")
+        both.write_bytes(two.read_bytes() + one.read_bytes())
+        assert_refused(both, "several streams in one file|cut off or damaged")
 
 
 def test_rates_that_no_file_has(tmp_path: Path) -> None:
