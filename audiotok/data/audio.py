@@ -1,27 +1,31 @@
 """Reading, writing and converting audio files.
 
-soundfile (libsndfile) decodes and encodes wav, flac, ogg/vorbis, opus and mp3; torchaudio resamples.
-Seeking in libsndfile 1.2 is sample-exact in all five formats (a test holds it against full decodes), so a
-segment is read by one seek and costs no more than its own length.
+soundfile (libsndfile) decodes and encodes wav, flac, ogg/vorbis, opus and mp3. Seeking in libsndfile 1.2 is exact to
+the sample (a test holds it against full decodes) in all but mp3, which `audiotok.data.mp3` reads by its frames: a
+segment is read by one seek and costs no more than its own length. `audiotok.data.headers` checks what a file says of
+its length.
 """
 
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
-import torchaudio
+from numpy.typing import NDArray
 
+from audiotok.data.headers import Patched, patch_header
 from audiotok.data.limits import require_a_file
+from audiotok.data.mp3 import mp3_length, open_mp3
+from audiotok.data.resample import is_direct, reach, resample, resample_at
 from audiotok.errors import DataError
 from audiotok.files import replacing
 
@@ -35,10 +39,13 @@ ENCODINGS = {
     ".opus": ("OGG", "OPUS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
-_FILTER_ZEROS = 24  # zero crossings on each side of the resampling filter: a transition band below 5 % of the band
-_FILTER_ROLLOFF = 0.945  # cut-off of the resampling filter as a share of the lower Nyquist frequency
 _SHORT_READ_S = 0.1  # a file may end this much before its header's end: mp3 and ogg ones are sometimes a packet off
+# Beyond it, samples are refused. Masters in float may pass full scale (1) by some decibels, never by 24; integers that
+# were stored as floats without dividing by their range (128, 32768, 8388608), and damaged samples, lie beyond it.
+MAX_PEAK = 16.0
 WRITE_BLOCK = 1 << 16  # frames: libsndfile overflows its stack on a very long one-shot vorbis write
+
+_MIN_RATE, _MAX_RATE = 1000, 768_000  # Hz; others are damaged headers
 
 ClipStrategy = Literal["clip", "rescale", "none"]
 
@@ -54,9 +61,19 @@ class AudioInfo:
 
 
 def audio_info(path: str | Path) -> AudioInfo:
-    """Header of an audio file, without decoding it; DataError if it is missing, is not audio, or holds no samples."""
-    with _open_audio(path) as handle:
-        frames, rate = int(handle.frames), int(handle.samplerate)
+    """Length and kind of an audio file, without decoding it.
+
+    What the header says is held against the size of the file, its last frame (flac) or its pages (ogg); only an mp3
+    that is not as long as its header says, or has none, is walked frame by frame.
+
+    Raises:
+        DataError: if it is missing, is not audio, holds no samples, is cut off, or holds several streams.
+    """
+    with _open_file(Path(path)) as handle:
+        rate, frames = int(handle.samplerate), int(handle.frames)
+        if handle.format == "MP3":
+            frames = mp3_length(Path(path))
+        _check_frames(path, frames)
         return AudioInfo(frames / rate, rate, int(handle.channels), frames)
 
 
@@ -75,12 +92,13 @@ def read_audio(
         wav [C, T] float32 (full scale is 1) and its sample rate in Hz.
 
     Raises:
-        DataError: if the file cannot be read, or starts after its end, or is cut off, or holds NaN or infinity.
+        DataError: if the file cannot be read, or starts after its end, or is cut off, or holds NaN, infinity or
+            samples beyond `MAX_PEAK`.
     """
     if start_s < 0 or (duration_s is not None and duration_s < 0):
         raise DataError(f"{path}: cannot read from {start_s} s for {duration_s} s: use values of 0 or more.")
     with _open_audio(path) as handle:
-        rate = int(handle.samplerate)
+        rate = handle.rate
         frames = None if duration_s is None else round(duration_s * rate)
         wav = _read_frames(handle, round(start_s * rate), frames)
     if pad and frames is not None:
@@ -96,7 +114,7 @@ def read_segment(
     Args:
         path: audio file.
         start_s: where to start, in seconds; moved back to the grid on which source and target frames coincide (every 3
-            frames from 48 to 32 kHz, 10 ms from 44.1).
+            frames from 48 to 32 kHz, 10 ms from 44.1), or where that is coarse, to the grid of `sample_rate`.
         n_frames: length at `sample_rate`; None reads to the end.
         sample_rate: of the result, in Hz.
         channels: of the result.
@@ -108,11 +126,13 @@ def read_segment(
         DataError: if the file cannot be read, has ended before `start_s`, or has channels that cannot be mixed.
     """
     with _open_audio(path) as handle:
-        rate = int(handle.samplerate)
+        rate = handle.rate
+        if is_direct(rate, sample_rate):
+            return _segment_at(handle, int(start_s * sample_rate), n_frames, sample_rate, channels)
         step, step_out = Fraction(rate, sample_rate).as_integer_ratio()
         first = int(start_s * rate) // step
         # At the ends of what it gets, the filter sees zeros instead of audio: read more, and cut it off.
-        margin = math.ceil(_resample_reach(rate, sample_rate) / step)
+        margin = math.ceil(reach(rate, sample_rate) / step)
         lead = min(first, margin)
         blocks = None if n_frames is None else (lead + math.ceil(n_frames / step_out) + margin) * step
         source = _read_frames(handle, (first - lead) * step, blocks)
@@ -120,6 +140,24 @@ def read_segment(
     if wav.shape[-1] == 0:
         raise DataError(f"{path}: has ended before {start_s:.3f} s. Run `audiotok data prepare` again.")
     return (wav if n_frames is None else wav[:, :n_frames]), first * step / rate
+
+
+def _segment_at(
+    source: "_Source", first: int, n_frames: int | None, sample_rate: int, channels: int
+) -> tuple[torch.Tensor, float]:
+    """A segment from target frame `first` on, for rates whose frames coincide too rarely."""
+    margin = reach(source.rate, sample_rate)
+    left = -(-source.frames * sample_rate // source.rate) - first
+    if left <= 0:
+        raise DataError(
+            f"{source.name}: has ended before {first / sample_rate:.3f} s. Run `audiotok data prepare` again."
+        )
+    count = left if n_frames is None else min(n_frames, left)
+    begin = max(0, first * source.rate // sample_rate - margin)
+    end = (first + count) * source.rate // sample_rate + margin + 1
+    wav = _mixed(_read_frames(source, begin, end - begin), channels)
+    wav = resample_at(wav, source.rate, sample_rate, first, count, offset=begin)
+    return wav.expand(channels, -1).contiguous(), first / sample_rate
 
 
 def write_audio(
@@ -166,76 +204,103 @@ def write_audio(
 def convert_audio(wav: torch.Tensor, from_rate: int, to_rate: int, to_channels: int) -> torch.Tensor:
     """Resample and mix: mono is the mean of a stereo pair, stereo is mono twice.
 
-    The filter is a Hann-windowed sinc of 24 zero crossings cut at 94.5 % of the lower Nyquist frequency.
-
     Shape:
         wav [..., C, T] -> [..., to_channels, ceil(T * to_rate / from_rate)].
 
     Raises:
-        DataError: for any other change of channels.
+        DataError: for any other change of channels, or rates too far apart to resample.
     """
+    wav = _mixed(wav, to_channels)
+    wav = resample(wav, from_rate, to_rate)
+    return wav.expand(*wav.shape[:-2], to_channels, -1).contiguous() if to_channels > wav.shape[-2] else wav
+
+
+def _mixed(wav: torch.Tensor, to_channels: int) -> torch.Tensor:
+    """Mono of stereo; what becomes stereo stays mono: to mix before and copy after resampling is half the work."""
     found = wav.shape[-2]
     if found != to_channels and {found, to_channels} != {1, 2}:
         raise DataError(
             f"cannot turn {found} channels into {to_channels}: only mono from stereo, stereo from mono, or "
             "no change. Mix the files down to one or two channels beforehand."
         )
-    if to_channels < found:  # mix before resampling, copy after it: half the work
-        wav = wav.mean(dim=-2, keepdim=True)
-    if from_rate != to_rate:
-        wav = _resampler(from_rate, to_rate, wav.dtype, str(wav.device))(wav)
-    return wav.expand(*wav.shape[:-2], to_channels, -1).contiguous() if to_channels > found else wav
+    return wav.mean(dim=-2, keepdim=True) if to_channels < found else wav
 
 
-def _resample_reach(from_rate: int, to_rate: int) -> int:
-    """How many source frames on each side of a point the resampling filter looks at."""
-    if from_rate == to_rate:
-        return 0
-    return math.ceil(_FILTER_ZEROS * from_rate / (min(from_rate, to_rate) * _FILTER_ROLLOFF))
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """An open file: `read(start, count)` gives [at most count, C] float32."""
+
+    name: str
+    rate: int
+    channels: int
+    frames: int
+    read: Callable[[int, int], NDArray[np.float32]]
 
 
 @contextmanager
-def _open_audio(path: str | Path) -> Iterator[Any]:
+def _open_audio(path: str | Path) -> Iterator[_Source]:
     """Open for reading; libsndfile and file-system errors become a DataError that names the file."""
+    with _open_file(Path(path)) as handle:
+        if handle.format == "MP3":
+            mp3 = open_mp3(Path(path))
+            yield _Source(str(path), mp3.rate, mp3.channels, mp3.frames, mp3.read)
+            return
+        _check_frames(path, int(handle.frames))
+
+        def read(start: int, count: int) -> NDArray[np.float32]:
+            handle.seek(start)
+            samples: NDArray[np.float32] = handle.read(count, dtype="float32", always_2d=True)
+            return samples
+
+        yield _Source(str(path), int(handle.samplerate), int(handle.channels), int(handle.frames), read)
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[Any]:
+    """The file in libsndfile, its header mended where it is wrong."""
     if not os.path.isfile(path):  # noqa: PTH113  a name that is too long makes Path.is_file raise
         raise DataError(f"{path}: no such file. If it has moved, run `audiotok data prepare` again.")
     try:
-        handle = soundfile.SoundFile(_name(path))
+        patch = patch_header(path)
+        with soundfile.SoundFile(Patched(path, *patch) if patch else _name(path)) as handle:
+            if not _MIN_RATE <= handle.samplerate <= _MAX_RATE:
+                raise DataError(f"{path}: sample rate {handle.samplerate} Hz; {_MIN_RATE} to {_MAX_RATE} are read.")
+            if handle.format == "MP3" and handle.subtype != "MPEG_LAYER_III":
+                raise DataError(f"{path}: MPEG audio of layer I or II. Leave it out, or convert it.")
+            yield handle
     except (soundfile.SoundFileError, OSError, TypeError) as err:  # TypeError: a headerless .raw file
         raise _unreadable(path, err) from err
-    with handle:
-        if handle.frames == 0:
-            raise DataError(f"{path}: holds no samples. Leave it out or replace it.")
-        try:
-            yield handle
-        except (soundfile.SoundFileError, OSError) as err:
-            raise _unreadable(path, err) from err
 
 
-def _read_frames(handle: Any, start: int, frames: int | None = None) -> torch.Tensor:
+def _check_frames(path: str | Path, frames: int) -> None:
+    if frames == 0:
+        raise DataError(f"{path}: holds no samples. Leave it out or replace it.")
+    if frames >= 1 << 40:  # 291 days at 44.1 kHz; libsndfile's for an unknown length is 2^63
+        raise DataError(f"{path}: of unknown length. Encode it again.")
+
+
+def _read_frames(source: _Source, start: int, frames: int | None = None) -> torch.Tensor:
     """Decode at most `frames` frames of an open file from `start`, or to its end: wav [C, T] float32."""
-    left = int(handle.frames) - start
+    left = source.frames - start
     if left <= 0:
         raise DataError(
-            f"{handle.name}: ends at {handle.frames / handle.samplerate:.3f} s, nothing to read from "
-            f"{start / handle.samplerate:.3f} s on. Run `audiotok data prepare` again if it has changed."
+            f"{source.name}: ends at {source.frames / source.rate:.3f} s, nothing to read from "
+            f"{start / source.rate:.3f} s on. Run `audiotok data prepare` again if it has changed."
         )
     count = left if frames is None else min(frames, left)
-    handle.seek(start)
-    samples = handle.read(count, dtype="float32", always_2d=True)  # shorter, without an error, if the file is cut off
-    if count - len(samples) > _SHORT_READ_S * handle.samplerate or (count and not len(samples)):
-        raise DataError(f"{handle.name}: cut off or damaged: {len(samples)} of {count} frames after frame {start}.")
+    samples = source.read(start, count)  # shorter, without an error, if the file is cut off
+    if count - len(samples) > _SHORT_READ_S * source.rate or (count and not len(samples)):
+        raise DataError(f"{source.name}: cut off or damaged: {len(samples)} of {count} frames after frame {start}.")
     wav = torch.from_numpy(samples).T.contiguous()
     if not bool(torch.isfinite(wav).all()):
-        raise DataError(f"{handle.name}: holds NaN or infinity after frame {start}. Leave it out or repair it.")
+        raise DataError(f"{source.name}: holds NaN or infinity after frame {start}. Leave it out or repair it.")
+    peak = float(wav.abs().max()) if wav.numel() else 0.0
+    if peak > MAX_PEAK:
+        raise DataError(
+            f"{source.name}: peak {peak:.6g} after frame {start}, far beyond full scale (1; at most {MAX_PEAK:.0f} is "
+            "read). Divide its samples by their range, such as 32768, or leave it out."
+        )
     return wav
-
-
-@lru_cache(maxsize=32)
-def _resampler(from_rate: int, to_rate: int, dtype: torch.dtype, device: str) -> Any:
-    """The resampling kernel for a pair of rates, computed once (it takes longer than using it)."""
-    options: dict[str, Any] = {"lowpass_filter_width": _FILTER_ZEROS, "rolloff": _FILTER_ROLLOFF, "dtype": dtype}
-    return torchaudio.transforms.Resample(from_rate, to_rate, **options).to(device)
 
 
 def _fit_full_scale(path: Path, wav: torch.Tensor, strategy: str) -> torch.Tensor:

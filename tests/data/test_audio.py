@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from audiotok.data.audio import AudioInfo, audio_info, convert_audio, read_audio, write_audio
+from audiotok.data.audio import MAX_PEAK, AudioInfo, audio_info, convert_audio, read_audio, write_audio
 from audiotok.errors import DataError
 
 MakeAudio = Callable[..., NDArray[np.float32]]
@@ -75,6 +75,19 @@ def test_unreadable_files_are_named_with_the_reason(tmp_path: Path, make_audio: 
         read_audio(tmp_path / "nan.wav")
     with pytest.raises(DataError, match="no such file"):
         audio_info(tmp_path / "missing.wav")
+
+
+@pytest.mark.parametrize("peak", [32767.0, 1e29, MAX_PEAK * 1.001])
+def test_samples_far_beyond_full_scale_are_refused(tmp_path: Path, peak: float) -> None:
+    signal = np.zeros(8000, np.float32)
+    signal[5000] = -MAX_PEAK
+    soundfile.write(tmp_path / "loud.wav", signal, 8000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(tmp_path / "loud.wav")[0][0].numpy(), signal)  # a loud master is music
+    signal[5000] = -peak
+    soundfile.write(tmp_path / "loud.wav", signal, 8000, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"loud\.wav: peak .*e\+29|loud\.wav: peak .* far beyond full scale .* 32768"):
+        read_audio(tmp_path / "loud.wav")
+    read_audio(tmp_path / "loud.wav", duration_s=0.5)  # what is read is what is judged
 
 
 @pytest.mark.parametrize("extension", ["flac", "mp3"])
