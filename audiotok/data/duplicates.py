@@ -29,9 +29,10 @@ _WINDOW_S, _WINDOWS = 2.0, 3
 _BINS = slice(200, 3600)  # of the spectrum of a window: 100 to 1800 Hz
 _EDGES = np.searchsorted(np.arange(_BINS.start, _BINS.stop), np.geomspace(_BINS.start, _BINS.stop, 9)[:-1])
 _DURATION_S = 0.2  # encodings of a recording differ by less: an mp3 is padded to whole frames at both ends
-_LEVEL_DB = 6.0  # and by less in the level of any band: 4.3 dB at opus 9 kb/s, 1.6 dB at mp3 60 kb/s
+_LEVEL_DB = 6.0  # and by less in the level of any band: 4.3 dB at opus 9 kb/s, 0.7 dB at mp3 60 kb/s
 _FLOOR = 1e-3  # bands with less power than this share of the loudest are as good as silence: encoders add noise there
-_CORRELATION = 0.7  # 0.97 to 1 between encodings, 0.8 at opus 9 kb/s; below 0.3 between different music
+_CORRELATION = 0.7  # 0.98 to 1 between encodings, 0.86 at opus 9 kb/s; 0.14 at most between different music
+_FADE_S = 0.05  # at both ends of a window
 _SHIFT_S = 0.1  # encoders delay what they encode, by up to 50 ms
 _LAGS = 8000  # steps of the shift in a second
 _NEAREST = 8  # tracks that one is compared with
@@ -141,10 +142,14 @@ def _spectra(path: Path, duration_s: float) -> NDArray[np.complex128] | None:
     spectra = []
     for start in starts if duration_s > _WINDOW_S else starts[:1]:
         try:
-            wav, rate = read_audio(path, start_s=start, duration_s=_WINDOW_S, pad=True)
+            wav, rate = read_audio(path, start_s=start, duration_s=min(_WINDOW_S, duration_s))
         except (DataError, OSError):
             return None
-        spectrum = np.fft.rfft(wav.numpy().mean(0))[_BINS] / rate
+        mono, fade = wav.numpy().mean(0), max(1, round(_FADE_S * rate))
+        ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(fade) + 0.5) / fade)  # steps at the ends would look alike
+        mono[:fade] *= ramp[: len(mono)]
+        mono[-fade:] *= ramp[::-1][-len(mono) :]
+        spectrum = np.fft.rfft(mono, round(_WINDOW_S * rate))[_BINS] / rate
         spectra.append(np.pad(spectrum, (0, _BINS.stop - _BINS.start - len(spectrum))))  # at rates below 3600 Hz
     return np.stack(spectra + spectra[:1] * (_WINDOWS - len(spectra)))
 
