@@ -370,7 +370,7 @@ def _check_enough(
     first = next((one for one in left_out if one.kind in ("unreadable", "beyond full scale", "too short")), None)
     raise DataError(
         f"{found} for {len(splits)} splits ({', '.join(splits)}), each of which needs one; {_counts_text(left_out)}"
-        + (f" (first: {first.path}: {first.reason})" if first else "")
+        + (f" (first: {_printable(first.path)}: {_printable(first.reason)})" if first else "")
         + ". Add tracks, cut long ones into several files, or choose fewer splits"
         + (", or leave out --group-by." if group_by else ".")
     )

@@ -139,7 +139,7 @@ def get_dataloaders(cfg: DictConfig) -> dict[str, Any]:
     missing = [f"datasource.{split}" for split in SPLITS if not source[split]]
     if missing:
         raise ConfigError(
-            f"{', '.join(missing)} not set; choose data such as dset=audio/demo (made by `audiotok data demo`), or name "
+            f"{', '.join(missing)} not set; choose data such as dset=audio/demo (`audiotok data demo`), or name "
             "manifests made by `audiotok data prepare`"
         )
     return {split: _split_loader(cfg, split, {**data, **data[split]}) for split in SPLITS}

@@ -111,9 +111,9 @@ def test_nothing_to_prepare_is_said_with_the_reason(tmp_path: Path, make_audio: 
     with pytest.raises(DataError, match="missing is not a folder"):
         prepare([tmp_path / "missing"], tmp_path / "egs")
     make_audio(tmp_path / "few" / "a.wav")
-    (tmp_path / "few" / "b.wav").write_text("no")
+    (tmp_path / "few" / "b\n.wav").write_text("no")
     with pytest.raises(
-        DataError, match=r"1 usable tracks for 4 splits \(train, v.*left out 1: 1 unread.*first: .*b.wav"
+        DataError, match=r"1 usable tracks for 4 splits \(train, v.*left out 1: 1 unread.*first: .*b\\n.wav"
     ):
         prepare([tmp_path / "few"], tmp_path / "egs")
     assert not (tmp_path / "egs").exists()
