@@ -14,9 +14,12 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser = data_commands.add_parser("prepare", help="manifests of the audio files of some folders")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of audio files")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the manifests go")
-    text = "share of the tracks in one manifest; repeat it for each (default: train=0.8 valid=0.1 ...)"
+    text = "share of the tracks in one manifest; repeat it for each; they sum to 1 (default: train=0.8 valid=0.1 ...)"
     parser.add_argument("--split", action="append", type=_split, metavar="NAME=FRACTION", help=text)
     parser.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
+    text = "keep the tracks of a folder, or of an artist (or album) by their tags, in one split"
+    parser.add_argument("--group-by", choices=("folder", "tag"), help=text)
+    parser.add_argument("--list-skipped", action="store_true", help="name each file that is left out, with the reason")
     parser.set_defaults(run=_prepare)
     parser = data_commands.add_parser("demo", help="fetch a small free music collection and prepare it")
     parser.add_argument("--output", type=Path, default=Path("data/demo"), metavar="DIR", help="default: data/demo")
@@ -40,7 +43,10 @@ def _prepare(args: argparse.Namespace) -> None:
     splits = dict(args.split) if args.split else SPLITS
     if args.split and len(splits) < len(args.split):
         raise ConfigError("--split names a manifest twice; give each name once.")
-    print(prepare(args.folders, args.output, splits=splits, seed=args.seed))
+    report = prepare(args.folders, args.output, splits=splits, seed=args.seed, group_by=args.group_by)
+    if args.list_skipped and (listing := report.listing()):
+        print(listing)
+    print(report)
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -2,29 +2,46 @@
 
 A split is a matter of whole tracks: segments of one track in two splits would let training see what
 evaluation measures. Tracks are ranked by a hash of their path and the seed, so the same folder gives the
-same splits on any machine, and adding a track moves few others.
+same splits on any machine, and adding a track moves few others. Of equal tracks one is taken, and what belongs
+together (one recording in two encodings, an album, an artist) goes to one split.
 """
 
 import hashlib
 import logging
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from audiotok.data.audio import ENCODINGS, audio_info
-from audiotok.data.manifest import AudioMeta, write_manifest
+import soundfile
+
+from audiotok.data.audio import ENCODINGS
+from audiotok.data.duplicates import find_copies, united
+from audiotok.data.manifest import AudioMeta, read_manifest, write_manifest
+from audiotok.data.scan import LeftOut, Scan, describe, scan_folders
 from audiotok.errors import ConfigError, DataError
+from audiotok.files import replacing
 
 logger = logging.getLogger(__name__)
 
 # The stages of a solver, and the share of the tracks each gets.
 SPLITS: Mapping[str, float] = MappingProxyType({"train": 0.8, "valid": 0.1, "evaluate": 0.05, "generate": 0.05})
 EXTENSIONS = tuple(ENCODINGS)
+GROUPINGS = ("folder", "tag")
+_NO_ARTIST = frozenset({"", "various artists", "various", "va", "unknown artist", "unknown", "<unknown>"})
+_NO_ALBUM = frozenset({"", "unknown album", "unknown", "<unknown>"})
+_PLURALS = {"copy": "copies", "unreadable folder": "unreadable folders", "broken link": "broken links",
+            "repeated link": "repeated links", "special file": "special files"}  # fmt: skip
+_MARK = b"audiotok data prepare"  # comment in the gzip header of a manifest that is written here
+_REPORT_EVERY_S = 10.0
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class _SplitReport(NamedTuple):
@@ -40,8 +57,12 @@ class PrepareReport:
     splits: dict[str, _SplitReport]
     sample_rates: dict[int, int]  # number of tracks per rate in Hz
     channels: dict[int, int]  # number of tracks per channel count
-    unreadable: dict[Path, str]  # files left out, with the reason
-    too_short: list[Path]  # files left out for being shorter than `min_duration_s`
+    left_out: list[LeftOut]  # audio that is not used, sorted by path
+    others: Counter[str] = field(default_factory=Counter)  # number of files that are no audio, by extension
+    same_recording: list[list[Path]] = field(default_factory=list)  # sets kept in one split: unequal encodings
+    ungrouped: int = 0  # tracks without the tags to group by
+    removed: list[Path] = field(default_factory=list)  # manifests of an earlier call
+    stale: list[Path] = field(default_factory=list)  # manifests from elsewhere that hold some of these tracks
 
     @property
     def max_sample_rate(self) -> int:
@@ -53,15 +74,41 @@ class PrepareReport:
         """The fewest channels of any track."""
         return min(self.channels)
 
+    @property
+    def summary(self) -> str:
+        """One line: how much there is, and how much was left out, by kind."""
+        parts = [
+            f"{sum(one.tracks for one in self.splits.values())} tracks, "
+            f"{sum(one.hours for one in self.splits.values()):.3g} h",
+            _counts_text(self.left_out),
+        ]
+        if self.same_recording:
+            kept, count = sum(map(len, self.same_recording)), len(self.same_recording)
+            parts.append(f"{kept} hold {count} recording{'s' * (count > 1)} in several encodings, each in one split")
+        if self.ungrouped:
+            parts.append(f"{self.ungrouped} without an artist or album tag, grouped by folder")
+        if self.others:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in _ranked(self.others)[:5])
+            parts.append(
+                f"passed over {sum(self.others.values())} other files ({kinds}{', …' * (len(self.others) > 5)})"
+            )
+        return "; ".join(parts)
+
+    def listing(self) -> str:
+        """A line for each file that is left out, with its kind and reason, and each set that is kept together."""
+        lines = [f"left out, {one.kind}: {_printable(one.path)}: {_printable(one.reason)}" for one in self.left_out]
+        lines += ["kept together: " + ", ".join(map(_printable, paths)) for paths in self.same_recording]
+        return "\n".join(lines)
+
     def __str__(self) -> str:
-        """A table for people."""
+        """A table for people, and the summary as its last line."""
         row = "{:<10} {:>7} tracks {:>9.3f} h  {}"
         lines = [row.format(name, one.tracks, one.hours, one.manifest) for name, one in self.splits.items()]
         lines.append("sample rates: " + ", ".join(f"{n} at {rate} Hz" for rate, n in self.sample_rates.items()))
         lines.append("channels: " + ", ".join(f"{n} with {count}" for count, n in self.channels.items()))
-        lines += [f"too short, left out: {path}" for path in self.too_short]
-        lines += [f"unreadable, left out: {reason}" for reason in self.unreadable.values()]
-        return "\n".join(lines)
+        lines += [f"removed {path}: of an earlier split of these tracks" for path in self.removed]
+        lines += [f"{path} has some of these tracks, too: remove it if it is an earlier split" for path in self.stale]
+        return "\n".join([*lines, self.summary])
 
 
 def prepare(
@@ -70,98 +117,154 @@ def prepare(
     *,
     splits: Mapping[str, float] = SPLITS,
     seed: int = 0,
+    group_by: str | None = None,
     extensions: Sequence[str] = EXTENSIONS,
     min_duration_s: float = 1.0,
     workers: int = 8,
 ) -> PrepareReport:
     """Write `<split>.jsonl.gz` into `output` for each split of the audio found below `folders`.
 
-    Only headers are read: a file damaged further on is found by the dataset, which draws another in its place. Hidden
-    files and folders are passed over, links to folders followed, a file reached twice counts once.
+    Headers are read, files of floating-point samples whole, and of tracks with durations that agree a few seconds. A
+    file damaged further on is found by the dataset, which draws another in its place. Hidden files and folders are
+    passed over, links to folders followed, a file reached twice counts once. Of tracks with equal samples the first is
+    taken; tracks that hold one recording in several encodings stay in one split.
+
+    A manifest that an earlier call wrote into `output` is removed if its split is no longer made and some of its
+    tracks are in one that is; a manifest that anything else wrote, or rewrote, is left and named.
 
     Args:
         folders: where to look, recursively.
         output: folder for the manifests; made if missing.
-        splits: name and share of each; shares are relative to their sum. Every split gets at least one track.
+        splits: name and share of each; their sum is 1. Every split gets at least one track.
         seed: another seed gives another split.
+        group_by: "folder" keeps the tracks of a folder in one split; "tag" those of an artist, without an artist of an
+            album, without either of a folder. None splits by track.
         extensions: of the files to take, upper or lower case.
         min_duration_s: shorter tracks are left out.
-        workers: threads that read headers.
+        workers: threads that read.
 
     Raises:
-        ConfigError: if there are no splits, a share is not above 0 or a name is not a plain word.
-        DataError: if a folder is missing, no audio is found or usable, or there are fewer tracks than splits.
+        ConfigError: if there are no splits, a share is not above 0, the shares do not sum to 1, a name is not a plain
+            word, or `output` cannot be a folder to write to.
+        DataError: if a folder is missing, no audio is found or usable, there are fewer tracks or groups than splits, or
+            a manifest cannot be written.
     """
     _check_splits(splits)
-    found = _find_audio(folders, extensions)
+    if group_by not in (None, *GROUPINGS):
+        raise ConfigError(f"group_by={group_by!r}: choose one of {', '.join(GROUPINGS)}, or leave it out.")
+    _check_output(Path(output))
+    scan = scan_folders(folders, extensions)
+    if not scan.found:
+        others = ", ".join(f"{n} × {kind}" for kind, n in _ranked(scan.others)[:5]) or "no other files"
+        raise DataError(
+            f"no audio in {', '.join(map(str, folders)) or 'no folders'}: looked for {', '.join(sorted(extensions))}; "
+            f"found {others}; {_counts_text(scan.left_out)}."
+        )
     # Threads will do: libsndfile and the file system work without the interpreter's lock.
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        outcomes = list(pool.map(_describe, found))
-    unreadable = {path: what for path, what in zip(found, outcomes, strict=True) if isinstance(what, str)}
-    metas = {path: what for path, what in zip(found, outcomes, strict=True) if isinstance(what, AudioMeta)}
-    too_short = [path for path, meta in metas.items() if meta.duration < min_duration_s]
-    usable = {path: meta for path, meta in metas.items() if meta.duration >= min_duration_s}
-    for reason in unreadable.values():
-        logger.warning("left out: %s", reason)
-    if len(usable) < len(splits):
-        raise DataError(
-            f"{len(usable)} usable tracks for {len(splits)} splits ({', '.join(splits)}), each of which "
-            f"needs one; {len(unreadable)} files are unreadable and {len(too_short)} under {min_duration_s} s"
-            + (f" (first: {next(iter(unreadable.values()))})" if unreadable else "")
-            + ". Add tracks, cut long ones into several files, or choose fewer splits."
-        )
+        each = _Each(pool)
+        usable, left_out = _usable(scan, min_duration_s, each)
+        copies, same = find_copies(usable, each)
+        left_out += [LeftOut(path, "copy", f"equal to {original}") for path, original in copies.items()]
+        usable = {path: meta for path, meta in usable.items() if path not in copies}
+        sets, ungrouped = _group(list(usable), group_by, each)
+    _check_enough(usable, left_out, united(usable, [*same, *sets]), splits, min_duration_s, group_by)
     reports = {}
-    for name, members in _split_tracks({path: found[path] for path in usable}, splits, seed).items():
+    names = {path: scan.found[path] for path in usable}
+    for name, members in _split_tracks(names, splits, seed, [*same, *sets]).items():
         chosen = [usable[path] for path in members]
-        manifest = write_manifest(Path(output) / f"{name}.jsonl.gz", chosen)
+        manifest = _write(Path(output) / f"{name}.jsonl.gz", chosen)
         reports[name] = _SplitReport(manifest, len(chosen), sum(meta.duration for meta in chosen) / 3600)
+    removed, stale = _clear(Path(output), set(reports), {os.path.normpath(path) for path in usable})
     return PrepareReport(
         splits=reports,
         sample_rates=dict(sorted(Counter(meta.sample_rate for meta in usable.values()).items())),
         channels=dict(sorted(Counter(meta.channels or 0 for meta in usable.values()).items())),
-        unreadable=unreadable,
-        too_short=too_short,
+        left_out=sorted(left_out, key=lambda one: one.path),
+        others=scan.others,
+        same_recording=[sorted(paths) for paths in united(usable, same) if len(paths) > 1],
+        ungrouped=ungrouped,
+        removed=removed,
+        stale=stale,
     )
 
 
-def _find_audio(folders: Sequence[str | Path], extensions: Sequence[str] = EXTENSIONS) -> dict[Path, str]:
-    """Audio files below the folders, sorted, each with its name relative to the folder that holds it."""
-    suffixes = {f".{extension.lower().lstrip('.')}" for extension in extensions}
-    found: dict[Path, str] = {}
-    seen: set[Path] = set()
-    others: Counter[str] = Counter()
-    for folder in (Path(folder).absolute() for folder in folders):
-        if not folder.is_dir():
-            raise DataError(f"{folder} is not a folder. Name a folder that holds audio files.")
-        for path in _walk(folder):
-            if path.suffix.lower() not in suffixes:
-                others[path.suffix.lower() or "no extension"] += 1
-            elif path.resolve() not in seen:
-                seen.add(path.resolve())
-                found[path] = path.relative_to(folder).as_posix()
-    if not found:
-        there = ", ".join(f"{n} × {extension}" for extension, n in others.most_common(5)) or "no files at all"
-        raise DataError(
-            f"no audio in {', '.join(map(str, folders)) or 'no folders'}: looked for "
-            f"{', '.join(sorted(suffixes))}; found {there}."
-        )
-    return found
+class _Each:
+    """Applies a function to many things in the threads of a pool, in order; a line now and then says how far it is."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+
+    def __call__(self, work: Callable[[_T], _R], things: Sequence[_T], what: str, /) -> list[_R]:
+        results: list[_R] = []
+        reported = time.monotonic()
+        for result in self._pool.map(work, things):  # an error, Ctrl-C too, cancels what has not begun
+            results.append(result)
+            if time.monotonic() - reported > _REPORT_EVERY_S:
+                reported = time.monotonic()
+                logger.info("%s: %d of %d", what, len(results), len(things))
+        return results
 
 
-def _split_tracks(tracks: Mapping[Path, str], splits: Mapping[str, float], seed: int) -> dict[str, list[Path]]:
+def _usable(scan: Scan, min_duration_s: float, each: _Each) -> tuple[dict[Path, AudioMeta], list[LeftOut]]:
+    outcomes = each(lambda path: describe(path, min_duration_s), list(scan.found), "reading headers")
+    usable = {what.path: what for what in outcomes if isinstance(what, AudioMeta)}
+    return usable, scan.left_out + [what for what in outcomes if isinstance(what, LeftOut)]
+
+
+def _group(paths: list[Path], group_by: str | None, each: _Each) -> tuple[list[list[Path]], int]:
+    """Sets of tracks that belong together, and how many tracks had to be grouped by folder for want of tags."""
+    if group_by is None:
+        return [], 0
+    tags = each(_tag, paths, "reading tags") if group_by == "tag" else [None] * len(paths)
+    sets: defaultdict[object, list[Path]] = defaultdict(list)
+    for path, tag in zip(paths, tags, strict=True):
+        sets[tag or path.parent].append(path)
+    return list(sets.values()), tags.count(None) if group_by == "tag" else 0
+
+
+def _tag(path: Path) -> tuple[str, str] | None:
+    """Artist of a track, or its album where that is no name; None if it has neither."""
+    try:
+        with soundfile.SoundFile(os.fsencode(path)) as handle:
+            tags = handle.copy_metadata()
+    except (soundfile.SoundFileError, OSError):  # it could be opened a moment ago
+        return None
+    artist, album = (" ".join(tags.get(key, "").split()).casefold() for key in ("artist", "album"))
+    if artist not in _NO_ARTIST:
+        return "artist", artist
+    return ("album", album) if album not in _NO_ALBUM else None
+
+
+def _split_tracks(
+    tracks: Mapping[Path, str], splits: Mapping[str, float], seed: int, together: Sequence[Sequence[Path]] = ()
+) -> dict[str, list[Path]]:
     """Distribute tracks (path, and the name that decides) over splits (name and share); their order stays.
 
-    Sizes are by largest remainder, at least one each; a hash of seed and name decides where a track goes.
+    Sizes are by largest remainder, at least one each; a hash of seed and name decides where a track goes. A set of
+    tracks that stay together has the lowest hash of its tracks, and goes to the first split with room for half of it.
     """
-    ranked = sorted(tracks, key=lambda path: hashlib.sha256(f"{seed}:{tracks[path]}".encode()).digest())
-    counts = _sizes(len(ranked), splits)
-    dealt: dict[str, list[Path]] = {}
-    start = 0
-    for name, count in counts.items():
-        members = set(ranked[start : start + count])
-        dealt[name] = [path for path in tracks if path in members]
-        start += count
-    return dealt
+    ranks = {path: hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
+             for path, name in tracks.items()}  # fmt: skip
+    sizes = _sizes(len(tracks), splits)
+    groups = sorted(united(tracks, together), key=lambda group: min(map(ranks.__getitem__, group)))
+    groups.sort(
+        key=lambda group: -len(group) if len(group) > min(sizes.values()) else 0
+    )  # large ones fit first or never
+    dealt: dict[str, list[list[Path]]] = {name: [] for name in splits}
+    room = dict(sizes)
+    for group in groups:
+        fitting = (name for name in splits if 2 * room[name] >= len(group))
+        name = next(fitting, None) or max(room, key=room.__getitem__)
+        dealt[name].append(group)
+        room[name] -= len(group)
+    for empty in [name for name in splits if not dealt[name]]:
+        donors = [name for name in splits if len(dealt[name]) > 1]
+        donor = min(donors, key=lambda name: (min(map(len, dealt[name])), room[name]))
+        dealt[empty].append(min(reversed(dealt[donor]), key=len))
+        dealt[donor].remove(dealt[empty][0])
+    home = {path: name for name, members in dealt.items() for group in members for path in group}
+    return {name: [path for path in tracks if home[path] == name] for name in splits}
 
 
 def _sizes(total: int, splits: Mapping[str, float]) -> dict[str, int]:
@@ -178,25 +281,42 @@ def _sizes(total: int, splits: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
-def _walk(folder: Path) -> list[Path]:
-    """Files below a folder, sorted, without hidden ones; links are followed, each real folder once."""
-    files: list[Path] = []
-    visited = {folder.resolve()}
-    for root, names, entries in os.walk(folder, followlinks=True):
-        fresh = {name: (Path(root) / name).resolve() for name in sorted(names) if not name.startswith(".")}
-        names[:] = [name for name, real in fresh.items() if real not in visited]
-        visited |= set(fresh.values())
-        files += [Path(root) / name for name in entries if not name.startswith(".")]
-    return sorted(files)
-
-
-def _describe(path: Path) -> AudioMeta | str:
-    """The manifest entry of a file, or the reason why it cannot have one."""
+def _write(path: Path, metas: Sequence[AudioMeta]) -> Path:
+    """Write a manifest that `_is_ours`."""
     try:
-        info = audio_info(path)
-    except DataError as err:
-        return str(err)
-    return AudioMeta(path, info.duration_s, info.sample_rate, info.channels)
+        write_manifest(path, metas)
+        data = path.read_bytes()
+        with replacing(path) as draft:
+            # RFC 1952: bit 4 of the flags announces a comment, which follows the ten bytes of the header.
+            draft.write_bytes(data[:3] + bytes([data[3] | 16]) + data[4:10] + _MARK + b"\0" + data[10:])
+    except OSError as err:
+        raise DataError(f"cannot write {path}: {err.strerror or err}. Make room, or choose another --output.") from err
+    return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `prepare` wrote a manifest and nothing rewrote it since."""
+    with path.open("rb") as file:
+        head = file.read(11 + len(_MARK))
+    return head[:2] == b"\x1f\x8b" and head[3:4] == b"\x10" and head[10:] == _MARK + b"\0"
+
+
+def _clear(output: Path, made: set[str], tracks: set[str]) -> tuple[list[Path], list[Path]]:
+    """Remove manifests of earlier calls that hold some of the tracks; returns them, and such ones of other origin."""
+    removed, stale = [], []
+    for path in sorted(output.glob("*.jsonl.gz")):
+        if path.name.removesuffix(".jsonl.gz") in made:
+            continue
+        try:
+            if any(str(meta.path) in tracks for meta in read_manifest(path)):
+                if _is_ours(path):
+                    path.unlink()
+                    removed.append(path)
+                else:
+                    stale.append(path)
+        except (DataError, OSError):  # whatever it is, it is not from here
+            continue
+    return removed, stale
 
 
 def _check_splits(splits: Mapping[str, float]) -> None:
@@ -206,3 +326,68 @@ def _check_splits(splits: Mapping[str, float]) -> None:
             f"splits: {', '.join(wrong) or 'none given'}; expected names such as {', '.join(SPLITS)}, each "
             "with a share above 0."
         )
+    total = sum(splits.values())
+    if abs(total - 1) > 0.011:  # thirds as 0.33
+        given = " ".join(f"{name}={share:g}" for name, share in splits.items())
+        if total < 1:
+            missing = next((name for name in SPLITS if name not in splits), "rest")
+            advice = f"add the others, such as --split {missing}={1 - total:.3g}"
+        else:
+            advice = "give each as a part of 1"
+        alone = f", or give --split {next(iter(splits))}=1 for a single manifest" if len(splits) == 1 else ""
+        raise ConfigError(f"splits: the shares in {given} sum to {total:.3g}, not to 1: {advice}{alone}.")
+
+
+def _check_output(output: Path) -> None:
+    """Before anything is read: whether `output` is, or can be made, a folder to write to."""
+    there = output.absolute()
+    try:
+        while not os.path.lexists(there):
+            there = there.parent
+        if not there.is_dir():
+            raise ConfigError(f"--output {output}: {there} is not a folder. Name a folder for the manifests.")
+        writable = os.access(there, os.W_OK | os.X_OK)
+    except OSError as err:
+        raise ConfigError(f"--output {output}: {err.strerror}. Name a folder for the manifests.") from err
+    if not writable:
+        raise ConfigError(f"--output {output}: {there} cannot be written to. Name a folder of yours.")
+
+
+def _check_enough(
+    usable: Mapping[Path, AudioMeta],
+    left_out: list[LeftOut],
+    groups: Sequence[Sequence[Path]],
+    splits: Mapping[str, float],
+    min_duration_s: float,
+    group_by: str | None,
+) -> None:
+    if len(groups) >= len(splits):
+        return
+    found = f"{len(usable)} usable tracks"
+    if len(groups) < len(usable):
+        by = f" by {group_by}" if group_by else " of tracks that hold one recording"
+        found += f" in {len(groups)} groups{by}"
+    first = next((one for one in left_out if one.kind in ("unreadable", "beyond full scale", "too short")), None)
+    raise DataError(
+        f"{found} for {len(splits)} splits ({', '.join(splits)}), each of which needs one; {_counts_text(left_out)}"
+        + (f" (first: {_printable(first.path)}: {_printable(first.reason)})" if first else "")
+        + ". Add tracks, cut long ones into several files, or choose fewer splits"
+        + (", or leave out --group-by." if group_by else ".")
+    )
+
+
+def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:
+    """Most frequent first, then by name."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _counts_text(left_out: Sequence[LeftOut]) -> str:
+    """`left out 7: 4 m4a, 3 too short`."""
+    kinds = _ranked(Counter(one.kind for one in left_out))
+    text = ", ".join(f"{count} {kind if count == 1 else _PLURALS.get(kind, kind)}" for kind, count in kinds)
+    return f"left out {len(left_out)}: {text}" if kinds else "left out none"
+
+
+def _printable(what: object) -> str:
+    """Text on one line: line breaks, control characters and bytes that are not UTF-8 as escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(what))

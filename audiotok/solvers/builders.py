@@ -138,8 +138,8 @@ def get_dataloaders(cfg: DictConfig) -> dict[str, Any]:
     missing = [f"datasource.{split}" for split in SPLITS if not source[split]]
     if missing:
         raise ConfigError(
-            f"{', '.join(missing)} not set; choose data such as dset=audio/demo, or name manifests made by "
-            "`audiotok data prepare`"
+            f"{', '.join(missing)} not set; choose data such as dset=audio/demo (`audiotok data demo`), or name "
+            "manifests made by `audiotok data prepare`"
         )
     of_split = {split: {**data, **data[split]} for split in SPLITS}
     require_open_files(sum(options["num_workers"] for options in of_split.values()))
