@@ -132,6 +132,8 @@ def misfit_of_moments(optimizer: torch.optim.Optimizer) -> str:
             if not isinstance(value, Tensor) or value.shape not in ((), parameter.shape):
                 shape = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
                 return f"{name} of the optimizer is {shape}, its parameter {list(parameter.shape)}"
+            if name == "step" and not value >= 0:
+                return f"the optimizer is at step {value}"
     return ""
 
 

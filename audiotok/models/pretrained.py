@@ -53,11 +53,12 @@ def best_weights_of(state: dict[str, Any], path: Path) -> dict[str, Any]:
     """
     best = state.get("best_state")
     # An exported file, ours or AudioCraft's, holds the weights alone; a checkpoint the best state of each module.
-    weights = best if state.get("exported") or not isinstance(best, dict) else best.get("model")
-    if isinstance(best, dict) and not best and "progress" in state and not state.get("history"):
+    weights = best if state.get("exported") is True or not isinstance(best, dict) else best.get("model")
+    unfinished = isinstance(best, dict) and not best and "progress" in state
+    if unfinished and isinstance(state.get("history"), list) and not state["history"]:
         raise CheckpointError(f"{path} holds no best state: its first epoch is not finished; train on, then try again")
     if best is None or (isinstance(best, dict) and not best) or weights is None:
-        lacking = "best_state" if state.get("xp.cfg") else "best_state, xp.cfg"
+        lacking = "best_state" if "xp.cfg" in state else "best_state, xp.cfg"
         raise CheckpointError(
             f"{path} lacks {lacking}; give a checkpoint of a compression solver or a file made by "
             "audiotok.utils.export.export_encodec"
@@ -76,7 +77,7 @@ def configuration_of(state: dict[str, Any], path: Path) -> DictConfig:
         CheckpointError: naming `path`, if there is none or it cannot be read.
     """
     text = state.get("xp.cfg")
-    if not text:
+    if text is None or (isinstance(text, str) and not text):
         raise CheckpointError(f"{path} lacks xp.cfg; give a checkpoint of a solver or an exported file")
     if not isinstance(text, str):
         raise CheckpointError(f"{path} holds a {type(text).__name__} as xp.cfg, not the configuration as text")

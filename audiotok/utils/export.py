@@ -37,7 +37,7 @@ def export_encodec(checkpoint_path: str | Path, out_file: str | Path) -> Path:
     """
     path = resolve_checkpoint(checkpoint_path)
     state = load_checkpoint(path)
-    if state.get("exported"):
+    if state.get("exported") is True:
         raise CheckpointError(f"{path} is an exported file already; copy it, or give the training checkpoint")
     missing = [key for key in ("best_state", "xp.cfg") if key not in state]
     if missing:
