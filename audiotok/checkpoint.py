@@ -1,12 +1,14 @@
 """Checkpoints on disk: saved atomically, loaded as data, found by path or signature.
 
 They hold tensors, numbers and text in plain containers, the configuration as YAML text: `torch.load(weights_only=True)`
-reads every file we write, and no code of a file is ever executed.
+reads every file we write, and no code of a file is ever executed. Each record of a file has a checksum, which is
+verified before it is read.
 """
 
 import logging
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from audiotok.cluster import output_dir
 from audiotok.errors import CheckpointError
 from audiotok.files import replacing
+from audiotok.integrity import damage, first_line, oddity
 
 logger = logging.getLogger(__name__)
 
@@ -58,24 +61,33 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without executing anything of it.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, or holds more than tensors, numbers and text.
+        CheckpointError: if the file is missing, truncated, changed since it was written, or holds more than tensors,
+            numbers and text.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; check the path, or train the experiment first")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        found, size = damage(path), path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
+    advice = f"use an earlier one, such as {epoch_name(25)} beside it, or train again"
+    if found:
+        raise CheckpointError(f"{path} is damaged or is not a checkpoint ({found}); {advice}")
+    try:
+        with warnings.catch_warnings():  # of torch, about odd files
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here, all of them about the file
         if "Weights only load failed" in str(error) or "Unsupported" in str(error):
             raise CheckpointError(
                 f"{path} holds something other than tensors, numbers and text, so it was not loaded; export it "
                 "with the program that wrote it (for AudioCraft: audiocraft.utils.export.export_encodec)"
             ) from error
-        raise CheckpointError(
-            f"{path} is damaged or is not a checkpoint ({_first_line(error)}); use an earlier one, "
-            f"such as {epoch_name(25)} beside it, or train again"
-        ) from error
+        raise CheckpointError(f"{path} is damaged or is not a checkpoint ({first_line(error)}); {advice}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}; a checkpoint is a dict of states")
+    if odd := oddity(state, size):
+        raise CheckpointError(f"{path} holds {odd}; a checkpoint is of tensors, numbers and text, so it was not loaded")
     return state
 
 
@@ -123,8 +135,4 @@ def _why_not_written(error: BaseException) -> str:
         if isinstance(seen, OSError) and seen.strerror:
             return seen.strerror
         seen = seen.__cause__ or seen.__context__
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)

@@ -6,13 +6,13 @@
 import logging
 import re
 import sys
-from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from dora import get_xp
 from dora.git_save import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
+from audiotok.config_text import escaped
 from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
 from audiotok.experiments.keys import Additions
 from audiotok.schema import SCHEMA
@@ -59,8 +59,10 @@ def get_solver(cfg: DictConfig) -> "StandardSolver":
     """
     from audiotok import solvers
 
-    cfg = deepcopy(cfg)
-    OmegaConf.resolve(cfg)
+    is_struct = OmegaConf.is_struct(cfg)
+    # Not `OmegaConf.resolve`: it leaves an escaped `${` as an interpolation, which the next reading resolves.
+    cfg = OmegaConf.create(escaped(OmegaConf.to_container(cfg, resolve=True)))
+    OmegaConf.set_struct(cfg, is_struct)
     _check(cfg)
     for split in ("train", "valid", "evaluate", "generate"):
         if cfg.datasource[split]:  # a relative path counts from where dora was run

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from audiotok.adversarial.discriminators import FeatureMaps
 from audiotok.errors import CheckpointError, ConfigError
+from audiotok.integrity import misfit_of_moments
 from audiotok.losses.waveform import check_pair
 
 Criterion = Callable[[torch.Tensor], torch.Tensor]
@@ -125,6 +126,8 @@ class AdversarialLoss(nn.Module):
             self.optimizer.load_state_dict(state["optimizer"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"adversary state does not fit its optimizer: {error}.") from error
+        if found := misfit_of_moments(self.optimizer):
+            raise CheckpointError(f"adversary state does not fit its optimizer: {found}.")
 
     def _reduce(self, losses: list[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack(losses)

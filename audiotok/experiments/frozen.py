@@ -4,6 +4,9 @@ It is written when the experiment is first submitted or run: a job runs what was
 edited while it waits. What has not trained a step is frozen anew when it is submitted or run again; what has trained
 only on request (`Change`). The file before is kept as `frozen.N.json`. Fields: version, sig, argv, delta, choices
 (config groups), cfg (see `Composition.freeze_values`) or cfg_yaml (where JSON cannot hold it), written (unix seconds).
+
+The file may come from elsewhere: of its interpolations that call a resolver, such as `${oc.env:NAME}`, only those
+count that stand in the YAML files of the project that reads it; others are text.
 """
 
 import json
@@ -19,10 +22,11 @@ from dora.xp import XP, _get_sig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from audiotok.config_text import LOCAL_SECTIONS, inert, parse_yaml, reads_environment, value_at
 from audiotok.errors import ConfigError
 from audiotok.experiments.overrides import Plain, aligned, dotted, leaves_of, parse_override
 from audiotok.experiments.schema import Checked
-from audiotok.files import UnreadableError, has_aliases, parse_json, read_bytes, read_json, read_text, write_text
+from audiotok.files import UnreadableError, parse_json, read_bytes, read_json, read_text, write_text
 from audiotok.status import STATUS_FILE
 from audiotok.text import number_in
 
@@ -32,7 +36,6 @@ RETRY_VARIABLE = "AUDIOTOK_RETRY"
 _RETRY_MODES = ("", "force", "today")
 _CHECKPOINTS = (".th", ".pt", ".pth", ".ckpt", ".safetensors")
 _SHOWN = 5  # differences that a message lists
-_NOT_OF_TRAINING = ("slurm", "dora")  # sections
 _VERSION = 1
 _GONE = object()
 
@@ -168,7 +171,8 @@ def freeze(xp: Experiment, *, anew: bool = False) -> Path:
         write_text(path.with_name(f"frozen.{number}.json"), read_bytes(path).decode(errors="replace"))
     if anew or not path.exists():
         values = xp.frozen_values()
-        content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": xp.delta, "choices": xp.choices}
+        delta = [[key, _as_saved(key, value, values)] for key, value in xp.delta]
+        content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": delta, "choices": xp.choices}
         is_json = _is_json(values)
         content |= {"cfg": values} if is_json else {"cfg_yaml": OmegaConf.to_yaml(OmegaConf.create(values))}
         write_text(path, json.dumps({**content, "written": time.time()}))
@@ -192,9 +196,10 @@ def read_frozen(path: Path) -> Frozen:
         found = content.get("version") if isinstance(content, dict) else type(content).__name__
         raise ConfigError(f"{path} has version {found!r}, this code reads {_VERSION}; {remedy}")
     if isinstance(content.get("cfg_yaml"), str):
-        if has_aliases(content["cfg_yaml"]):
-            raise ConfigError(f"{path} has YAML aliases, which no configuration of ours has; {remedy}")
-        content["cfg"] = OmegaConf.to_container(OmegaConf.create(content["cfg_yaml"]))
+        try:
+            content["cfg"] = parse_yaml(content["cfg_yaml"])
+        except ValueError as error:
+            raise ConfigError(f"{path} cannot be read: {error}; {remedy}") from error
     kinds: dict[str, type | tuple[type, ...]] = {
         "sig": str, "argv": list, "delta": list, "cfg": dict, "choices": dict, "written": (int, float),
     }  # fmt: skip
@@ -206,10 +211,24 @@ def read_frozen(path: Path) -> Frozen:
     return Frozen(**{name: content[name] for name in kinds})
 
 
-def thaw(frozen: Frozen, dora: DoraConfig, argv: Sequence[str]) -> Experiment:
+def thaw(
+    frozen: Frozen,
+    dora: DoraConfig,
+    argv: Sequence[str],
+    *,
+    local: Mapping[str, Any] | None = None,
+    trusted: Callable[[str], bool] = lambda text: False,
+) -> Experiment:
     """Experiment of a frozen configuration, as run with these overrides, below `dora.dir`.
 
     Of the overrides only those count that do not change the signature, such as `device=cpu`: the rest is frozen.
+
+    Args:
+        frozen: content of the file.
+        dora: see `Experiment`.
+        argv: overrides.
+        local: sections of the machine that it runs on, `slurm` and `dora`; those of the file do not count.
+        trusted: whether an interpolation that calls a resolver is one of this project.
 
     Raises:
         ConfigError: if Hydra cannot read an override.
@@ -220,7 +239,8 @@ def thaw(frozen: Frozen, dora: DoraConfig, argv: Sequence[str]) -> Experiment:
         raise ConfigError(f"{' '.join(str(error).split())} (overrides: {' '.join(argv)})") from error
 
     def build() -> DictConfig:
-        cfg = OmegaConf.create(frozen.cfg)
+        shared = {key: value for key, value in frozen.cfg.items() if key not in LOCAL_SECTIONS}
+        cfg = OmegaConf.create({**inert(shared, trusted), **(local or {})})
         assert isinstance(cfg, DictConfig)
         for key, value in _loose_overrides(argv, dora, set(frozen.choices)):
             OmegaConf.update(cfg, key, value, force_add=True)
@@ -263,7 +283,7 @@ def differences(frozen: Plain, now: Plain, dora: DoraConfig, *, loose: bool = Fa
     for path in sorted({**old, **new}, key=dotted):
         value, other = old.get(path, _GONE), new.get(path, _GONE)
         same = value == other or repr(value) == repr(other)  # NaN is the same NaN here
-        if not same and (path[0] not in _NOT_OF_TRAINING if loose else not dora.is_excluded(dotted(path))):
+        if not same and (path[0] not in LOCAL_SECTIONS if loose else not dora.is_excluded(dotted(path))):
             lines.append(f"{dotted(path)}: {_shown(value)} → {_shown(other)}")
     return lines
 
@@ -279,6 +299,12 @@ def _loose_overrides(argv: Sequence[str], dora: DoraConfig, groups: set[str]) ->
         nested = leaves_of(value, path) if isinstance(value, dict) else [(path, value)]
         found += [(dotted(path), item) for path, item in nested if dora.is_excluded(dotted(path))]
     return found
+
+
+def _as_saved(key: str, value: Any, values: Plain) -> Any:
+    """Value of a delta as the file may hold it: the interpolation, where the frozen values have one for a secret."""
+    text = value_at(values, tuple(key.split(".")))
+    return text if isinstance(text, str) and reads_environment(text) else value
 
 
 def _is_json(value: Any) -> bool:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +31,7 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from audiotok.cluster import CLUSTER_VARIABLE, DEFAULT_CLUSTER, OUTPUT_VARIABLE, output_dir, place_of, settle
+from audiotok.config_text import LOCAL_SECTIONS, reads_environment
 from audiotok.errors import ConfigError, LaunchError
 from audiotok.experiments.frozen import (
     FROZEN_FILE,
@@ -146,7 +147,7 @@ class ExperimentMain(HydraMain):
                 freeze(xp, anew=True)
             return xp  # of several processes one writes, and the others may be ahead of it
         frozen = self._read_frozen(xp.sig)
-        return xp if frozen is None else thaw(frozen, self.dora, xp.argv)
+        return xp if frozen is None else self._thaw(frozen, xp.argv)
 
     def get_xp(self, argv: Sequence[str]) -> Experiment:
         """Experiment of a list of overrides; in a job, the frozen one that it is to run.
@@ -156,7 +157,7 @@ class ExperimentMain(HydraMain):
         """
         if path := os.environ.get(FROZEN_VARIABLE):
             frozen, self.dora = find_frozen(Path(path), self.dora)
-            return thaw(frozen, self.dora, _simplify_argv(argv) or frozen.argv)
+            return self._thaw(frozen, _simplify_argv(argv) or frozen.argv)
         for start, sig in self._requested.items():
             if tuple(argv[: len(start)]) == start:
                 return self._get_requested_xp(sig, list(start), argv)
@@ -173,7 +174,7 @@ class ExperimentMain(HydraMain):
         argv = self._read_argv(sig)
         frozen = self._read_frozen(sig)
         if frozen is not None:
-            return thaw(frozen, self.dora, argv)
+            return self._thaw(frozen, argv)
         xp = self.compose(argv)
         if xp.sig != sig:
             logger.warning("%s was made by another version: its overrides now give %s", sig, xp.sig)
@@ -203,6 +204,9 @@ class ExperimentMain(HydraMain):
                 raise ConfigError(f"override {argument!r} removes a key; {advice}, such as null")
             if "=" not in argument.lstrip("="):
                 raise ConfigError(f"override {argument!r} has no '='; write key=value, such as losses.mmd=10")
+            if reads_environment(argument):
+                advice = "it would decide the signature and be saved with the experiment; write its value, or put it"
+                raise ConfigError(f"override {argument!r} reads the environment; {advice} into a YAML file")
         try:
             return self._compose(_simplify_argv(argv))
         except ConfigCompositionException as error:
@@ -388,7 +392,19 @@ class ExperimentMain(HydraMain):
         except ConfigError:
             if list(argv) != list(start):
                 raise
-        return thaw(frozen, self.dora, _simplify_argv(argv))
+        return self._thaw(frozen, _simplify_argv(argv))
+
+    def _thaw(self, frozen: Frozen, argv: Sequence[str]) -> Experiment:
+        sections = {name: self._base_cfg.get(name) for name in LOCAL_SECTIONS}
+        local = {name: OmegaConf.to_container(section) for name, section in sections.items() if section is not None}
+        return thaw(frozen, self.dora, argv, local=local, trusted=lambda text: any(text in one for one in self._yaml))
+
+    @cached_property
+    def _yaml(self) -> list[str]:
+        """Texts of all files of the configuration."""
+        folders = [Path(self.full_config_path), *([self._base] if self._base else [])]
+        paths = [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]
+        return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
 
     def _read_argv(self, sig: str) -> list[str]:
         xps = self.dora.dir / self.dora.xps

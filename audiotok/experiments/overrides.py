@@ -21,13 +21,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString, ValueType
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 
+from audiotok.config_text import LOCAL_SECTIONS, REFERENCE, escaped, keep_unresolved
+
 Path = tuple[str, ...]
 Plain = dict[str, Any]  # nested dicts, whose values are scalars and lists
 
 _PARSER = OverridesParser.create()
 _NOT_SET = "??? (not set)"  # stands in a base for `???`; no override gives it by chance
-_ESCAPED = re.compile(r"(\\*)\$\{")
-_REFERENCE = re.compile(r"\$\{\s*(\.*[A-Za-z_$][\w$-]*(?:\.[\w$-]+)*)\s*\}")  # ${a.b} or ${..b}
 _NO_KEYS = re.compile(r"\$\{\s*oc\.(?:env|decode)\s*:[^${}]*\}")  # resolvers that read no key of the configuration
 _SPECIAL = re.compile(r"[.\[\]]")  # in a key: a dotted path cannot name it
 
@@ -160,14 +160,18 @@ class Composition:
     def freeze_values(self, cfg: DictConfig) -> Plain:
         """Frozen form of a configuration of this composition, for OmegaConf.
 
-        Keys that count for the signature are resolved. The others stay as the presets have them, with interpolations:
-        each run gives its own, from its environment and its command line.
+        Keys that count for the signature are resolved, but for what reads the environment. The others stay as the
+        presets have them, with interpolations: each run gives its own, from its environment and its command line. The
+        sections of the machine are left out: a run takes those of where it runs.
         """
         frozen: Plain = escaped(OmegaConf.to_container(cfg, resolve=True))
+        keep_unresolved(frozen, cast(Plain, OmegaConf.to_container(cfg)))
         for path, value in self._loose.items():
             section = _at(frozen, path[:-1])
             if isinstance(section, dict):
                 section[path[-1]] = copy.deepcopy(value)
+        for name in LOCAL_SECTIONS:
+            frozen.pop(name, None)
         return frozen
 
 
@@ -194,7 +198,7 @@ def _scan(section: DictConfig, path: Path = (), found: _Scan | None = None) -> _
         here = (*path, key)
         node: Any = section._get_node(key)
         if node._is_interpolation():
-            match = _REFERENCE.fullmatch(str(node._value()))
+            match = REFERENCE.fullmatch(str(node._value()))
             if match is None:
                 _watch(node._value(), here, found)
             else:
@@ -222,8 +226,8 @@ def _watch(value: Any, path: Path, found: _Scan) -> None:
         before = ""
         while "${" in value and value != before:  # from the innermost out: ${oc.env:X,${a}} reads a
             before = value
-            found.watched.update(_absolute(match, path) for match in _REFERENCE.findall(value))
-            value = _NO_KEYS.sub("", _REFERENCE.sub("", value))
+            found.watched.update(_absolute(match, path) for match in REFERENCE.findall(value))
+            value = _NO_KEYS.sub("", REFERENCE.sub("", value))
         found.is_opaque |= "${" in value
 
 
@@ -245,17 +249,6 @@ def leaves_of(section: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Pat
 def dotted(path: Path) -> str:
     """Name of a path, such as `losses.mmd`."""
     return ".".join(map(str, path))
-
-
-def escaped(value: Any) -> Any:
-    """Copy in which a text with `${` is escaped, so that OmegaConf reads it as that text."""
-    if isinstance(value, dict):
-        return {key: escaped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [escaped(item) for item in value]
-    if isinstance(value, str) and "${" in value:
-        return _ESCAPED.sub(lambda match: match[1] * 2 + r"\${", value)
-    return value
 
 
 def is_of_values(override: Override) -> bool:

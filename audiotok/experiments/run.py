@@ -17,8 +17,8 @@ from dora.xp import XP
 from hydra import __version__ as hydra_version
 from omegaconf import OmegaConf
 
+from audiotok.config_text import LOCAL_SECTIONS, escaped
 from audiotok.errors import LaunchError
-from audiotok.experiments.overrides import escaped
 from audiotok.files import NoLocksError, hold_lock, read_json, shown, write_text
 from audiotok.status import JOB_FILE, State, experiment_state, read_status
 from audiotok.text import number_in
@@ -115,6 +115,7 @@ def _write_hydra_files(xp: XP, job_name: str, config_name: str) -> None:
         "job": {"name": job_name, "config_name": config_name},
         "runtime": {**runtime, "choices": getattr(xp, "choices", {})},
     }
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(xp.cfg))
+    shared = OmegaConf.masked_copy(xp.cfg, [key for key in xp.cfg if key not in LOCAL_SECTIONS])
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(shared))
     write_text(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(escaped(list(xp.argv)))))
     write_text(folder / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": escaped(hydra)})))

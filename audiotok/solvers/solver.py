@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,19 @@ import flashy
 import torch
 from flashy.formatter import Formatter
 from flashy.logging import LogProgressBar
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from audiotok import checkpoint
+from audiotok.config_text import saved_text
 from audiotok.distributed import Agreement, gather_objects, is_distributed, is_source, object_of_source, world_size
 from audiotok.errors import CheckpointError, ConfigError, DivergedError
+from audiotok.integrity import misfit
+from audiotok.models.pretrained import best_weights_of, configuration_of
 from audiotok.solvers.averages import BestState, MetricAverages, State, WeightEMA, to_floats
 from audiotok.solvers.interruption import PROGRESS, SAVE, Interrupted, Progress, SaveClock
 from audiotok.solvers.randomness import keeping_rng, rng_state, seed_everything, set_rng_state
+from audiotok.solvers.restoring import check_moments, check_state, explained
 from audiotok.solvers.schedules import get_lr_scheduler
 from audiotok.solvers.settings import resolve_device
 
@@ -141,7 +146,8 @@ class StandardSolver(flashy.BaseSolver, ABC):
         if not self.progress.begun:  # else `own` holds the random states to go on from
             seed_everything(self.cfg.seed, self.epoch, flashy.distrib.rank())
         if own is not None:
-            self.load_rank_state(own)
+            with explained(self.checkpoint_path):
+                self.load_rank_state(own)
         try:
             self._run_stages()
         except Interrupted:
@@ -282,8 +288,13 @@ class StandardSolver(flashy.BaseSolver, ABC):
     def state_dict(self) -> State:
         """All registered states, as tensors, numbers and text."""
         state: State = super().state_dict()
-        state["xp.cfg"] = OmegaConf.to_yaml(self.cfg, resolve=True)
+        state["xp.cfg"] = self.cfg_text
         return state
+
+    @cached_property
+    def cfg_text(self) -> str:
+        """The configuration as checkpoints hold it."""
+        return saved_text(self.cfg, self.xp.cfg)
 
     def rank_state(self) -> State:
         """What differs between ranks; plain data. `load_rank_state` is the way back."""
@@ -391,32 +402,31 @@ class StandardSolver(flashy.BaseSolver, ABC):
     def _pretrained_weights(self, source: str) -> State:
         path = checkpoint.resolve_checkpoint(source.removeprefix(checkpoint.PRETRAINED_PREFIX), self.xp.dora.dir)
         state = checkpoint.load_checkpoint(path)
-        best: State = state.get("best_state") or {}
-        if not state.get("exported"):
-            best = best.get("model") or {}
-        if not best:
-            raise CheckpointError(f"{path} holds no best state to continue from; was it written by a solver?")
-        return best
+        weights = best_weights_of(state, path)
+        theirs = configuration_of(state, path)
+        for key in ("sample_rate", "channels"):
+            given, here = (cfg.get(key, (cfg.get("encodec") or {}).get(key)) for cfg in (theirs, self.cfg))
+            if given is not None and here is not None and given != here:
+                raise CheckpointError(
+                    f"{path} was trained with {key}={given}, this experiment has {key}={here}; set {key}={given}, or "
+                    "continue from a checkpoint of the same audio"
+                )
+        if found := misfit(weights, self.model.state_dict()):
+            raise CheckpointError(
+                f"the weights of {path} do not fit the model: {found}; give this experiment the model of that one"
+            )
+        return weights
 
     def _load(self, state: State) -> None:
-        missing = [name for name in self.stateful.sources if name not in state]
-        if missing:
-            raise CheckpointError(
-                f"{self.checkpoint_path} lacks {', '.join(missing)}: it was written under another configuration; "
-                "continue from it in a new experiment with continue_from=PATH"
-            )
-        try:
+        check_state(self, state)
+        with explained(self.checkpoint_path):
             self.load_state_dict({name: state[name] for name in self.stateful.sources})
             if PROGRESS in state:
                 self.progress = Progress.from_state(state[PROGRESS], flashy.distrib.rank(), world_size())
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{self.checkpoint_path} does not fit this experiment: {error}") from error
+        check_moments(self)
 
     def _load_weights(self, weights: State) -> None:
-        try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"the weights to continue from do not fit the model: {error}") from error
+        self.model.load_state_dict(weights)
         self.best_state.update("model", self.model.state_dict())
         if self.ema is not None:  # begins anew: it holds the weights that were just replaced
             self.ema = WeightEMA(self.model, self.cfg.optim.ema.decay)

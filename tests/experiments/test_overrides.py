@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from audiotok.config_text import escaped
 from audiotok.experiments.overrides import (
     _at,
     _differs,
@@ -15,7 +16,6 @@ from audiotok.experiments.overrides import (
     _with_values,
     aligned,
     dotted,
-    escaped,
     leaves_of,
     parse_override,
 )

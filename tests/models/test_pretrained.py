@@ -44,12 +44,41 @@ def test_every_way_to_load_a_file_gives_the_same_model(exported: Path) -> None:
 
 def test_a_file_that_cannot_be_a_model_is_refused(exported: Path, tmp_path: Path) -> None:
     state = torch.load(exported, weights_only=True)
+    text = state["xp.cfg"]
+    assert "n_q: 2" in text and "n_filters: 2" in text
     for change, message in (
         ({"xp.cfg": ""}, "lacks xp.cfg"),
+        ({"xp.cfg": 1}, "holds a int as xp.cfg"),
         ({"xp.cfg": "- 1"}, "no mapping"),
-        ({"best_state": [1]}, "configuration as text and the weights as a dict"),
+        ({"xp.cfg": "a: [1"}, "no YAML"),
+        ({"xp.cfg": "a: &x [1]\nb: *x"}, "aliases"),
+        ({"xp.cfg": "a: " + "[" * 1000}, "deeper than"),
+        ({"xp.cfg": "compression_model: dac"}, "describes no model of this version: compression_model='dac'"),
+        ({"xp.cfg": text.replace("n_q: 2", "n_q: 1000000000")}, "more layers than the file has weights"),
+        ({"xp.cfg": text.replace("n_filters: 2", "n_filters: 100000")}, "do not fit its own configuration"),
+        ({"xp.cfg": text.replace("n_filters: 2", "n_filters: four")}, "n_filters='four'"),
+        ({"best_state": torch.zeros(2)}, "does not hold the weights as a dict"),
+        ({"best_state": [1]}, "does not hold the weights as a dict"),
+        ({"best_state": {}}, "lacks best_state"),
+        ({"best_state": {"model": 1}, "exported": False}, "does not hold the weights as a dict"),
+        ({"best_state": {}, "exported": False, "progress": {}, "history": []}, "its first epoch is not finished"),
         ({"best_state": {"encoder": torch.zeros(1)}}, "do not fit its own configuration"),
     ):
         save_checkpoint({**state, **change}, tmp_path / "bad.bin")
         with pytest.raises(CheckpointError, match=message):
             CompressionModel.get_pretrained(tmp_path / "bad.bin")
+
+
+def test_a_file_reads_no_environment(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FILTERS", "2")
+    state = torch.load(exported, weights_only=True)
+    cfg = OmegaConf.create(state["xp.cfg"])
+    cfg.my = {"filters": 2, "env": "${oc.env:FILTERS}"}
+    for reference, fits in (("${my.filters}", True), ("${my.env}", False), ("${oc.decode:${oc.env:FILTERS}}", False)):
+        cfg.seanet.n_filters = reference
+        save_checkpoint({**state, "xp.cfg": OmegaConf.to_yaml(cfg)}, tmp_path / "file.bin")
+        if fits:
+            CompressionModel.get_pretrained(tmp_path / "file.bin")
+        else:
+            with pytest.raises(CheckpointError, match=r"n_filters='\$\{oc\."):
+                CompressionModel.get_pretrained(tmp_path / "file.bin")
