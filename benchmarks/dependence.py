@@ -40,7 +40,8 @@ def simulate(rng: np.random.Generator, recordings: int, clips: int, state: int, 
     z = np.sqrt(1 - SLOW**2) * rng.standard_normal(shape) + OWN * rng.standard_normal((recordings, 2, 1))
     z += SLOW * (slow(rng, shape, state) if state else rng.standard_normal(shape))
     z += shared * rng.standard_normal((recordings, 1, clips * FRAMES))
-    return z.reshape(recordings, 2, clips, FRAMES).transpose(0, 2, 1, 3).reshape(-1, 2, FRAMES)
+    found: Floats = z.reshape(recordings, 2, clips, FRAMES).transpose(0, 2, 1, 3).reshape(-1, 2, FRAMES)
+    return found
 
 
 def slow(rng: np.random.Generator, shape: tuple[int, ...], state: int) -> Floats:
@@ -48,7 +49,7 @@ def slow(rng: np.random.Generator, shape: tuple[int, ...], state: int) -> Floats
     a = np.exp(-1 / state)
     steps = rng.standard_normal(shape) * np.sqrt(1 - a * a)
     steps[..., 0] = rng.standard_normal(shape[:-1])
-    found: Floats = np.asarray(lfilter([1], [1, -a], steps, axis=-1))
+    found: Floats = lfilter([1], [1, -a], steps, axis=-1)
     return found
 
 
@@ -82,7 +83,8 @@ def bits_of(counts: Ints) -> Floats:
     law = counts.reshape(*counts.shape[:-1], BINS, BINS) / counts.sum(-1)[..., None, None]
     parts = law.sum(-1), law.sum(-2), law.reshape(counts.shape)
     first, second, joint = (special.entr(part).sum(-1) / np.log(2) for part in parts)
-    return np.asarray(first + second - joint)
+    found: Floats = first + second - joint
+    return found
 
 
 def shifted(codes: Ints, recordings: int, rng: np.random.Generator) -> tuple[float, float, float]:

@@ -1,5 +1,6 @@
 """The dataset: what is drawn, how often, that it can be repeated, what happens with bad files."""
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -238,7 +239,7 @@ def test_tiles_of_tracks_do_not_overlap_and_do_not_depend_on_the_seed(metas: lis
     assert len(infos) == (16 if most is None else most)  # 2 + 4 + 10 halves of a second
     places = [(str(info.path), info.start_s) for info in infos]
     assert places == sorted(places)
-    for (path, start), (after, following) in zip(places, places[1:], strict=False):
+    for (path, start), (after, following) in itertools.pairwise(places):
         assert path != after or following >= start + 0.5
     assert all(info.n_frames == info.total_frames == 4000 for info in infos)
     other = dataset_of(metas, seed=7, **options)

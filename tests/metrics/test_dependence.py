@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -278,7 +279,7 @@ def test_dependence_within_recordings_is_found_and_measured() -> None:
 
 def test_without_a_shuffle_that_holds_there_is_no_p_but_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     codes, tracks = music(0, recordings=3, clips=2)
-    options = {"bins": 4, "delay": False}
+    options: dict[str, Any] = {"bins": 4, "delay": False}
     few = measure(codes, tracks=tracks, shuffle="shifts", **options)
     assert "mi" in few and not [name for name in few if name.startswith("mi_p")]
     assert "arrange two codebooks in 8 way(s), and a p-value of 0.05 takes 20" in caplog.text

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_value_is_what_is_left_beside_clips_that_are_turned_away() -> None:
     found = mmd_permutation_test(streams, (3.0,), False, 4, seeded(0), tracks=[7, 7])
     away = mmd_permutation_test(swapped, (3.0,), False, 4, seeded(0), tracks=[7, 7])
     assert found.mmd == pytest.approx(found.statistic - away.statistic, rel=1e-9)
-    assert (found.error, found.missing) == (pytest.approx(0, abs=1e-15), None)
+    assert found.error < 1e-15 and found.missing is None
 
 
 @pytest.mark.parametrize(("shuffle", "sigmas"), [("recordings", "median"), ("frames", (2.0, 8.0))])
@@ -128,7 +129,7 @@ def test_samples_are_capped_and_spread_over_clips() -> None:
     streams = noise(10, 2, 1, 40)
     late = streams.clone()
     late[..., 20:] += 100.0  # only frames from the second half see it
-    options = {"tracks": [0] * 10, "max_samples": 45}
+    options: dict[str, Any] = {"tracks": [0] * 10, "max_samples": 45}
     assert mmd_permutation_test(streams, "median", False, 2, seeded(0), **options).samples == 40
     values = [mmd_permutation_test(s, (1.0,), False, 2, seeded(0), **options).statistic for s in (streams, late)]
     assert values[1] > values[0] + 0.1
