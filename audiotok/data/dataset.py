@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_DRAWS = 10_000  # for one segment: enough unless the readable files are next to never drawn
 JUDGED_AFTER = 50  # distinct files to try (fewer if the split is smaller) before a share of bad ones means anything
+_TILES = 8  # of a track, where it has as many: what a track says about dependence in time rests on several
 _NAMED = 5  # bad files in the final error; the log names all
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "segment_s": (lambda x: x is None or x > 0, "above 0, or null for whole tracks"),
@@ -82,6 +84,8 @@ class AudioDataset(Dataset[Item]):
         max_bad_fraction: share of unreadable files to bear (see `_ReadLedger`).
         max_sample_rate, max_channels: highest rate (Hz) and most channels that the data supports; None: not checked.
         return_info: return (wav, SegmentInfo) instead of wav.
+        tile: segments that do not overlap and hold no padding, the same in every epoch and for every seed, evenly
+            chosen from the tracks and in them, in their order: see `_tiles`. Weights and `shuffle` have no effect.
 
     Raises:
         ConfigError: for a value out of its range.
@@ -106,6 +110,7 @@ class AudioDataset(Dataset[Item]):
         max_sample_rate: int | None = None,
         max_channels: int | None = None,
         return_info: bool = False,
+        tile: bool = False,
     ) -> None:
         sizes = {"segment_s": segment_s, "sample_rate": sample_rate, "channels": channels, "num_samples": num_samples}
         shares = {"min_segment_ratio": min_segment_ratio, "max_bad_fraction": max_bad_fraction}
@@ -118,7 +123,11 @@ class AudioDataset(Dataset[Item]):
         self._folder = _common_folder(metas) if return_info else ""
         self._min_duration_s = (segment_s or 0.0) * min_segment_ratio
         self.metas = _usable(metas, segment_s, self._min_duration_s, channels)
-        if segment_s is None:
+        self._tiles: list[tuple[AudioMeta, float]] = []
+        if tile and segment_s is not None:
+            self._tiles = _tiles(self.metas, segment_s, num_samples)
+            self.num_samples = len(self._tiles)
+        elif segment_s is None:
             self.metas = self.metas[:num_samples]
             self.num_samples = len(self.metas)
         else:
@@ -183,6 +192,9 @@ class AudioDataset(Dataset[Item]):
             while True:
                 yield self.metas[index % len(self.metas)], 0.0
                 index += 1
+        while self._tiles:
+            yield self._tiles[index % len(self._tiles)]
+            index += 1
         # Of its own for each index: a draw depends neither on the worker nor on the draws before.
         rng = np.random.default_rng((self.seed, epoch if self.shuffle else 0, index))
         while True:
@@ -419,6 +431,35 @@ def _usable(
 def _common_folder(metas: Sequence[AudioMeta]) -> str:
     """The innermost folder that holds all tracks."""
     return os.path.commonpath({str(meta.path.absolute().parent) for meta in metas} or "/")
+
+
+def _tiles(metas: Sequence[AudioMeta], segment_s: float, most: int | None) -> list[tuple[AudioMeta, float]]:
+    """At most so many tracks and starts of segments that lie end to end in their tracks, evenly spread.
+
+    Every track counts alike. With fewer segments than _TILES for each, some tracks are left out rather than all cut
+    short.
+    """
+    counts = np.array([int(meta.duration / segment_s + 1e-6) for meta in metas])  # a header may round a whole length
+    most = int(counts.sum()) if most is None else most
+    used = min(len(metas), max(1, most // _TILES))
+    while counts[_evenly(len(metas), used)].sum() < min(most, counts.sum()):
+        used = min(len(metas), 2 * used)
+    chosen = _evenly(len(metas), used)
+    # The highest level with room for all, then one more for the first tracks that have it.
+    level = bisect_right(range(1, most + 1), most, key=lambda n: int(np.minimum(counts[chosen], n).sum()))
+    share = np.minimum(counts[chosen], level)
+    longer = np.flatnonzero(counts[chosen] > share)
+    share[longer[_evenly(len(longer), min(len(longer), most - int(share.sum())))]] += 1
+    return [
+        (metas[i], float(place * segment_s))
+        for i, count in zip(chosen, share, strict=True)
+        for place in _evenly(int(counts[i]), int(count))
+    ]
+
+
+def _evenly(n: int, count: int) -> np.ndarray[Any, Any]:
+    """So many of 0..n-1, evenly spread."""
+    return (2 * np.arange(count) + 1) * n // (2 * max(count, 1))
 
 
 def _drawable(metas: list[AudioMeta], weights: list[float]) -> tuple[list[AudioMeta], np.ndarray[Any, Any]]:

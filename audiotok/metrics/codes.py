@@ -1,4 +1,4 @@
-"""Codes as samples (checks, delay alignment, shuffles, entropies of counts), and how well each codebook is used.
+"""Codes as samples (checks, entropies of counts, p-values), and how well each codebook is used.
 
 Sources: Miller, "Note on the bias of information estimates", 1955 (entropy correction); Copet et al., "Simple and
 Controllable Music Generation", NeurIPS 2023 (delay pattern); van den Oord et al., "Neural Discrete Representation
@@ -12,9 +12,7 @@ import numpy.typing as npt
 import torch
 
 from audiotok.errors import ConfigError, DataError
-from audiotok.losses.mmd import draw_permutations
 
-_SHUFFLES = ("clips", "frames")
 FRAMES_PER_BIN = 10  # at ten, a code that is used as often as the others stays unseen once in e^10 = 22000
 Codes = torch.Tensor | npt.NDArray[np.integer]
 Ints = npt.NDArray[np.int64]
@@ -72,27 +70,6 @@ def check_codes(codes: Codes, bins: int) -> torch.Tensor:
     if low < 0 or high >= bins:
         raise DataError(f"codes from {low} to {high}; bins={bins} allows 0 to {bins - 1}.")
     return found
-
-
-def check_shuffle(shuffle: str, clips: int) -> None:
-    """Raise ConfigError for an unknown kind of shuffle, DataError for one clip that should be exchanged."""
-    if shuffle not in _SHUFFLES:
-        raise ConfigError(f"shuffle={shuffle!r}; choose one of: {', '.join(_SHUFFLES)}.")
-    if shuffle == "clips" and clips < 2:
-        raise DataError(f"shuffle='clips' exchanges clips and there is {clips}; give 20 or more, or use 'frames'.")
-
-
-def draw_shuffles(n_codebooks: int, clips: int, frames: int, shuffle: str, generator: torch.Generator) -> torch.Tensor:
-    """One shuffle of the clips * frames samples per codebook, indices [K, N].
-
-    'frames' lets every sample go anywhere. 'clips' exchanges whole clips and keeps time inside them: the only
-    exact null when neighbouring frames resemble each other and clips are drawn independently.
-    """
-    cpu = torch.device("cpu")
-    if shuffle == "frames":
-        return draw_permutations(n_codebooks, clips * frames, cpu, generator)
-    order = draw_permutations(n_codebooks, clips, cpu, generator)
-    return (order[:, :, None] * frames + torch.arange(frames)).flatten(1)
 
 
 def count_cells(cells: Ints, size: int) -> Ints:

@@ -8,16 +8,23 @@ Sources: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012; Pfister et al., 
 Independence", JRSS B 2018 (closed form and permutation test); Phipson and Smyth, 2010 (p-values never 0).
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from audiotok.errors import ConfigError, DataError
 from audiotok.losses.kernels import median_sigma
 from audiotok.losses.mmd import MEDIAN, joint_samples, marginal_samples, standardise
-from audiotok.metrics.codes import check_shuffle, draw_shuffles, p_value
+from audiotok.metrics.codes import p_value
+from audiotok.metrics.shuffles import BASELINES, FRAMES_ALONE, Shuffles, Tracks, evenly_in_runs
+
+logger = logging.getLogger(__name__)
+
+_FRAMES_ALONE = 32  # of such a recording that are compared
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,13 @@ class MMDTest:
     """Outcome of `mmd_permutation_test`.
 
     Attributes:
-        mmd: statistic minus its mean over permutations; 0 on average if independent, no unit, lower is better.
-        error: standard deviation of the statistic over permutations.
+        mmd: statistic minus its mean over shuffles; 0 on average if independent, no unit, lower is better.
+        error: standard deviation of the statistic over shuffles.
         p: p-value; small means dependent, at least 1 / (1 + R).
         statistic: see `_independence_statistic`; null: that of each permutation, [R].
         sigmas: kernel widths.
         samples: number N of samples compared.
+        missing: why there is no `mmd` and no `error`, which are NaN then; missing_p: why there is no p. None if all is.
     """
 
     mmd: float
@@ -40,10 +48,13 @@ class MMDTest:
     null: torch.Tensor
     sigmas: tuple[float, ...]
     samples: int
+    missing: str | None
+    missing_p: str | None
 
     def metrics(self) -> dict[str, float]:
-        """The numbers to report: mmd, mmd_err, mmd_p."""
-        return {"mmd": self.mmd, "mmd_err": self.error, "mmd_p": self.p}
+        """The numbers to report: mmd, mmd_err, mmd_p, as far as there are any."""
+        values = {"mmd": self.mmd, "mmd_err": self.error, "mmd_p": self.p}
+        return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 @torch.no_grad()
@@ -51,20 +62,21 @@ def mmd_permutation_test(
     streams: torch.Tensor,
     sigmas: Sequence[float] | str = MEDIAN,
     delay: bool = True,
-    num_permutations: int = 100,
+    num_permutations: int = 199,
     generator: torch.Generator | None = None,
     *,
-    shuffle: str = "clips",
+    tracks: Tracks = None,
+    shuffle: str = "shifts",
     max_samples: int = 1024,
 ) -> MMDTest:
     """Test whether the codebooks of streams [B, K, D, T] are independent, on data not trained on.
 
-    The statistic of the streams as they are is ranked among those of R streams whose codebooks are permuted each on
-    its own: p = (1 + #{null >= observed}) / (1 + R). If the codebooks are independent, permuted streams are as likely
-    as the observed ones, and so every rank is as likely as any other: p <= a has probability a at most, whatever the
-    kernel, the sample size, or a bias of the statistic, which the permuted streams have too. That needs what is
-    exchanged to be independent draws, which clips are and neighbouring frames are not. For the same reason widths and
-    standardisation never look at how the codebooks go together.
+    The statistic of the streams as they are is ranked among those of R streams whose codebooks are shuffled against
+    each other: p = (1 + #{null >= observed}) / (1 + R). If the codebooks are independent and the shuffle holds (see
+    `Shuffles`), shuffled streams are as likely as the observed ones, and so every rank is as likely as any other:
+    p <= a has probability a at most, whatever the kernel, the sample size, or a bias of the statistic, which the
+    shuffled streams have too. For the same reason widths and standardisation never look at how the codebooks go
+    together. Where no shuffle holds, or none could give a small p, the numbers are NaN and the log says why.
 
     Args:
         streams: what each codebook sees, [B, K, D, T], floating point, K >= 2.
@@ -72,37 +84,51 @@ def mmd_permutation_test(
         delay: align as delayed prediction does.
         num_permutations: R.
         generator: a generator on the CPU; None draws from torch's global one.
-        shuffle: what a permutation exchanges: 'clips' or 'frames'.
-        max_samples: frames used at most, taken evenly from the first max_samples clips; cost grows with its square.
+        tracks: recording of each clip, B integers, clips of one recording in the order of time. None: each clip is a
+            recording of its own.
+        shuffle: 'shifts', 'recordings' or 'frames', see `Shuffles`.
+        max_samples: frames used at most, taken evenly from clips that are spread evenly over recordings and time; cost
+            grows with its square.
 
     Raises:
         ConfigError: for sigmas, num_permutations, shuffle or max_samples that cannot be.
-        DataError: for streams that cannot be compared.
+        DataError: for streams or tracks that cannot be compared.
     """
     if num_permutations < 1 or max_samples < 4:
         raise ConfigError(f"num_permutations={num_permutations} and max_samples={max_samples}; at least 1 and 4.")
-    samples, clips = _samples(streams, delay, max_samples)
-    check_shuffle(shuffle, clips)
+    samples, arranged = _samples(streams, delay, max_samples, tracks, shuffle)
     n, k, _ = samples.shape
     source = torch.default_generator if generator is None else generator
+    rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=source)))
     x = standardise(samples)
-    orders = [draw_shuffles(k, clips, n // clips, shuffle, source).to(x.device) for _ in range(num_permutations + 1)]
-    # Of a permutation, not of the streams: a width that saw how codebooks go together would bias the test.
-    widths = _widths(sigmas, marginal_samples(x, orders.pop()).flatten(1))
+
+    def shuffled(apart: bool) -> torch.Tensor:
+        return torch.from_numpy((arranged.draw_apart if apart else arranged.draw)(k, rng)).to(x.device)
+
+    # Of a shuffle, not of the streams: a width that saw how codebooks go together would bias the test.
+    free = torch.stack([torch.randperm(n, generator=source) for _ in range(k)])
+    widths = _widths(sigmas, marginal_samples(x, free).flatten(1))
     distances = torch.stack([_squared_distances(x[:, i]) for i in range(k)])
+    baseline = [] if arranged.missing else [shuffled(True) for _ in range(min(BASELINES, num_permutations))]
+    orders = [] if arranged.missing_p else [shuffled(False) for _ in range(num_permutations)]
     identity = torch.arange(n, device=x.device).expand(k, n)
-    observed, *rest = _independence_statistic(distances, widths, [identity, *orders])
-    null = torch.tensor(rest, dtype=torch.float64)
+    observed, *rest = _independence_statistic(distances, widths, [identity, *baseline, *orders])
+    apart, null = (torch.tensor(v, dtype=torch.float64) for v in (rest[: len(baseline)], rest[len(baseline) :]))
     # Equal statistics may differ in the last digits of their terms: within this they count as ties.
     rounding = 1e-12 * float(_row_means(distances, widths).mean(-1).prod(-1).sum())
+    for name, reason in (("mmd", arranged.missing), ("mmd_p", None if arranged.missing else arranged.missing_p)):
+        if reason:
+            logger.warning("%s is left out: %s", name, reason)
     return MMDTest(
-        mmd=observed - float(null.mean()),
-        error=float(null.std(correction=0)),
-        p=p_value(observed, null.numpy(), rounding),
+        mmd=observed - float(apart.mean()),
+        error=float(apart.std(correction=0)) if baseline else math.nan,
+        p=math.nan if arranged.missing_p else p_value(observed, null.numpy(), rounding),
         statistic=observed,
         null=null,
         sigmas=widths,
         samples=n,
+        missing=arranged.missing,
+        missing_p=arranged.missing_p,
     )
 
 
@@ -121,16 +147,21 @@ def _independence_statistic(
     """
     k, n, _ = distances.shape
     rows = _row_means(distances, sigmas)
-    product = float(rows.mean(-1).prod(-1).sum())
-    values = []
-    for order in orders:
-        # Permuted distances are the distances of permuted samples: no matrix product per permutation.
-        total = sum(distances[q].index_select(0, order[q]).index_select(1, order[q]) for q in range(k))
-        assert isinstance(total, torch.Tensor)
-        pairs = sum(float((total * (-0.5 / a)).exp_().fill_diagonal_(0).sum()) for a in sigmas)
-        cross = rows.gather(-1, order.expand_as(rows)).prod(1).mean(-1)
-        values.append(pairs / (n * (n - 1)) + product - 2 * float(cross.sum()))
-    return values
+    # Only how codebooks lie to each other counts: with the first one in its place, its kernel is gathered never.
+    relative = [order[:, order[0].argsort()] for order in orders]
+    values = float(rows.mean(-1).prod(-1).sum()) - 2 * torch.stack(
+        [rows.gather(-1, order.expand_as(rows)).prod(1).mean(-1).sum() for order in relative]
+    )
+    for a in sigmas:
+        kernels = (distances * (-0.5 / a)).exp_()
+        kernels[0].fill_diagonal_(0)
+        for index, order in enumerate(relative):
+            product = kernels[0]
+            for q in range(1, k):
+                product = product * kernels[q].index_select(0, order[q]).index_select(1, order[q])
+            values[index] += product.sum() / (n * (n - 1))
+    found: list[float] = values.tolist()
+    return found
 
 
 def _row_means(distances: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
@@ -143,8 +174,10 @@ def _row_means(distances: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor
     return torch.stack(means)
 
 
-def _samples(streams: torch.Tensor, delay: bool, max_samples: int) -> tuple[torch.Tensor, int]:
-    """Samples [N, K, D] of float64 taken at the same frames of every clip kept, and how many clips."""
+def _samples(
+    streams: torch.Tensor, delay: bool, max_samples: int, tracks: Tracks, shuffle: str
+) -> tuple[torch.Tensor, Shuffles]:
+    """Samples [N, K, D] of float64 taken at the same frames of every clip kept, and their shuffles."""
     if streams.dim() != 4 or not streams.is_floating_point():
         raise DataError(f"streams {list(streams.shape)} of {streams.dtype}; expected floating point [B, K, D, T].")
     k, t = streams.shape[1], streams.shape[3]
@@ -152,16 +185,26 @@ def _samples(streams: torch.Tensor, delay: bool, max_samples: int) -> tuple[torc
         raise DataError(f"streams hold K={k} codebook; dependence needs two or more.")
     if t < (needed := k + 1 if delay else 1):
         raise DataError(f"streams hold T={t} frames; K={k} codebooks, delay={delay}, need {needed} or more.")
+    if len(streams) == 0:
+        raise DataError("streams hold 0 sample(s); a test needs 4 or more.")
     if not torch.isfinite(streams).all():
         raise DataError(f"streams {list(streams.shape)} hold NaN or infinite values.")
-    kept = streams[:max_samples].double()
-    clips, frames = len(kept), t - k if delay else t
-    folded = joint_samples(kept, delay).unflatten(0, (clips, frames))
-    count = min(frames, max_samples // max(clips, 1))
+    frames = t - k if delay else t
+    arranged = Shuffles(len(streams), frames, tracks, shuffle, FRAMES_ALONE)
+    # A recording of one clip is turned by its frames, of which several have to be there.
+    most = max_samples if tracks is not None or shuffle != "shifts" else max(1, max_samples // _FRAMES_ALONE)
+    clips = arranged.clips[evenly_in_runs(len(arranged.clips), most)]
+    count = min(frames, max_samples // max(1, len(clips)))
+    if (len(clips), count) != (len(arranged.clips), frames):
+        owner = None if tracks is None else np.asarray(tracks)[clips]
+        arranged = Shuffles(len(clips), count, owner, shuffle, FRAMES_ALONE if arranged.missing else 1)
+        clips = clips[arranged.clips]
+    kept = streams[torch.from_numpy(clips).to(streams.device)].double()
+    folded = joint_samples(kept, delay).unflatten(0, (len(kept), frames))
     picked = folded[:, [i * frames // count for i in range(count)]].flatten(0, 1)
     if len(picked) < 4:
         raise DataError(f"streams hold {len(picked)} sample(s); a test needs 4 or more.")
-    return picked, clips
+    return picked, arranged
 
 
 def _widths(sigmas: Sequence[float] | str, shuffled: torch.Tensor) -> tuple[float, ...]:

@@ -169,7 +169,8 @@ def _split_loader(cfg: DictConfig, split: str, data: dict[str, Any]) -> Any:
         max_bad_fraction=data["max_bad_fraction"],
         max_sample_rate=cfg.datasource.get("max_sample_rate"),
         max_channels=cfg.datasource.get("max_channels"),
-        return_info=split == "generate",
+        return_info=split in ("evaluate", "generate"),
+        tile=split == "evaluate",
     )
     return get_loader(
         dataset,

@@ -149,17 +149,17 @@ class CompressionSolver(StandardSolver):
         """Reconstruction metrics over the evaluate split, and measures of the codebooks."""
         self.model.eval()
         measures = builders.get_evaluation_metrics(self.cfg)
-        codebooks = CodebookMeasures(self.model, self.cfg)
+        codebooks = CodebookMeasures(self.model, self.cfg, clips=len(self.dataloaders["evaluate"].dataset))
         average = flashy.averager()
         averages: Metrics = {}
         items = 0
-        for batch in self.progress_of("evaluate"):
+        for batch, infos in self.progress_of("evaluate"):
             reference = batch.to(self.device)
             result = self.model(reference)
             metrics = {name: measure(estimate=result.x, reference=reference) for name, measure in measures.items()}
             averages = average(to_floats(metrics), len(batch))  # by clips: the last batch may be smaller
             items += len(batch)
-            codebooks.add(reference, result.codes)
+            codebooks.add(reference, result.codes, infos)
             self.after_step()
         return {**flashy.distrib.average_metrics(averages, items), **codebooks.metrics()}
 

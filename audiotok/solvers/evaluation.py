@@ -4,59 +4,112 @@ Held-out data, settings that are the same for every experiment of a grid (`metri
 of all ranks together: an average of estimates over ranks would be another, worse estimate.
 """
 
+import logging
+from collections.abc import Sequence
+from typing import Any
+
 from omegaconf import DictConfig
 from torch import Generator, Tensor, cat
 
-from audiotok.distributed import gather_clips
+from audiotok.data import SegmentInfo
+from audiotok.distributed import gather_clips, gather_objects, world_size
 from audiotok.metrics import dependence_metrics, mmd_permutation_test
+from audiotok.metrics.shuffles import EARLIER, evenly_in_runs
 from audiotok.models.encodec import EncodecModel
 from audiotok.quantization import ResidualVectorQuantizer
 from audiotok.solvers.settings import settings
+
+logger = logging.getLogger(__name__)
+
+Place = tuple[str, float]  # of a clip: its file, and where it starts in it, s
 
 
 class CodebookMeasures:
     """Gathers codes and latents over the evaluate stage, then measures them.
 
     Nothing is measured unless the quantiser is residual and ready.
+
+    Args:
+        model: the codec.
+        cfg: the configuration.
+        clips: how many clips the stage has, over all ranks.
     """
 
-    def __init__(self, model: EncodecModel, cfg: DictConfig) -> None:
+    def __init__(self, model: EncodecModel, cfg: DictConfig, clips: int) -> None:
         self.model = model
         self.cfg = cfg
         self.codes: list[Tensor] = []
+        self.places: list[Place] = []
         self.latents: list[Tensor] = []
+        self.latent_places: list[Place] = []
+        self._compared = set(evenly_in_runs(-(-clips // world_size()), cfg.metrics.mmd.max_samples).tolist())
+        self._seen = 0
         quantizer = model.quantizer
         self.quantizer = quantizer if isinstance(quantizer, ResidualVectorQuantizer) and quantizer.ready else None
 
-    def add(self, wav: Tensor, codes: Tensor) -> None:
-        """Take the clips [B, C, T] and codes [B, K, T'] of a batch; clips of another length than the first are left."""
+    def add(self, wav: Tensor, codes: Tensor, infos: Sequence[SegmentInfo]) -> None:
+        """Take the clips [B, C, T] and codes [B, K, T'] of a batch, if as long as the first ones."""
         if self.quantizer is None or (self.codes and codes.shape[-1] != self.codes[0].shape[-1]):
             return
-        chosen = self.cfg.evaluate.metrics
-        if chosen.dependence:
-            self.codes.append(codes)
-        # Equal on all ranks, which hold as many clips: `metrics` gathers, a collective.
-        enough = sum(len(latent) for latent in self.latents) >= self.cfg.metrics.mmd.max_samples
-        if chosen.mmd and self.model.num_codebooks > 1 and not enough:
-            self.latents.append(self.model.encode_latent(wav)[0])
+        places = [(str(info.path), info.start_s) for info in infos]
+        self.codes.append(codes)
+        self.places += places
+        if not (self.cfg.evaluate.metrics.mmd and self.model.num_codebooks > 1):
+            return
+        # No more clips than the test compares, spread over the stage and so over recordings. Equal on all ranks, which
+        # hold as many clips: `metrics` gathers, a collective.
+        chosen = [i for i in range(len(places)) if self._seen + i in self._compared]
+        self._seen += len(places)
+        if chosen:
+            self.latents.append(self.model.encode_latent(wav[chosen])[0])
+            self.latent_places += [places[i] for i in chosen]
 
     def metrics(self) -> dict[str, float]:
         """The metrics; see docs/dependence.md. Every rank must call this, and gets the same."""
         found: dict[str, float] = {}
-        if self.quantizer is not None and self.codes:
-            codes = gather_clips(cat(self.codes)).cpu()
+        if self.quantizer is not None and self.codes and self.cfg.evaluate.metrics.dependence:
+            codes, tracks = _by_recording(self.codes, self.places)
             books = self.quantizer.vq.codebooks(codes.shape[1])
             found |= dependence_metrics(
-                codes,
+                codes.cpu(),
                 bins=self.model.cardinality,
                 frame_rate=self.model.frame_rate,
+                tracks=tracks,
                 vectors=[codebook.embed.cpu() for codebook in books],
                 seed=self.cfg.seed,
-                **settings(self.cfg.metrics.dependence),
+                **_settings(self.cfg.metrics, "dependence"),
             )
         if self.quantizer is not None and self.latents:
-            options = settings(self.cfg.metrics.mmd)
-            streams = self.quantizer.streams(gather_clips(cat(self.latents)), str(options.pop("stream")))
+            options = _settings(self.cfg.metrics, "mmd")
+            latents, tracks = _by_recording(self.latents, self.latent_places)
+            streams = self.quantizer.streams(latents, str(options.pop("stream")))
             generator = Generator().manual_seed(self.cfg.seed)
-            found |= mmd_permutation_test(streams, generator=generator, **options).metrics()
+            found |= mmd_permutation_test(streams, generator=generator, tracks=tracks, **options).metrics()
         return found
+
+
+def _by_recording(own: list[Tensor], places: list[Place]) -> tuple[Tensor, list[int]]:
+    """Clips of all ranks in the order of recordings and time, each clip once, and the recording of each.
+
+    A loader repeats clips so that all ranks have as many, and takes another where a file cannot be read.
+    """
+    clips = gather_clips(cat(own))
+    ranks: list[list[Place]] = gather_objects(places)
+    first: dict[Place, int] = {}
+    for index, place in enumerate(place for step in zip(*ranks, strict=True) for place in step):
+        first.setdefault(place, index)
+    paths = {path: number for number, path in enumerate(sorted({path for path, _ in first}))}
+    return clips[[first[place] for place in sorted(first)]], [paths[path] for path, _ in sorted(first)]
+
+
+def _settings(cfg: DictConfig, name: str) -> dict[str, Any]:
+    """A section of `metrics`; a shuffle by its earlier name takes the place of it that holds."""
+    options = settings(cfg[name])
+    earlier = str(options.get("shuffle"))
+    if earlier in EARLIER:
+        options["shuffle"] = EARLIER[earlier]
+        logger.warning(
+            "metrics.%s.shuffle=%s takes clips of one recording for independent draws; %s are used in their place, and "
+            "values that were measured by earlier versions do not compare", name, earlier, EARLIER[earlier],
+        )  # fmt: skip
+    return options

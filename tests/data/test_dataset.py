@@ -1,5 +1,6 @@
 """The dataset: what is drawn, how often, that it can be repeated, what happens with bad files."""
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -256,3 +257,41 @@ def test_many_unreadable_files_are_counted_not_listed(tmp_path: Path, caplog: py
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 5 + 7 and lines[4].endswith("4.wav: broken")
     assert lines[5:] == [f"left out: {n} files so far" for n in (8, 16, 32, 64, 128, 256, 512)]
+
+
+@pytest.mark.parametrize("most", [1, 5, 12, None])
+def test_tiles_of_tracks_do_not_overlap_and_do_not_depend_on_the_seed(metas: list[AudioMeta], most: int | None) -> None:
+    options: dict[str, Any] = {"num_samples": most, "return_info": True, "tile": True}
+    dataset = dataset_of(metas, **options)
+    infos = [info_of(dataset[i]) for i in range(len(dataset))]
+    assert len(infos) == (16 if most is None else most)  # 2 + 4 + 10 halves of a second
+    places = [(str(info.path), info.start_s) for info in infos]
+    assert places == sorted(places)
+    for (path, start), (after, following) in itertools.pairwise(places):
+        assert path != after or following >= start + 0.5
+    assert all(info.n_frames == info.total_frames == 4000 for info in infos)
+    other = dataset_of(metas, seed=7, **options)
+    other.set_epoch(3)
+    assert [info_of(other[i]) for i in range(len(other))] == infos
+
+
+def test_tiles_are_spread_evenly_over_tracks_and_in_them(tmp_path: Path) -> None:
+    tracks = [AudioMeta(tmp_path / f"{i:03}.wav", seconds, 8000, 1) for i, seconds in enumerate([30.0] * 9 + [3.0])]
+    tiles = dataset_of(tracks, segment_s=1.0, num_samples=84, tile=True)._tiles
+    assert Counter(meta.path.stem for meta, _ in tiles) == {f"{i:03}": 9 for i in range(9)} | {"009": 3}
+    starts = [start for meta, start in tiles if meta.path.stem == "004"]
+    assert set(np.diff(starts)) <= {3.0, 4.0} and starts[0] <= 2 and starts[-1] >= 27
+    # Several of some tracks rather than one of each: what is shifted against itself has to have some length.
+    many = [AudioMeta(tmp_path / f"{i:03}.wav", 30.0, 8000, 1) for i in range(100)]
+    few = Counter(meta.path.stem for meta, _ in dataset_of(many, segment_s=1.0, num_samples=40, tile=True)._tiles)
+    assert few == {f"{i:03}": 8 for i in (10, 30, 50, 70, 90)}
+
+
+def test_a_tile_that_cannot_be_read_is_replaced_by_another_one(
+    metas: list[AudioMeta], caplog: pytest.LogCaptureFixture
+) -> None:
+    metas[1].path.write_bytes(b"no audio")
+    dataset = dataset_of(metas, num_samples=None, return_info=True, tile=True)
+    infos = [info_of(dataset[i]) for i in range(len(dataset))]
+    assert len(infos) == 16 and {info.path.stem for info in infos} == {"a", "c"}
+    assert "left out" in caplog.text
