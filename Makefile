@@ -28,7 +28,8 @@ demo: install  ## a small grid of EnCodec-MMD experiments on real music, ending 
 test test-fast: export OMP_NUM_THREADS ?= 1
 
 test: lint  ## everything; as root on Debian with a real SLURM
-	$(BIN)/python -m pytest $(PARALLEL)
+	# Four processes for two cores: two of them wait for SLURM most of the time.
+	$(BIN)/python -m pytest $(PARALLEL) -n 4
 	# The numeric tests again as an old processor would round: no result may rest on that.
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(NUMERIC)
 

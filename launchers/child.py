@@ -104,11 +104,7 @@ def start(
 ) -> "sp.Popen[bytes]":
     """Start a child in a session of its own, deaf to SIGUSR2, to be killed with this process.
 
-    Args:
-        command: what to run.
-        environ: all of its environment.
-        cwd: where; by default here.
-        log: file that its output is appended to; by default it shares our output.
+    `environ` is all of its environment; its output is appended to `log`, by default it shares ours.
 
     Raises:
         OSError: if it cannot be started.

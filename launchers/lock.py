@@ -32,15 +32,10 @@ def user_and_host() -> str:
 
 
 class SubmitLock:
-    """A lock whose file names its holder, so that others can see for whom they wait.
+    """A lock whose file, made on first use, names its holder, so that others can see for whom they wait.
 
     The process that holds it may take it again. On a filesystem without locks it warns and goes ahead; two users must
-    then not submit at once.
-
-    Args:
-        path: the file; made with its folder on first use.
-        patience_s: how long to wait for another holder.
-        log: where messages for the user go.
+    then not submit at once. Messages for the user go to `log`.
     """
 
     def __init__(

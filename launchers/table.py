@@ -48,15 +48,7 @@ def monitor(
 ) -> bool:
     """Show a grid once, with the states of the shepherd's last update; the contract of `dora.grid.monitor`.
 
-    Args:
-        args: of `dora grid`: `trim`, `trim_last`, `silent`, `jupyter`.
-        main: the decorated entry point.
-        explorer: chooses the metrics shown.
-        herd: the sheep of the grid, not empty.
-        maybe_print: `print`, or a function that prints nothing.
-
-    Returns:
-        True if every experiment has ended; one in state UNKNOWN has not, nor has one that waits for room.
+    Returns True if every experiment has ended; one in state UNKNOWN has not, nor has one that waits for room.
     """
     verdicts = [_verdict_of(sheep) for sheep in herd]
     states = [None if verdict is None else verdict.state for verdict in verdicts]

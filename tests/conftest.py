@@ -16,7 +16,12 @@ from audiotok.data.prepare import prepare
 
 Runner = Callable[..., Any]
 os.environ.pop("COLUMNS", None)  # set for the processes of pytest-xdist: a pipe has no width
+# Tests start hundreds of Python processes: what they import is compiled once, not by each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 RATE = 16000
+# Groups that take minutes, the longest first.
+LONGEST = ("slurm: faults, contract", "slurm", "tests/test_docs.py", "tests/contract/test_third_engine.py")
 
 
 def chords(seed: int, seconds: float, rate: int = RATE) -> np.ndarray:
@@ -33,16 +38,25 @@ def chords(seed: int, seconds: float, rate: int = RATE) -> np.ndarray:
     return stereo
 
 
+def group_of(item: pytest.Item) -> str:
+    """Which tests share a process: those of a file, those of the debug grid, and in two groups those of SLURM.
+
+    On SLURM most of the time goes by in waiting for its clocks: two groups wait at once, each with clusters of its own,
+    beside those that compute.
+    """
+    if item.get_closest_marker("cluster"):
+        one = item.path.name.startswith("test_faults_of") or item.path.parent.name == "contract"
+        return "slurm: faults, contract" if one else "slurm"
+    return "debug_grid" if "debug_grid" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes that test (`make test`) one has all that needs the cluster; a file stays in one process."""
+    """Group the tests; groups that take minutes begin first, lest all processes wait for one at the end."""
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if item.get_closest_marker("cluster"):
-            group = "slurm"
-        else:
-            group = "debug_grid" if "debug_grid" in fixtures else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    order = {group: place for place, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(group_of(item), len(order)))
 
 
 @pytest.fixture(scope="session")

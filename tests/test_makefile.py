@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parent.parent
 KEPT = {"outputs", "data", ".venv"}
 
@@ -52,3 +54,7 @@ def test_no_other_target_removes_them() -> None:
 def test_a_file_stays_in_one_process(request: pytest.FixtureRequest) -> None:
     """pytest-xdist puts the group of a test into its id; a pytest that does not let it would split files."""
     assert not request.config.getoption("loadgroup", False) or "@" in request.node.nodeid
+
+
+def test_the_files_that_begin_first_are_there() -> None:
+    assert [name for name in LONGEST if name.endswith(".py") and not (ROOT / name).is_file()] == []

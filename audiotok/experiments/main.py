@@ -24,6 +24,7 @@ from dora.xp import XP
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -357,9 +358,19 @@ class ExperimentMain(HydraMain):
         return context
 
     def _get_config_groups(self) -> list[str]:
+        """The groups with options of their own. Hydra's method lists the same, but takes a fifth of a start of Dora."""
         with self._hydra():
-            hydra: Any = GlobalHydra.instance().hydra
-            return list(hydra.list_all_config_groups())
+            loader: Any = GlobalHydra.instance().config_loader()
+            names = loader.repository.get_group_options
+
+            def below(parent: str) -> Iterator[str]:
+                for name in names(parent, ObjectType.GROUP):
+                    group = f"{parent}/{name}" if parent else name
+                    if names(group, ObjectType.CONFIG):
+                        yield group
+                    yield from below(group)
+
+            return list(below(""))
 
     def _options(self) -> dict[str, list[str]]:
         """Options of each config group, those of groups within it by their path."""

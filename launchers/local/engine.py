@@ -140,11 +140,7 @@ class LocalEngine:
         return verdict
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Cancel jobs, those waiting before those running, and wait until the last one has stopped.
-
-        Raises:
-            LaunchError: naming those that did not stop; all others are cancelled.
-        """
+        """Cancel jobs, those waiting before those running, and wait until the last one has stopped; see `Engine`."""
         store = self.store
         with self._writing():
             running = [job.job_id for job in jobs if not self._drop(job.job_id)]
@@ -160,11 +156,7 @@ class LocalEngine:
             raise LaunchError(f"jobs {', '.join(alive)} did not stop in {patience_s:.0f} s; try again.")
 
     def requeue(self, jobs: Sequence[Job]) -> None:
-        """Stop running jobs with a checkpoint and queue them again; pending ones are left as they are.
-
-        Raises:
-            LaunchError: naming those that are over.
-        """
+        """Stop running jobs with a checkpoint and queue them again; pending ones are left as they are."""
         over = []
         for job in jobs:
             record = self.store.checked(job.job_id)

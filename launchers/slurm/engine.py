@@ -103,11 +103,7 @@ class SlurmEngine:
         """Submit tasks as an array, or as several if there are more than the site takes in one, or takes now.
 
         A limit counts every task, and refuses an array as a whole. How much fits is found by halving what was refused;
-        after a refusal the next call begins with one task, and doubles what was accepted.
-
-        Raises:
-            NoRoomError: if SLURM takes no more now; arrays that it accepted before are then recorded.
-            LaunchError: if SLURM refuses; likewise.
+        after a refusal the next call begins with one task, and doubles what was accepted. Errors: see `Engine`.
         """
         most, jobs, left = max_array_size(profile), list[Job](), list(tasks)
         room, size, refusal = len(left), 1 if profile.queue in self._full else most, None
@@ -136,8 +132,7 @@ class SlurmEngine:
     def refresh(self, *, repair: bool = True) -> None:
         """Query all jobs at once; adopt or withdraw what a dead command sent, and record how jobs have ended.
 
-        If SLURM does not answer, `failure` holds why and all jobs that are not known to have ended are UNKNOWN.
-        Without `repair` nothing is written.
+        If SLURM does not answer, all jobs that are not known to have ended are UNKNOWN.
         """
         self._query()
         self._repair, submitting = repair, self.lock.held
@@ -169,11 +164,7 @@ class SlurmEngine:
         return verdict
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Stop jobs and wait for their end.
-
-        Raises:
-            LaunchError: naming those that could not be stopped; all others are.
-        """
+        """Stop jobs and wait for their end; see `Engine`."""
         self._query()
         found = [job for job in jobs if self._lives(job)]
         for job in found:  # first, as the job itself reads there why it is stopped
@@ -203,11 +194,7 @@ class SlurmEngine:
             raise LaunchError(f"not all jobs could be cancelled: {shown}")
 
     def requeue(self, jobs: Sequence[Job]) -> None:
-        """Stop running jobs, which write a checkpoint, and queue them again under the same id.
-
-        Raises:
-            LaunchError: naming those that cannot be queued again.
-        """
+        """Stop running jobs, which write a checkpoint, and queue them again under the same id; see `Engine`."""
         self._query()
         failed = []
         for job in jobs:

@@ -149,13 +149,9 @@ class SubmissionBook:
         return sorted({str(os.getuid()), *_names(self.root / ".users")})
 
     def prepare(self, package: str, tasks: "Sequence[Task]", profile: "Profile", clusters: str = "") -> Submission:
-        """Write what is about to be sent, safe against a power cut.
+        """Write what is about to be sent, safe against a power cut; the token begins with `package`.
 
-        Args:
-            package: with which the token begins.
-            tasks: experiments.
-            profile: what their jobs request.
-            clusters: names of the clusters that may get it, with commas; "" if that is not known.
+        `clusters` are the names of those that may get it, with commas; "" if that is not known.
 
         Raises:
             OSError: if the disk refuses; nothing may be sent then.
@@ -183,11 +179,8 @@ class SubmissionBook:
     def record(self, submission: Submission, job_id: str, cluster: str = "", *, adopted: bool = False) -> "list[Job]":
         """Record SLURM's answer, first here, then in every experiment; may be repeated after it was cut short.
 
-        Args:
-            submission: what was sent.
-            job_id: SLURM's id of the job or of the whole array.
-            cluster: name of the cluster that has it; "" if that is not known.
-            adopted: it was sent by a command that has died.
+        `job_id` is that of the job or of the whole array, `cluster` the one that has it, "" if that is not known; it is
+        `adopted` if it was sent by a command that has died.
 
         Raises:
             LaunchError: if the disk refuses; the job is then adopted later.

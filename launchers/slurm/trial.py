@@ -30,12 +30,9 @@ REPORT_FILE = "trial.json"
 
 
 def try_job(open_engine: Callable[[Path], Engine], profile: Profile, root: Path) -> Iterator[Check]:
-    """Submit the job, follow it, and cancel it if it does not end.
+    """Submit a job of the profile, but for its time, follow it, and cancel it if it does not end.
 
-    Args:
-        open_engine: the engine of a folder.
-        profile: what it requests, but for its time.
-        root: the results folder, in which it gets a folder of its own; that stays if something fails.
+    It gets a folder of its own in the results folder `root`, and the engine of that; it stays if something fails.
 
     Raises:
         LaunchError: if the job could not be cancelled.

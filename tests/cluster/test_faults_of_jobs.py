@@ -64,24 +64,6 @@ def test_preempted_jobs_go_on_where_they_were(cluster: TestCluster, project: Tin
     assert shown_states(project.many(4, "--retry", slurm={"partition": partition}, **FAULTY)) == ["COMPLETED"] * 4
 
 
-def test_a_time_limit_queues_again_until_it_may_no_more(project: TinyProject) -> None:
-    # SLURM looks at time limits twice a minute, and signals up to half a minute early: 30 to 60 s after the start.
-    often, never = {"time": 2, "signal_s": 60}, {"time": 2, "signal_s": 60, "max_num_timeout": 0}
-    runs = [{"index": 1, "slurm": often}, {"index": 2, "slurm": never}]
-    project.many(runs, array=False, **FAULTY)
-    project.wait(lambda: project.verdicts(2) == ["COMPLETED", "TIMEOUT"], seconds=150)
-    first, second = folders(project, 2)
-    assert runs_of(first)[1]["from"] == HALF and runs_of(first)[1]["restart"] == "1"
-    assert len(runs_of(second)) == 1
-    table = project.many(runs, array=False, **FAULTY)
-    assert "TIMEOUT" in table and "time limit" in table
-
-    project.many(runs, "--retry", array=False, **FAULTY)
-    project.wait(lambda: is_done(project, 2))
-    assert_nothing_lost(project, 2)
-    assert runs_of(second)[1]["from"] == HALF
-
-
 def test_jobs_cancelled_by_hand_are_told_and_retried(cluster: TestCluster, project: TinyProject) -> None:
     project.many(6, **FAULTY)
     found = folders(project, 6)

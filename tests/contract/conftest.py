@@ -28,6 +28,7 @@ class House:
         self.project = project
         self.slurm = {"array_parallelism": AT_ONCE}
         self.limit = {"time": 1, "signal_s": 50} if cluster is None else {"time": 2, "signal_s": 60}
+        self.restarted = "0" if cluster is None else "1"
         self._cluster = cluster
 
     def kill_daemon(self) -> None:

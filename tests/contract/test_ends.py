@@ -64,11 +64,13 @@ def test_a_time_limit_queues_again_until_it_may_no_more(house: House) -> None:
     project.wait(lambda: project.verdicts(2) == ["COMPLETED", "TIMEOUT"], seconds=150)
     first, second = (project.experiment(index=index) for index in (1, 2))
     assert runs_of(first)[1]["from"] == [1, STEPS // 2] and len(runs_of(second)) == 1
+    assert runs_of(first)[1]["restart"] == house.restarted
     table = project.many(runs, array=False, **slow)
     assert shown_states(table) == ["COMPLETED", "TIMEOUT"] and "time limit" in table
     project.many(runs, "--retry", array=False, **slow)
     project.wait(lambda: project.verdicts(2) == ["COMPLETED"] * 2)
     assert_nothing_lost(project, 2)
+    assert runs_of(second)[1]["from"] == [1, STEPS // 2]
 
 
 def test_the_log_can_be_followed(house: House) -> None:

@@ -172,6 +172,13 @@ def test_so_does_every_override_of_the_real_configuration(
     assert_same(real_ours, real_theirs, [preset, *drawn])
 
 
+def test_the_groups_are_those_that_dora_lists(
+    ours: ExperimentMain, theirs: HydraMain, real_ours: ExperimentMain, real_theirs: HydraMain
+) -> None:
+    assert ours._config_groups == theirs._config_groups
+    assert real_ours._config_groups == real_theirs._config_groups and "model/encodec" in real_ours._config_groups
+
+
 @pytest.mark.parametrize(
     "text",
     ["section.a=5", "rate=8000", "nothing=[1, null]", "weights=null", "not_a_number=1", "model.rate=3", "ints=x"],
