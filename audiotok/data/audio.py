@@ -1,9 +1,9 @@
 """Reading, writing and converting audio files.
 
-soundfile (libsndfile) decodes and encodes wav, flac, ogg/vorbis, opus and mp3. Seeking in libsndfile 1.2 is exact to
-the sample (a test holds it against full decodes) in all but mp3, which `audiotok.data.mp3` reads by its frames: a
-segment is read by one seek and costs no more than its own length. `audiotok.data.headers` checks what a file says of
-its length.
+soundfile (libsndfile) decodes and encodes wav, flac, ogg/vorbis, opus and mp3. Its seeks are exact to the sample (a
+test holds them against full decodes) but in mp3, which `audiotok.data.mp3` reads by its frames, and at the end of
+ogg: a segment is read by one seek and costs no more than its own length. `audiotok.data.headers` checks what a file
+says of its length.
 """
 
 import logging
