@@ -1,9 +1,9 @@
 """Reading, writing and converting audio files.
 
-soundfile (libsndfile) decodes and encodes wav, flac, ogg/vorbis, opus and mp3. Seeking in libsndfile 1.2 is exact to
-the sample (a test holds it against full decodes) in all but mp3, which `audiotok.data.mp3` reads by its frames: a
-segment is read by one seek and costs no more than its own length. `audiotok.data.headers` checks what a file says of
-its length.
+soundfile (libsndfile) decodes and encodes wav, flac, ogg/vorbis, opus and mp3. Its seeks are exact to the sample (a
+test holds them against full decodes) but in mp3, which `audiotok.data.mp3` reads by its frames, and at the end of
+ogg: a segment is read by one seek and costs no more than its own length. `audiotok.data.headers` checks what a file
+says of its length.
 """
 
 import logging
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from audiotok.data.headers import Patched, patch_header
+from audiotok.data.headers import Patched, last_page, patch_header
 from audiotok.data.limits import require_a_file
 from audiotok.data.mp3 import mp3_length, open_mp3
 from audiotok.data.resample import is_direct, reach, resample, resample_at
@@ -246,13 +246,20 @@ def _open_audio(path: str | Path) -> Iterator[_Source]:
             yield _Source(str(path), mp3.rate, mp3.channels, mp3.frames, mp3.read)
             return
         _check_frames(path, int(handle.frames))
+        rate, exact = int(handle.samplerate), int(handle.frames)
+        if handle.format == "OGG":
+            # libsndfile takes the last page to be as long as its packets, though the stream ends within them: a seek to
+            # it lands at another place, while reading on to it does not. Opus counts at 48 kHz.
+            last = last_page(Path(path)) * (rate if handle.subtype == "OPUS" else 48000) // 48000
+            exact = max(0, last - rate)
 
         def read(start: int, count: int) -> NDArray[np.float32]:
-            handle.seek(start)
-            samples: NDArray[np.float32] = handle.read(count, dtype="float32", always_2d=True)
-            return samples
+            begin = min(start, exact)
+            handle.seek(begin)
+            samples: NDArray[np.float32] = handle.read(start - begin + count, dtype="float32", always_2d=True)
+            return samples[start - begin :]
 
-        yield _Source(str(path), int(handle.samplerate), int(handle.channels), int(handle.frames), read)
+        yield _Source(str(path), rate, int(handle.channels), int(handle.frames), read)
 
 
 @contextmanager
@@ -288,7 +295,10 @@ def _read_frames(source: _Source, start: int, frames: int | None = None) -> torc
             f"{start / source.rate:.3f} s on. Run `audiotok data prepare` again if it has changed."
         )
     count = left if frames is None else min(frames, left)
-    samples = source.read(start, count)  # shorter, without an error, if the file is cut off
+    try:
+        samples = source.read(start, count)  # shorter, without an error, if the file is cut off
+    except MemoryError as err:
+        raise DataError(f"{source.name}: {count} frames of {source.channels} channels exceed the memory.") from err
     if count - len(samples) > _SHORT_READ_S * source.rate or (count and not len(samples)):
         raise DataError(f"{source.name}: cut off or damaged: {len(samples)} of {count} frames after frame {start}.")
     wav = torch.from_numpy(samples).T.contiguous()

@@ -14,6 +14,8 @@ from audiotok.errors import DataError
 
 _TAIL = 1 << 17  # bytes at the end that are searched: a page of ogg has up to 65307, a frame of flac rarely more
 _PICTURES = 1 << 16  # bytes of tags in a flac that nothing is made of
+_CHUNKS = 1000  # of a wav that are looked at
+_CANDIDATES = 50  # places that may begin the last frame of a flac: a checksum of 8 bits leaves few
 _PROBES = 4  # places in an ogg file at which pages are looked at
 _OPEN_END = 0xFFFFFFFF  # size of a chunk to the end of the file, for libsndfile and those who write into a pipe
 _STREAMED = 0x7FFF0000  # from here on, a size is a placeholder if the file holds less
@@ -64,8 +66,8 @@ def patch_header(path: Path) -> tuple[int, bytes] | None:
 def _patch_header(path: Path, size: int, changed_ns: int) -> tuple[int, bytes] | None:
     """What to replace in a file whose header is wrong: a position and bytes; None where it is as it says.
 
-    Reads up to 128 KiB at the end, of ogg also at some places between, never the whole file, except a flac whose end is
-    damaged.
+    Reads up to 128 KiB at the end, of ogg also at some places between, the whole file only of a flac in which a second
+    stream is likely.
 
     Raises:
         DataError: for a file that is cut off, has grown beyond what its header can say, or holds several streams.
@@ -83,9 +85,31 @@ def _patch_header(path: Path, size: int, changed_ns: int) -> tuple[int, bytes] |
     return None
 
 
+def last_page(path: Path) -> int:
+    """The sample at which the last page of an ogg file begins; 0 if it is not known."""
+    status = path.stat()
+    return _last_page(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _last_page(path: Path, size: int, changed_ns: int) -> int:
+    with path.open("rb") as file:
+        file.seek(max(0, size - 2 * _TAIL))  # two of the largest pages, and more
+        data = file.read()
+    at = data.rfind(b"OggS")
+    while (at := data.rfind(b"OggS", 0, max(at, 0))) >= 0:
+        if (
+            ended := int.from_bytes(data[at + 6 : at + 14], "little", signed=True)
+        ) >= 0:  # -1: in the middle of a packet
+            return ended
+    return 0
+
+
 def _patch_wav(path: Path, file: BinaryIO, size: int, order: str) -> tuple[int, bytes] | None:
     at, per_s, long = 12, 0, None
-    while at + 8 <= size:
+    for _ in range(_CHUNKS):
+        if at + 8 > size:
+            break
         file.seek(at)
         name, length = struct.unpack(f"{order}4sI", file.read(8))
         body = file.read(min(length, 24))
@@ -104,13 +128,13 @@ def _patch_wav(path: Path, file: BinaryIO, size: int, order: str) -> tuple[int, 
                     f"{path}: {held} bytes behind a header that can count 4294967295 (it says {length}). Convert it to "
                     "flac, or to wav as RF64."
                 )
-            if length == 0 and held > 8:  # never closed by what wrote it
+            if length == 0 and held > 8 and not file.read(4).isalnum():  # not closed by what wrote it
                 return at + 4, struct.pack(f"{order}I", _OPEN_END)
             if length > held and length < _STREAMED:
                 _check_missing(path, held, length, per_s)
             if length >= held:
                 return None
-        elif name[:3] == b"RIF":  # a file behind the first
+        elif name in (b"RIFF", b"RIFX", b"RF64"):  # a file behind the first
             raise _several(path)
         at += 8 + length + length % 2
     return None
@@ -118,11 +142,13 @@ def _patch_wav(path: Path, file: BinaryIO, size: int, order: str) -> tuple[int, 
 
 def _check_w64(path: Path, file: BinaryIO, size: int) -> None:
     at, per_s = 40, 0
-    while at + 24 <= size:
+    for _ in range(_CHUNKS):
+        if at + 24 > size:
+            break
         file.seek(at)
         name, length = struct.unpack("<16sQ", file.read(24))
         if name[:4] == b"fmt ":
-            per_s = struct.unpack("<8xI", file.read(12))[0]
+            per_s = int.from_bytes(file.read(12)[8:], "little")
         elif name[:4] == b"data":
             behind = size - at - length
             _check_missing(path, size - at - 24, length - 24, per_s)
@@ -143,7 +169,7 @@ def _check_missing(path: Path, held: int, said: int, per_s: int) -> None:
 
 def _patch_flac(path: Path, file: BinaryIO, size: int) -> tuple[int, bytes] | None:
     file.seek(0)
-    head = file.read(10)
+    head = file.read(10).ljust(10, b"\0")
     at = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]) if head[:3] == b"ID3" else 0
     file.seek(at)
     info = file.read(42)
@@ -162,22 +188,24 @@ def _patch_flac(path: Path, file: BinaryIO, size: int) -> tuple[int, bytes] | No
         raise DataError(f"{path}: cut off or damaged: ends after {found} of the {said} frames that its header says.")
     # Where another count or far more bytes may come from a second stream: look for it, which reads the file.
     least, most = int.from_bytes(info[8:10], "big"), int.from_bytes(info[15:18], "big")
-    if (said and said < found) or (most and size - at > most * (found // max(least, 1) + 2) + _PICTURES):
+    if (said and said != found) or (most and size - at > most * (found // max(least, 1) + 2) + _PICTURES):
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data.find(b"fLaC", at + 4) >= 0:
                 raise _several(path)
-    return None if said == found else (at + 18, (packed - said + found).to_bytes(8, "big"))
+    return None if said >= found else (at + 18, (packed - said + found).to_bytes(8, "big"))
 
 
 def _last_frame(tail: bytes, block: int) -> int | None:
     """Where the last frame of a flac ends, in samples; None if no frame's checksum holds up to the end of the file."""
     if tail[-128:-125] == b"TAG":
         tail = tail[:-128]
-    at = len(tail)
-    while (at := tail.rfind(b"\xff", 0, at)) >= 0:
+    at, tried = len(tail), 0
+    while tried < _CANDIDATES and (at := tail.rfind(b"\xff", 0, at)) >= 0:
         end = _frame_end(tail[at : at + 16], block)
-        if end is not None and _crc(tail[at:], 16, 0x8005) == 0:
-            return end
+        if end is not None:
+            tried += 1
+            if _crc(tail[at:], 16, 0x8005) == 0:
+                return end
     return None
 
 

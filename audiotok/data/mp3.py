@@ -9,6 +9,7 @@ one that counts them.
 
 import io
 import mmap
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +46,7 @@ def _kinds() -> dict[bytes, tuple[int, int]]:
 
 
 _KINDS = _kinds()
+_BEGINNING = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]")  # of a frame of layer III
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +85,8 @@ class Mp3:
         for k in range(begin, last):
             at = int(self.starts[k]) - origin
             frame = data[at : at + int(self.lengths[k])]
+            if len(frame) < self.lengths[k]:  # the file has become shorter
+                break
             # Frames that only lend bits are made silent: decoded without all of theirs, they are noise and complaints.
             body.append(_silenced(frame) if k < first - 2 else frame)
         # The first counts the others, the rest are silent: libsndfile cuts off the first _DECODER_DELAY samples.
@@ -191,8 +195,8 @@ def _next_frames(data: mmap.mmap, at: int) -> int:
             behind, row = behind + kind[0], row + 1
         if row == _IN_A_ROW or (row and len(data) - 160 <= behind <= len(data)):  # 160: a tag at the end
             return at
-        if (at := data.find(b"\xff", at + 1)) < 0:
-            break
+        found = _BEGINNING.search(data, at + 1)
+        at = found.start() if found else len(data)
     return len(data)
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from audiotok.data.audio import audio_info
+from audiotok.data.audio import MAX_PEAK, audio_info
 from audiotok.data.manifest import AudioMeta
 from audiotok.errors import DataError
 
-MAX_PEAK = 16.0  # full scale is 1: a hot mix of floating-point samples reaches 4, a mistaken range 32768
 # Audio that libsndfile does not decode, or not with the exact seeking that the five formats are tested for.
 _OTHER_AUDIO = frozenset({"3gp", "aac", "ac3", "aif", "aifc", "aiff", "alac", "amr", "ape", "au", "caf", "dff", "dsf",
                           "dts", "flv", "m4a", "m4b", "m4p", "mka", "mp2", "mp4", "mpc", "oga", "ra", "rf64", "shn",

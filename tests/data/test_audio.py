@@ -177,3 +177,15 @@ def test_mixing_and_resampling_together_equal_one_after_the_other() -> None:
     both = convert_audio(stereo, 44100, 32000, 1)
     resampled = convert_audio(stereo, 44100, 32000, 2)
     torch.testing.assert_close(both, resampled.mean(0, keepdim=True), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("extension", ["ogg", "opus"])
+@pytest.mark.parametrize(("rate", "frames"), [(8000, 40001), (48000, 9000), (48000, 100_000)])
+def test_the_end_of_an_ogg_file_is_that_of_the_whole(tmp_path: Path, extension: str, rate: int, frames: int) -> None:
+    path = tmp_path / f"a.{extension}"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, frames)
+    soundfile.write(path, noise, rate, format="OGG", subtype={"ogg": "VORBIS", "opus": "OPUS"}[extension])
+    whole = soundfile.read(path, dtype="float32")[0]
+    for start in range(max(0, frames - 9000), frames - 1, 450):  # libsndfile alone is up to 960 samples off there
+        part, _ = read_audio(path, start_s=start / rate, duration_s=200 / rate)
+        np.testing.assert_allclose(part[0].numpy(), whole[start : start + 200], rtol=0, atol=1e-6)

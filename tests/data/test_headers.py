@@ -179,3 +179,18 @@ def test_rates_that_no_file_has(tmp_path: Path) -> None:
     for rate in (7, 900_000):
         soundfile.write(tmp_path / "a.wav", np.zeros(1000), rate)
         assert_refused(tmp_path / "a.wav", f"sample rate {rate} Hz; 1000 to 768000 are read")
+
+
+def test_an_empty_wav_with_a_chunk_behind_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(0), 16000, subtype="PCM_16")
+    path.write_bytes(path.read_bytes()[:44] + b"LIST" + struct.pack("<I", 26) + b"INFO" + bytes(22))
+    assert_refused(path, "holds no samples")
+
+
+@pytest.mark.parametrize("head", [b"ID3", b"fLaC", b"RIFF\0\0\0\0WAVE", b"riff", b"OggS", b"RF64\0\0\0\0WAVEds64\xff"])
+def test_headers_that_end_early(tmp_path: Path, head: bytes) -> None:
+    path = tmp_path / "a.wav"
+    for data in (head, head + bytes(30), head + bytes(100_000), head * 1000):
+        path.write_bytes(data)
+        assert_refused(path, "")

@@ -120,7 +120,10 @@ def check(folder: Path) -> None:
     assert rate == info.sample_rate and found.shape[1] == info.channels
     assert np.isfinite(found).all() and np.abs(found).max() <= MAX_PEAK
     change = how["change"]
-    if change != "counts less":  # the length of an mp3 is believed where its first frame has the right number of bytes
+    damaged = path.suffix == ".mp3" and ("bytes" in change or change == "inserted")  # a decoder makes up the rest
+    if (
+        change != "counts less" and not damaged
+    ):  # the length of an mp3 is believed where its first frame has the right number of bytes
         assert 0 <= info.frames - len(found) <= 0.1 * rate, f"{info.frames} counted, {len(found)} read"
     if change in ("none", "header", "tags") or (change == "joined" and path.suffix == ".flac"):
         assert len(found) == len(before), f"{len(found)} frames, {len(before)} before it was changed"
@@ -140,7 +143,8 @@ def check(folder: Path) -> None:
         raise AssertionError("of several streams, one was read")
     elif change == "too long":
         raise AssertionError("a header that says more than the file holds was believed")
-    whole_equals_segments(path, wav, rate, info.channels, how["place"])
+    if not damaged:
+        whole_equals_segments(path, wav, rate, info.channels, how["place"])
 
 
 def whole_equals_segments(path: Path, wav: torch.Tensor, rate: int, channels: int, place: float) -> None:
