@@ -149,7 +149,7 @@ def test_killed_runner_takes_its_job_along_and_nothing_runs_for_ever(project: Ti
 
 
 def test_at_the_time_limit_a_job_stops_and_goes_on_where_it_was(project: TinyProject) -> None:
-    limit = {"time": 1, "signal_s": 57, "max_num_timeout": 1}  # told to stop after three seconds
+    limit = {"time": 1, "signal_s": 48, "max_num_timeout": 1}  # told to stop after 12 s, when it has certainly begun
     runs = [{"index": 1, "faults": 1}, {"index": 2, "faults": 9}, {"index": 3}]
     project.many(runs, slurm=limit, epochs=3, steps=4, seconds=1.2)
     project.settle()
