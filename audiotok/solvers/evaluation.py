@@ -13,6 +13,7 @@ from torch import Generator, Tensor, cat
 
 from audiotok.data import SegmentInfo
 from audiotok.distributed import gather_clips, gather_objects, world_size
+from audiotok.errors import DataError
 from audiotok.metrics import dependence_metrics, mmd_permutation_test
 from audiotok.metrics.shuffles import EARLIER, evenly_in_runs
 from audiotok.models.encodec import EncodecModel
@@ -70,21 +71,27 @@ class CodebookMeasures:
         if self.quantizer is not None and self.codes and self.cfg.evaluate.metrics.dependence:
             codes, tracks = _by_recording(self.codes, self.places)
             books = self.quantizer.vq.codebooks(codes.shape[1])
-            found |= dependence_metrics(
-                codes.cpu(),
-                bins=self.model.cardinality,
-                frame_rate=self.model.frame_rate,
-                tracks=tracks,
-                vectors=[codebook.embed.cpu() for codebook in books],
-                seed=self.cfg.seed,
-                **_settings(self.cfg.metrics, "dependence"),
-            )
+            try:
+                found |= dependence_metrics(
+                    codes.cpu(),
+                    bins=self.model.cardinality,
+                    frame_rate=self.model.frame_rate,
+                    tracks=tracks,
+                    vectors=[codebook.embed.cpu() for codebook in books],
+                    seed=self.cfg.seed,
+                    **_settings(self.cfg.metrics, "dependence"),
+                )
+            except DataError as error:  # the same on every rank; a training that lasts days goes on
+                logger.warning("dependence and use of the codebooks are left out: %s", error)
         if self.quantizer is not None and self.latents:
             options = _settings(self.cfg.metrics, "mmd")
             latents, tracks = _by_recording(self.latents, self.latent_places)
             streams = self.quantizer.streams(latents, str(options.pop("stream")))
             generator = Generator().manual_seed(self.cfg.seed)
-            found |= mmd_permutation_test(streams, generator=generator, tracks=tracks, **options).metrics()
+            try:
+                found |= mmd_permutation_test(streams, generator=generator, tracks=tracks, **options).metrics()
+            except DataError as error:  # the same on every rank; a training that lasts days goes on
+                logger.warning("mmd and mmd_p are left out: %s", error)
         return found
 
 
