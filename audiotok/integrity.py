@@ -147,7 +147,7 @@ def not_finite(weights: Mapping[str, Any]) -> str:
 
 def _bytes_of(tensor: Tensor) -> int:
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
-    if not plain or tensor.is_quantized:
+    if not plain or tensor.is_quantized or tensor.is_complex():  # torch would drop imaginary parts
         raise ValueError("a tensor of a special kind")
     size = tensor.numel() * tensor.element_size()
     if size > tensor.untyped_storage().nbytes():

@@ -101,6 +101,7 @@ def in_itself() -> list[Any]:
         (bytearray(3), "a bytearray"),
         ({(1, 2): 3}, "keys are neither"),
         (torch.zeros(1).expand(1 << 40), "of fewer values than its shape"),
+        (torch.zeros(3, dtype=torch.complex64), "of a special kind"),
         (torch.eye(3).to_sparse(), "of a special kind"),
         (torch.zeros(3, device="meta"), "of a special kind"),
     ],

@@ -354,3 +354,92 @@ def test_a_full_disk_leaves_no_half_file(main: ExperimentMain, monkeypatch: pyte
     xp = main.get_xp(ARGV)
     assert list(xp.folder.iterdir()) == []
     assert main.get_xp_from_sig(main.init_xp(xp).sig).sig == xp.sig
+
+
+SECRETS = r"""
+slurm: {setup: ["export TOKEN=hunter2"], output_dir: OUTPUTS}
+token: ${oc.env:FROZEN_TOKEN}
+alias: ${token}
+place: ${slurm.output_dir}/x
+ours: ${oc.env:AUDIOTOK_FROZEN_NAME,none}
+epochs: 2
+loose: {level: "${oc.env:FROZEN_TOKEN}"}
+dora: {dir: OUTPUTS, exclude: ["loose.*"]}
+"""
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> ExperimentMain:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FROZEN_TOKEN", "hunter2")
+    monkeypatch.setenv("AUDIOTOK_FROZEN_NAME", "me")
+    write_project(tmp_path, {"config/config.yaml": SECRETS})
+    made: ExperimentMain = make_main(tmp_path, runs)
+    return made
+
+
+def test_secrets_and_the_machine_stay_out_of_what_is_saved(
+    secrets: ExperimentMain, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(secrets, ["epochs=4"], monkeypatch)
+    folder = secrets.get_xp(["epochs=4"]).folder
+    assert not [path for path in folder.rglob("*") if path.is_file() and "hunter2" in path.read_text()]
+    frozen = read_frozen(folder / FROZEN_FILE).cfg
+    assert "slurm" not in frozen and "dora" not in frozen
+    assert frozen["token"] == "${oc.env:FROZEN_TOKEN}" and frozen["alias"] == "${token}" and frozen["ours"] == "me"
+    assert (runs[-1]["token"], runs[-1]["alias"], runs[-1]["loose"]["level"]) == ("hunter2",) * 3
+    monkeypatch.setenv("AUDIOTOK_FROZEN_NAME", "other")  # what was frozen stays, the secret may change
+    monkeypatch.setenv("FROZEN_TOKEN", "hunter3")
+    monkeypatch.setenv(FROZEN_VARIABLE, str(folder / FROZEN_FILE))
+    call(secrets, ["epochs=4"], monkeypatch)
+    assert (runs[-1]["ours"], runs[-1]["alias"], runs[-1]["epochs"]) == ("me", "hunter3", 4)
+    assert runs[-1]["slurm"]["setup"] == ["export TOKEN=hunter2"]  # of the profile here
+
+
+def test_a_frozen_file_from_elsewhere_reads_nothing_here(
+    main: ExperimentMain, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROZEN_TOKEN", "hunter2")
+    xp = main.init_xp(main.get_xp(ARGV))
+    path = xp.folder / FROZEN_FILE
+    content = json.loads(path.read_text())
+    texts = ["${oc.env:FROZEN_TOKEN}", "${oc.${accent}:FROZEN_TOKEN}", "${oc.decode:${oc.env:FROZEN_TOKEN}}"]
+    content["cfg"] |= {"name": texts[0], "mixed": texts, "loose": {"n": 1, "other": texts[0], "of_loose": "${name}"}}
+    content["cfg"] |= {"slurm": {"setup": texts}, "accent": "env"}
+    path.write_text(json.dumps(content))
+    monkeypatch.setenv(FROZEN_VARIABLE, str(path))
+    call(main, ARGV, monkeypatch)
+    assert runs[-1]["name"] == texts[0] and runs[-1]["mixed"] == texts and "slurm" not in runs[-1]
+    assert runs[-1]["loose"]["other"] == runs[-1]["loose"]["of_loose"] == texts[0]
+    assert "hunter2" not in json.dumps(runs[-1])
+
+
+def test_overrides_read_no_environment(secrets: ExperimentMain) -> None:
+    for override in ("token=${oc.env:HOME}", "+new='${oc.${x}:HOME}'", "loose={level: '${oc.env:HOME}'}"):
+        with pytest.raises(ConfigError, match=r"reads the environment.*into a YAML file"):
+            secrets.get_xp([override])
+    assert secrets.get_xp(["token=${oc.env:AUDIOTOK_FROZEN_NAME}"]).cfg.token == "me"
+
+
+def test_an_earlier_frozen_file_with_the_machine_still_runs(
+    secrets: ExperimentMain, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xp = secrets.init_xp(secrets.get_xp(["epochs=4"]))
+    path = xp.folder / FROZEN_FILE
+    content = json.loads(path.read_text())
+    content["cfg"] |= {"slurm": {"setup": ["old"]}, "dora": {"dir": "/gone"}, "token": "resolved", "alias": "resolved"}
+    path.write_text(json.dumps(content))
+    xp.history.write_text("[{}]")
+    call(secrets, ["epochs=4"], monkeypatch)
+    assert runs.sig == xp.sig and runs[-1]["token"] == "resolved"
+    assert runs[-1]["slurm"]["setup"] == ["export TOKEN=hunter2"] and runs[-1]["dora"]["dir"] == str(secrets.dora.dir)
+
+
+@pytest.mark.parametrize("text", ["a: &x [1]\nb: *x", "a: " + "[" * 5000, "- 1"])
+def test_yaml_in_a_frozen_file_is_bounded(main: ExperimentMain, text: str) -> None:
+    path = main.init_xp(main.get_xp(ARGV)).folder / FROZEN_FILE
+    content = json.loads(path.read_text())
+    del content["cfg"]
+    path.write_text(json.dumps({**content, "cfg_yaml": text}))
+    with pytest.raises(ConfigError, match=r"frozen\.json cannot be read: its configuration"):
+        read_frozen(path)
