@@ -405,3 +405,14 @@ def test_a_run_by_hand_is_refused_before_it_has_a_folder(
     with pytest.raises(ConfigError, match=f"^{override.split('=')[0]}="):
         main()
     assert not (Path(main.dora.dir) / "xps").exists()
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\\b", "\\", '"', "\t", "\x00", "é\\", "it's", float("inf"), -float("inf")])
+def test_a_value_of_a_grid_reaches_the_experiment_as_it_is(value: Any) -> None:
+    xp = train.main.get_xp([DEBUG, *train.main.value_to_argv({"label": value})])
+    assert xp.cfg.label == value and dict(xp.delta)["label"] == value
+
+
+def test_a_list_of_presets_is_one_line() -> None:
+    with pytest.raises(ConfigError, match="choose one preset of each group"):
+        train.main.get_xp([DEBUG, "solver=[{}, [a]]"])

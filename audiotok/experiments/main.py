@@ -336,7 +336,10 @@ class ExperimentMain(HydraMain):
         """The composition of a choice of config groups."""
         if groups not in self._compositions:
             with self._hydra():
-                cfg = compose(self.config_name, list(groups), return_hydra_config=True)
+                try:
+                    cfg = compose(self.config_name, list(groups), return_hydra_config=True)
+                except TypeError as error:  # such as dset=[{}]
+                    raise ConfigError(f"choose one preset of each group (overrides: {' '.join(groups)})") from error
             choices = {str(group): option for group, option in cfg.hydra.runtime.choices.items()}
             with open_dict(cfg):
                 del cfg["hydra"]

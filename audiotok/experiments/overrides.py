@@ -7,6 +7,7 @@ Sources: `dora.hydra.HydraMain` and Hydra's config loader, whose rules these are
 
 import contextlib
 import copy
+import math
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,6 +57,8 @@ def as_override(value: Any) -> str:
     """Value as the right-hand side of an override: plain ASCII as Dora writes it (JSON), all else as Hydra reads it."""
     if isinstance(value, str) and not (value.isascii() and value.isprintable() and "\\" not in value):
         return str(QuotedString(value, Quote.double).with_quotes())
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"  # JSON has no word that Hydra reads as that
     if isinstance(value, dict):
         items = (f"{_dump_key(key)}: {as_override(item)}" for key, item in value.items())
         return "{" + ", ".join(items) + "}"

@@ -261,7 +261,8 @@ def test_a_value_that_must_be_given_counts(ours: ExperimentMain, extra: str) -> 
 @given(value=st.recursive(st.text(max_size=6), lambda x: st.lists(x, max_size=2), max_leaves=3))
 def test_what_a_grid_gives_in_another_script_arrives(ours: ExperimentMain, theirs: HydraMain, value: Any) -> None:
     (argument,) = ours.value_to_argv({"name": value})
-    if json.dumps(value, ensure_ascii=False).isascii():
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isascii() and "\\" not in text.replace('\\"', ""):  # what JSON escapes, Hydra reads otherwise
         assert [argument] == theirs.value_to_argv({"name": value})
     elif isinstance(value, str) and "${" not in value:
         assert ours.get_xp([argument]).cfg.name == value

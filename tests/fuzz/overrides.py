@@ -131,6 +131,8 @@ def check(folder: Path) -> None:
     try:
         _build(xp.cfg)
     except AudiotokError as error:
+        if "_params" in str(error):
+            raise  # arguments of a class of torch, which the schema leaves to it
         raise AssertionError(f"the schema accepts it, and it does not build: {error}") from error
 
 
