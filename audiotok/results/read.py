@@ -69,9 +69,15 @@ def parse_json(raw: bytes) -> Any:
     else:
         files.check_depth(content)
         return content
-    if b"\\ud" in raw.lower():
-        content = json.loads(encodable(json.dumps(content, ensure_ascii=False)))
-    return content
+    return _without_surrogates(content) if b"\\ud" in raw.lower() else content
+
+
+def _without_surrogates(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {encodable(key): _without_surrogates(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return list(map(_without_surrogates, content))
+    return encodable(content) if type(content) is str else content
 
 
 def encodable(text: str) -> str:

@@ -265,8 +265,8 @@ def _is_epoch(epoch: Any) -> bool:
     return all(value is None or isinstance(value, int | float) for value in values)
 
 
-def _int(text: str) -> int | list[str]:
-    return int(text) if len(text) <= 300 else [text]  # what no number, text or object can be taken for
+def _int(text: str) -> int | tuple[str]:
+    return int(text) if len(text) <= 300 else (text,)  # what no number, text or object can be taken for
 
 
 def _number(value: float | None) -> float:
