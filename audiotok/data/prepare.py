@@ -24,7 +24,7 @@ from audiotok.data.audio import ENCODINGS
 from audiotok.data.duplicates import find_copies, united
 from audiotok.data.manifest import AudioMeta, read_manifest, write_manifest
 from audiotok.data.scan import LeftOut, Scan, describe, scan_folders
-from audiotok.errors import ConfigError, DataError
+from audiotok.errors import ConfigError, DataError, one_line
 from audiotok.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -96,8 +96,8 @@ class PrepareReport:
 
     def listing(self) -> str:
         """A line for each file that is left out, with its kind and reason, and each set that is kept together."""
-        lines = [f"left out, {one.kind}: {_printable(one.path)}: {_printable(one.reason)}" for one in self.left_out]
-        lines += ["kept together: " + ", ".join(map(_printable, paths)) for paths in self.same_recording]
+        lines = [f"left out, {one.kind}: {one_line(str(one.path))}: {one_line(one.reason)}" for one in self.left_out]
+        lines += ["kept together: " + ", ".join(one_line(str(path)) for path in paths) for paths in self.same_recording]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -370,7 +370,7 @@ def _check_enough(
     first = next((one for one in left_out if one.kind in ("unreadable", "beyond full scale", "too short")), None)
     raise DataError(
         f"{found} for {len(splits)} splits ({', '.join(splits)}), each of which needs one; {_counts_text(left_out)}"
-        + (f" (first: {_printable(first.path)}: {_printable(first.reason)})" if first else "")
+        + (f" (first: {one_line(str(first.path))}: {one_line(first.reason)})" if first else "")
         + ". Add tracks, cut long ones into several files, or choose fewer splits"
         + (", or leave out --group-by." if group_by else ".")
     )
@@ -386,8 +386,3 @@ def _counts_text(left_out: Sequence[LeftOut]) -> str:
     kinds = _ranked(Counter(one.kind for one in left_out))
     text = ", ".join(f"{count} {kind if count == 1 else _PLURALS.get(kind, kind)}" for kind, count in kinds)
     return f"left out {len(left_out)}: {text}" if kinds else "left out none"
-
-
-def _printable(what: object) -> str:
-    """Text on one line: line breaks, control characters and bytes that are not UTF-8 as escapes."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(what))
