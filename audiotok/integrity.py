@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audiotok.errors import first_line
+
 _ZIP = b"PK\x03\x04"
 _MAX_DEPTH = 60  # of containers within each other
 _MAX_GROWTH = 10  # bytes and values that references within a file may make of each of its bytes
@@ -153,8 +155,3 @@ def _bytes_of(tensor: Tensor) -> int:
     if size > tensor.untyped_storage().nbytes():
         raise ValueError(f"a tensor {list(tensor.shape)} of fewer values than its shape")
     return size + 1
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message, its kind if there is none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -115,7 +115,7 @@ def _relative_to(here: Path, audio: Path, real: Callable[[Path], str]) -> str:
 
 
 def _find_manifest(path: Path, requested: Path) -> Path:
-    if os.path.isdir(path):  # noqa: PTH112
+    if os.path.isdir(path):
         found = [path / name for name in FOLDER_NAMES if (path / name).is_file()]
         if not found:
             others = sorted(p.name for p in path.glob("*.jsonl*"))
@@ -124,7 +124,7 @@ def _find_manifest(path: Path, requested: Path) -> Path:
                 + (f"; name one of its manifests: {', '.join(others)}." if others else f". {HINT}")
             )
         return found[0]
-    if not os.path.isfile(path):  # noqa: PTH113  a name that is too long makes Path.is_file raise
+    if not os.path.isfile(path):
         mapped = "" if path == requested else f" (dataset_paths of the cluster profile lead there from {requested})"
         there = "is no regular file" if os.path.lexists(path) else "does not exist"
         raise DataError(f"manifest {path} {there}{mapped}. {HINT}")

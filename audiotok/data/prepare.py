@@ -190,7 +190,7 @@ def prepare(
 
 
 class _Each:
-    """Applies a function to many things in the threads of a pool, in order; a line now and then says how far it is."""
+    """Applies a function to many things in the threads of a pool, in order, and logs its progress now and then."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
@@ -213,7 +213,7 @@ def _usable(scan: Scan, min_duration_s: float, each: _Each) -> tuple[dict[Path, 
 
 
 def _group(paths: list[Path], group_by: str | None, each: _Each) -> tuple[list[list[Path]], int]:
-    """Sets of tracks that belong together, and how many tracks had to be grouped by folder for want of tags."""
+    """Sets of tracks that belong together, and how many tracks had to be grouped by folder for lack of tags."""
     if group_by is None:
         return [], 0
     tags = each(_tag, paths, "reading tags") if group_by == "tag" else [None] * len(paths)

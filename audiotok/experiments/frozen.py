@@ -22,9 +22,9 @@ from dora.xp import XP, _get_sig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from audiotok.config_text import LOCAL_SECTIONS, inert, parse_yaml, reads_environment, value_at
+from audiotok.config_text import LOCAL_SECTIONS, Plain, inert, parse_yaml, reads_environment, value_at
 from audiotok.errors import ConfigError
-from audiotok.experiments.overrides import Plain, aligned, dotted, leaves_of, parse_override
+from audiotok.experiments.overrides import aligned, dotted, leaves_of, parse_override
 from audiotok.experiments.schema import Checked
 from audiotok.files import UnreadableError, parse_json, read_bytes, read_json, read_text, write_text
 from audiotok.status import STATUS_FILE

@@ -22,7 +22,6 @@ from audiotok.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 SHUFFLES = ("shifts", "recordings", "frames")
-EARLIER = {"clips": "shifts"}  # of runs frozen before recordings were known: what was meant, with a null that holds
 RUN = 8  # clips of a recording to shift, where it has as many
 BASELINES = 40  # shuffles behind a baseline and its error: more would change little
 RECORDINGS = 20  # with fewer, an exchange leaves many in their place and their law too little known
@@ -59,7 +58,6 @@ class Shuffles:
     """
 
     def __init__(self, clips: int, frames: int, tracks: Tracks, shuffle: str, frames_alone: int) -> None:
-        shuffle = EARLIER.get(shuffle, shuffle)
         if shuffle not in SHUFFLES:
             raise ConfigError(f"shuffle={shuffle!r}; choose one of: {', '.join(SHUFFLES)}.")
         recordings = _recordings(clips, tracks)

@@ -7,15 +7,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from audiotok.experiments.overrides import Plain
+from audiotok.config_text import Plain, value_at
 from audiotok.experiments.schema import Idle, line_start, shown
 
 
 def _get(cfg: Plain, key: str, default: Any = None) -> Any:
     """Value of a key; a run that was frozen before it lacks it."""
-    value: Any = cfg
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+    value = value_at(cfg, tuple(key.split(".")))
     return default if value is None else value
 
 

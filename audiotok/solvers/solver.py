@@ -418,12 +418,12 @@ class StandardSolver(flashy.BaseSolver, ABC):
         return weights
 
     def _load(self, state: State) -> None:
-        check_state(self, state)
+        check_state(state, self.state_dict(), self.checkpoint_path, self.updates_per_epoch)
         with explained(self.checkpoint_path):
             self.load_state_dict({name: state[name] for name in self.stateful.sources})
             if PROGRESS in state:
                 self.progress = Progress.from_state(state[PROGRESS], flashy.distrib.rank(), world_size())
-        check_moments(self)
+        check_moments(self.optimizer, self.checkpoint_path)
 
     def _load_weights(self, weights: State) -> None:
         self.model.load_state_dict(weights)
