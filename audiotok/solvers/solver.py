@@ -405,7 +405,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
         weights = best_weights_of(state, path)
         theirs = configuration_of(state, path)
         for key in ("sample_rate", "channels"):
-            given, here = (cfg.get(key, (cfg.get("encodec") or {}).get(key)) for cfg in (theirs, self.cfg))
+            given, here = (one.get(key, (one.get("encodec") or {}).get(key)) for one in (theirs, self.cfg))
             if given is not None and here is not None and given != here:
                 raise CheckpointError(
                     f"{path} was trained with {key}={given}, this experiment has {key}={here}; set {key}={given}, or "
