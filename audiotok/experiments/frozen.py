@@ -190,7 +190,7 @@ def read_frozen(path: Path) -> Frozen:
         content = parse_json(read_bytes(path))
     except FileNotFoundError:
         raise ConfigError(f"no frozen configuration at {path}; submit the experiment again") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); {remedy}") from error
     if not isinstance(content, dict) or content.get("version") != _VERSION:
         found = content.get("version") if isinstance(content, dict) else type(content).__name__
