@@ -98,9 +98,8 @@ def _last_page(path: Path, size: int, changed_ns: int) -> int:
         data = file.read()
     at = data.rfind(b"OggS")
     while (at := data.rfind(b"OggS", 0, max(at, 0))) >= 0:
-        if (
-            ended := int.from_bytes(data[at + 6 : at + 14], "little", signed=True)
-        ) >= 0:  # -1: in the middle of a packet
+        ended = int.from_bytes(data[at + 6 : at + 14], "little", signed=True)
+        if ended >= 0:  # -1: in the middle of a packet
             return ended
     return 0
 

@@ -42,9 +42,8 @@ def require_a_file() -> None:
 
 
 def _advice(number: int, highest: int) -> str:
-    more = (
-        "" if highest == resource.RLIM_INFINITY or number <= highest else f" (beyond {highest} an administrator must)"
-    )
+    allowed = highest == resource.RLIM_INFINITY or number <= highest
+    more = "" if allowed else f" (beyond {highest} an administrator must)"
     return f"Run `ulimit -n {number}` first{more}, on a cluster as a line of `setup` in its profile"
 
 

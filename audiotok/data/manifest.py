@@ -31,9 +31,8 @@ FOLDER_NAMES = ("data.jsonl.gz", "data.jsonl")  # of these, a folder's manifest 
 LONGEST_LINE = 1 << 20  # bytes; the longest path of Linux takes 24 KiB, all of it escaped
 _BLOCK = 1 << 20  # bytes of text unpacked at once
 _UNJUDGED = 1 << 20  # bytes of text before its compression means anything
-_MOST_COMPRESSED = (
-    150  # tracks that differ in a number only: 37 times, in folders of 400 letters 117; one repeated: 227
-)
+# Times. Tracks that differ in a number only: 37, in folders of 400 letters 117; one repeated: 227.
+_MOST_COMPRESSED = 150
 _MOST = {  # of each number; a header that promises more is damaged
     "duration": 1e8,  # three years
     "sample_rate": 1e8,

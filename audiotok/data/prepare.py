@@ -248,9 +248,8 @@ def _split_tracks(
              for path, name in tracks.items()}  # fmt: skip
     sizes = _sizes(len(tracks), splits)
     groups = sorted(united(tracks, together), key=lambda group: min(map(ranks.__getitem__, group)))
-    groups.sort(
-        key=lambda group: -len(group) if len(group) > min(sizes.values()) else 0
-    )  # large ones fit first or never
+    smallest = min(sizes.values())
+    groups.sort(key=lambda group: -len(group) if len(group) > smallest else 0)  # large ones fit first or never
     dealt: dict[str, list[list[Path]]] = {name: [] for name in splits}
     room = dict(sizes)
     for group in groups:
