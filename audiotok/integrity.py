@@ -123,15 +123,20 @@ def misfit(found: Any, own: Any, name: str = "", *, exact: bool = True) -> str:
 
 
 def misfit_of_moments(optimizer: torch.optim.Optimizer) -> str:
-    """First state of an optimiser that is not of the shape of its parameter; "" if there is none."""
+    """First state of an optimiser (Adam or AdamW) that does not fit its parameter; "" if there is none."""
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    names: set[str] = set()  # of a parameter's moments, the same for all of them
     for parameter, moments in optimizer.state.items():
         if id(parameter) not in owned or not isinstance(moments, dict):
             return "the optimizer has the state of a parameter that is not there"
+        names = names or {*moments}
+        if moments and {*moments} != names:
+            return f"the optimizer has {sorted(names)} of one parameter, {sorted(moments)} of another"
         for name, value in moments.items():
-            if not isinstance(value, Tensor) or value.shape not in ((), parameter.shape):
+            right = torch.Size() if name == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != right:
                 shape = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-                return f"{name} of the optimizer is {shape}, its parameter {list(parameter.shape)}"
+                return f"{name} of the optimizer is {shape}, expected {list(right)}"
             if name == "step" and not value >= 0:
                 return f"the optimizer is at step {value}"
     return ""

@@ -79,9 +79,15 @@ def test_moments_of_other_parameters_are_refused(saved: Callable[[], Compression
     state = solver.optimizer.state_dict()
     change(solver.checkpoint_path, optimizer=state)
     assert saved().restore()
-    for name, value, words in (("exp_avg", torch.zeros(7), r"exp_avg .* is \[7\]"), ("step", torch.tensor(-1.0), "-1")):
-        one = state["state"][0]
-        change(solver.checkpoint_path, optimizer={**state, "state": {**state["state"], 0: {**one, name: value}}})
+    one = state["state"][0]
+    for other, words in (
+        ({**one, "exp_avg": torch.zeros(7)}, r"exp_avg .* is \[7\], expected \["),
+        ({**one, "exp_avg": torch.tensor(0.0)}, r"exp_avg .* is \[\], expected \["),
+        ({**one, "step": torch.tensor(-1.0)}, "-1"),
+        ({**one, "step": torch.ones(3)}, r"step .* is \[3\], expected \[\]"),
+        ({name: one[name] for name in ("step", "exp_avg")}, "of one parameter, .* of another"),
+    ):
+        change(solver.checkpoint_path, optimizer={**state, "state": {**state["state"], 0: other}})
         with pytest.raises(CheckpointError, match=words):
             saved().restore()
 
