@@ -93,6 +93,30 @@ def test_moments_of_other_parameters_are_refused(saved: Callable[[], Compression
 
 
 @pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"betas": (1, 2)}, "Invalid beta parameter"),
+        ({"betas": (0.9,)}, r"betas\.1 is missing"),
+        ({"betas": None}, "betas is a NoneType"),
+        ({"lr": float("nan")}, "Invalid learning rate"),
+        ({"betas": ...}, "the optimizer lacks betas"),
+    ],
+)
+def test_settings_that_no_optimizer_takes_are_refused(
+    saved: Callable[[], CompressionSolver], settings: dict[str, Any], words: str
+) -> None:
+    solver = saved()
+    state = solver.optimizer.state_dict()
+    group = {**state["param_groups"][0], **settings}
+    change(
+        solver.checkpoint_path,
+        optimizer={**state, "param_groups": [{name: value for name, value in group.items() if value is not ...}]},
+    )
+    with pytest.raises(CheckpointError, match=words):
+        saved().restore()
+
+
+@pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (
