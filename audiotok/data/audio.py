@@ -339,8 +339,10 @@ def _name(path: str | Path) -> str | bytes:
 
 def _unreadable(path: str | Path, err: Exception) -> DataError:
     require_a_file()
-    allowed = ", ".join(ENCODINGS)
-    return DataError(f"{path}: not readable as audio ({_reason(err)}). Leave it out, or convert to {allowed}.")
+    allowed, reason = ", ".join(ENCODINGS), _reason(err)
+    if reason.startswith("File does not exist") and Path(path).is_file():
+        reason = "no audio found in it"  # libsndfile's words for a file without any frame of mp3
+    return DataError(f"{path}: not readable as audio ({reason}). Leave it out, or convert to {allowed}.")
 
 
 def _reason(err: Exception) -> str:

@@ -41,6 +41,7 @@ class Shuffles:
         samples: how many samples that are, N.
         missing: why there is no shuffle at all; None if there is.
         missing_p: why there is no p-value; None if there is.
+        missing_error: why shuffles of `draw_apart` have no spread to rely on; None if they do.
 
     Args:
         clips: how many clips there are, B.
@@ -98,6 +99,13 @@ class Shuffles:
             self.missing_p = (
                 f"shifts of the clips arrange two codebooks in {round(arrangements)} way(s), and a p-value of 0.05 "
                 f"takes {ARRANGEMENTS}; give more clips of each recording, or more recordings"
+            )
+        self.missing_error = self.missing
+        apart = 1 + math.exp(min(float(np.log(np.maximum(1, self._angles - 1)).sum()), 50.0))  # and the one observed
+        if shuffle == "shifts" and not self.missing and round(apart) < ARRANGEMENTS:
+            self.missing_error = (
+                f"shifts of the clips take two codebooks apart in {round(apart) - 1} way(s), and their spread takes "
+                f"{ARRANGEMENTS - 1}; give 3 clips or more of each recording, or more recordings"
             )
 
     def draw(self, codebooks: int, rng: np.random.Generator) -> Ints:

@@ -9,6 +9,9 @@ from typing import Any
 
 from audiotok.config_text import Plain, value_at
 from audiotok.experiments.schema import Idle, line_start, shown
+from audiotok.schema.sections import Losses
+
+_OUTPUT_LOSSES = frozenset(Losses.__annotations__) - {"mmd"}
 
 
 def _get(cfg: Plain, key: str, default: Any = None) -> Any:
@@ -201,6 +204,13 @@ def _msd(section: dict[str, Any]) -> Iterator[str]:
             width = wider
 
 
+def _losses(cfg: Plain) -> Iterator[str]:
+    """Some loss of the output, which the balancer weighs."""
+    losses = {name: weight for name, weight in _get(cfg, "losses", {}).items() if name != "mmd"}
+    if losses.keys() >= _OUTPUT_LOSSES and not any(losses.values()):
+        yield f"losses: the weights of {', '.join(sorted(losses))} are 0: give one of them a weight above 0"
+
+
 def _audio(cfg: Plain) -> Iterator[str]:
     """Samples that the format can hold, and manifests of the splits."""
     rate, form = _get(cfg, "sample_rate"), _get(cfg, "generate.audio.format")
@@ -211,6 +221,8 @@ def _audio(cfg: Plain) -> Iterator[str]:
     if rate not in rates:
         found = f"{_is(cfg, 'generate.audio.format')} at sample_rate={rate}"
         yield f"{found}: give another format, or a rate of {shown(list(rates))}"
+    if form == "mp3" and (channels := _get(cfg, "channels", 1)) > 2:
+        yield f"generate.audio.format=mp3 of channels={channels}: give another format, or at most 2 channels"
     missing = [f"datasource.{split}" for split in ("train", "valid", "evaluate", "generate")
                if "datasource" in cfg and not _get(cfg, f"datasource.{split}")]  # fmt: skip
     if missing:
@@ -279,4 +291,4 @@ COMPRESSION_IDLE = (
 )  # fmt: skip
 
 COMMON_RULES = (_training,)
-COMPRESSION_RULES = (_training, _dependence, _network, _spectra, _discriminators, _audio)
+COMPRESSION_RULES = (_training, _dependence, _network, _spectra, _discriminators, _losses, _audio)
