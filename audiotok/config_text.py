@@ -1,6 +1,6 @@
 r"""Configurations in files: what of them is saved as a reference rather than a value, and how files of others are read.
 
-A value that reads the environment (`${oc.env:NAME}`), itself or through a key that it refers to, is saved as it stands
+A text that reads the environment (`${oc.env:NAME}`), itself or through a key that it refers to, is saved as it stands
 in the YAML files: what NAME holds may be a secret. Variables of audiotok itself, AUDIOTOK_…, are saved as values. The
 sections `slurm` and `dora` are those of a machine and are never saved. In a file from elsewhere, references read keys
 of that very file and nothing else.
@@ -66,10 +66,13 @@ def unresolved(raw: Mapping[str, Any]) -> list[Path]:
 
 
 def keep_unresolved(values: Plain, raw: Mapping[str, Any]) -> None:
-    """Put the text of `raw` into `values`, in place, where it reads the environment."""
+    """Put the text of `raw` into `values`, in place, where it reads the environment.
+
+    Numbers and flags stay: they are no secrets, and the weights of a network are of no use without its sizes.
+    """
     for path in unresolved(raw):
         section = value_at(values, path[:-1])
-        if isinstance(section, dict) and path[-1] in section:
+        if isinstance(section, dict) and path[-1] in section and not _is_number(section[path[-1]]):
             section[path[-1]] = value_at(raw, path)
 
 
@@ -160,6 +163,11 @@ def value_at(section: Any, path: Path) -> Any:
             return None
         section = section.get(key)
     return section
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number or a flag, or a list of these."""
+    return isinstance(value, int | float) or (isinstance(value, list) and all(map(_is_number, value)))
 
 
 def _is_escaped(text: str) -> bool:

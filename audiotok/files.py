@@ -298,6 +298,8 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)  # less what the umask takes away
     except PermissionError:
+        if not path.exists():
+            raise  # the folder is another user's
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # another user's; but on NFS, a lock needs no more
 
 

@@ -4,6 +4,7 @@ A plan is made from the decisions (`launchers.decide`) that a launch follows, an
 in `<dora.dir>/plans/<grid>.json` (in the folder of a grid Dora takes every name for a signature).
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -37,6 +38,7 @@ _TITLES = {  # in their order; first what the launch changes
     Action.KEEP: "left alone: waiting or running",
     Action.REUSE: "reused: done already",
 }
+_SECRET = ("setup", "srun_args")  # fields of a profile that may hold secrets
 _FAILED = "left alone: failed; --retry submits them again"
 
 
@@ -269,7 +271,18 @@ def _resources(profile: Profile) -> tuple[int, int]:
 def _members_of(entries: Iterable[Entry]) -> dict[str, _Member]:
     """What is recorded of the experiments that stay in the grid, by signature."""
     staying = [entry for entry in entries if entry.action is not Action.CANCEL]
-    return {entry.sig: _Member(entry.name, entry.profile.as_json() if entry.profile else {}) for entry in staying}
+    profiles = {entry.sig: _recorded(entry.profile.as_json()) if entry.profile else {} for entry in staying}
+    return {entry.sig: _Member(entry.name, profiles[entry.sig]) for entry in staying}
+
+
+def _recorded(profile: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a profile as they are recorded: those in which secrets stand, such as `export KEY=…`, by a digest."""
+    texts = {
+        name: json.dumps(value, sort_keys=True)
+        for name, value in profile.items()
+        if name in _SECRET and value and not isinstance(value, str)  # a digest of a record stays
+    }
+    return {**profile, **{name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in texts.items()}}
 
 
 def _path(root: Path, grid: str) -> Path:
@@ -281,7 +294,7 @@ def _read(root: Path, grid: str) -> tuple[dict[str, Any] | None, dict[str, _Memb
     content = read_json(_path(root, grid)) or {}
     try:
         profiles, known = content["profiles"], content["experiments"].items()
-        return content, {sig: _Member(str(one["name"]), dict(profiles[one["profile"]])) for sig, one in known}
+        return content, {sig: _Member(str(one["name"]), _recorded(profiles[one["profile"]])) for sig, one in known}
     except (KeyError, TypeError, IndexError, ValueError, AttributeError):
         return None, {}
 

@@ -55,6 +55,20 @@ def test_secrets_and_sections_of_the_machine_are_not_saved(monkeypatch: pytest.M
     assert read.token == "${oc.env:TOKEN}" and read.alias == "${oc.env:TOKEN}" and read.far == "x/${alias}"
 
 
+def test_sizes_of_networks_from_the_environment_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are no secrets, and weights are of no use without them."""
+    monkeypatch.setenv("N_Q", "3")
+    monkeypatch.setenv("RATIOS", "[4, 2]")
+    text = "n_q: ${oc.decode:${oc.env:N_Q}}\nratios: ${oc.decode:${oc.env:RATIOS}}\nthe_same: ${n_q}\n"
+    raw = OmegaConf.create(text + "text: ${oc.env:N_Q}\nlater: ${oc.env:NOT_SET,null}\n")
+    assert isinstance(raw, DictConfig)
+    read = read_text(saved_text(raw, raw))
+    assert OmegaConf.to_container(read) == {
+        **{"n_q": 3, "ratios": [4, 2], "the_same": 3},
+        **{"text": r"\${oc.env:N_Q}", "later": r"\${oc.env:NOT_SET,null}"},
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -168,6 +168,22 @@ def test_a_lock_that_can_only_be_read_excludes_all_the_same(tmp_path: Path, monk
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_a_lock_that_may_not_be_made_is_a_matter_of_permissions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of a missing file, which the second attempt, to read it, would find."""
+    opening = os.open
+
+    def reading_only(file: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "the folder is of another user")
+        return opening(file, flags, *mode)
+
+    monkeypatch.setattr(os, "open", reading_only)
+    with pytest.raises(PermissionError, match="another user"), hold_lock(tmp_path / "lock"):
+        pass
+
+
 def test_a_damaged_object_is_none(tmp_path: Path) -> None:
     (tmp_path / "a").write_text(json.dumps([1]))
     assert read_json(tmp_path / "a") is None

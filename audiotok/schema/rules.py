@@ -94,6 +94,11 @@ def _side(cfg: Plain, name: str) -> dict[str, Any]:
 
 def _network(cfg: Plain) -> Iterator[str]:
     """The autoencoder."""
+    for key in ("encodec.sample_rate", "mel.sample_rate", "msspec.sample_rate", "sisnr.sample_rate"):
+        if _get(cfg, key, _get(cfg, "sample_rate")) != _get(cfg, "sample_rate"):
+            yield f"{_is(cfg, key, 'sample_rate')}: make them equal"
+    if _get(cfg, "encodec.channels", _get(cfg, "channels")) != _get(cfg, "channels"):
+        yield f"{_is(cfg, 'encodec.channels', 'channels')}: make them equal"
     encoder, decoder = _side(cfg, "encoder"), _side(cfg, "decoder")
     for name in ("dimension", "channels"):
         if encoder.get(name) != decoder.get(name):
@@ -223,6 +228,10 @@ def _audio(cfg: Plain) -> Iterator[str]:
         yield f"{found}: give another format, or a rate of {shown(list(rates))}"
     if form == "mp3" and (channels := _get(cfg, "channels", 1)) > 2:
         yield f"generate.audio.format=mp3 of channels={channels}: give another format, or at most 2 channels"
+    for key in ("sample_rate", "channels"):
+        have, most = _get(cfg, key), _get(cfg, f"datasource.max_{key}")
+        if have and most and have > most:
+            yield f"{_is(cfg, key)}: the data has at most {_is(cfg, f'datasource.max_{key}')}"
     missing = [f"datasource.{split}" for split in ("train", "valid", "evaluate", "generate")
                if "datasource" in cfg and not _get(cfg, f"datasource.{split}")]  # fmt: skip
     if missing:

@@ -275,6 +275,8 @@ class JobStore:
                 held = stack.enter_context(hold_lock(path, patience_s=patience_s, poll_s=0.02))
             except OSError as error:
                 need = "local jobs need a filesystem with flock for dora.dir"
+                if isinstance(error, PermissionError):
+                    need = "it is another user's, whose umask keeps others out: they share it by umask 002"
                 raise LaunchError(f"cannot lock {path} ({error}); {need}.") from error
             yield held  # outside of the try: an error of the block is none of the lock
 

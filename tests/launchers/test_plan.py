@@ -219,6 +219,26 @@ def test_what_has_changed_since_the_last_submission(tmp_path: Path) -> None:
     assert changes.user in text and changes.time > 1e9
 
 
+def test_setup_lines_are_compared_and_not_recorded(tmp_path: Path) -> None:
+    setup = Profile(setup=["export WANDB_API_KEY=hunter2"], srun_args=["--export=KEY=hunter2"])
+    entry = _entry(tmp_path, 1, Action.NEW, profile=setup)
+    remember(tmp_path, GRID, [entry], [entry.sig])
+    path = tmp_path / "plans" / f"{GRID}.json"
+    assert "hunter2" not in path.read_text()
+    changes = _plan(tmp_path, entry).changes
+    assert changes is not None and not changes.profile
+    now = _entry(tmp_path, 1, Action.NEW, profile=Profile(setup=["export WANDB_API_KEY=hunter3"]))
+    changes = _plan(tmp_path, now).changes
+    assert changes is not None and {line.split()[0] for line in changes.profile} == {"setup", "srun_args"}
+    assert "hunter" not in " ".join(changes.profile)
+
+    content = json.loads(path.read_text())  # of a version that recorded the lines
+    content["profiles"][0].update(setup=setup.setup, srun_args=setup.srun_args)
+    path.write_text(json.dumps(content))
+    changes = _plan(tmp_path, entry).changes
+    assert changes is not None and not changes.profile
+
+
 def test_patterns_do_not_make_the_rest_of_a_grid_disappear(tmp_path: Path) -> None:
     whole = [_entry(tmp_path, n, Action.NEW) for n in (1, 2, 3)]
     sigs = [entry.sig for entry in whole]

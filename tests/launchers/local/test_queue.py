@@ -212,3 +212,18 @@ def test_what_a_supervisor_starts_is_imported_from_where_it_was(tmp_path: Path) 
     command = [sys.executable, "-P", "-c", code]
     done = sp.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"{site} 0\n" and (tmp_path / f"supervisor.{os.getuid()}.log").read_text() == ""
+
+
+def test_a_lock_in_the_folder_of_another_user_says_how_it_is_shared(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = os.open
+
+    def reading_only(file: str, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return opening(file, flags, *mode)
+
+    monkeypatch.setattr(os, "open", reading_only)
+    with pytest.raises(LaunchError, match=r"another user's.* umask 002"), store.holding("L1"):
+        pass
