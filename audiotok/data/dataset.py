@@ -409,7 +409,7 @@ def _usable(
     if segment_s is not None and longest.duration < segment_s:
         raise DataError(
             f"segment_s={segment_s} is longer than every track: the longest is {longest.path} with "
-            f"{longest.duration:.3f} s. Lower segment_s or add longer tracks."
+            f"{longest.duration:.3f} s. Lower the segment_duration of this split or add longer tracks."
         )
     long_enough = [meta for meta in metas if meta.duration >= min_duration_s and meta.duration > 0]
     mixable, odd = list[AudioMeta](), list[AudioMeta]()
