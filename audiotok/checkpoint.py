@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from audiotok.cluster import output_dir
-from audiotok.errors import CheckpointError
+from audiotok.errors import CheckpointError, first_line
 from audiotok.files import replacing
-from audiotok.integrity import damage, first_line, oddity
+from audiotok.integrity import damage, oddity
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: if the file is missing, truncated, changed since it was written, or holds more than tensors,
             numbers and text.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"no checkpoint at {path}; check the path, or train the experiment first")
     try:
         found, size = damage(path), path.stat().st_size
@@ -116,14 +116,14 @@ def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
             raise CheckpointError(f"{text!r} is no signature; write //sig/ and the 8 characters of `dora grid`")
         xps = (root or output_dir(os.environ)) / "xps"
         path = xps / sig
-        if not path.is_dir():
+        if not os.path.isdir(path):
             advice = "list them with `dora grid NAME` or set AUDIOTOK_OUTPUT_DIR"
             raise CheckpointError(f"no experiment {sig} in {xps}; {advice}")
     else:
         path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / LAST
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"no checkpoint at {path}; give //sig/SIG, a file, or a folder with {LAST}")
     return path
 

@@ -10,19 +10,20 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
+
+from audiotok.files import check_yaml
 
 LOCAL_SECTIONS = ("slurm", "dora")  # of a machine, not of training
 
 Path = tuple[str, ...]
-Plain = dict[str, Any]
+Plain = dict[str, Any]  # nested dicts, whose values are scalars and lists
 
 _ESCAPED = re.compile(r"(\\*)\$\{")
 REFERENCE = re.compile(r"\$\{\s*(\.*[A-Za-z_$][\w$-]*(?:\.[\w$-]+)*)\s*\}")  # ${a.b} or ${..b}
 _OURS = re.compile(r"\$\{\s*oc\.env\s*:\s*AUDIOTOK_\w+\s*(?:,[^${}]*)?\}")
 _ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:|\$\{[^:{}]*\0[^:{}]*:")  # or a resolver whose name is put together
-_MAX_TEXT, _MAX_DEPTH, _MAX_STEPS = 1 << 20, 50, 20
+_MAX_TEXT, _MAX_DEPTH, _MAX_STEPS = 1 << 20, 50, 20  # OmegaConf calls itself several times a level
 
 
 def escaped(value: Any) -> Any:
@@ -127,18 +128,11 @@ def parse_yaml(text: str) -> Plain:
     """YAML of a mapping, as OmegaConf reads it, with interpolations as they stand; ValueError as for `read_text`."""
     if len(text) > _MAX_TEXT:
         raise ValueError(f"a configuration of {len(text)} characters; at most {_MAX_TEXT} are read")
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
     try:
-        for event in yaml.parse(text, Loader=loader):  # without the objects, of which aliases can make any number
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
-                raise ValueError(f"its configuration has aliases, or sections deeper than {_MAX_DEPTH}")
+        check_yaml(text, _MAX_DEPTH)
         values = OmegaConf.to_container(OmegaConf.create(text))
-    except ValueError:
-        raise
     except Exception as error:  # of yaml and OmegaConf, and of Python for numbers such as 0x; all about the text
-        raise ValueError(f"its configuration is no YAML ({' '.join(str(error).split())[:200]})") from error
+        raise ValueError(f"its configuration cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(values, dict):
         raise ValueError("its configuration is no mapping")
     return {str(key): value for key, value in values.items()}
@@ -165,7 +159,7 @@ def absolute(reference: str, path: Path) -> Path:
 def value_at(section: Any, path: Path) -> Any:
     """Value at a path, None if there is none."""
     for key in path:
-        if not isinstance(section, Mapping):
+        if not isinstance(section, dict):
             return None
         section = section.get(key)
     return section

@@ -22,6 +22,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, at most 200 characters; its kind if there is none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 class ConfigError(AudiotokError, ValueError):
     """A configuration value, a grid or a signature that cannot be used."""
 

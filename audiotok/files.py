@@ -127,15 +127,22 @@ def check_depth(content: Any) -> None:
     raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
 
 
-def has_aliases(text: str) -> bool:
-    """Whether YAML has aliases: a few lines of them can stand for more values than there is memory."""
+def check_yaml(text: str, max_depth: int = MAX_DEPTH) -> None:
+    """Check that YAML has no aliases, of which a few lines can stand for more values than there is memory.
+
+    Raises:
+        ValueError: if it has, or is nested more than `max_depth` levels deep.
+        yaml.YAMLError: if it is not YAML.
+    """
     import yaml
 
-    try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        return "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader))
-    except yaml.YAMLError:
-        return False
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has YAML aliases")
+        if depth > max_depth:
+            raise ValueError(f"nested more than {max_depth} levels deep")
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audiotok.errors import first_line
+
 _ZIP = b"PK\x03\x04"
 _MAX_DEPTH = 60  # of containers within each other
 _MAX_GROWTH = 10  # bytes and values that references within a file may make of each of its bytes
@@ -89,7 +91,7 @@ def misfit(found: Any, own: Any, name: str = "", *, exact: bool = True) -> str:
         found: the saved state.
         own: a state of the right form; an empty dict or list, and None, stand for any content.
         name: of the state, for the message.
-        exact: also refuse keys that only one of them has.
+        exact: also refuse keys of dicts that only one of them has.
     """
     if isinstance(own, Tensor):
         if not isinstance(found, Tensor):
@@ -107,7 +109,7 @@ def misfit(found: Any, own: Any, name: str = "", *, exact: bool = True) -> str:
         saved, ours = ({**one} if isinstance(one, Mapping) else dict(enumerate(one)) for one in (found, own))
         dotted = {key: f"{name}.{key}" if name else str(key) for key in [*saved, *ours]}
         missing, more = [key for key in ours if key not in saved], [key for key in saved if key not in ours]
-        if exact and (missing or more):
+        if (exact or kind is not Mapping) and (missing or more):
             text = f"{dotted[missing[0]]} is missing" if missing else f"{dotted[more[0]]} is not expected"
             others = len(missing) + len(more) - 1
             return f"{text}, nor do {others} more agree" if others else text
@@ -123,15 +125,27 @@ def misfit(found: Any, own: Any, name: str = "", *, exact: bool = True) -> str:
 
 
 def misfit_of_moments(optimizer: torch.optim.Optimizer) -> str:
-    """First state of an optimiser that is not of the shape of its parameter; "" if there is none."""
+    """First setting of an optimiser (Adam or AdamW), or state of a parameter, that does not fit; "" if all do."""
+    for group in optimizer.param_groups:
+        if missing := [name for name in optimizer.defaults if name not in group]:
+            return f"the optimizer lacks {', '.join(missing)}"
+        try:  # its constructor checks their ranges
+            torch.optim.Adam([torch.zeros(1)], **{name: group[name] for name in ("lr", "betas", "eps", "weight_decay")})
+        except (TypeError, ValueError) as error:
+            return f"of the optimizer, {first_line(error)}"
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    names: set[str] = set()  # of a parameter's moments, the same for all of them
     for parameter, moments in optimizer.state.items():
         if id(parameter) not in owned or not isinstance(moments, dict):
             return "the optimizer has the state of a parameter that is not there"
+        names = names or {*moments}
+        if moments and {*moments} != names:
+            return f"the optimizer has {sorted(names)} of one parameter, {sorted(moments)} of another"
         for name, value in moments.items():
-            if not isinstance(value, Tensor) or value.shape not in ((), parameter.shape):
+            right = torch.Size() if name == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != right:
                 shape = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-                return f"{name} of the optimizer is {shape}, its parameter {list(parameter.shape)}"
+                return f"{name} of the optimizer is {shape}, expected {list(right)}"
             if name == "step" and not value >= 0:
                 return f"the optimizer is at step {value}"
     return ""
@@ -153,8 +167,3 @@ def _bytes_of(tensor: Tensor) -> int:
     if size > tensor.untyped_storage().nbytes():
         raise ValueError(f"a tensor {list(tensor.shape)} of fewer values than its shape")
     return size + 1
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message, its kind if there is none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ import soundfile
 from audiotok.data.demo import SPLITS, fetch_demo
 from audiotok.data.prepare import prepare
 
-Runner = Callable[..., Any]
 os.environ.pop("COLUMNS", None)  # set for the processes of pytest-xdist: a pipe has no width
 # Tests start hundreds of Python processes: what they import is compiled once, not by each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

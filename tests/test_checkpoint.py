@@ -98,7 +98,9 @@ def test_resolve_finds_signatures_files_and_folders(tmp_path: Path, monkeypatch:
     assert checkpoint.resolve_checkpoint(str(path)) == path
 
 
-@pytest.mark.parametrize("source", ["//sig/../../etc", "//sig/", "//sig/ffffffff", "nowhere.th"])
+@pytest.mark.parametrize(
+    "source", ["//sig/../../etc", "//sig/", "//sig/ffffffff", "nowhere.th", "x" * 5000, "//sig/" + "x" * 5000]
+)
 def test_resolve_refuses_what_is_not_there(source: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         checkpoint.resolve_checkpoint(source, tmp_path)

@@ -1,5 +1,6 @@
 """Files of others are read with bounds; ours are written in one step, with the rights that the umask leaves."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -15,7 +16,7 @@ from audiotok.files import (
     MAX_DIGITS,
     LongInteger,
     UnreadableError,
-    has_aliases,
+    check_yaml,
     hold_lock,
     is_file_in,
     is_locked,
@@ -114,10 +115,18 @@ def test_names_of_files_that_are_not_utf8_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "has"), [("a: &x [1]\nb: *x\n", True), ("a: '*x'\nb: 2 * 3\n", False), ("a: [*", False), ("- '&x'", False)]
+    ("text", "fault"),
+    [
+        ("a: &x [1]\nb: *x\n", "aliases"),
+        ("a: '*x'\nb: 2 * 3\nc: [[[]]]\n", ""),
+        ("- '&x'", ""),
+        ("[[[[[]]]]]", "nested more than 4 levels deep"),
+        ("a: {b: [{c: {}}]}", "nested more than 4 levels deep"),
+    ],
 )
-def test_aliases_of_yaml(text: str, has: bool) -> None:
-    assert has_aliases(text) == has
+def test_yaml_has_no_aliases_and_bounded_depth(text: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault) if fault else contextlib.nullcontext():
+        check_yaml(text, 4)
 
 
 def test_a_file_lies_in_a_folder_if_its_target_does(tmp_path: Path) -> None:

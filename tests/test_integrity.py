@@ -115,7 +115,10 @@ def test_values_that_are_no_plain_data_are_refused(tmp_path: Path, value: Any, w
 
 def test_plain_values_are_fine() -> None:
     shared = torch.zeros(10)
-    assert oddity({"a": [shared, shared[2:4], (1, 2.5, None, True)], 3: {"b": "text", "c": shared.T}}, 400) == ""
+    assert (
+        oddity({"a": [shared, shared[2:4], (1, 2.5, None, True)], 3: {"b": "text", "c": torch.zeros(3, 4).T}}, 400)
+        == ""
+    )
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def _may_change(record: "Experiment") -> bool:
 
 def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) -> None:
     """Print or write the requested table."""
+    from audiotok.results.metrics import unmeasured
     from audiotok.results.tables import EXACT, fitting_columns, format_table, headline_columns, write_table
 
     if args.by is not None:
@@ -130,6 +131,8 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
         if left_out:
             logger.info("no room for %s; --columns NAMES chooses", ", ".join(left_out))
     logger.info("%r", experiments)
+    if args.output is None and (line := unmeasured(experiments)):
+        logger.info("%s", line)
 
 
 def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":

@@ -2,8 +2,8 @@
 
 soundfile (libsndfile) decodes and encodes wav, flac, ogg/vorbis, opus and mp3. Its seeks are exact to the sample (a
 test holds them against full decodes) but in mp3, which `audiotok.data.mp3` reads by its frames, and at the end of
-ogg: a segment is read by one seek and costs no more than its own length. `audiotok.data.headers` checks what a file
-says of its length.
+ogg: a segment is read by one seek and costs no more than its own length. `audiotok.data.headers` checks the length
+in a file's header.
 """
 
 import logging
@@ -63,8 +63,8 @@ class AudioInfo:
 def audio_info(path: str | Path) -> AudioInfo:
     """Length and kind of an audio file, without decoding it.
 
-    What the header says is held against the size of the file, its last frame (flac) or its pages (ogg); only an mp3
-    that is not as long as its header says, or has none, is walked frame by frame.
+    The header is checked against the size of the file, its last frame (flac) or its pages (ogg); only an mp3 whose
+    length its first frame does not give is walked frame by frame.
 
     Raises:
         DataError: if it is missing, is not audio, holds no samples, is cut off, or holds several streams.
@@ -188,7 +188,7 @@ def write_audio(
     container, usual_subtype = ENCODINGS[path.suffix.lower()]
     samples = _fit_full_scale(path, wav.detach().to("cpu", torch.float32), strategy).T.numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = {"format": container, "subtype": subtype or usual_subtype}  # soundfile cannot tell by a draft's suffix
+    kind = {"format": container, "subtype": subtype or usual_subtype}  # the suffix of a draft gives soundfile no format
     try:
         with (
             replacing(path) as draft,
@@ -265,7 +265,7 @@ def _open_audio(path: str | Path) -> Iterator[_Source]:
 @contextmanager
 def _open_file(path: Path) -> Iterator[Any]:
     """The file in libsndfile, its header mended where it is wrong."""
-    if not os.path.isfile(path):  # noqa: PTH113  a name that is too long makes Path.is_file raise
+    if not os.path.isfile(path):
         raise DataError(f"{path}: no such file. If it has moved, run `audiotok data prepare` again.")
     try:
         patch = patch_header(path)
@@ -339,8 +339,10 @@ def _name(path: str | Path) -> str | bytes:
 
 def _unreadable(path: str | Path, err: Exception) -> DataError:
     require_a_file()
-    allowed = ", ".join(ENCODINGS)
-    return DataError(f"{path}: not readable as audio ({_reason(err)}). Leave it out, or convert to {allowed}.")
+    allowed, reason = ", ".join(ENCODINGS), _reason(err)
+    if reason.startswith("File does not exist") and Path(path).is_file():
+        reason = "no audio found in it"  # libsndfile's words for a file without any frame of mp3
+    return DataError(f"{path}: not readable as audio ({reason}). Leave it out, or convert to {allowed}.")
 
 
 def _reason(err: Exception) -> str:

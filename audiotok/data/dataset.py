@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_DRAWS = 10_000  # for one segment: enough unless the readable files are next to never drawn
 JUDGED_AFTER = 50  # distinct files to try (fewer if the split is smaller) before a share of bad ones means anything
-_TILES = 8  # of a track, where it has as many: what a track says about dependence in time rests on several
+_TILES = 8  # of a track, where it has as many: dependence within a track is seen in several only
 _NAMED = 5  # bad files in the final error; the log names all
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "segment_s": (lambda x: x is None or x > 0, "above 0, or null for whole tracks"),

@@ -1,4 +1,4 @@
-"""What a file says of its length, held against the file: wav by its size, flac by its last frame, ogg by its pages.
+"""The length in a file's header, checked against the file: wav by its size, flac by its last frame, ogg by its pages.
 
 A file is patched in memory where only its header is wrong, and refused where part of it would be passed over.
 """
@@ -19,7 +19,7 @@ _CANDIDATES = 50  # places that may begin the last frame of a flac: a checksum o
 _PROBES = 4  # places in an ogg file at which pages are looked at
 _OPEN_END = 0xFFFFFFFF  # size of a chunk to the end of the file, for libsndfile and those who write into a pipe
 _STREAMED = 0x7FFF0000  # from here on, a size is a placeholder if the file holds less
-_MISSING_S = 0.1  # a file may hold so much less than its header says
+_MISSING_S = 0.1  # a file may hold so much less than its header counts
 
 
 class Patched(io.RawIOBase):
@@ -64,13 +64,13 @@ def patch_header(path: Path) -> tuple[int, bytes] | None:
 
 @lru_cache(maxsize=1 << 16)
 def _patch_header(path: Path, size: int, changed_ns: int) -> tuple[int, bytes] | None:
-    """What to replace in a file whose header is wrong: a position and bytes; None where it is as it says.
+    """What to replace in a file whose header is wrong: a position and bytes; None where the header is right.
 
     Reads up to 128 KiB at the end, of ogg also at some places between, the whole file only of a flac in which a second
     stream is likely.
 
     Raises:
-        DataError: for a file that is cut off, has grown beyond what its header can say, or holds several streams.
+        DataError: for a file that is cut off, has grown beyond what its header can count, or holds several streams.
     """
     with path.open("rb") as file:
         head = file.read(12)
@@ -98,9 +98,8 @@ def _last_page(path: Path, size: int, changed_ns: int) -> int:
         data = file.read()
     at = data.rfind(b"OggS")
     while (at := data.rfind(b"OggS", 0, max(at, 0))) >= 0:
-        if (
-            ended := int.from_bytes(data[at + 6 : at + 14], "little", signed=True)
-        ) >= 0:  # -1: in the middle of a packet
+        ended = int.from_bytes(data[at + 6 : at + 14], "little", signed=True)
+        if ended >= 0:  # -1: in the middle of a packet
             return ended
     return 0
 
@@ -125,7 +124,7 @@ def _patch_wav(path: Path, file: BinaryIO, size: int, order: str) -> tuple[int, 
                 continue
             if held >= 1 << 32 and held - min(length, held) > 1 << 24:  # less may be chunks behind the audio
                 raise DataError(
-                    f"{path}: {held} bytes behind a header that can count 4294967295 (it says {length}). Convert it to "
+                    f"{path}: {held} bytes behind a header that can count 4294967295 (it has {length}). Convert it to "
                     "flac, or to wav as RF64."
                 )
             if length == 0 and held > 8 and not file.read(4).isalnum():  # not closed by what wrote it
@@ -162,9 +161,9 @@ def _several(path: Path) -> DataError:
     return DataError(f"{path}: several streams in one file, of which only the first would be read. Split it.")
 
 
-def _check_missing(path: Path, held: int, said: int, per_s: int) -> None:
-    if said - held > _MISSING_S * max(per_s, 1):
-        raise DataError(f"{path}: cut off: holds {held} of the {said} bytes of audio that its header says.")
+def _check_missing(path: Path, held: int, counted: int, per_s: int) -> None:
+    if counted - held > _MISSING_S * max(per_s, 1):
+        raise DataError(f"{path}: cut off: holds {held} of the {counted} bytes of audio of its header.")
 
 
 def _patch_flac(path: Path, file: BinaryIO, size: int) -> tuple[int, bytes] | None:
@@ -176,23 +175,23 @@ def _patch_flac(path: Path, file: BinaryIO, size: int) -> tuple[int, bytes] | No
     if info[:4] != b"fLaC" or len(info) < 42 or info[4] & 0x7F:
         return None
     packed = int.from_bytes(info[18:26], "big")
-    said, block = packed & (1 << 36) - 1, int.from_bytes(info[10:12], "big")
+    counted, block = packed & (1 << 36) - 1, int.from_bytes(info[10:12], "big")
     file.seek(max(at + 42, size - _TAIL))
     found = _last_frame(file.read(), block)
     rate = packed >> 44
     if found is None:
-        if said == 0:
+        if counted == 0:
             raise DataError(f"{path}: of unknown length, and its last frame is damaged. Encode it again.")
         return None  # something behind the audio, or cut off: found when it is read
-    if said > found + _MISSING_S * rate:
-        raise DataError(f"{path}: cut off or damaged: ends after {found} of the {said} frames that its header says.")
+    if counted > found + _MISSING_S * rate:
+        raise DataError(f"{path}: cut off or damaged: ends after {found} of the {counted} frames of its header.")
     # Where another count or far more bytes may come from a second stream: look for it, which reads the file.
     least, most = int.from_bytes(info[8:10], "big"), int.from_bytes(info[15:18], "big")
-    if (said and said != found) or (most and size - at > most * (found // max(least, 1) + 2) + _PICTURES):
+    if (counted and counted != found) or (most and size - at > most * (found // max(least, 1) + 2) + _PICTURES):
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data.find(b"fLaC", at + 4) >= 0:
                 raise _several(path)
-    return None if said >= found else (at + 18, (packed - said + found).to_bytes(8, "big"))
+    return None if counted >= found else (at + 18, (packed - counted + found).to_bytes(8, "big"))
 
 
 def _last_frame(tail: bytes, block: int) -> int | None:

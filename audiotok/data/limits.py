@@ -38,13 +38,14 @@ def require_a_file() -> None:
         if err.errno not in _FULL:
             raise
         limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if err.errno == errno.ENFILE or limit == resource.RLIM_INFINITY:  # a greater limit of this process is no help
+            raise ConfigError("this machine has as many files open as it can; lower dataset.num_workers.") from err
         raise ConfigError(f"all {limit} files that may be open are. {_advice(2 * limit, highest)}.") from err
 
 
 def _advice(number: int, highest: int) -> str:
-    more = (
-        "" if highest == resource.RLIM_INFINITY or number <= highest else f" (beyond {highest} an administrator must)"
-    )
+    allowed = highest == resource.RLIM_INFINITY or number <= highest
+    more = "" if allowed else f" (beyond {highest} an administrator must)"
     return f"Run `ulimit -n {number}` first{more}, on a cluster as a line of `setup` in its profile"
 
 

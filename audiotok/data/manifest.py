@@ -31,9 +31,8 @@ FOLDER_NAMES = ("data.jsonl.gz", "data.jsonl")  # of these, a folder's manifest 
 LONGEST_LINE = 1 << 20  # bytes; the longest path of Linux takes 24 KiB, all of it escaped
 _BLOCK = 1 << 20  # bytes of text unpacked at once
 _UNJUDGED = 1 << 20  # bytes of text before its compression means anything
-_MOST_COMPRESSED = (
-    150  # tracks that differ in a number only: 37 times, in folders of 400 letters 117; one repeated: 227
-)
+# Times. Tracks that differ in a number only: 37, in folders of 400 letters 117; one repeated: 227.
+_MOST_COMPRESSED = 150
 _MOST = {  # of each number; a header that promises more is damaged
     "duration": 1e8,  # three years
     "sample_rate": 1e8,
@@ -115,7 +114,7 @@ def _relative_to(here: Path, audio: Path, real: Callable[[Path], str]) -> str:
 
 
 def _find_manifest(path: Path, requested: Path) -> Path:
-    if os.path.isdir(path):  # noqa: PTH112
+    if os.path.isdir(path):
         found = [path / name for name in FOLDER_NAMES if (path / name).is_file()]
         if not found:
             others = sorted(p.name for p in path.glob("*.jsonl*"))
@@ -124,7 +123,7 @@ def _find_manifest(path: Path, requested: Path) -> Path:
                 + (f"; name one of its manifests: {', '.join(others)}." if others else f". {HINT}")
             )
         return found[0]
-    if not os.path.isfile(path):  # noqa: PTH113  a name that is too long makes Path.is_file raise
+    if not os.path.isfile(path):
         mapped = "" if path == requested else f" (dataset_paths of the cluster profile lead there from {requested})"
         there = "is no regular file" if os.path.lexists(path) else "does not exist"
         raise DataError(f"manifest {path} {there}{mapped}. {HINT}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from audiotok.data.dataset import SegmentInfo
 from audiotok.files import write_json
 
-_LEGIBLE = 80  # bytes kept of a track's path: its end, which says most
+_LEGIBLE = 80  # bytes kept of a track's path: its end, which identifies it best
 _DIGITS = 12  # of the hash: in 100 000 tracks two are alike with a chance of 2 in 100 000
 _SPECIAL = frozenset("/\\:*?\"'`<>|$&;!~%#{}[]()^=")  # to file systems, shells or patterns
 

@@ -190,7 +190,7 @@ def prepare(
 
 
 class _Each:
-    """Applies a function to many things in the threads of a pool, in order; a line now and then says how far it is."""
+    """Applies a function to many things in the threads of a pool, in order, and logs its progress now and then."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
@@ -213,7 +213,7 @@ def _usable(scan: Scan, min_duration_s: float, each: _Each) -> tuple[dict[Path, 
 
 
 def _group(paths: list[Path], group_by: str | None, each: _Each) -> tuple[list[list[Path]], int]:
-    """Sets of tracks that belong together, and how many tracks had to be grouped by folder for want of tags."""
+    """Sets of tracks that belong together, and how many tracks had to be grouped by folder for lack of tags."""
     if group_by is None:
         return [], 0
     tags = each(_tag, paths, "reading tags") if group_by == "tag" else [None] * len(paths)
@@ -248,9 +248,8 @@ def _split_tracks(
              for path, name in tracks.items()}  # fmt: skip
     sizes = _sizes(len(tracks), splits)
     groups = sorted(united(tracks, together), key=lambda group: min(map(ranks.__getitem__, group)))
-    groups.sort(
-        key=lambda group: -len(group) if len(group) > min(sizes.values()) else 0
-    )  # large ones fit first or never
+    smallest = min(sizes.values())
+    groups.sort(key=lambda group: -len(group) if len(group) > smallest else 0)  # large ones fit first or never
     dealt: dict[str, list[list[Path]]] = {name: [] for name in splits}
     room = dict(sizes)
     for group in groups:

@@ -55,21 +55,21 @@ def scan_folders(folders: Sequence[str | Path], extensions: Collection[str]) -> 
     Raises:
         DataError: if one of them is not a folder.
     """
-    wanted = {extension.lower().lstrip(".") for extension in extensions}
+    chosen = {extension.lower().lstrip(".") for extension in extensions}
     scan, seen = Scan(), set[Path]()
     for folder in (Path(folder).absolute() for folder in folders):
-        if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises where it may not look
+        if not os.path.isdir(folder):
             raise DataError(f"{folder} is not a folder. {_ADVICE}")
         for path, real, is_link in sorted(_walk(folder, scan)):
             extension = path.suffix.lower().lstrip(".")
-            if extension in wanted:
+            if extension in chosen:
                 if real not in seen:
                     seen.add(real)
                     scan.found[path] = path.relative_to(folder).as_posix()
                 elif is_link:
                     scan.left_out.append(LeftOut(path, "repeated link", f"leads to {real}, which is there already"))
             elif extension in _OTHER_AUDIO:
-                formats = ", ".join(sorted(wanted))
+                formats = ", ".join(sorted(chosen))
                 scan.left_out.append(LeftOut(path, extension, f"not one of the formats {formats}: convert it"))
             else:
                 scan.others[f".{extension}" if extension else "without extension"] += 1

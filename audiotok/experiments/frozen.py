@@ -22,9 +22,9 @@ from dora.xp import XP, _get_sig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from audiotok.config_text import LOCAL_SECTIONS, inert, parse_yaml, reads_environment, value_at
+from audiotok.config_text import LOCAL_SECTIONS, Plain, inert, parse_yaml, reads_environment, value_at
 from audiotok.errors import ConfigError
-from audiotok.experiments.overrides import Plain, aligned, dotted, leaves_of, parse_override
+from audiotok.experiments.overrides import aligned, dotted, leaves_of, parse_override
 from audiotok.experiments.schema import Checked
 from audiotok.files import UnreadableError, parse_json, read_bytes, read_json, read_text, write_text
 from audiotok.status import STATUS_FILE
@@ -190,7 +190,7 @@ def read_frozen(path: Path) -> Frozen:
         content = parse_json(read_bytes(path))
     except FileNotFoundError:
         raise ConfigError(f"no frozen configuration at {path}; submit the experiment again") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); {remedy}") from error
     if not isinstance(content, dict) or content.get("version") != _VERSION:
         found = content.get("version") if isinstance(content, dict) else type(content).__name__

@@ -13,8 +13,9 @@ from typing import Any
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import ConfigCompositionException
 
+from audiotok.config_text import Plain
 from audiotok.errors import ConfigError
-from audiotok.experiments.overrides import Plain, dotted, is_of_values, leaves_of
+from audiotok.experiments.overrides import dotted, is_of_values, leaves_of
 from audiotok.text import nearest_first
 
 _SHOWN = 8

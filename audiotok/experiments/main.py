@@ -32,7 +32,7 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from audiotok.cluster import CLUSTER_VARIABLE, DEFAULT_CLUSTER, OUTPUT_VARIABLE, output_dir, place_of, settle
-from audiotok.config_text import LOCAL_SECTIONS, reads_environment
+from audiotok.config_text import LOCAL_SECTIONS, Plain, reads_environment
 from audiotok.errors import ConfigError, LaunchError
 from audiotok.experiments.frozen import (
     FROZEN_FILE,
@@ -50,7 +50,7 @@ from audiotok.experiments.frozen import (
     thaw,
 )
 from audiotok.experiments.keys import Additions, check_keys, keys_set, option_advice
-from audiotok.experiments.overrides import Composition, Plain, aligned, as_override, is_of_values, parse_override
+from audiotok.experiments.overrides import Composition, aligned, as_override, is_of_values, parse_override
 from audiotok.experiments.run import alone, run_frozen
 from audiotok.experiments.schema import Checked, Schema, refuse
 from audiotok.files import UnreadableError, load_json, read_text, write_text

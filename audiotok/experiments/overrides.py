@@ -22,10 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString, ValueType
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 
-from audiotok.config_text import LOCAL_SECTIONS, REFERENCE, escaped, keep_unresolved
-
-Path = tuple[str, ...]
-Plain = dict[str, Any]  # nested dicts, whose values are scalars and lists
+from audiotok.config_text import LOCAL_SECTIONS, REFERENCE, Path, Plain, escaped, keep_unresolved, value_at
 
 _PARSER = OverridesParser.create()
 _NOT_SET = "??? (not set)"  # stands in a base for `???`; no override gives it by chance
@@ -48,7 +45,7 @@ def aligned(argument: str, base: Plain) -> str:
     override = parse_override(argument)
     if override.value_type is not ValueType.ELEMENT or override.package is not None:
         return argument
-    value = _align(override._value, _at(base, tuple(override.key_or_group.split("."))))
+    value = _align(override._value, value_at(base, tuple(override.key_or_group.split("."))))
     same = value is override._value
     return argument if same else f"{argument.partition('=')[0]}={Override._get_value_element_as_str(value)}"
 
@@ -94,7 +91,7 @@ class Composition:
         self.resolved = cast(Plain, OmegaConf.to_container(self.comparable, resolve=True))
         raw = cast(Plain, OmegaConf.to_container(cfg))
         self._loose = {path: value for path, value in leaves_of(raw) if dora.is_excluded(dotted(path))}
-        self._leaves = {key: path for key, path in found.leaves.items() if _is_plain(_at(self.resolved, path))}
+        self._leaves = {key: path for key, path in found.leaves.items() if _is_plain(value_at(self.resolved, path))}
         self._aliases, self._watched = found.aliases, found.watched
         # `${section}` makes its key follow every key below the section. Only values are copied along aliases here, so
         # an override on, above or below such a section, as of any key that a longer expression reads, goes to Hydra.
@@ -105,7 +102,9 @@ class Composition:
         self._always: dict[Path, Any] = {}  # what differs without overrides; NaN does from itself
         if not self._is_opaque:
             self._always = {path: value for path, value in ours.items() if _differs(value, self._reference[path])}
-            self._is_opaque = any(isinstance(value, list) and _at(raw, p) != value for p, value in self._always.items())
+            self._is_opaque = any(
+                isinstance(value, list) and value_at(raw, p) != value for p, value in self._always.items()
+            )
 
     def change(self, overrides: Sequence[Override]) -> dict[str, Any] | None:
         """Values that overrides set, and those that follow by interpolation; None where only Hydra can compose them."""
@@ -170,7 +169,7 @@ class Composition:
         frozen: Plain = escaped(OmegaConf.to_container(cfg, resolve=True))
         keep_unresolved(frozen, cast(Plain, OmegaConf.to_container(cfg)))
         for path, value in self._loose.items():
-            section = _at(frozen, path[:-1])
+            section = value_at(frozen, path[:-1])
             if isinstance(section, dict):
                 section[path[-1]] = copy.deepcopy(value)
         for name in LOCAL_SECTIONS:
@@ -276,15 +275,6 @@ def _differs(value: Any, other: Any) -> bool:
     if isinstance(value, dict) and isinstance(other, dict):
         return value.keys() != other.keys() or any(_differs(item, other[key]) for key, item in value.items())
     return bool(value != other)
-
-
-def _at(section: Any, path: Path) -> Any:
-    """Value at a path, None if there is none."""
-    for key in path:
-        if not isinstance(section, dict):
-            return None
-        section = section.get(key)
-    return section
 
 
 def _with_values(section: Plain, values: Mapping[Path, Any]) -> Plain:

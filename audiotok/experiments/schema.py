@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
+from audiotok.config_text import Plain, value_at
 from audiotok.errors import ConfigError
-from audiotok.experiments.overrides import Plain, dotted
+from audiotok.experiments.overrides import dotted
 
 Rule = Callable[[Plain], Iterator[str]]  # lines about keys that do not go together
 _SHOWN = 12  # faults in a message
@@ -43,7 +44,7 @@ class Idle:
         """A line for each of some keys that does nothing in a configuration."""
         some = [key for key in keys if any(fnmatchcase(key, pattern) for pattern in self.keys)]
         if self.refused:
-            some = [key for key in some if _at(cfg, tuple(key.split(".")))]
+            some = [key for key in some if value_at(cfg, tuple(key.split(".")))]
         reason = self.reason(cfg) if some else ""
         return [f"{line_start(cfg, key)} does nothing here: {reason}" for key in some] if reason else []
 
@@ -151,7 +152,7 @@ def grouped(lines: Iterable[tuple[str, str]], count: int) -> list[str]:
 
 def line_start(cfg: Plain, key: str) -> str:
     """A key with its value, as an override has them."""
-    return f"{key}={shown(_at(cfg, tuple(key.split('.'))))}"
+    return f"{key}={shown(value_at(cfg, tuple(key.split('.'))))}"
 
 
 def shown(value: Any) -> str:
@@ -233,9 +234,3 @@ def _nearest(key: str, kind: Any, path: tuple[str, ...]) -> str:
     """The names that are spelt alike, or any in a section; "" for no such name beside the sections."""
     names = difflib.get_close_matches(key, _hints(kind), n=3, cutoff=0.5 if path else 0.8)
     return ", ".join(dotted((*path, name)) for name in names or (list(_hints(kind))[:3] if path else ()))
-
-
-def _at(cfg: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        cfg = cfg.get(key) if isinstance(cfg, dict) else None
-    return cfg

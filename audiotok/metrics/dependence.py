@@ -13,7 +13,7 @@ trees", 1968; Vinh et al., "Information theoretic measures for clusterings compa
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,6 +128,8 @@ def dependence_metrics(
         logger.warning("mi, nmi, tc and their p-values are left out: %s", arranged.missing)
     elif arranged.missing_p:
         logger.warning("mi_p is left out: %s", arranged.missing_p)
+    if arranged.missing_error and not arranged.missing:
+        logger.warning("the errors of mi and tc are left out: %s", arranged.missing_error)
     return metrics
 
 
@@ -232,6 +234,8 @@ def _estimate_all(
         for sample, draws in zip(samples, baselines, strict=True):
             draws.append(sample.bits(order))
     estimates = [_corrected(sample, draws) for sample, draws in zip(samples, baselines, strict=True)]
+    if arranged.missing_error:
+        estimates = [_without_error(estimate) for estimate in estimates]
     p = math.nan
     if arranged.missing_p is None:
         upper = np.stack(np.triu_indices(k, 1), axis=1)
@@ -413,6 +417,14 @@ def _corrected(sample: _Sample, null: list[_Bits]) -> Dependence:
         needed=int(_FRAMES_PER_CELL * np.prod(np.sort(sample.used)[-2:])),
         missing_p=None,
     )
+
+
+def _without_error(estimate: Dependence) -> Dependence:
+    """The estimate, its errors NaN."""
+    mean, tree, tc = (one and replace(one, error=math.nan) for one in (estimate.mean, estimate.tree, estimate.tc))
+    assert mean is not None and tree is not None
+    error = np.where(np.eye(len(estimate.error), dtype=bool), 0.0, np.nan)
+    return replace(estimate, mean=mean, tree=tree, tc=tc, error=error)
 
 
 def _mean_of(estimates: list[Dependence], p: float, missing_p: str | None) -> Dependence:

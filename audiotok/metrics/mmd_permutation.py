@@ -116,12 +116,13 @@ def mmd_permutation_test(
     apart, null = (torch.tensor(v, dtype=torch.float64) for v in (rest[: len(baseline)], rest[len(baseline) :]))
     # Equal statistics may differ in the last digits of their terms: within this they count as ties.
     rounding = 1e-12 * float(_row_means(distances, widths).mean(-1).prod(-1).sum())
-    for name, reason in (("mmd", arranged.missing), ("mmd_p", None if arranged.missing else arranged.missing_p)):
+    lesser = (("mmd_p", arranged.missing_p), ("mmd_err", arranged.missing_error))
+    for name, reason in (("mmd", arranged.missing),) if arranged.missing else lesser:
         if reason:
             logger.warning("%s is left out: %s", name, reason)
     return MMDTest(
         mmd=observed - float(apart.mean()),
-        error=float(apart.std(correction=0)) if baseline else math.nan,
+        error=math.nan if arranged.missing_error else float(apart.std(correction=0)),
         p=math.nan if arranged.missing_p else p_value(observed, null.numpy(), rounding),
         statistic=observed,
         null=null,

@@ -22,7 +22,6 @@ from audiotok.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 SHUFFLES = ("shifts", "recordings", "frames")
-EARLIER = {"clips": "shifts"}  # of runs frozen before recordings were known: what was meant, with a null that holds
 RUN = 8  # clips of a recording to shift, where it has as many
 BASELINES = 40  # shuffles behind a baseline and its error: more would change little
 RECORDINGS = 20  # with fewer, an exchange leaves many in their place and their law too little known
@@ -42,6 +41,7 @@ class Shuffles:
         samples: how many samples that are, N.
         missing: why there is no shuffle at all; None if there is.
         missing_p: why there is no p-value; None if there is.
+        missing_error: why shuffles of `draw_apart` have no spread to rely on; None if they do.
 
     Args:
         clips: how many clips there are, B.
@@ -59,7 +59,6 @@ class Shuffles:
     """
 
     def __init__(self, clips: int, frames: int, tracks: Tracks, shuffle: str, frames_alone: int) -> None:
-        shuffle = EARLIER.get(shuffle, shuffle)
         if shuffle not in SHUFFLES:
             raise ConfigError(f"shuffle={shuffle!r}; choose one of: {', '.join(SHUFFLES)}.")
         recordings = _recordings(clips, tracks)
@@ -100,6 +99,13 @@ class Shuffles:
             self.missing_p = (
                 f"shifts of the clips arrange two codebooks in {round(arrangements)} way(s), and a p-value of 0.05 "
                 f"takes {ARRANGEMENTS}; give more clips of each recording, or more recordings"
+            )
+        self.missing_error = self.missing
+        apart = 1 + math.exp(min(float(np.log(np.maximum(1, self._angles - 1)).sum()), 50.0))  # and the one observed
+        if shuffle == "shifts" and not self.missing and round(apart) < ARRANGEMENTS:
+            self.missing_error = (
+                f"shifts of the clips take two codebooks apart in {round(apart) - 1} way(s), and their spread takes "
+                f"{ARRANGEMENTS - 1}; give 3 clips or more of each recording, or more recordings"
             )
 
     def draw(self, codebooks: int, rng: np.random.Generator) -> Ints:

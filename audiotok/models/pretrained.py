@@ -16,8 +16,8 @@ from torch.nn.modules.module import (
 
 from audiotok.checkpoint import PRETRAINED_PREFIX, load_checkpoint, resolve_checkpoint
 from audiotok.config_text import read_text
-from audiotok.errors import CheckpointError
-from audiotok.integrity import first_line, misfit, not_finite
+from audiotok.errors import CheckpointError, first_line
+from audiotok.integrity import misfit, not_finite
 
 Model = TypeVar("Model", bound=nn.Module)
 _REGISTRATIONS = 50  # of modules, parameters and buffers, for each tensor of a network; ours have less than 10

@@ -19,7 +19,7 @@ from audiotok.report.listening import LOWEST_HZ, RANGE_DB, REFERENCE, Listening,
 from audiotok.report.runs import Run, run_pages
 from audiotok.report.table import compare_conditions, condition_columns, metric_of, run_columns
 from audiotok.results.experiments import Experiments
-from audiotok.results.metrics import HEADLINE, require_metric
+from audiotok.results.metrics import HEADLINE, require_metric, unmeasured
 from audiotok.text import clean_text
 
 ASSETS = Path(__file__).parent / "assets"
@@ -120,6 +120,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 runs=runs,
                 unfinished=[run for run in runs if run.state != "COMPLETED" or run.problems],
                 columns=run_columns(experiments, metrics),
+                unmeasured=unmeasured(experiments),
                 plots=grid_plots(experiments, stage, by, metrics, seeds),
                 by=by,
                 seeds=seeds,

@@ -61,6 +61,10 @@ HEADLINE = (
     "evaluate.mmd", "evaluate.mmd_p", "evaluate.usage",
 )  # fmt: skip
 """The columns that a table shows by default: how good the codec is, and how independent its codebooks."""
+_OF_SHUFFLES = ("evaluate.mi_groups", "evaluate.mmd", "evaluate.mmd_p")
+_WHY_MISSING = (
+    "What cannot be measured, such as p-values from few clips, or is switched off is left out; the run's log says why."
+)
 _ORDER = {name: rank for rank, name in enumerate(METRICS)}
 
 
@@ -115,7 +119,22 @@ def require_metric(experiments: _Runs, name: str) -> str:
     same = [other for other in known if other.partition(".")[2] == suffix]
     near = dict.fromkeys([*same, *difflib.get_close_matches(name, known, n=5, cutoff=0.3)])
     names = f"{', '.join(near or known)} ({len(known)} in all)"
-    raise ResultsError(f"no run of {experiments.name} has the metric {name!r}; the nearest: {names}.")
+    why = f" {_WHY_MISSING}" * (name.startswith("evaluate.") and suffix in METRICS)
+    raise ResultsError(f"no run of {experiments.name} has the metric {name!r}; the nearest: {names}.{why}")
+
+
+def unmeasured(experiments: _Runs) -> str:
+    """A line that counts runs whose codebooks were evaluated, but not some of their dependence; empty without such."""
+    runs = experiments.runs
+    if "evaluate.usage" not in experiments.metrics:
+        return ""
+    evaluated = runs[runs["evaluate.usage"].notna()]
+    counts = {
+        name: int(evaluated[name].isna().sum()) if name in evaluated.columns else len(evaluated)
+        for name in _OF_SHUFFLES
+    }
+    missing = ", ".join(f"{name} of {count}" for name, count in counts.items() if count)
+    return f"not measured in {len(evaluated)} evaluated runs: {missing}. {_WHY_MISSING}" if missing else ""
 
 
 def metric_values(experiments: _Runs, name: str, *, best_by: str | None = None) -> pd.Series:

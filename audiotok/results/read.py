@@ -111,19 +111,16 @@ def parse_value(text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML as Hydra has it, without aliases; see `files.has_aliases`.
+    """Parse YAML as Hydra has it.
 
     Raises:
-        ValueError: if it is not YAML, has aliases, or is nested more than MAX_DEPTH levels deep.
+        ValueError: if it is not YAML, has aliases, or is nested too deep; see `files.check_yaml`.
     """
     try:
-        if files.has_aliases(text):
-            raise ValueError("it has YAML aliases")
-        content = yaml.load(text, Loader=_HydraLoader)
-    except (yaml.YAMLError, TypeError, RecursionError) as error:
+        files.check_yaml(text)
+        return yaml.load(text, Loader=_HydraLoader)
+    except (yaml.YAMLError, TypeError) as error:
         raise ValueError(f"it is not YAML ({type(error).__name__})") from error
-    files.check_depth(content)
-    return content
 
 
 def parse_overrides(argv: Iterable[str]) -> dict[str, Any]:

@@ -7,15 +7,16 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from audiotok.experiments.overrides import Plain
+from audiotok.config_text import Plain, value_at
 from audiotok.experiments.schema import Idle, line_start, shown
+from audiotok.schema.sections import Losses
+
+_OUTPUT_LOSSES = frozenset(Losses.__annotations__) - {"mmd"}
 
 
 def _get(cfg: Plain, key: str, default: Any = None) -> Any:
     """Value of a key; a run that was frozen before it lacks it."""
-    value: Any = cfg
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+    value = value_at(cfg, tuple(key.split(".")))
     return default if value is None else value
 
 
@@ -208,6 +209,13 @@ def _msd(section: dict[str, Any]) -> Iterator[str]:
             width = wider
 
 
+def _losses(cfg: Plain) -> Iterator[str]:
+    """Some loss of the output, which the balancer weighs."""
+    losses = {name: weight for name, weight in _get(cfg, "losses", {}).items() if name != "mmd"}
+    if losses.keys() >= _OUTPUT_LOSSES and not any(losses.values()):
+        yield f"losses: the weights of {', '.join(sorted(losses))} are 0: give one of them a weight above 0"
+
+
 def _audio(cfg: Plain) -> Iterator[str]:
     """Samples that the format can hold, and manifests of the splits."""
     rate, form = _get(cfg, "sample_rate"), _get(cfg, "generate.audio.format")
@@ -222,6 +230,8 @@ def _audio(cfg: Plain) -> Iterator[str]:
         have, most = _get(cfg, key), _get(cfg, f"datasource.max_{key}")
         if have and most and have > most:
             yield f"{_is(cfg, key)}: the data has at most {_is(cfg, f'datasource.max_{key}')}"
+    if form == "mp3" and (channels := _get(cfg, "channels", 1)) > 2:
+        yield f"generate.audio.format=mp3 of channels={channels}: give another format, or at most 2 channels"
     missing = [f"datasource.{split}" for split in ("train", "valid", "evaluate", "generate")
                if "datasource" in cfg and not _get(cfg, f"datasource.{split}")]  # fmt: skip
     if missing:
@@ -290,4 +300,4 @@ COMPRESSION_IDLE = (
 )  # fmt: skip
 
 COMMON_RULES = (_training,)
-COMPRESSION_RULES = (_training, _dependence, _network, _spectra, _discriminators, _audio)
+COMPRESSION_RULES = (_training, _dependence, _network, _spectra, _discriminators, _losses, _audio)

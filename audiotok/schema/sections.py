@@ -18,6 +18,8 @@ Whole = Annotated[int, Field(strict=True, ge=0, le=_MOST), "a whole number, 0 or
 Count = Annotated[int, Field(strict=True, ge=1, le=_MOST), "a whole number, 1 or more"]
 Epochs = Annotated[int, Field(strict=True, ge=1, le=10**6), "a whole number, from 1 to 1000000"]
 Pair = Annotated[int, Field(strict=True, ge=2, le=_MOST), "a whole number, 2 or more"]
+Draws = Annotated[int, Field(strict=True, ge=1, le=10**5), "a whole number, from 1 to 100000"]
+Shuffled = Annotated[int, Field(strict=True, ge=2, le=10**5), "a whole number, from 2 to 100000"]
 Width = Annotated[int, Field(strict=True, ge=1, le=2**20), "a whole number, from 1 to 1048576"]
 Depth = Annotated[int, Field(strict=True, ge=0, le=1000), "a whole number, from 0 to 1000"]
 Rate = Annotated[int, Field(strict=True, ge=1, le=10**6), "a sample rate in Hz, a whole number from 1 to 1000000"]
@@ -421,7 +423,7 @@ class DependenceMetric(TypedDict, total=False):
     """Section `metrics.dependence`."""
 
     delay: Flag
-    num_shuffles: Pair
+    num_shuffles: Shuffled
     shuffle: Shuffle
     pairs: Flag
     groups: Count
@@ -433,7 +435,7 @@ class MmdMetric(TypedDict, total=False):
     stream: Stream
     sigmas: Sigmas
     delay: Flag
-    num_permutations: Count
+    num_permutations: Draws
     shuffle: Shuffle
     max_samples: Annotated[int, Field(strict=True, ge=4, le=_MOST), "a whole number, 4 or more"]
 

@@ -29,7 +29,6 @@ from audiotok.losses import (
     SISNRLoss,
 )
 from audiotok.metrics import SIGNAL_METRICS
-from audiotok.quantization import STREAM_KINDS
 from audiotok.solvers.macro_batch import MacroBatch
 from audiotok.solvers.settings import resolve_device, settings
 
@@ -61,7 +60,7 @@ def get_optimizer(params: Iterable[nn.Parameter], cfg: DictConfig) -> torch.opti
 def get_signal_losses(cfg: DictConfig) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     """Losses to train with (weight above 0) and those only reported."""
     trained, reported = nn.ModuleDict(), nn.ModuleDict()
-    for name, weight in _weights(cfg).items():
+    for name, weight in settings(cfg.losses).items():
         if name in OTHER_LOSSES:
             continue
         if name not in SIGNAL_LOSSES:
@@ -70,27 +69,10 @@ def get_signal_losses(cfg: DictConfig) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     return trained, reported
 
 
-def _weights(cfg: DictConfig) -> dict[str, float]:
-    """The `losses` section, of which no weight may be negative."""
-    weights = settings(cfg.losses)
-    bad = {name: weight for name, weight in weights.items() if not isinstance(weight, int | float) or weight < 0}
-    if bad:
-        found = ", ".join(f"losses.{name}={weight!r}" for name, weight in bad.items())
-        raise ConfigError(f"{found}; a weight is a number, 0 or more")
-    return weights
-
-
 def get_adversaries(cfg: DictConfig, device: torch.device) -> dict[str, AdversarialLoss]:
     """Discriminators with their losses and optimisers, by name, on the device where they train."""
     adversarial = cfg.adversarial
-    if adversarial.every < 1:
-        raise ConfigError(f"adversarial.every={adversarial.every}; give 1 or more steps")
-    unknown = [name for name in adversarial.adversaries if name not in ADVERSARIES]
-    if unknown:
-        raise ConfigError(f"adversarial.adversaries has {', '.join(unknown)}; choose among: {', '.join(ADVERSARIES)}")
     features = {"l1": nn.L1Loss, "l2": nn.MSELoss}
-    if adversarial.feat_loss not in features:
-        raise ConfigError(f"adversarial.feat_loss={adversarial.feat_loss!r}; choose one of: {', '.join(features)}")
     losses: dict[str, AdversarialLoss] = {}
     for name in adversarial.adversaries:
         # There before `AdversarialLoss` broadcasts it: NCCL knows no tensors of the CPU.
@@ -106,7 +88,7 @@ def get_adversaries(cfg: DictConfig, device: torch.device) -> dict[str, Adversar
 def get_balancer(cfg: DictConfig) -> Balancer:
     """Balancer over the trained signal losses and each adversary's two losses."""
     weights: dict[str, float] = {}
-    for name, weight in _weights(cfg).items():
+    for name, weight in settings(cfg.losses).items():
         if name in ("adv", "feat"):
             weights.update({f"{name}_{adversary}": weight for adversary in cfg.adversarial.adversaries})
         elif name not in OTHER_LOSSES and weight > 0:
@@ -117,8 +99,6 @@ def get_balancer(cfg: DictConfig) -> Balancer:
 def get_macro_batch(cfg: DictConfig) -> MacroBatch:
     """The MMD step of training."""
     mmd = settings(cfg.mmd)
-    if mmd["stream"] not in STREAM_KINDS:
-        raise ConfigError(f"mmd.stream={mmd['stream']!r}; choose one of: {', '.join(STREAM_KINDS)}")
     features = {"num_features": mmd["num_features"], "seed": mmd["features_seed"]}
     loss = MMDLoss(mmd["sigmas"], mmd["estimator"], mmd["delay"], **features)
     return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], cfg.seed)

@@ -15,13 +15,14 @@ from audiotok.data import SegmentInfo
 from audiotok.distributed import gather_clips, gather_objects, world_size
 from audiotok.errors import DataError
 from audiotok.metrics import dependence_metrics, mmd_permutation_test
-from audiotok.metrics.shuffles import EARLIER, evenly_in_runs
+from audiotok.metrics.shuffles import evenly_in_runs
 from audiotok.models.encodec import EncodecModel
 from audiotok.quantization import ResidualVectorQuantizer
 from audiotok.solvers.settings import settings
 
 logger = logging.getLogger(__name__)
 
+_EARLIER = {"clips": "shifts"}  # shuffles of runs that were frozen before recordings were known
 Place = tuple[str, float]  # of a clip: its file, and where it starts in it, s
 
 
@@ -113,10 +114,10 @@ def _settings(cfg: DictConfig, name: str) -> dict[str, Any]:
     """A section of `metrics`; a shuffle by its earlier name takes the place of it that holds."""
     options = settings(cfg[name])
     earlier = str(options.get("shuffle"))
-    if earlier in EARLIER:
-        options["shuffle"] = EARLIER[earlier]
+    if earlier in _EARLIER:
+        options["shuffle"] = _EARLIER[earlier]
         logger.warning(
             "metrics.%s.shuffle=%s takes clips of one recording for independent draws; %s are used in their place, and "
-            "values that were measured by earlier versions do not compare", name, earlier, EARLIER[earlier],
+            "values that were measured by earlier versions do not compare", name, earlier, _EARLIER[earlier],
         )  # fmt: skip
     return options

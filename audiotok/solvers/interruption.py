@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Self
 
-from audiotok.errors import ConfigError
 from audiotok.solvers.averages import MetricAverages
 
 PROGRESS = "progress"  # entry of a checkpoint that was written within an epoch, or by several ranks
@@ -66,11 +65,9 @@ class StopSignals:
 
 
 class SaveClock:
-    """Reports once that a checkpoint is due, `minutes` (else ConfigError) after the last one; never for 0."""
+    """Reports once that a checkpoint is due, `minutes` after the last one; never for 0."""
 
     def __init__(self, minutes: float) -> None:
-        if not isinstance(minutes, int | float) or minutes < 0:
-            raise ConfigError(f"checkpoint.every_minutes={minutes!r}; give a number of minutes, 0 for never")
         self.period_s = 60.0 * minutes
         self.restart()
 

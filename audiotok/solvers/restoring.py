@@ -3,42 +3,45 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from audiotok.errors import CheckpointError
-from audiotok.integrity import first_line, misfit, misfit_of_moments
+import torch
+
+from audiotok.errors import CheckpointError, first_line
+from audiotok.integrity import misfit, misfit_of_moments
 from audiotok.solvers.averages import State
 from audiotok.solvers.interruption import PROGRESS
 from audiotok.solvers.randomness import rng_state
-
-if TYPE_CHECKING:
-    from audiotok.solvers.solver import StandardSolver
 
 _LOOSE = ("optimizer", "scheduler", "adv_losses")  # torch adds keys of optimisers and schedules from version to version
 _PROGRESS: State = {"updates": 0, "stages": {}, "elapsed_s": 0.0, "ranks": []}
 _RANK: State = {"averages": {"totals": {}, "counts": {}}}
 
 
-def check_state(solver: "StandardSolver", state: State) -> None:
-    """Check the last checkpoint of an experiment against its solver.
+def check_state(state: State, own: State, path: Path, updates_per_epoch: int) -> None:
+    """Check the last checkpoint of an experiment against the state of its solver.
+
+    Args:
+        state: the saved state.
+        own: the state of the solver.
+        path: of the checkpoint.
+        updates_per_epoch: of the train stage.
 
     Raises:
         CheckpointError: if it is of another experiment, or an entry is missing or of another form.
     """
-    path = solver.checkpoint_path
-    sig = state.get("xp.sig", solver.xp.sig)
-    if sig != solver.xp.sig:
+    sig = state.get("xp.sig", own["xp.sig"])
+    if sig != own["xp.sig"]:
         raise CheckpointError(
-            f"{path} is a checkpoint of experiment {sig!r}, in the folder of {solver.xp.sig}; put it back where it "
+            f"{path} is a checkpoint of experiment {sig!r}, in the folder of {own['xp.sig']}; put it back where it "
             "was, or start from its weights in a new experiment with continue_from=PATH"
         )
-    missing = [name for name in solver.stateful.sources if name not in state]
+    missing = [name for name in own if name not in state]
     if missing:
         raise CheckpointError(
             f"{path} lacks {', '.join(missing)}: it was written under another configuration; "
             "continue from it in a new experiment with continue_from=PATH"
         )
-    own = solver.state_dict()
     found = _misfit_of_history(state["history"])
     for name, entry in own.items():
         if name != "history" and not found:
@@ -46,15 +49,15 @@ def check_state(solver: "StandardSolver", state: State) -> None:
     for name, weights in ({} if found else state["best_state"]).items():
         found = found or misfit(weights, own.get(name, {}), f"best_state.{name}")
     if not found and PROGRESS in state:
-        found = _misfit_of_progress(state[PROGRESS], solver.updates_per_epoch)
+        found = _misfit_of_progress(state[PROGRESS], updates_per_epoch)
     if found:
         raise CheckpointError(f"{path} does not fit this experiment: {found}")
 
 
-def check_moments(solver: "StandardSolver") -> None:
-    """Check that the restored optimiser fits the parameters, else CheckpointError."""
-    if found := misfit_of_moments(solver.optimizer):
-        raise CheckpointError(f"{solver.checkpoint_path} does not fit this experiment: {found}")
+def check_moments(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Check that the optimiser, restored from a checkpoint, fits its parameters, else CheckpointError."""
+    if found := misfit_of_moments(optimizer):
+        raise CheckpointError(f"{path} does not fit this experiment: {found}")
 
 
 @contextmanager

@@ -405,7 +405,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
         weights = best_weights_of(state, path)
         theirs = configuration_of(state, path)
         for key in ("sample_rate", "channels"):
-            given, here = (cfg.get(key, (cfg.get("encodec") or {}).get(key)) for cfg in (theirs, self.cfg))
+            given, here = (one.get(key, (one.get("encodec") or {}).get(key)) for one in (theirs, self.cfg))
             if given is not None and here is not None and given != here:
                 raise CheckpointError(
                     f"{path} was trained with {key}={given}, this experiment has {key}={here}; set {key}={given}, or "
@@ -418,12 +418,12 @@ class StandardSolver(flashy.BaseSolver, ABC):
         return weights
 
     def _load(self, state: State) -> None:
-        check_state(self, state)
+        check_state(state, self.state_dict(), self.checkpoint_path, self.updates_per_epoch)
         with explained(self.checkpoint_path):
             self.load_state_dict({name: state[name] for name in self.stateful.sources})
             if PROGRESS in state:
                 self.progress = Progress.from_state(state[PROGRESS], flashy.distrib.rank(), world_size())
-        check_moments(self)
+        check_moments(self.optimizer, self.checkpoint_path)
 
     def _load_weights(self, weights: State) -> None:
         self.model.load_state_dict(weights)

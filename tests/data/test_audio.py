@@ -67,6 +67,9 @@ def test_unreadable_files_are_named_with_the_reason(tmp_path: Path, make_audio: 
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 8000, subtype="FLOAT")
     with pytest.raises(DataError, match=r"text\.wav: not readable as audio \(Format not recognised\)"):
         audio_info(tmp_path / "text.wav")
+    (tmp_path / "page.mp3").write_bytes(b"<html>not found</html>")
+    with pytest.raises(DataError, match=r"page\.mp3: not readable as audio \(no audio found in it\)"):
+        audio_info(tmp_path / "page.mp3")
     with pytest.raises(DataError, match=r"headerless\.raw: not readable"):
         audio_info(tmp_path / "headerless.raw")
     with pytest.raises(DataError, match=r"nothing\.wav: holds no samples"):

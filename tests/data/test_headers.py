@@ -91,7 +91,7 @@ def test_a_wav_that_is_cut_off(tmp_path: Path, make_audio: MakeAudio, container:
     assert_holds(path, samples_of(path))
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    assert_refused(path, "cut off: holds [0-9]+ of the 96000 bytes of audio that its header says")
+    assert_refused(path, "cut off: holds [0-9]+ of the 96000 bytes of audio of its header")
 
 
 def test_a_chunk_behind_the_audio_is_no_audio(tmp_path: Path, make_audio: MakeAudio) -> None:

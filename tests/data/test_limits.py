@@ -1,5 +1,6 @@
 """The limit of open files: an error before workers start, never a file that is left out."""
 
+import errno
 import os
 import re
 import resource
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from audiotok.data.audio import audio_info
 from audiotok.data.dataset import AudioDataset, Item, get_loader
-from audiotok.data.limits import require_open_files
+from audiotok.data.limits import require_a_file, require_open_files
 from audiotok.data.manifest import AudioMeta
 from audiotok.errors import ConfigError
 
@@ -73,3 +74,20 @@ def test_the_error_of_a_worker_is_one_line(dataset: AudioDataset, num_workers: i
     with pytest.raises(ConfigError) as caught:
         list(get_loader(full, batch_size=2, num_workers=num_workers))
     assert str(caught.value) == r"all 40 files\nthat may be open are"
+
+
+@pytest.mark.parametrize(("number", "limit"), [(errno.ENFILE, 1024), (errno.EMFILE, resource.RLIM_INFINITY)])
+def test_a_full_machine_takes_no_greater_limit(number: int, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(ConfigError, match=r"^this machine has as many files open as it can; lower dataset\.num_workers"):
+        require_a_file()
+
+
+def test_no_limit_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As macOS has it."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    require_open_files(1000)

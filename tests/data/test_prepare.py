@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,20 +201,20 @@ def test_a_messy_folder_is_counted_to_the_last_file(
     os.mkfifo(music / "pipe.wav")
 
     # Root may read everything: the system's refusals are made here.
-    scandir, is_file = os.scandir, Path.is_file
+    scandir, opened = os.scandir, Path.open
 
     def refuse(path: Path) -> "os._ScandirIterator[str]":
         if Path(path).name == "closed":
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    def refuse_file(path: Path) -> bool:
+    def refuse_file(path: Path, *arguments: Any, **options: Any) -> Any:
         if path.name == "secret.wav":
             raise PermissionError(13, "Permission denied", str(path))
-        return is_file(path)
+        return opened(path, *arguments, **options)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    monkeypatch.setattr(Path, "is_file", refuse_file)
+    monkeypatch.setattr(Path, "open", refuse_file)
     arguments = ["data", "prepare", str(music), "--output", str(tmp_path / "egs")]
     assert cli.main([*arguments, "--split", "train=0.6", "--split", "valid=0.4", "--list-skipped"]) == 0
     lines = capsys.readouterr().out.splitlines()

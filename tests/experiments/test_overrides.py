@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from audiotok.config_text import escaped
+from audiotok.config_text import escaped, value_at
 from audiotok.experiments.overrides import (
-    _at,
     _differs,
     _is_plain,
     _with_values,
@@ -56,8 +55,8 @@ def test_leaves_are_found_and_put_back() -> None:
     section: dict[str, Any] = {"a": {"b": 1, "c": {}}, "d": [1], "e": None}
     leaves = dict(leaves_of(section))
     assert [dotted(path) for path in leaves] == ["a.b", "a.c", "d", "e"]
-    assert all(_at(section, path) == value for path, value in leaves.items())
-    assert _at(_with_values(section, {("a", "b"): 2}), ("a", "b")) == 2 and _at(section, ("d", "x")) is None
+    assert all(value_at(section, path) == value for path, value in leaves.items())
+    assert value_at(_with_values(section, {("a", "b"): 2}), ("a", "b")) == 2 and value_at(section, ("d", "x")) is None
 
 
 BASE: dict[str, Any] = {"f": 0.5, "i": 1, "s": "text", "fs": [1.0, 2.0], "mixed": [1.0, 2], "g": {"f": 1.0, "i": 1}}

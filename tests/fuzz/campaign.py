@@ -4,7 +4,7 @@ A kind is a module beside this one with two functions. `make(dice, folder)` writ
 returns a line that describes it. `check(folder)` gives it to the product and returns when the result is right; it
 raises AssertionError when the result is wrong, and lets the product's errors through: an `AudiotokError` refuses the
 input, as it may; any other exception is a traceback that a user would see. An input of code to execute makes the file
-`mark(folder)`. Each input has TIME_S and MEMORY_B in a process of its own kind; a seed and a number give the same one.
+`mark(folder)`. Each input has CPU_S, WALL_S and MEMORY_B in a process; a seed and a number give the same one.
 """
 
 import argparse
@@ -12,8 +12,10 @@ import importlib
 import multiprocessing
 import random
 import resource
+import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from multiprocessing.connection import Connection
@@ -23,7 +25,8 @@ from types import ModuleType
 from audiotok.errors import AudiotokError
 
 KINDS = ("audio", "manifests", "checkpoints", "experiments", "profiles", "overrides")
-TIME_S = 20.0
+CPU_S = 20  # a loop without end; of the processor, as a busy machine makes no hang
+WALL_S = 60.0  # a read that waits without end
 MEMORY_B = 4 << 30  # beyond what the process has mapped when it starts
 ACCEPTABLE = ("right", "refused")  # the others: wrong, traceback, hang, executed
 
@@ -47,13 +50,17 @@ def run(kind: str, inputs: int, seed: int) -> tuple[Counter[str], list[str]]:
         while alive and number < inputs:
             ours.send((seed, number))
             try:
-                outcome, text = ours.recv() if ours.poll(TIME_S) else ("hang", f"more than {TIME_S:.0f} s")
+                alive = ours.poll(WALL_S)
+                outcome, text = ours.recv() if alive else ("hang", f"more than {WALL_S:.0f} s")
             except EOFError:
-                outcome, text = "traceback", f"the process died (exit code {process.exitcode})"
-            alive = outcome != "hang" and process.is_alive()
+                process.join()
+                alive, slow = False, process.exitcode == -signal.SIGXCPU
+                outcome = "hang" if slow else "traceback"
+                text = f"more than {CPU_S} s of CPU" if slow else f"the process died (exit code {process.exitcode})"
             counts[outcome] += 1
             if outcome not in ACCEPTABLE:
                 faults.append(f"{kind} seed {seed} input {number}: {outcome}: {text}")
+                print(faults[-1], flush=True)
             number += 1
         process.kill()
         process.join()
@@ -70,6 +77,7 @@ def _serve(module: ModuleType, pipe: Connection, other_end: Connection) -> None:
             seed, number = pipe.recv()
         except EOFError:
             return
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + CPU_S, resource.RLIM_INFINITY))
         with tempfile.TemporaryDirectory(prefix="audiotok-fuzz-", ignore_cleanup_errors=True) as folder:
             pipe.send(_try(module, random.Random(f"{seed} {number}"), Path(folder)))
 
@@ -103,9 +111,8 @@ def main() -> int:
     for kind in arguments.kinds:
         counts, faults = run(kind, arguments.inputs, arguments.seed)
         failed |= bool(faults)
-        print(f"{kind}, seed {arguments.seed}: " + ", ".join(f"{n} {what}" for what, n in counts.most_common()))
-        for fault in faults:
-            print(fault)
+        outcomes = ", ".join(f"{n} {outcome}" for outcome, n in counts.most_common())
+        print(f"{kind}, seed {arguments.seed}: {outcomes}", flush=True)
     return int(failed)
 
 

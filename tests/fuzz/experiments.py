@@ -12,7 +12,7 @@ import os
 import random
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,15 @@ TEXTS = [
     "\udce9\ud83d", "=cmd|'/c calc'!A1", "a\u202eb\u0000c\u2028d", "../../../etc/passwd", "/dev/zero", "${oc.env:HOME}",
     "x" * 100_000, "!!python/object/apply:os.system ['touch EXECUTED']", "&a [*a, *a]", "", "\n" * 50, "NaN",
 ]  # fmt: skip
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+YAMLS = (BOMB, "[" * 5000, "a: !!python/object/apply:os.system [touch EXECUTED]", "seed: " + "1" * 400)
 NUMBERS = [10**400, -(10**400), 2**70, 1e308, -1e308, 5e-324, math.nan, math.inf, -math.inf, -1, 0, 10**18, True]
 
 
 def history_of(place: int) -> list[dict[str, dict[str, float]]]:
     """Three epochs of the experiment at a place."""
-    return [
-        {"train": {"loss": place + epoch / 8, "duration": 2.0}, "valid": {"msspec": 3.0 - epoch / 4 + place}}
-        for epoch in range(3)
-    ]
-
-
-def _bomb() -> str:
-    return "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+    losses = [{"loss": place + epoch / 8, "duration": 2.0} for epoch in range(3)]
+    return [{"train": loss, "valid": {"msspec": 3.0 - epoch / 4 + place}} for epoch, loss in enumerate(losses)]
 
 
 def _write(root: Path, place: int) -> Path:
@@ -78,46 +74,38 @@ def _value(dice: random.Random) -> Any:
 
 
 def _mutate(dice: random.Random, content: Any) -> Any:
-    """The content with one place in it changed; a list of pairs stands for an object with a key twice."""
+    """The content with one place in it changed."""
     if isinstance(content, dict) and content and dice.random() < 0.85:
         key = dice.choice(list(content))
-        kind = dice.randrange(5)
-        if kind == 0:
-            return {(dice.choice(TEXTS) if one == key else one): value for one, value in content.items()}
-        if kind == 1:
-            return {one: value for one, value in content.items() if one != key}
-        return {**content, key: _mutate(dice, content[key])}
+        value, others = content[key], {one: content[one] for one in content if one != key}
+        kind = dice.choice(("gone", "renamed", *["changed"] * 3))
+        name = dice.choice(TEXTS) if kind == "renamed" else key
+        return others if kind == "gone" else {**others, name: _mutate(dice, value) if kind == "changed" else value}
     if isinstance(content, list) and content and dice.random() < 0.85:
         place = dice.randrange(len(content))
-        if dice.random() < 0.2:
-            return [*content[:place], _value(dice), *content[place:]]
-        return [_mutate(dice, value) if index == place else value for index, value in enumerate(content)]
+        added = dice.random() < 0.2
+        value = _value(dice) if added else _mutate(dice, content[place])
+        return [*content[:place], value, *content[place + (not added) :]]
     return _value(dice)
 
 
 def _damage_text(dice: random.Random, path: Path) -> str:
     raw = path.read_bytes()
     place = dice.randrange(len(raw))
-    kinds: dict[str, Callable[[], bytes]] = {
-        "cut": lambda: raw[:place],
-        "byte": lambda: raw[:place] + bytes([dice.randrange(256)]) + raw[place + 1 :],
-        "twice": lambda: raw + raw,
-        "utf-16": lambda: raw.decode().encode("utf-16"),
-        "bom": lambda: b"\xef\xbb\xbf" + raw,
-        "zeros": lambda: bytes(len(raw)),
-        "deep": lambda: dice.choice((b"[", b'{"a":')) * dice.choice((200, 5000, 200_000)),
-        "digits": lambda: re.sub(rb"\d+", lambda found: found[0] * dice.choice((1, 5, 400, 5000)), raw),
-        "random": lambda: dice.randbytes(dice.randrange(200)),
-        "empty": lambda: b"",
-    }
-    kind = dice.choice(list(kinds))
-    path.write_bytes(kinds[kind]())
+    kinds = {"cut": raw[:place], "byte": raw[:place] + bytes([dice.randrange(256)]) + raw[place + 1 :]}
+    kinds |= {"twice": raw + raw, "utf-16": raw.decode().encode("utf-16"), "bom": b"\xef\xbb\xbf" + raw}
+    kinds |= {"zeros": bytes(len(raw)), "random": dice.randbytes(dice.randrange(200)), "empty": b""}
+    kinds["deep"] = dice.choice((b"[", b'{"a":')) * dice.choice((200, 5000, 200_000))
+    kinds["digits"] = re.sub(rb"\d+", lambda found: found[0] * dice.choice((1, 5, 400, 5000)), raw)
+    kind, data = dice.choice(list(kinds.items()))
+    path.write_bytes(data)
     return kind
 
 
 def _replace(dice: random.Random, path: Path, outside: Path) -> str:
     kind = dice.choice(("pipe", "folder", "gone", "loop", "device", "socket", "nowhere", "outside", "huge"))
     path.unlink()
+    links = {"loop": path.name, "device": "/dev/zero", "nowhere": "none", "outside": str(outside)}
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "folder":
@@ -128,9 +116,8 @@ def _replace(dice: random.Random, path: Path, outside: Path) -> str:
     elif kind == "huge":
         path.touch()
         os.truncate(path, 2**40)
-    elif kind != "gone":
-        target = {"loop": path.name, "device": "/dev/zero", "nowhere": "none", "outside": str(outside)}
-        path.symlink_to(target[kind])
+    elif kind in links:
+        path.symlink_to(links[kind])
     return kind
 
 
@@ -141,10 +128,7 @@ def _leftovers(dice: random.Random, folder: Path, outside: Path) -> str:
     sample = folder / "samples" / "epoch_0003" / f"{dice.choice(TEXTS[:3])[:60].replace('/', '_')}.wav"
     kind = dice.choice(("log", "log loop", "log outside", "sample", "sample pipe", "sample loop", "cfg_yaml"))
     if kind == "cfg_yaml":
-        text = dice.choice(
-            (_bomb(), "[" * 5000, "a: !!python/object/apply:os.system [touch EXECUTED]", "seed: " + "1" * 400)
-        )
-        (folder / "frozen.json").write_text(json.dumps({"cfg_yaml": text, "choices": {}}))
+        (folder / "frozen.json").write_text(json.dumps({"cfg_yaml": dice.choice(YAMLS), "choices": {}}))
         (folder / ".argv.json").write_text('["optim.lr=1e-3"]')
     elif kind == "log":
         log.write_text(dice.choice(TEXTS).encode(errors="replace").decode())
@@ -239,9 +223,8 @@ def _check_damaged(row: Mapping[Any, Any], path: Path) -> None:
         return
     content = None
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = (
-            json.loads(path.read_bytes(), parse_int=_int) if path.is_file() and path.stat().st_size < 2**26 else None
-        )
+        if path.is_file() and path.stat().st_size < 2**26:
+            content = json.loads(path.read_bytes(), parse_int=_int)
     if path.name == "history.json":
         whole = isinstance(content, list) and all(map(_is_epoch, content))
     elif path.name == ".argv.json":
@@ -253,24 +236,20 @@ def _check_damaged(row: Mapping[Any, Any], path: Path) -> None:
         last = {f"{stage}.{name}": value for each in content for stage in each for name, value in each[stage].items()}
         found = {name: row[name] for name in last if name in row and name.encode(errors="replace").decode() == name}
         assert row["epochs"] == len(content) and len(found) >= len(last) - 3
-        wrong = [name for name in found if repr(float(found[name])) != repr(_number(last[name]))]
+        numbers = {name: math.nan if last[name] is None else float(last[name]) for name in found}
+        wrong = [name for name in found if repr(float(found[name])) != repr(numbers[name])]
         assert not wrong, f"{wrong} of {row}"
 
 
 def _is_epoch(epoch: Any) -> bool:
-    stages: list[Any] = list(epoch.values()) if isinstance(epoch, dict) else [None]
-    if not all(isinstance(metrics, dict) for metrics in stages):
-        return False
-    values = [value for metrics in stages for value in metrics.values()]
-    return all(value is None or isinstance(value, int | float) for value in values)
+    return isinstance(epoch, dict) and all(
+        isinstance(metrics, dict) and all(value is None or isinstance(value, int | float) for value in metrics.values())
+        for metrics in epoch.values()
+    )
 
 
 def _int(text: str) -> int | tuple[str]:
     return int(text) if len(text) <= 300 else (text,)  # what no number, text or object can be taken for
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _depth(content: Any) -> int:

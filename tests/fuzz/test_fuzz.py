@@ -1,7 +1,5 @@
 """A short run of each fuzzer; a long one: `python -m tests.fuzz.campaign --inputs 1000`."""
 
-import importlib.util
-
 import pytest
 
 from tests.fuzz.campaign import KINDS, run
@@ -10,7 +8,7 @@ INPUTS = 60
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if importlib.util.find_spec(f"tests.fuzz.{kind}")])
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_hostile_gets_through(kind: str) -> None:
     counts, faults = run(kind, INPUTS, seed=1)
     assert not faults, "\n".join(faults)

@@ -360,6 +360,22 @@ def test_what_cannot_be_trusted_is_said(caplog: pytest.LogCaptureFixture) -> Non
     assert "4 recording(s) are too few to exchange" in caplog.text
 
 
+@pytest.mark.parametrize(("recordings", "clips", "known"), [(12, 2, False), (4, 3, False), (5, 3, True), (1, 20, True)])
+def test_an_error_takes_shuffles_that_differ(
+    recordings: int, clips: int, known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With two clips each there is one way to part two codebooks: its spread of 0 would pass for certainty."""
+    codes = np.random.default_rng(0).integers(8, size=(recordings * clips, 2, 60))
+    tracks = np.repeat(np.arange(recordings), clips)
+    found = dependence_metrics(codes, bins=8, frame_rate=50, tracks=tracks)
+    errors = {name for name in found if "_err" in name}
+    assert errors == ({"mi_err", "tc_tree_err", "tc_err"} if known else set()) | (
+        {"mi_err_delay", "tc_tree_err_delay", "tc_err_delay"} if known else set()
+    )
+    assert "mi" in found and all(found[name] > 0.001 for name in errors)
+    assert ("the errors of mi and tc are left out" in caplog.text) is not known
+
+
 def test_groups_bound_the_information_of_many_codes_from_below(caplog: pytest.LogCaptureFixture) -> None:
     # Vectors on a circle; the second codebook names the point of the first, blurred by up to 1/8 of the circle.
     rng = np.random.default_rng(0)

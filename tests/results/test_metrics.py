@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from audiotok.errors import ResultsError
 from audiotok.results import Experiments, load_grid
-from audiotok.results.metrics import metric_values, pareto_front
+from audiotok.results.metrics import metric_values, pareto_front, require_metric, unmeasured
 
 GRID = "compression.encodec_mmd_demo"
 NAN = math.nan
@@ -83,3 +83,31 @@ def test_the_earlier_modules_have_the_same_functions() -> None:
 
     assert (selection.metric_values, selection.pareto_front) == (metrics.metric_values, metrics.pareto_front)
     assert (drawing.save_figure, drawing.metric_label) == (plots.save_figure, plots.metric_label)
+
+
+def test_dependence_that_was_left_out_is_counted_and_its_reason_has_a_place(
+    root: Path, make_experiment: Callable[..., Path], done: dict[str, Any]
+) -> None:
+    whole = {"usage": 0.5, "mi_groups": 0.1, "mmd": 0.1, "mmd_p": 0.5}
+    for sig, values in {
+        "00000001": whole,
+        "00000002": {"usage": 0.5, "mi_groups": 0.1, "mmd": 0.1},
+        "00000003": {"usage": 0.5},
+        "00000004": {"sisnr": 1.0},
+    }.items():
+        make_experiment(sig, [f"seed={int(sig)}"], [{"evaluate": values}], status=done)
+    found = unmeasured(load_grid(GRID, root))
+    counts = "evaluate.mi_groups of 1, evaluate.mmd of 1, evaluate.mmd_p of 2"
+    assert found.startswith(f"not measured in 3 evaluated runs: {counts}. ") and found.endswith("log says why.")
+    with pytest.raises(ResultsError, match=r"has the metric 'evaluate.mi_p'.*the run's log says why\.$"):
+        require_metric(load_grid(GRID, root), "evaluate.mi_p")
+
+
+def test_nothing_is_said_where_all_was_measured_or_nothing(
+    root: Path, make_experiment: Callable[..., Path], done: dict[str, Any]
+) -> None:
+    assert unmeasured(load_grid(GRID, root)) == ""
+    whole = {"usage": 0.5, "mi_groups": 0.1, "mmd": 0.1, "mmd_p": 0.5}
+    make_experiment("00000001", [], [{"evaluate": whole}], status=done)
+    make_experiment("00000002", [], [{"valid": {"sisnr": 1.0}}], status=done)
+    assert unmeasured(load_grid(GRID, root)) == ""

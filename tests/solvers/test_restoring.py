@@ -79,11 +79,41 @@ def test_moments_of_other_parameters_are_refused(saved: Callable[[], Compression
     state = solver.optimizer.state_dict()
     change(solver.checkpoint_path, optimizer=state)
     assert saved().restore()
-    for name, value, words in (("exp_avg", torch.zeros(7), r"exp_avg .* is \[7\]"), ("step", torch.tensor(-1.0), "-1")):
-        one = state["state"][0]
-        change(solver.checkpoint_path, optimizer={**state, "state": {**state["state"], 0: {**one, name: value}}})
+    one = state["state"][0]
+    for other, words in (
+        ({**one, "exp_avg": torch.zeros(7)}, r"exp_avg .* is \[7\], expected \["),
+        ({**one, "exp_avg": torch.tensor(0.0)}, r"exp_avg .* is \[\], expected \["),
+        ({**one, "step": torch.tensor(-1.0)}, "-1"),
+        ({**one, "step": torch.ones(3)}, r"step .* is \[3\], expected \[\]"),
+        ({name: one[name] for name in ("step", "exp_avg")}, "of one parameter, .* of another"),
+    ):
+        change(solver.checkpoint_path, optimizer={**state, "state": {**state["state"], 0: other}})
         with pytest.raises(CheckpointError, match=words):
             saved().restore()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"betas": (1, 2)}, "Invalid beta parameter"),
+        ({"betas": (0.9,)}, r"betas\.1 is missing"),
+        ({"betas": None}, "betas is a NoneType"),
+        ({"lr": float("nan")}, "Invalid learning rate"),
+        ({"betas": ...}, "the optimizer lacks betas"),
+    ],
+)
+def test_settings_that_no_optimizer_takes_are_refused(
+    saved: Callable[[], CompressionSolver], settings: dict[str, Any], words: str
+) -> None:
+    solver = saved()
+    state = solver.optimizer.state_dict()
+    group = {**state["param_groups"][0], **settings}
+    change(
+        solver.checkpoint_path,
+        optimizer={**state, "param_groups": [{name: value for name, value in group.items() if value is not ...}]},
+    )
+    with pytest.raises(CheckpointError, match=words):
+        saved().restore()
 
 
 @pytest.mark.parametrize(
