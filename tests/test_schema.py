@@ -418,6 +418,9 @@ def test_a_value_of_a_grid_reaches_the_experiment_as_it_is(value: Any) -> None:
     assert xp.cfg.label == value and dict(xp.delta)["label"] == value
 
 
-def test_a_list_of_presets_is_one_line() -> None:
+@pytest.mark.parametrize(
+    "choice", ["solver=[{}, [a]]", "solver=[]", "dset=[audio/demo, audio/default]", "solver={a: 1}"]
+)
+def test_one_preset_of_each_group(choice: str) -> None:
     with pytest.raises(ConfigError, match="choose one preset of each group"):
-        train.main.get_xp([DEBUG, "solver=[{}, [a]]"])
+        train.main.get_xp([DEBUG, choice])

@@ -335,11 +335,11 @@ class ExperimentMain(HydraMain):
     def _get_composition(self, groups: tuple[str, ...]) -> Composition:
         """The composition of a choice of config groups."""
         if groups not in self._compositions:
+            if any(argument.partition("=")[2].lstrip().startswith(("[", "{")) for argument in groups):
+                # Hydra takes a list: none of its presets or several, over each other, and a traceback for [{}].
+                raise ConfigError(f"choose one preset of each group (overrides: {' '.join(groups)})")
             with self._hydra():
-                try:
-                    cfg = compose(self.config_name, list(groups), return_hydra_config=True)
-                except TypeError as error:  # such as dset=[{}]
-                    raise ConfigError(f"choose one preset of each group (overrides: {' '.join(groups)})") from error
+                cfg = compose(self.config_name, list(groups), return_hydra_config=True)
             choices = {str(group): option for group, option in cfg.hydra.runtime.choices.items()}
             with open_dict(cfg):
                 del cfg["hydra"]
