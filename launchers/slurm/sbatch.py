@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from audiotok.errors import LaunchError
-from audiotok.files import write_text
 from audiotok.launchers.child import run_command
 from audiotok.launchers.engine import NoAnswerError, NoRoomError
 from audiotok.launchers.profile import Profile
@@ -219,7 +218,8 @@ def send(
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "submission.sh"
     text = make_script(profile, name, folder, command, array=array, mem_factor=mem_factor, environ=environ)
-    write_text(script, text)
+    script.touch(mode=0o600)  # the results folder may be of many, and setup lines hold what is of one
+    script.write_text(text, encoding="utf-8")
     variables, began = sbatch_environment(profile), time.monotonic()
     for pause in (*BACKOFF_S, None):
         output, failure = run_command(["sbatch", "--parsable", str(script)], SEND_S, environ=variables)

@@ -272,6 +272,7 @@ def test_submission_tells_the_id_and_keeps_the_script(answers: Path, tmp_path: P
     assert send(profile, "grid_1", folder, words, array=4) == Sent("101")
     expected = make_script(profile, "grid_1", folder, words, array=4)
     assert (answers / "script").read_text() == expected == (folder / "submission.sh").read_text()
+    assert (folder / "submission.sh").stat().st_mode & 0o777 == 0o600  # its setup lines may hold a key
     assert "#SBATCH --array=0-3%4\n" in expected
     (answers / "sbatch").write_text("Dear users,\n42 nodes are down.\n102;other\n\nYour project has\n 7 hours left\n")
     assert send(profile, "grid_1", folder, words) == Sent("102", "other")
