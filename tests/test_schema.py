@@ -169,6 +169,10 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"rvq.n_q": 1}, "losses.mmd=1.0 with 1 codebook"),
     ({"encodec.quantizer": "no_quant"}, "losses.mmd=1.0 with 1 codebook"),
     ({"mmd.sigmas": [1.0, 2.0], "mmd.num_features": 1}, "mmd.num_features=1"),
+    (
+        {"encodec.causal": True, "encodec.renormalize": True},
+        "encodec.causal=true, encodec.renormalize=true: give false",
+    ),
     ({"losses.l1": 0.0}, "losses: the weights of adv, feat, l1, l2, mel, mrstft, msspec, sisnr are 0"),
     ({"generate.audio.format": "mp3", "channels": 3}, "generate.audio.format=mp3 of channels=3"),
     ({"dataset.evaluate.num_samples": 1}, "dataset.evaluate.num_samples=1"),

@@ -99,6 +99,8 @@ def _network(cfg: Plain) -> Iterator[str]:
             yield f"{_is(cfg, key, 'sample_rate')}: make them equal"
     if _get(cfg, "encodec.channels", _get(cfg, "channels")) != _get(cfg, "channels"):
         yield f"{_is(cfg, 'encodec.channels', 'channels')}: make them equal"
+    if _get(cfg, "encodec.causal") and _get(cfg, "encodec.renormalize"):
+        yield f"{_is(cfg, 'encodec.causal', 'encodec.renormalize')}: give false to one, as loudness is of a whole clip"
     encoder, decoder = _side(cfg, "encoder"), _side(cfg, "decoder")
     for name in ("dimension", "channels"):
         if encoder.get(name) != decoder.get(name):
