@@ -34,7 +34,7 @@ def solver_error(root: Path, overrides: list[str]) -> AudiotokError:
         ("datasource.train=/nowhere/train.jsonl.gz", DataError, "/nowhere/train.jsonl.gz"),
         ("datasource.valid=null", ConfigError, "datasource.valid not set"),
         ("dataset.segment_duration=60", DataError, "segment"),
-        ("datasource.max_sample_rate=8000", DataError, "8000"),
+        ("datasource.max_sample_rate=8000", ConfigError, "8000"),
         ("datasource.max_channels=0", (DataError, ConfigError), "channels"),
         ("channels=5", (DataError, ConfigError), "channels"),
         ("mmd.sigmas=[]", ConfigError, "sigmas"),
