@@ -22,6 +22,7 @@ from audiotok.errors import AudiotokError
 MAX_BYTES = 2**26  # of a file that is read whole; the history of 1000 epochs with 200 metrics has 7 MB
 MAX_DEPTH = 100  # of JSON and YAML; a configuration has 6
 MAX_DIGITS = 300  # of an integer; a float holds 308
+_MAX_NAME = 255  # bytes of a file's name
 _MAX_CONTAINERS = 2**20  # of a JSON file; the history of 100 000 epochs has 400 000
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
@@ -215,7 +216,8 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
         sync: make it survive a power cut.
     """
     # The host is part of the name: two nodes of a cluster can have equal process ids and one folder.
-    draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    end = f".{socket.gethostname()}.{os.getpid()}.tmp"
+    draft = path.with_name(os.fsdecode(os.fsencode(f".{path.name}")[: _MAX_NAME - len(os.fsencode(end))]) + end)
     try:
         yield draft
         if sync:

@@ -134,8 +134,15 @@ class GridSheep(Sheep):
 
     @property
     def log(self) -> Path | None:
-        """File with the output of its first process; it may not exist yet. None without a job."""
-        return None if self.job is None else self.shepherd.find_moved(self.job.record.log)
+        """File with the output of its first process; it may not exist yet. None without a job.
+
+        Raises:
+            LaunchError: if something else stands there, such as a pipe, which would be read for ever.
+        """
+        path = None if self.job is None else self.shepherd.find_moved(self.job.record.log)
+        if path is not None and path.exists() and not path.is_file():
+            raise LaunchError(f"{path}, a log, is no file but a pipe, a device or a folder: remove it.")
+        return path
 
     def __repr__(self) -> str:
         state, reason = self.verdict() or experiment_state(self.xp.folder) or (None, "")

@@ -198,6 +198,13 @@ def test_an_error_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
     assert path.read_text() == "old" and [one.name for one in tmp_path.iterdir()] == ["status.json"]
 
 
+@pytest.mark.parametrize("name", ["a" * 250, "é" * 127, os.fsdecode(b"\xff" * 255)])
+def test_a_file_with_the_longest_name_can_be_replaced(tmp_path: Path, name: str) -> None:
+    for text in ("old", "new"):
+        write_text(tmp_path / name, text)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "new")]
+
+
 def test_of_a_disk_that_cannot_be_written_the_first_error_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

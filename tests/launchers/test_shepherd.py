@@ -1,6 +1,7 @@
 """Who is submitted, in which arrays, and that nobody is submitted twice; with an engine that only takes notes."""
 
 import ast
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -431,6 +432,17 @@ def test_jobs_are_found_by_their_id_after_a_move(house: House) -> None:
     assert shepherd.get_sheep_from_job_id("999") is None
     assert shepherd.find_moved(log) == house.folder.with_name("moved") / "submissions" / "token" / log.name
     assert shepherd.find_moved(Path("/elsewhere/x.out")) == Path("/elsewhere/x.out")
+
+
+def test_a_pipe_in_place_of_a_log_is_refused_at_once(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (sheep,), _ = house.launch(1)
+    assert sheep.log == Path("nowhere")  # not written yet
+    os.mkfifo("nowhere")
+    with pytest.raises(LaunchError, match=r"nowhere, a log, is no file but a pipe"):
+        _ = sheep.log
 
 
 def test_slurm_is_found_by_sbatch_on_path(tmp_path: Path) -> None:
