@@ -60,7 +60,7 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
         UnreadableError: if it is no regular file, has more than `limit` bytes or cannot be read.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=open_at_once) as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise UnreadableError(path, "a pipe or a device, not a file")
@@ -146,8 +146,9 @@ def check_yaml(text: str, max_depth: int = MAX_DEPTH) -> None:
             raise ValueError(f"nested more than {max_depth} levels deep")
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe must not block
+def open_at_once(path: str, flags: int) -> int:
+    """Opener for `open`: of a pipe without a writer it opens the end, and does not wait for one."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _parse_int(text: str) -> int | LongInteger:
@@ -281,7 +282,7 @@ def hold_lock(path: Path, *, patience_s: float = 600.0, poll_s: float = 0.1) -> 
 def is_locked(path: Path) -> bool:
     """Whether a process holds the exclusive flock on `path`; a process loses it however it ends."""
     try:
-        descriptor = _open_at_once(str(path), os.O_RDONLY)
+        descriptor = open_at_once(str(path), os.O_RDONLY)
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return False
     try:

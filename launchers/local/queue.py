@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from audiotok.errors import LaunchError
-from audiotok.files import UnreadableError, hold_lock, is_locked, read_json, read_text, write_json
+from audiotok.files import UnreadableError, hold_lock, is_locked, open_at_once, read_json, read_text, write_json
 from audiotok.status import JOB_FILE, State
 from audiotok.status.judge import queued_elsewhere
 
@@ -241,8 +241,9 @@ class JobStore:
 
         Raises:
             OSError: if its private file is of another user, or cannot be read.
+            ValueError: if it holds no JSON.
         """
-        with (self.queue / record.job_id).open(encoding="utf-8") as file:
+        with open(self.queue / record.job_id, encoding="utf-8", opener=open_at_once) as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():
                 raise PermissionError(f"{file.name} belongs to another user")
             content = json.load(file)

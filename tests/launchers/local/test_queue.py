@@ -72,6 +72,16 @@ def test_what_runs_is_what_was_queued_whatever_the_record_says_since(store: JobS
     assert (store.queue / "L1").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_pipe_in_place_of_what_was_queued_starts_nothing_and_holds_nothing_up(
+    store: JobStore, tmp_path: Path
+) -> None:
+    record = queued(store, tmp_path)
+    (store.queue / "L1").unlink()
+    os.mkfifo(store.queue / "L1")
+    with pytest.raises(ValueError, match="Expecting value"):
+        store.environment(record)
+
+
 def test_jobs_of_another_user_are_seen_and_left_alone(
     store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
