@@ -192,7 +192,7 @@ def write_audio(
     try:
         with (
             replacing(path) as draft,
-            soundfile.SoundFile(_name(draft), "w", sample_rate, samples.shape[1], **kind) as handle,
+            soundfile.SoundFile(os.fsencode(draft), "w", sample_rate, samples.shape[1], **kind) as handle,
         ):
             for start in range(0, len(samples), WRITE_BLOCK):
                 handle.write(samples[start : start + WRITE_BLOCK])
@@ -269,7 +269,7 @@ def _open_file(path: Path) -> Iterator[Any]:
         raise DataError(f"{path}: no such file. If it has moved, run `audiotok data prepare` again.")
     try:
         patch = patch_header(path)
-        with soundfile.SoundFile(Patched(path, *patch) if patch else _name(path)) as handle:
+        with soundfile.SoundFile(Patched(path, *patch) if patch else os.fsencode(path)) as handle:
             if not _MIN_RATE <= handle.samplerate <= _MAX_RATE:
                 raise DataError(f"{path}: sample rate {handle.samplerate} Hz; {_MIN_RATE} to {_MAX_RATE} are read.")
             if handle.format == "MP3" and handle.subtype != "MPEG_LAYER_III":
@@ -326,15 +326,6 @@ def _fit_full_scale(path: Path, wav: torch.Tensor, strategy: str) -> torch.Tenso
         return wav
     logger.warning("%s: peak %.3f is beyond full scale: %s", path, peak, strategy)
     return wav / peak if strategy == "rescale" else wav.clamp(-1, 1)
-
-
-def _name(path: str | Path) -> str | bytes:
-    """A path as soundfile takes it: as bytes where the name is not UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return os.fsencode(path)
-    return str(path)
 
 
 def _unreadable(path: str | Path, err: Exception) -> DataError:
