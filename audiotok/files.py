@@ -17,6 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from audiotok.errors import AudiotokError
 
 MAX_BYTES = 2**26  # of a file that is read whole; the history of 1000 epochs with 200 metrics has 7 MB
@@ -104,6 +106,16 @@ def parse_json(text: bytes | str) -> Any:
         content = json.loads(text, parse_int=_parse_int)
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
+    check_depth(content)
+    return content
+
+
+def parse_json_fast(text: bytes) -> Any:
+    """As `parse_json`, three times faster, but that integers beyond 64 bits may come as floats."""
+    try:
+        content = orjson.loads(text)
+    except orjson.JSONDecodeError:  # NaN, Infinity and lone surrogates, which only the slower module reads
+        return parse_json(text)
     check_depth(content)
     return content
 

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import orjson
 import treetable as tt
 from dora.explore import Explorer
 from dora.main import DecoratedMain
 
-from audiotok.files import UnreadableError, check_depth, content_of, parse_json, read_bytes
+from audiotok.files import UnreadableError, content_of, parse_json_fast, read_bytes
 from audiotok.status import STATUS_FILE, State, Verdict, read_json
 from audiotok.status.progress import Progress, progress_of
 from audiotok.terminal import in_colour, size_of
@@ -114,16 +113,7 @@ def load_history(path: Path) -> list[Any]:
         FileNotFoundError: if there is none.
         UnreadableError: if it is damaged.
     """
-    history: list[Any] = content_of(path, read_bytes(path), list, _parse)
-    return history
-
-
-def _parse(content: bytes) -> Any:
-    try:
-        history = orjson.loads(content)
-    except orjson.JSONDecodeError:  # NaN and Infinity, which only the slower module reads
-        return parse_json(content)
-    check_depth(history)
+    history: list[Any] = content_of(path, read_bytes(path), list, parse_json_fast)
     return history
 
 
