@@ -70,6 +70,14 @@ def test_a_preset_builds_all_its_parts(preset: str) -> None:
     assert model.sample_rate == cfg.sample_rate and model.num_codebooks == cfg.rvq.n_q
 
 
+def test_a_run_frozen_without_a_choice_of_variables_compares_codebooks() -> None:
+    cfg = config("solver=compression/debug", "mmd.between=frames", "mmd.delay=false", "mmd.estimator=closed")
+    assert builders.get_macro_batch(cfg).loss.between == "frames"
+    del cfg.mmd.between
+    loss = builders.get_macro_batch(cfg).loss
+    assert (loss.between, loss.estimator) == ("codebooks", "closed")
+
+
 def test_adversaries_are_on_their_device_when_ranks_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
     shared: list[torch.nn.Module] = []
     monkeypatch.setattr("flashy.distrib.broadcast_model", shared.append)

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 ESTIMATORS = ("clips", "samples", "unbiased")
 _MEDIAN_SAMPLES = 1024
-ROW_BLOCKS = {"cpu": 1536, "cuda": 4096}  # sides of a tile
+_ROW_BLOCKS = {"cpu": 1536, "cuda": 4096}  # sides of a tile
 RFF_ROWS = 1024
 _MINIMAL_SIGMA = 1e-8
 
@@ -79,7 +79,7 @@ def kernel_sums(
     assert x.shape == y.shape and x.dim() == 2
     if x.dtype != torch.float64:
         x, y = x.float(), y.float()
-    row_block = row_block or ROW_BLOCKS.get(x.device.type, ROW_BLOCKS["cpu"])
+    row_block = row_block or _ROW_BLOCKS.get(x.device.type, _ROW_BLOCKS["cpu"])
     differentiate = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     total: torch.Tensor = _KernelSums.apply(  # type: ignore[no-untyped-call]
         x, y, sorted(sigmas, reverse=True), within, across, row_block, differentiate
