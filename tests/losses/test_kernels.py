@@ -132,7 +132,7 @@ def test_half_precision_samples_are_compared_in_float32() -> None:
     assert found.item() == pytest.approx(dense_mmd(x.float(), y.float(), (1.0, 9.0)), rel=2**-8)
 
 
-@pytest.mark.parametrize("estimator", ["clips", "samples", "unbiased", "disjoint", "rff"])
+@pytest.mark.parametrize("estimator", ["clips", "samples", "unbiased", "disjoint", "rff", "closed"])
 def test_a_dimension_that_never_varies_contributes_nothing(estimator: str) -> None:
     streams, permutations = normal(4, 2, 3, 16).float(), shuffles(2, 64)
     streams[:, :, 1] = 0.1

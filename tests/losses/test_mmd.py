@@ -108,7 +108,7 @@ def test_clips_adds_its_known_constant_to_independent_noise() -> None:
     assert value == pytest.approx(2 * len(widths) * (kept - 1) / (b - 1), rel=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, "closed"])
 def test_clips_and_codebooks_have_no_order(estimator: str) -> None:
     b, k, t = 4, 3, 3
     streams, permutations = make(b, k, 2, t, shared=1.0), shuffles(k, b * t)
@@ -122,7 +122,7 @@ def test_clips_and_codebooks_have_no_order(estimator: str) -> None:
     torch.testing.assert_close(loss(streams[clips], moved), value)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, "closed"])
 def test_shift_and_scale_of_a_dimension_do_not_matter(estimator: str) -> None:
     streams, permutations = make(5, 2, 3, 6, shared=1.0), shuffles(2, 20)
     loss = MMDLoss((1.0, 4.0), estimator)
@@ -137,7 +137,7 @@ def test_moving_all_codebooks_alike_leaves_nothing_to_see() -> None:
 
 
 @pytest.mark.parametrize("sigmas", ["median", (0.1, 1.0, 5.0, 10.0, 20.0, 50.0)])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, "closed"])
 def test_identical_codebooks_are_more_dependent_than_independent_ones(sigmas: Any, estimator: str) -> None:
     independent = make(16, 2, 2, 12, seed=3)
     identical = independent[:, :1].expand(-1, 2, -1, -1)
@@ -147,7 +147,7 @@ def test_identical_codebooks_are_more_dependent_than_independent_ones(sigmas: An
 
 
 @pytest.mark.parametrize("delay", [True, False])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, "closed"])
 def test_gradient_is_that_of_finite_differences(delay: bool, estimator: str) -> None:
     streams, permutations = make(2, 2, 2, 5, shared=0.5), shuffles(2, 6 if delay else 10)
     loss = MMDLoss((0.7, 3.0), estimator, delay, row_block=4)
@@ -265,7 +265,9 @@ def test_unusable_sigmas_are_refused(sigmas: Any) -> None:
 
 
 def test_unknown_estimator_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'unbaised'; choose one of: clips, samples, unbiased, disjoint, rff"):
+    with pytest.raises(
+        ConfigError, match=r"'unbaised'; choose one of: clips, samples, unbiased, disjoint, rff, closed"
+    ):
         MMDLoss(estimator="unbaised")
     with pytest.raises(ConfigError, match="row_block=0"):
         MMDLoss(row_block=0)

@@ -1,5 +1,6 @@
 """The MMD step inside the solver: its weight by epoch, and what it does when the quantiser drops codebooks."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -67,3 +68,15 @@ def test_with_dropout_a_step_compares_the_codebooks_it_used(tmp_path: Path, solv
 def test_epochs_that_cannot_be_are_refused(tmp_path: Path, solver_in: Enter) -> None:
     with pytest.raises(ConfigError, match=r"mmd\.start_epoch=0"), solver_in(tmp_path, "mmd.start_epoch=0"):
         pass
+
+
+@pytest.mark.parametrize("between", ["dimensions", "frames"])
+def test_other_variables_than_codebooks_are_trained_on(tmp_path: Path, solver_in: Enter, between: str) -> None:
+    overrides = ["mmd.estimator=closed", f"mmd.between={between}", "mmd.delay=false", "optim.epochs=1"]
+    values = []
+    for weight in (0, 1000):
+        with solver_in(tmp_path / str(weight), *SMALL, f"losses.mmd={weight}", *overrides) as solver:
+            train(solver)
+            values.append(solver.history[0]["train"]["mmd"])
+    assert all(math.isfinite(value) for value in values)
+    assert values[0] != values[1]  # the first step is the same, the second one has been trained
