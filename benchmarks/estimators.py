@@ -7,7 +7,6 @@ import argparse
 import math
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ FRAMES, POOL, CLIPS, DRAWS = 46, 128, 16, 20
 SHUFFLES = 64
 COLUMNS = (
     "estimator", "mean, independent", "spread", "mean", "spread", "mean / spread", "mean / spread, independent",
-    "cosine, frames", "cosine, layer", "time",
+    "cosine, frames", "cosine, layer",
 )  # fmt: skip
 
 
@@ -94,18 +93,16 @@ def cosine(u: torch.Tensor, v: torch.Tensor) -> float:
 def figures(
     pools: tuple[torch.Tensor, torch.Tensor], estimator: str, widths: str, clips: int, draws: int, reference: Reference
 ) -> list[str]:
-    """One row: mean and spread without dependence; mean, spread and z with it; cosines of the gradient; seconds."""
+    """One row: mean and spread without dependence; mean, spread and z with it; cosines of the gradient."""
     free, pool = pools
     generator = torch.Generator().manual_seed(0)
     loss = MMDLoss(WIDTHS[widths], estimator, delay=False)
-    null, values, at_frames, at_layer, seconds = [], [], [], [], []
+    null, values, at_frames, at_layer = [], [], [], []
     for _ in range(draws):
         chosen = torch.randperm(len(pool), generator=generator)[:clips]
         with torch.no_grad():
             null.append(loss(free[chosen], generator=generator).item())
-        start = time.perf_counter()
         value, found = gradient(pool[chosen], loss, generator)
-        seconds.append(time.perf_counter() - start)
         values.append(value)
         at_frames.append(cosine(found, reference.frames[chosen]))
         at_layer.append(cosine(layer(found, pool[chosen]), reference.layer))
@@ -115,7 +112,7 @@ def figures(
     shown = [f"{value:.2g}" for value in (without, noise, mean, spread)]
     shown += [f"{(mean - without) / (size or math.inf):.1f}" for size in (spread, noise)]
     shown += [f"{statistics.mean(cosines):.3f}" for cosines in (at_frames, at_layer)]
-    return [estimator, *shown, f"{statistics.median(seconds):.3g} s"]
+    return [estimator, *shown]
 
 
 def of_shuffles(pool: torch.Tensor, widths: str, clips: int) -> float:
@@ -188,7 +185,6 @@ Each estimate is made of clips of {frames} frames, drawn at random from a pool o
 - cosine: between the gradient and that of the closed form of the whole pool, mean over draws. Frames: derivatives by
   the streams at the frames drawn. Layer: by a matrix which each codebook's stream is multiplied by, where the noise of
   the frames averages out as it does in an encoder
-- time: median of value and gradient, the machine being shared
 
 {tables}
 """
