@@ -13,15 +13,17 @@ Sources: Dowson and Landau, "The Fréchet distance between multivariate normal d
 2019; Chong and Forsyth, "Effectively unbiased FID and Inception Score", CVPR 2020.
 """
 
-from collections.abc import Iterable
+import warnings
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torchaudio.transforms import MelSpectrogram
 
-from audiotok.distributed import gather_objects
 from audiotok.errors import ConfigError, DataError
+
+_EXTRAPOLATED = ", extrapolated to infinitely many clips"
 
 
 @dataclass
@@ -79,58 +81,104 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 class FrechetDistance:
-    """Gathers vectors of reference and estimate clip by clip, then measures their Fréchet distance.
+    """Gathers vectors of reference and estimate clip by clip, then measures their Fréchet distance; lower is better.
 
     Clips are dealt out to two halves in turn, so that the distance is known at all clips and at half of them.
 
     Args:
         relative: divide by the total variance of the reference (the trace of its covariance): a distance without
             unit, which does not shrink with the vectors.
+        extrapolate: to infinitely many clips, by the distances of the halves: without bias, but with more noise, and
+            below 0 at times.
     """
 
-    def __init__(self, relative: bool = False) -> None:
-        self.relative = relative
+    def __init__(self, *, relative: bool, extrapolate: bool) -> None:
+        self.relative, self.extrapolate = relative, extrapolate
         self._halves: list[list[Moments]] = [[], []]  # of either half: reference, estimate
         self._clips = 0
 
-    def add(self, *, estimate: Tensor, reference: Tensor) -> None:
+    def take(self, *, estimate: Tensor, reference: Tensor) -> None:
         """Take the vectors of a clip, both [N, D]; DataError if they are not finite."""
         if not (estimate.isfinite().all() and reference.isfinite().all()):
             raise DataError("vectors that are not finite")
-        half = self._halves[self._clips % 2]
-        found = [Moments.of(reference), Moments.of(estimate)]
-        half[:] = [old.merge(new) for old, new in zip(half, found, strict=True)] if half else found
+        half = self._clips % 2
+        self._halves[half] = _merged(self._halves[half], [Moments.of(reference), Moments.of(estimate)])
         self._clips += 1
 
-    def measure(self) -> tuple[float, float]:
-        """The distance over the clips of all ranks, and the same extrapolated to infinitely many; lower is better.
+    def merge(self, other: Self) -> None:
+        """Take what another one has taken."""
+        self._halves = [_merged(*halves) for halves in zip(self._halves, other._halves, strict=True)]
+        self._clips += other._clips
 
-        Every rank must call this, and gets the same.
-
-        Raises:
-            DataError: with fewer than two clips, or fewer frames in half of them than there are dimensions.
-        """
-        ranks = gather_objects(self._halves)
-        halves = [_merged(rank[half] for rank in ranks if rank[half]) for half in (0, 1)]
-        if not all(halves):
+    def compute(self) -> float:
+        """The distance; DataError with fewer than two clips, or with no more frames in half of them than dimensions."""
+        if not all(self._halves):
             raise DataError("fewer than two clips")
-        if any(half[0].count <= len(half[0].mean) for half in halves):
+        if any(half[0].count <= len(half[0].mean) for half in self._halves):
             raise DataError("no more frames in half of the clips than the vectors have dimensions")
-        reference, estimate = _merged(halves)
+        reference, estimate = _merged(*self._halves)
         scale = float(reference.covariance.trace()) if self.relative else 1.0
         if not scale:
             raise DataError("all vectors of the reference are equal")
-        full = frechet_distance(reference, estimate) / scale
-        half = sum(frechet_distance(*half) for half in halves) / 2 / scale
-        return full, 2 * full - half
+        value = frechet_distance(reference, estimate)
+        if self.extrapolate:
+            value = 2 * value - sum(frechet_distance(*half) for half in self._halves) / 2
+        return value / scale
 
 
-def _merged(pairs: Iterable[list[Moments]]) -> list[Moments]:
-    """Moments of several pairs of sets, as one pair; none of none."""
-    total: list[Moments] = []
-    for pair in pairs:
-        total = [old.merge(new) for old, new in zip(total, pair, strict=True)] if total else pair
-    return total
+def _merged(own: list[Moments], other: list[Moments]) -> list[Moments]:
+    """Moments of both, of each set; an empty list stands for no clips."""
+    return [a.merge(b) for a, b in zip(own, other, strict=True)] if own and other else own or other
+
+
+class FrechetCodecDistance(FrechetDistance):
+    """Fréchet distance between the codec's own vectors of the recordings and of their reconstructions.
+
+    Each frame's vector is the sum of what its codes stand for; the reconstruction is encoded again. In units of the
+    total variance of the vectors, 0 for a codec that a second pass does not change. It tells how far the codec's own
+    output lies from what it was trained on, and is blind to all that its encoder does not keep. Unlike NeMo's Fréchet
+    Codec Distance, which has one fixed codec judge the speech of any synthesiser, each codec is its own judge here.
+
+    Args:
+        sample_rate: has no effect.
+        extrapolate: see `FrechetDistance`.
+    """
+
+    needs_quantized: ClassVar[bool] = True
+
+    def __init__(self, sample_rate: int, extrapolate: bool = False) -> None:
+        super().__init__(relative=True, extrapolate=extrapolate)
+        self.protocol = "own codec, in units of its variance" + _EXTRAPOLATED * extrapolate
+
+    def update(self, *, estimate: Tensor, reference: Tensor, quantized: Tensor | None) -> None:
+        """Take the vectors of a clip, of estimate and reference [2, D, T']; DataError if they are not finite."""
+        assert quantized is not None
+        again, once = quantized.transpose(1, 2)
+        self.take(estimate=again, reference=once)
+
+
+class FrechetMelDistance(FrechetDistance):
+    """Fréchet distance between log-mel frames of the recordings and of their reconstructions, in squared decades.
+
+    Arguments as of `LogMelFrames` and `FrechetDistance`.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        n_fft: int = 2048,
+        hop_length: int = 2048,
+        n_mels: int = 64,
+        floor_level: float = 1e-5,
+        extrapolate: bool = False,
+    ) -> None:
+        super().__init__(relative=False, extrapolate=extrapolate)
+        self._frames = LogMelFrames(sample_rate, n_fft, hop_length, n_mels, floor_level)
+        self.protocol = f"{n_mels} mel bands, frames of {n_fft} every {hop_length}" + _EXTRAPOLATED * extrapolate
+
+    def update(self, *, estimate: Tensor, reference: Tensor, quantized: Tensor | None) -> None:
+        """Take a clip, both [C, T]; DataError if it is shorter than a frame or not finite."""
+        self.take(estimate=self._frames(estimate), reference=self._frames(reference))
 
 
 class LogMelFrames:
@@ -143,15 +191,22 @@ class LogMelFrames:
         n_fft, hop_length: Hann window and hop in samples.
         n_mels: mel bands (Slaney's scale and normalisation), from 0 to half the sample rate.
         floor_level: keeps the logarithm finite.
+
+    Raises:
+        ConfigError: if bands are narrower than a bin, and empty.
     """
 
     def __init__(
         self, sample_rate: int, n_fft: int = 2048, hop_length: int = 2048, n_mels: int = 64, floor_level: float = 1e-5
     ) -> None:
-        if hop_length < 1 or n_fft < 2 or n_mels < 1:
-            raise ConfigError(f"fmd: n_fft={n_fft}, hop_length={hop_length}, n_mels={n_mels}; all must be positive.")
         options = {"n_mels": n_mels, "center": False, "norm": "slaney", "mel_scale": "slaney"}
-        self.transform = MelSpectrogram(sample_rate, n_fft, n_fft, hop_length, **options)
+        with warnings.catch_warnings(record=True) as empty:
+            warnings.filterwarnings("always", message="At least one mel filterbank has all zero values")
+            self.transform = MelSpectrogram(sample_rate, n_fft, n_fft, hop_length, **options)
+        if empty:
+            raise ConfigError(
+                f"metrics.fmd: n_mels={n_mels} bands of n_fft={n_fft} leave some empty; lower n_mels or raise n_fft."
+            )
         self.n_fft = n_fft
         self.floor_level = floor_level
 
