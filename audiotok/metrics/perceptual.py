@@ -9,6 +9,7 @@ TASLP 2016 (extended STOI).
 """
 
 import importlib
+import importlib.metadata
 import logging
 import math
 import warnings
@@ -52,6 +53,7 @@ class ViSQOL:
     def __init__(self, sample_rate: int) -> None:
         _package("visqol")
         self.sample_rate = sample_rate
+        self.protocol = f"audio mode, mean of channels at 48 kHz, {_version('visqol')}"
         self._api: Any = None  # holds libsvm's model by a pointer: made in the process that uses it
 
     def __call__(self, *, estimate: Tensor, reference: Tensor) -> float:
@@ -81,7 +83,7 @@ class PESQ:
     """MOS-LQO of PESQ for speech, from 1.0 on, higher is better: 4.64 for identical clips (narrow band: 4.55).
 
     The mean of the channels, at 16 kHz (wide) or 8 kHz (narrow). Made for 8 to 12 s of speech, and of no meaning for
-    music.
+    music. In worker processes, which its C code may end.
 
     Args:
         sample_rate: of the clips, in Hz; at least that of the band.
@@ -90,6 +92,8 @@ class PESQ:
     Raises:
         ConfigError: if the package is missing, for an unknown band or one that the sample rate does not hold.
     """
+
+    parallel: ClassVar[bool] = True
 
     def __init__(self, sample_rate: int, band: str = "wide") -> None:
         if band not in _PESQ_BANDS:
@@ -100,6 +104,7 @@ class PESQ:
             raise ConfigError(f"pesq.band={band} needs {self.rate} Hz, sample_rate is {sample_rate}: {hint}.")
         _package("pesq")
         self.sample_rate = sample_rate
+        self.protocol = f"{band} band, mean of channels at {self.rate // 1000} kHz, {_version('pesq')}"
 
     def __call__(self, *, estimate: Tensor, reference: Tensor) -> float:
         """MOS-LQO of one clip, both [C, T]; DataError if silent, without speech, under 0.25 s or over 20 s."""
@@ -134,6 +139,7 @@ class STOI:
         _package("stoi")
         self.sample_rate = sample_rate
         self.extended = extended
+        self.protocol = f"{'extended, ' * extended}mean of channels, {_version('stoi')}"
 
     def __call__(self, *, estimate: Tensor, reference: Tensor) -> float:
         """STOI of one clip, both [C, T]; DataError if the reference holds less than 0.41 s of sound."""
@@ -160,6 +166,11 @@ def _package(metric: str) -> Any:
             f"evaluate.metrics.{metric} needs the package {distribution}, which cannot be imported here "
             f"({first_line(error)}): pip install 'audiotok[perceptual]', or switch the metric off."
         ) from error
+
+
+def _version(metric: str) -> str:
+    distribution = _PACKAGES[metric][1]
+    return f"{distribution} {importlib.metadata.version(distribution)}"
 
 
 def _mono_pair(

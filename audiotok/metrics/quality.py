@@ -18,6 +18,8 @@ from torchaudio.functional import loudness, melscale_fbanks
 from audiotok.errors import DataError
 from audiotok.losses import MelSpectrogramL1Loss, SISNRLoss
 from audiotok.losses.waveform import check_length, check_pair, projection_energies
+from audiotok.metrics.frechet import FrechetCodecDistance, FrechetMelDistance
+from audiotok.metrics.perceptual import PESQ, STOI, ViSQOL
 
 _LIMIT_DB = 100.0
 _MEL_BANDS = {2048: 150, 512: 80}  # STFT window in samples: bands
@@ -46,7 +48,7 @@ class SetMetric(Protocol):
     """
 
     def update(self, *, estimate: torch.Tensor, reference: torch.Tensor, quantized: torch.Tensor | None) -> None:
-        """Take a clip: both [C, T] in float32 on the CPU, and dequantised vectors of both as [2, D, T'].
+        """Take a clip: both [C, T] in float32 on the CPU, and dequantised vectors of these, [2, D, T'] in that order.
 
         DataError, with a short reason, for a clip that it cannot take.
         """
@@ -134,11 +136,14 @@ SIGNAL_METRICS: dict[str, type[SignalMetric]] = {
     "sisdr": SISDR,
     "mel_distance": MelDistance,
     "stft_distance": STFTDistance,
+    "visqol": ViSQOL,
+    "pesq": PESQ,
+    "stoi": STOI,
     "sisnr": SegmentSISNR,
     "mel": LogMelL1,
 }
 """Of these `evaluate.metrics` of the configuration chooses; `metrics.NAME` holds the arguments of one."""
-SET_METRICS: dict[str, type[SetMetric]] = {}
+SET_METRICS: dict[str, type[SetMetric]] = {"fcd": FrechetCodecDistance, "fmd": FrechetMelDistance}
 """Likewise, of all clips together."""
 
 

@@ -300,6 +300,10 @@ COMPRESSION_IDLE = (
     Idle(("metrics.dependence.*",), _unless("evaluate.metrics.dependence", True)),
     Idle(("metrics.mel_distance.*",), _unless("evaluate.metrics.mel_distance", True)),
     Idle(("metrics.stft_distance.*",), _unless("evaluate.metrics.stft_distance", True)),
+    Idle(("metrics.pesq.*",), _unless("evaluate.metrics.pesq", True)),
+    Idle(("metrics.stoi.*",), _unless("evaluate.metrics.stoi", True)),
+    Idle(("metrics.fcd.*",), _unless("evaluate.metrics.fcd", True)),
+    Idle(("metrics.fmd.*",), _unless("evaluate.metrics.fmd", True)),
     Idle(("metrics.mmd.*",), _unless("evaluate.metrics.mmd", True)),
 )  # fmt: skip
 

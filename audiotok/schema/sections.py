@@ -411,6 +411,11 @@ class EvaluateMetrics(TypedDict, total=False):
     sisdr: Flag
     mel_distance: Flag
     stft_distance: Flag
+    visqol: Flag
+    pesq: Flag
+    stoi: Flag
+    fcd: Flag
+    fmd: Flag
     sisnr: Flag
     mel: Flag
     dependence: Flag
@@ -427,6 +432,34 @@ class DistanceMetric(TypedDict, total=False):
     """Sections `metrics.mel_distance` and `metrics.stft_distance`."""
 
     level: Lufs | None
+
+
+class PesqMetric(TypedDict, total=False):
+    """Section `metrics.pesq`."""
+
+    band: Literal["wide", "narrow"]
+
+
+class StoiMetric(TypedDict, total=False):
+    """Section `metrics.stoi`."""
+
+    extended: Flag
+
+
+class FcdMetric(TypedDict, total=False):
+    """Section `metrics.fcd`."""
+
+    extrapolate: Flag
+
+
+class FmdMetric(TypedDict, total=False):
+    """Section `metrics.fmd`."""
+
+    n_fft: Width
+    hop_length: Width
+    n_mels: Width
+    floor_level: Positive
+    extrapolate: Flag
 
 
 class DependenceMetric(TypedDict, total=False):
@@ -455,6 +488,10 @@ class Metrics(TypedDict, total=False):
 
     mel_distance: DistanceMetric
     stft_distance: DistanceMetric
+    pesq: PesqMetric
+    stoi: StoiMetric
+    fcd: FcdMetric
+    fmd: FmdMetric
     dependence: DependenceMetric
     mmd: MmdMetric
 

@@ -53,6 +53,7 @@ class CompressionSolver(StandardSolver):
         self.info_losses.to(self.device)
         self.balancer = builders.get_balancer(cfg)
         self.register_stateful("adv_losses", "balancer")
+        builders.get_evaluation_metrics(cfg)  # a package that a metric needs and lacks is found now
         self.macro_batch: MacroBatch | None = None
         self.mmd_weight = MMDWeight(cfg.losses.mmd, cfg.mmd.start_epoch, cfg.mmd.ramp_epochs)
         if self.model.num_codebooks > 1:

@@ -1,6 +1,7 @@
 """Fréchet distances against SciPy's square root of a matrix, closed forms, and their own bias under equal laws."""
 
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,14 @@ import torch
 from scipy import linalg
 
 from audiotok.errors import ConfigError, DataError
-from audiotok.metrics import frechet
-from audiotok.metrics.frechet import FrechetDistance, LogMelFrames, Moments, frechet_distance
+from audiotok.metrics.frechet import (
+    FrechetCodecDistance,
+    FrechetDistance,
+    FrechetMelDistance,
+    LogMelFrames,
+    Moments,
+    frechet_distance,
+)
 
 
 def draw(count: int, dims: int, seed: int, *, rank: int | None = None) -> torch.Tensor:
@@ -77,11 +84,12 @@ def test_bias_of_equal_laws_is_that_of_the_docstring_and_leaves_when_extrapolate
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(repeats):
-        distance = FrechetDistance()
+        measures = [FrechetDistance(relative=False, extrapolate=extrapolate) for extrapolate in (False, True)]
         for _ in range(clips):
             pair = torch.randn(2, frames, dims, generator=generator, dtype=torch.float64)
-            distance.add(estimate=pair[0], reference=pair[1])
-        found.append(distance.measure())
+            for measure in measures:
+                measure.take(estimate=pair[0], reference=pair[1])
+        found.append([measure.compute() for measure in measures])
     values = torch.tensor(found)
     error = values.std(0) / math.sqrt(repeats)
     bias = dims * (dims + 5) / 2 / (frames * clips)
@@ -90,69 +98,87 @@ def test_bias_of_equal_laws_is_that_of_the_docstring_and_leaves_when_extrapolate
     assert float(values[:, 0].mean()) > 10 * float(error[0])
 
 
-def fill(distance: FrechetDistance, clips: range, scale: float = 1.0) -> FrechetDistance:
+def pair(clip: int) -> tuple[torch.Tensor, torch.Tensor]:
+    reference = draw(12, 4, clip)
+    return reference + 0.1 * draw(12, 4, clip + 100), reference
+
+
+def filled(clips: range, scale: float = 1.0, **options: bool) -> FrechetDistance:
+    measure = FrechetDistance(**{"relative": False, "extrapolate": False, **options})
     for clip in clips:
-        reference = draw(12, 4, clip)
-        distance.add(estimate=scale * (reference + 0.1 * draw(12, 4, clip + 100)), reference=scale * reference)
-    return distance
+        estimate, reference = pair(clip)
+        measure.take(estimate=scale * estimate, reference=scale * reference)
+    return measure
 
 
-def test_distance_of_all_ranks_is_that_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fill(FrechetDistance(), range(0, 8)).measure()
-    first, second = fill(FrechetDistance(), range(0, 4)), fill(FrechetDistance(), range(4, 8))
-    empty = FrechetDistance()  # of a rank without clips
-    monkeypatch.setattr(frechet, "gather_objects", lambda own: [first._halves, empty._halves, second._halves])
-    for rank in (first, empty, second):
-        assert rank.measure() == pytest.approx(whole, rel=1e-12)
+@pytest.mark.parametrize("extrapolate", [False, True])
+def test_distance_of_merged_parts_is_that_of_the_whole(extrapolate: bool) -> None:
+    parts = [range(0, 4), range(0), range(4, 8)]  # as of three ranks, one without clips
+    whole = filled(range(8), extrapolate=extrapolate)
+    for order in ((0, 1, 2), (1, 2, 0)):
+        first, *others = (filled(parts[index], extrapolate=extrapolate) for index in order)
+        for other in others:
+            first.merge(pickle.loads(pickle.dumps(other)))
+        assert first.compute() == pytest.approx(whole.compute(), rel=1e-12)
 
 
 def test_extrapolation_is_twice_the_whole_minus_the_halves() -> None:
-    halves = [
-        frechet_distance(*(Moments.of(torch.cat([pick(clip) for clip in clips])) for pick in (reference, estimate)))
-        for clips in (range(0, 8, 2), range(1, 8, 2))
-    ]
-    full, infinite = fill(FrechetDistance(), range(8)).measure()
-    assert infinite == pytest.approx(2 * full - sum(halves) / 2, rel=1e-10)
+    def distance(clips: range) -> float:
+        sets = zip(*(pair(clip) for clip in clips), strict=True)
+        return frechet_distance(*(Moments.of(torch.cat(vectors)) for vectors in sets))
 
-
-def reference(clip: int) -> torch.Tensor:
-    return draw(12, 4, clip)
-
-
-def estimate(clip: int) -> torch.Tensor:
-    return reference(clip) + 0.1 * draw(12, 4, clip + 100)
+    wanted = 2 * distance(range(8)) - (distance(range(0, 8, 2)) + distance(range(1, 8, 2))) / 2
+    assert filled(range(8)).compute() == pytest.approx(distance(range(8)), rel=1e-10)
+    assert filled(range(8), extrapolate=True).compute() == pytest.approx(wanted, rel=1e-10)
 
 
 def test_relative_distance_has_no_unit_and_plain_distance_squares_it() -> None:
-    plain, relative = FrechetDistance(), FrechetDistance(relative=True)
-    assert fill(relative, range(6), 0.01).measure() == pytest.approx(
-        fill(FrechetDistance(relative=True), range(6)).measure(), rel=1e-6
-    )
-    scaled = fill(FrechetDistance(), range(6), 10.0).measure()
-    assert scaled == pytest.approx([100 * value for value in fill(plain, range(6)).measure()], rel=1e-6)
+    plain, relative = filled(range(6)).compute(), filled(range(6), relative=True).compute()
+    variance = float(Moments.of(torch.cat([pair(clip)[1] for clip in range(6)])).covariance.trace())
+    assert relative == pytest.approx(plain / variance, rel=1e-10)
+    assert filled(range(6), 10.0).compute() == pytest.approx(100 * plain, rel=1e-10)
+    assert filled(range(6), 10.0, relative=True).compute() == pytest.approx(relative, rel=1e-10)
+
+
+def test_codec_distance_takes_the_estimate_first() -> None:
+    measure, wanted = FrechetCodecDistance(16000), FrechetDistance(relative=True, extrapolate=False)
+    wav = torch.zeros(1, 100)
+    for clip in range(6):
+        estimate, reference = pair(clip)
+        wanted.take(estimate=3 * estimate, reference=reference)
+        measure.update(estimate=wav, reference=wav, quantized=torch.stack([3 * estimate.T, reference.T]))
+    assert measure.compute() == pytest.approx(wanted.compute(), rel=1e-12)
+    assert measure.needs_quantized
+
+
+def test_mel_distance_is_that_of_the_frames_and_a_gain_only_moves_their_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    measure = FrechetMelDistance(16000, n_fft=256, hop_length=256, n_mels=10, floor_level=1e-9)
+    for _ in range(2):
+        wav = torch.randn(1, 8000, generator=generator)
+        measure.update(estimate=10 * wav, reference=wav, quantized=None)
+    assert measure.compute() == pytest.approx(10 * 2**2, rel=1e-5)  # 10 bands, each 2 decades of power up
 
 
 def test_what_cannot_be_measured_has_a_reason() -> None:
     vectors = draw(12, 4, 0)
-    distance = FrechetDistance()
-    with pytest.raises(DataError, match="fewer than two clips"):
-        distance.measure()
-    distance.add(estimate=vectors, reference=vectors)
-    with pytest.raises(DataError, match="fewer than two clips"):
-        distance.measure()
+    for clips in (range(0), range(1)):
+        with pytest.raises(DataError, match="fewer than two clips"):
+            filled(clips).compute()
+    measure = filled(range(2))
+    before = measure.compute()
     with pytest.raises(DataError, match="not finite"):
-        distance.add(estimate=vectors * math.nan, reference=vectors)
-    assert distance._clips == 1
-    few = FrechetDistance()
+        measure.take(estimate=vectors * math.nan, reference=vectors)
+    assert measure.compute() == before
+    few = FrechetDistance(relative=False, extrapolate=False)
+    constant = FrechetDistance(relative=True, extrapolate=False)
     for _ in range(2):
-        few.add(estimate=vectors[:4], reference=vectors[:4])
+        few.take(estimate=vectors[:4], reference=vectors[:4])
+        constant.take(estimate=vectors, reference=torch.ones(12, 4))
     with pytest.raises(DataError, match="dimensions"):
-        few.measure()
-    constant = FrechetDistance(relative=True)
-    for _ in range(2):
-        constant.add(estimate=vectors, reference=torch.ones(12, 4))
+        few.compute()
     with pytest.raises(DataError, match="equal"):
-        constant.measure()
+        constant.compute()
     with pytest.raises(DataError, match="two frames"):
         frechet_distance(Moments.of(vectors[:1]), Moments.of(vectors))
 
@@ -169,8 +195,8 @@ def test_log_mel_frames_of_channels_follow_each_other_and_rise_with_level() -> N
     assert torch.allclose(frames(0 * wav), torch.full((18, 20), -5.0))
     with pytest.raises(DataError, match="shorter"):
         frames(wav[:, :511])
-    with pytest.raises(ConfigError, match="n_mels=0"):
-        LogMelFrames(16000, n_mels=0)
+    with pytest.raises(ConfigError, match="n_mels=80 bands of n_fft=128 leave some empty"):
+        LogMelFrames(16000, n_fft=128, hop_length=128, n_mels=80)
 
 
 def test_log_mel_frame_of_a_tone_peaks_in_its_band() -> None:
