@@ -22,8 +22,8 @@ Pair = tuple[Moments, Moments]  # of a clip: reference, estimate
 @torch.inference_mode()
 def moments(model: EncodecModel, manifest: str) -> tuple[list[Pair], list[Pair]]:
     """Of codec vectors and of log-mel frames, for clips spread over all recordings."""
-    rates = {"sample_rate": model.sample_rate, "channels": model.channels}
-    dataset = AudioDataset(read_manifest(manifest), segment_s=SECONDS, num_samples=CLIPS, tile=True, **rates)
+    metas, rate, channels = read_manifest(manifest), model.sample_rate, model.channels
+    dataset = AudioDataset(metas, segment_s=SECONDS, sample_rate=rate, channels=channels, num_samples=CLIPS, tile=True)
     frames = LogMelFrames(model.sample_rate)
     codec: list[Pair] = []
     mel: list[Pair] = []
