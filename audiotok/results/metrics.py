@@ -56,6 +56,7 @@ METRICS: dict[str, Metric] = {
     "g_loss": Metric("neutral", "", "sum of the balanced losses of the generator"),
     "penalty": Metric("neutral", "", "commitment loss of the quantizer"),
     "grad_norm": Metric("neutral", "", "norm of the gradient of the codec, before clipping"),
+    "protocol": Metric("neutral", "", "number of how evaluate measures: runs with the same one compare"),
     "duration": Metric("neutral", "s", "wall time of the stage"),
 }
 

@@ -70,7 +70,7 @@ class Total:
 
 
 def info(place: tuple[str, float], frames: int = 4) -> SegmentInfo:
-    return SegmentInfo(Path(place[0]), place[1], frames, 4, 16000)
+    return SegmentInfo(Path(place[0]), place[1], frames, 4, 16000, place[0])
 
 
 def add(measures: ClipMetrics, values: Sequence[float], places: Sequence[tuple[str, float]] = PLACES) -> None:
@@ -83,7 +83,7 @@ def test_means_are_over_clips_that_have_a_value_each_once(caplog: pytest.LogCapt
     with ClipMetrics({"first": First()}, {"total": Total()}, clips=4) as measures:
         add(measures, [1.0, 3.0, -1.0, 8.0, 1.0, -1.0])
         found = measures.metrics()
-        assert measures.places() == sorted(set(PLACES))
+        assert [(str(clip.path), clip.start_s) for clip in measures.infos()] == sorted(set(PLACES))
     assert found["first"] == 4 and found["total"] == 12
     # Two recordings have values: a with deviations -3 - 1, c with 4.
     assert found["first_err"] == pytest.approx(math.sqrt(2) * math.sqrt(16 + 16) / 3)
