@@ -62,8 +62,8 @@ METRICS: dict[str, Metric] = {
 
 HEADLINE = (
     "train.mmd", "valid.msspec", "valid.sisnr", "valid.mmd", "evaluate.sisdr", "evaluate.mel_distance",
-    "evaluate.stft_distance", "evaluate.sisnr", "evaluate.mel", "evaluate.mi_groups", "evaluate.mmd", "evaluate.mmd_p",
-    "evaluate.usage",
+    "evaluate.stft_distance", "evaluate.visqol", "evaluate.sisnr", "evaluate.mel", "evaluate.mi_groups", "evaluate.mmd",
+    "evaluate.mmd_p", "evaluate.usage",
 )  # fmt: skip
 """The columns that a table shows by default: how good the codec is, and how independent its codebooks."""
 _OF_SHUFFLES = ("evaluate.mi_groups", "evaluate.mmd", "evaluate.mmd_p")
@@ -110,7 +110,7 @@ class _Runs(Protocol):
 
 
 def require_metric(experiments: _Runs, name: str) -> str:
-    """Check that some run has a metric, such as `evaluate.sisnr`, and return its name.
+    """Check that some run has a metric, such as `evaluate.sisdr`, and return its name.
 
     Raises:
         ResultsError: if no run has it; the message holds the nearest ones.

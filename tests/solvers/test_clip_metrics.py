@@ -2,10 +2,13 @@
 
 import logging
 import math
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,6 +46,14 @@ class Slow(First):
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(os.getpid(), signum)
         return super().__call__(estimate=estimate, reference=reference)
+
+
+class Asleep(Slow):
+    """Never done."""
+
+    def __call__(self, *, estimate: Tensor, reference: Tensor) -> float:
+        time.sleep(3600)
+        return 0.0
 
 
 class Total:
@@ -150,6 +161,7 @@ def test_an_error_of_a_package_and_a_value_that_is_not_finite_are_reasons() -> N
         return math.inf
 
     clip = torch.zeros(1, 4)
+    assert measure(First(), clip + math.nan, clip).reason == "the reconstruction is not finite"
     assert measure(broken, clip, clip).reason == "KeyError: 'model'"
     assert measure(endless, clip, clip).reason == "the value is not finite"
     assert all(math.isnan(measure(metric, clip, clip).value) for metric in (broken, endless))
@@ -178,6 +190,14 @@ def test_workers_end_with_the_block_whatever_ends_it(monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit), ClipMetrics({}, {}, clips=1):
         raise SystemExit(143)
     assert ended == [True, False]
+
+
+def test_workers_do_not_outlive_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metric_workers, "own_cpus", lambda: 1)
+    with pytest.raises(SystemExit), ClipMetrics({"asleep": Asleep()}, {}, clips=4) as measures:
+        add(measures, [1.0, 2.0])
+        raise SystemExit(143)
+    assert not [child for child in multiprocessing.active_children() if isinstance(child, SpawnProcess)]
 
 
 def test_cpus_are_shared_by_ranks_that_may_use_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
