@@ -60,13 +60,14 @@ METRICS: dict[str, Metric] = {
     "g_loss": Metric("neutral", "", "sum of the balanced losses of the generator"),
     "penalty": Metric("neutral", "", "commitment loss of the quantizer"),
     "grad_norm": Metric("neutral", "", "norm of the gradient of the codec, before clipping"),
+    "protocol": Metric("neutral", "", "number of how evaluate measures: runs with the same one compare"),
     "duration": Metric("neutral", "s", "wall time of the stage"),
 }
 
 HEADLINE = (
     "train.mmd", "valid.msspec", "valid.sisnr", "valid.mmd", "evaluate.sisdr", "evaluate.mel_distance",
-    "evaluate.stft_distance", "evaluate.sisnr", "evaluate.mel", "evaluate.mi_groups", "evaluate.mmd", "evaluate.mmd_p",
-    "evaluate.usage",
+    "evaluate.stft_distance", "evaluate.visqol", "evaluate.sisnr", "evaluate.mel", "evaluate.mi_groups", "evaluate.mmd",
+    "evaluate.mmd_p", "evaluate.usage",
 )  # fmt: skip
 """The columns that a table shows by default: how good the codec is, and how independent its codebooks."""
 _OF_SHUFFLES = ("evaluate.mi_groups", "evaluate.mmd", "evaluate.mmd_p")
@@ -113,7 +114,7 @@ class _Runs(Protocol):
 
 
 def require_metric(experiments: _Runs, name: str) -> str:
-    """Check that some run has a metric, such as `evaluate.sisnr`, and return its name.
+    """Check that some run has a metric, such as `evaluate.sisdr`, and return its name.
 
     Raises:
         ResultsError: if no run has it; the message holds the nearest ones.

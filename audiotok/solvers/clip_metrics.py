@@ -34,6 +34,7 @@ class ClipMetrics:
         self._metrics, self._sets, self._clips = dict(metrics), dict(sets), clips
         self._workers = MetricWorkers({n: m for n, m in metrics.items() if getattr(m, "parallel", False)})
         self._results: dict[Place, dict[str, Measured | Future[Measured]]] = {}
+        self._infos: list[SegmentInfo] = []
         self._set_reasons: list[tuple[str, str]] = []
         self._seen = 0
 
@@ -59,6 +60,7 @@ class ClipMetrics:
             # A loader repeats the first clips at the end, and takes another where a file cannot be read.
             if position >= self._clips or place in self._results:
                 continue
+            self._infos.append(info)
             estimate, reference = (wavs[index, :, : info.n_frames] for wavs in (estimates, references))
             self._results[place] = {name: self._measure(name, estimate, reference) for name in self._metrics}
             self._update_sets(estimate, reference, vectors, index)
@@ -99,9 +101,10 @@ class ClipMetrics:
             values |= _mean(name, {place: found[name] for place, found in clips.items()})
         return values | self._set_values()
 
-    def places(self) -> list[Place]:
-        """Files and starts of the clips of all ranks, each once, sorted; every rank must call this."""
-        return sorted({place for places in gather_objects(list(self._results)) for place in places})
+    def infos(self) -> list[SegmentInfo]:
+        """The clips of all ranks, each once, sorted by track and start; every rank must call this."""
+        clips = {(str(info.path), info.start_s): info for own in gather_objects(self._infos) for info in own}
+        return sorted(clips.values(), key=lambda info: (info.track, info.start_s))
 
     def _set_values(self) -> dict[str, float]:
         values: dict[str, float] = {}

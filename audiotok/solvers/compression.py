@@ -150,7 +150,8 @@ class CompressionSolver(StandardSolver):
         """Reconstruction metrics over the evaluate split, and measures of the codebooks."""
         self.model.eval()
         batches, clips = self.progress_of("evaluate"), len(self.dataloaders["evaluate"].dataset)
-        return evaluate_codec(self.model, self.cfg, batches, clips=clips, after_step=self.after_step)
+        folder = Path(self.folder)
+        return evaluate_codec(self.model, self.cfg, batches, clips=clips, folder=folder, after_step=self.after_step)
 
     def generate(self) -> Metrics:
         """Write the generate split and its reconstruction under `samples/` of the experiment.

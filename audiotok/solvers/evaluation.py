@@ -6,19 +6,20 @@ of all ranks together: an average of estimates over ranks would be another, wors
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from torch import Generator, Tensor, cat
 
 from audiotok.data import SegmentInfo
-from audiotok.distributed import gather_clips, gather_objects, world_size
+from audiotok.distributed import gather_clips, gather_objects, is_source, world_size
 from audiotok.errors import DataError
 from audiotok.metrics import dependence_metrics, mmd_permutation_test
 from audiotok.metrics.shuffles import evenly_in_runs
 from audiotok.models.encodec import EncodecModel
 from audiotok.quantization import ResidualVectorQuantizer
-from audiotok.solvers import builders
+from audiotok.solvers import builders, protocol
 from audiotok.solvers.clip_metrics import ClipMetrics, Place
 from audiotok.solvers.settings import resolve_device, settings
 
@@ -33,20 +34,23 @@ def evaluate_codec(
     batches: Iterable[tuple[Tensor, Sequence[SegmentInfo]]],
     *,
     clips: int,
+    folder: Path,
     after_step: Callable[[], None],
 ) -> dict[str, float]:
-    """All metrics of the evaluate stage; every rank must call this, and gets the same.
+    """All metrics of the evaluate stage and the number of their protocol; every rank must call this, all get the same.
 
     Args:
         model: the codec, in eval mode.
         cfg: the configuration.
         batches: clips [B, C, T], and where each is from.
         clips: how many there are, over all ranks.
+        folder: of the experiment, where the protocol is kept.
         after_step: to be called after each batch, and once more at the end.
     """
     device = resolve_device(cfg.device)
     codebooks = CodebookMeasures(model, cfg, clips)
-    with ClipMetrics(*builders.get_evaluation_metrics(cfg), clips) as measures:
+    metrics, sets = builders.get_evaluation_metrics(cfg)
+    with ClipMetrics(metrics, sets, clips) as measures:
         for batch, infos in batches:
             reference = batch.to(device)
             result = model(reference)
@@ -60,7 +64,10 @@ def evaluate_codec(
             after_step()
         found = measures.metrics()
     after_step()  # a signal that came while slow metrics were computed
-    return found | codebooks.metrics()
+    described = protocol.describe(cfg, {**metrics, **sets}, measures.infos())
+    if is_source():
+        protocol.keep(described, folder)
+    return {**found, **codebooks.metrics(), "protocol": protocol.number_of(described)}
 
 
 class CodebookMeasures:

@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for_end
+from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,8 @@ class Measured(NamedTuple):
 
 def measure(metric: SignalMetric, estimate: torch.Tensor, reference: torch.Tensor) -> Measured:
     """Value of a clip [C, T], or why there is none: one clip, or one package, must not end a training of days."""
+    if not bool(torch.isfinite(estimate).all()):
+        return Measured(float("nan"), "the reconstruction is not finite")
     try:
         value = metric(estimate=estimate, reference=reference)
     except DataError as error:
@@ -82,9 +85,12 @@ class MetricWorkers:
             return self._pool.submit(_measure_in_worker, name, estimate, reference)
 
     def close(self, *, finish: bool) -> None:
-        """End the workers; without `finish`, do not wait for the clips that they are at."""
+        """End the workers; without `finish`, at once, whatever they are at."""
         if self._pool is not None:
-            self._pool.shutdown(wait=finish, cancel_futures=True)
+            for child in [] if finish else multiprocessing.active_children():
+                if isinstance(child, SpawnProcess):  # data workers are of another kind
+                    child.kill()
+            self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
 

@@ -2,10 +2,13 @@
 
 import logging
 import math
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,6 +48,14 @@ class Slow(First):
         return super().__call__(estimate=estimate, reference=reference)
 
 
+class Asleep(Slow):
+    """Never done."""
+
+    def __call__(self, *, estimate: Tensor, reference: Tensor) -> float:
+        time.sleep(3600)
+        return 0.0
+
+
 class Total:
     """Sum of the first samples of all clips."""
 
@@ -70,7 +81,7 @@ class Total:
 
 
 def info(place: tuple[str, float], frames: int = 4) -> SegmentInfo:
-    return SegmentInfo(Path(place[0]), place[1], frames, 4, 16000)
+    return SegmentInfo(Path(place[0]), place[1], frames, 4, 16000, place[0])
 
 
 def add(measures: ClipMetrics, values: Sequence[float], places: Sequence[tuple[str, float]] = PLACES) -> None:
@@ -83,7 +94,7 @@ def test_means_are_over_clips_that_have_a_value_each_once(caplog: pytest.LogCapt
     with ClipMetrics({"first": First()}, {"total": Total()}, clips=4) as measures:
         add(measures, [1.0, 3.0, -1.0, 8.0, 1.0, -1.0])
         found = measures.metrics()
-        assert measures.places() == sorted(set(PLACES))
+        assert [(str(clip.path), clip.start_s) for clip in measures.infos()] == sorted(set(PLACES))
     assert found["first"] == 4 and found["total"] == 12
     # Two recordings have values: a with deviations -3 - 1, c with 4.
     assert found["first_err"] == pytest.approx(math.sqrt(2) * math.sqrt(16 + 16) / 3)
@@ -150,6 +161,7 @@ def test_an_error_of_a_package_and_a_value_that_is_not_finite_are_reasons() -> N
         return math.inf
 
     clip = torch.zeros(1, 4)
+    assert measure(First(), clip + math.nan, clip).reason == "the reconstruction is not finite"
     assert measure(broken, clip, clip).reason == "KeyError: 'model'"
     assert measure(endless, clip, clip).reason == "the value is not finite"
     assert all(math.isnan(measure(metric, clip, clip).value) for metric in (broken, endless))
@@ -178,6 +190,14 @@ def test_workers_end_with_the_block_whatever_ends_it(monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit), ClipMetrics({}, {}, clips=1):
         raise SystemExit(143)
     assert ended == [True, False]
+
+
+def test_workers_do_not_outlive_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metric_workers, "own_cpus", lambda: 1)
+    with pytest.raises(SystemExit), ClipMetrics({"asleep": Asleep()}, {}, clips=4) as measures:
+        add(measures, [1.0, 2.0])
+        raise SystemExit(143)
+    assert not [child for child in multiprocessing.active_children() if isinstance(child, SpawnProcess)]
 
 
 def test_cpus_are_shared_by_ranks_that_may_use_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
