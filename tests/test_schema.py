@@ -75,6 +75,12 @@ HUGE = 10**400
 WRONG: dict[str, list[Any]] = {
     "generate.audio.format": ["mp4", None, 3],
     "generate.audio.strategy": ["cut"],
+    "metrics.mel_distance.level": [1.0, -100.0, "loud"],
+    "metrics.pesq.band": ["full", None],
+    "metrics.stoi.extended": ["yes"],
+    "metrics.fcd.extrapolate": [1],
+    "metrics.fmd.n_mels": [0, 1.5],
+    "metrics.fmd.floor_level": [0.0],
     "metrics.mmd.sigmas": ["wide", [], [0.0], None],
     "metrics.mmd.num_permutations": [0, -1, 1.5, 10**9],
     "metrics.mmd.max_samples": [1, 3],

@@ -308,7 +308,7 @@ COMPRESSION_IDLE = (
     Idle(("adversarial.every", "adversarial.*_loss", "adversarial.normalize"), _without_adversaries),
     Idle(("mmd.num_features", "mmd.features_seed"), _unless("mmd.estimator", "rff")),
     Idle(("mmd.start_epoch", "mmd.ramp_epochs"), lambda cfg: "" if _get(cfg, "losses.mmd") else _is(cfg, "losses.mmd")),
-    Idle(("mmd.*", "metrics.*"), _one_codebook),
+    Idle(("mmd.*", "metrics.dependence.*", "metrics.mmd.*"), _one_codebook),
     Idle(("balancer.total_norm", "balancer.epsilon"), _unless("balancer.balance_grads", True)),
     Idle(("rvq.*",), _unless("encodec.quantizer", "rvq")),
     Idle(("rvq.kmeans_start", "rvq.kmeans_iters"), _unless("rvq.kmeans_init", True)),
@@ -317,6 +317,12 @@ COMPRESSION_IDLE = (
     Idle(("seanet.decoder.final_activation_params",), lambda cfg: (
         "" if _get(cfg, "seanet.decoder.final_activation") else _is(cfg, "seanet.decoder.final_activation"))),
     Idle(("metrics.dependence.*",), _unless("evaluate.metrics.dependence", True)),
+    Idle(("metrics.mel_distance.*",), _unless("evaluate.metrics.mel_distance", True)),
+    Idle(("metrics.stft_distance.*",), _unless("evaluate.metrics.stft_distance", True)),
+    Idle(("metrics.pesq.*",), _unless("evaluate.metrics.pesq", True)),
+    Idle(("metrics.stoi.*",), _unless("evaluate.metrics.stoi", True)),
+    Idle(("metrics.fcd.*",), _unless("evaluate.metrics.fcd", True)),
+    Idle(("metrics.fmd.*",), _unless("evaluate.metrics.fmd", True)),
     Idle(("metrics.mmd.*",), _unless("evaluate.metrics.mmd", True)),
 )  # fmt: skip
 

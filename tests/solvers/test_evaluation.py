@@ -1,6 +1,8 @@
 """Clips of the evaluate stage and their recordings, whatever the ranks; settings of runs that were frozen before."""
 
 import logging
+import multiprocessing
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from audiotok.errors import ConfigError
 from audiotok.solvers import CompressionSolver, evaluation
 
 Enter = Callable[..., AbstractContextManager[CompressionSolver]]
@@ -40,7 +43,8 @@ def test_the_shuffle_of_earlier_runs_is_one_that_holds(caplog: pytest.LogCapture
 def test_evaluate_gives_p_values_where_recordings_are_long_enough_and_a_reason_elsewhere(
     tmp_path: Path, solver_in: Enter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = ["metrics.dependence.num_shuffles=39", "metrics.mmd.num_permutations=39", "dataset.segment_duration=0.2"]
+    options = ["metrics.dependence.num_shuffles=39", "metrics.mmd.num_permutations=39"]
+    options += [f"dataset.{name}segment_duration=0.2" for name in ("", "evaluate.")]
     with solver_in(tmp_path, *options, "dataset.evaluate.num_samples=1000") as solver:
         solver.build_dataloaders()
         dataset = solver.dataloaders["evaluate"].dataset
@@ -52,4 +56,36 @@ def test_evaluate_gives_p_values_where_recordings_are_long_enough_and_a_reason_e
     with solver_in(tmp_path, *options, "dataset.evaluate.num_samples=2") as solver:
         solver.run()
         found = solver.history[-1]["evaluate"]
-    assert "sisnr" in found and not {"mi_p", "mi_err", "mmd_p", "mmd_err"} & found.keys()
+    assert "sisdr" in found and not {"mi_p", "mi_err", "mmd_p", "mmd_err"} & found.keys()
+
+
+OPTIONAL = ("visqol", "pesq", "stoi", "fcd", "fmd")
+
+
+@pytest.mark.slow
+def test_metrics_that_are_off_by_default_have_values_or_reasons_and_leave_no_process(
+    tmp_path: Path, solver_in: Enter, caplog: pytest.LogCaptureFixture
+) -> None:
+    switches = [f"evaluate.metrics.{name}=true" for name in OPTIONAL]
+    few = [f"dataset.{split}.num_samples={count}" for split, count in (("train", 4), ("valid", 2), ("evaluate", 3))]
+    with solver_in(
+        tmp_path, *switches, *few, "optim.epochs=1", "metrics.fmd.hop_length=512", "metrics.fmd.n_mels=20"
+    ) as solver:
+        solver.run()
+        found = solver.history[-1]["evaluate"]
+    reasons = [message for message in caplog.messages if "is left out" in message or "has no value" in message]
+    for name in OPTIONAL:
+        assert name in found or any(reason.startswith(f"{name} ") for reason in reasons), name
+    assert 1 <= found["visqol"] < 4.74 and found["fmd"] > 0
+    assert not multiprocessing.active_children()
+
+
+def test_a_missing_package_is_found_before_training(
+    tmp_path: Path, solver_in: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "visqol", None)
+    with (
+        pytest.raises(ConfigError, match=r"evaluate\.metrics\.visqol needs .* pip install 'audiotok\[perceptual\]'"),
+        solver_in(tmp_path, "evaluate.metrics.visqol=true"),
+    ):
+        pass
