@@ -22,7 +22,7 @@ from audiotok.explorers import CompressionExplorer
 from audiotok.launchers.grid import plan_grid, run_grid
 from audiotok.launchers.plan import plan_text
 from audiotok.launchers.shepherd import GridShepherd
-from audiotok.losses.mmd import ESTIMATORS
+from audiotok.losses.mmd import BETWEEN, ESTIMATORS
 from audiotok.losses.spectral import _WINDOWS
 from audiotok.modules.conv import _PAD_MODES, NORMS
 from audiotok.quantization import STREAM_KINDS
@@ -119,6 +119,7 @@ WRONG: dict[str, list[Any]] = {
     "mmd.delay": ["maybe", 1],
     "mmd.sigmas": [None, [], [1, -2], "wide", [1, "a"]],
     "mmd.estimator": ["unbaised"],
+    "mmd.between": ["clips", None],
     "mmd.start_epoch": [0, True],
     "adversarial.adversaries": [["gan"], "msd", None],
     "datasource.train": [["a", "b"], 3, ""],
@@ -169,6 +170,11 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"rvq.n_q": 1}, "losses.mmd=1.0 with 1 codebook"),
     ({"encodec.quantizer": "no_quant"}, "losses.mmd=1.0 with 1 codebook"),
     ({"mmd.sigmas": [1.0, 2.0], "mmd.num_features": 1}, "mmd.num_features=1"),
+    ({"mmd.between": "frames"}, "mmd.between=frames, mmd.delay=true: only codebooks are delayed"),
+    (
+        {"mmd.between": "frames", "mmd.delay": False, "mmd.num_batches_mmd": 1, "dataset.valid.batch_size": 1},
+        "with 1 clip in a batch of valid: clips are the samples; gather 2 or more",
+    ),
     (
         {"encodec.causal": True, "encodec.renormalize": True},
         "encodec.causal=true, encodec.renormalize=true: give false",
@@ -321,6 +327,7 @@ def hints(section: Any) -> dict[str, Any]:
 
 def test_choices_are_those_of_the_tables() -> None:
     assert tuple(choices(hints(sections.Mmd)["estimator"])) == ESTIMATORS
+    assert tuple(choices(hints(sections.Mmd)["between"])) == BETWEEN
     assert tuple(choices(sections.Stream)) == STREAM_KINDS
     assert tuple(choices(sections.Norm)) == NORMS
     assert tuple(choices(sections.Window)) == _WINDOWS

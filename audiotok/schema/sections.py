@@ -262,7 +262,8 @@ class Losses(TypedDict, total=False):
 class Mmd(TypedDict, total=False):
     """Section `mmd`."""
 
-    estimator: Literal["clips", "samples", "unbiased", "disjoint", "rff"]
+    estimator: Literal["clips", "samples", "unbiased", "disjoint", "rff", "closed"]
+    between: Literal["codebooks", "dimensions", "frames"]
     stream: Stream
     sigmas: Sigmas
     delay: Flag

@@ -100,7 +100,8 @@ def get_macro_batch(cfg: DictConfig) -> MacroBatch:
     """The MMD step of training."""
     mmd = settings(cfg.mmd)
     features = {"num_features": mmd["num_features"], "seed": mmd["features_seed"]}
-    loss = MMDLoss(mmd["sigmas"], mmd["estimator"], mmd["delay"], **features)
+    between = mmd.get("between", "codebooks")  # a run that was frozen before lacks it
+    loss = MMDLoss(mmd["sigmas"], mmd["estimator"], mmd["delay"], between=between, **features)
     return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], cfg.seed)
 
 
