@@ -1,6 +1,6 @@
 """Does the MMD make the codebooks of a trained codec less dependent, at the same quality?
 
-`make demo`: the codec that comes with the package is trained on, without the MMD and with two shares of it, three seeds each.
+`make demo`: the codec of the package is trained on, without the MMD and with two shares of it, three seeds each.
 Planned comparison: `evaluate.mi_groups` and `evaluate.sisnr` of each share against the baseline of the same seed.
 """
 
