@@ -101,7 +101,8 @@ def get_macro_batch(cfg: DictConfig) -> MacroBatch:
     mmd = settings(cfg.mmd)
     features = {"num_features": mmd["num_features"], "seed": mmd["features_seed"]}
     loss = MMDLoss(mmd["sigmas"], mmd["estimator"], mmd["delay"], **features)
-    return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], cfg.seed)
+    weighting = mmd.get("weighting", "absolute")  # a run that was frozen before the key was added has none
+    return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], cfg.seed, weighting, cfg.balancer.ema_decay)
 
 
 def get_evaluation_metrics(cfg: DictConfig) -> dict[str, Callable[..., Tensor]]:
