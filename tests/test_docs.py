@@ -97,8 +97,8 @@ INSTEAD = (
     ),
     Instead(
         "docs/encodec_mmd.md",
-        "dora run solver=compression/encodec_mmd_32khz dset=audio/default",
-        "dora run solver=compression/encodec_mmd_32khz dset=audio/default device=cpu optim.epochs=1"
+        "dora run solver=compression/encodec_mmd_share_32khz dset=audio/default",
+        "dora run solver=compression/encodec_mmd_share_32khz dset=audio/default device=cpu optim.epochs=1"
         " optim.updates_per_epoch=1 dataset.batch_size=2 dataset.num_workers=0 dataset.segment_duration=0.4"
         " dataset.valid.num_samples=2 dataset.evaluate.num_samples=4 dataset.evaluate.batch_size=2"
         " dataset.generate.num_samples=2 dataset.generate.batch_size=2 dataset.generate.segment_duration=0.5"
