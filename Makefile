@@ -23,17 +23,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # What a newcomer sees, and what to type next.
 define DEMO_WORDS
 
-What you see: one small codec (2 kb/s), trained on further without the MMD and with it, from the same weights and on the same music.
-  losses.mmd         0: the baseline. Otherwise the share of the gradient that pulls the codebooks towards independence.
-  evaluate.sisnr     quality on tracks that no run has trained on, in dB; more is better.
-  evaluate.mi_groups what one codebook tells of another, in bit; less is better. evaluate.mmd: the criterion itself, likewise.
-  The second table is the effect: each condition minus the baseline of the same seed, with its 95 % interval.
-What you hear: open reports/$(DEMO)/index.html in a browser.
+What you see: one small codec (2 kb/s), trained on from the same weights, without the MMD and with it.
+  losses.mmd          0: without. Otherwise the norm of its gradient, relative to that of the other losses.
+  evaluate.sisnr      quality on music that no run has trained on, in dB; more is better.
+  evaluate.mi_groups  what a codebook says about another one, in bit; less is better.
+  evaluate.mmd        what the MMD lowers, measured on the same music; less is better.
+The second table is the effect: minus the baseline of the same seed, with a 95 % interval over seeds.
+An interval with 0 in it shows no clear effect.
+What you hear: reports/$(DEMO)/index.html, in a browser.
 Next:
   source .venv/bin/activate
-  audiotok results $(DEMO)                    # every run
-  dora run solver=compression/demo_mmd device=cpu losses.mmd=0.2   # one more experiment
-  audiotok data prepare /path/to/music --output data/music   # your music; README.md goes on from here
+  audiotok results $(DEMO)
+  dora run solver=compression/demo_mmd device=cpu losses.mmd=1
+  audiotok data prepare /path/to/music --output data/music    # yours; then as README.md says
 endef
 export DEMO_WORDS
 

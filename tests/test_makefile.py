@@ -68,7 +68,7 @@ def test_the_demo_ends_in_words(failed: str, tmp_path: Path) -> None:
     commands = [" ".join(line.split()[1:3]) for line in lines if line.startswith("ran ")]
     wanted = ["audiotok data", "dora grid", "audiotok report", "audiotok results", "audiotok results"]
     assert commands == wanted
-    page = "open reports/compression.encodec_mmd_demo/index.html"
+    page = "What you hear: reports/compression.encodec_mmd_demo/index.html"
     assert done.returncode == (2 if failed == "--check" else 0)
     assert page in done.stdout and lines[-1].startswith(
         "Not every run" if failed == "--check" else "  audiotok data prepare"
