@@ -6,7 +6,7 @@ SOURCES := audiotok benchmarks tests
 PACKAGES := $(SOURCES) launchers grids
 DEMO := compression.encodec_mmd_demo
 GRID := compression.mmd_on_off_demo
-SHOWN := evaluate.sisnr,evaluate.mi_groups,evaluate.mmd
+SHOWN := evaluate.sisdr,evaluate.mi_groups,evaluate.mmd
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 NUMERIC := $(addprefix tests/, adversarial losses metrics models modules quantization)
 
@@ -25,7 +25,7 @@ define DEMO_WORDS
 
 What you see: one small codec (2 kb/s), trained on from the same weights, without the MMD and with it.
   losses.mmd          0: without. Otherwise the norm of its gradient, relative to that of the other losses.
-  evaluate.sisnr      quality on music that no run has trained on, in dB; more is better.
+  evaluate.sisdr      quality on music that no run has trained on, in dB; more is better.
   evaluate.mi_groups  what a codebook says about another one, in bit; less is better.
   evaluate.mmd        what the MMD lowers, measured on the same music; less is better.
 The second table is the effect: minus the baseline of the same seed, with a 95 % interval over seeds.

@@ -14,6 +14,11 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process among them, from 0."""
+    return distributed.get_rank() if is_distributed() else 0
+
+
 def is_distributed() -> bool:
     """Whether several processes train together."""
     return world_size() > 1
@@ -21,7 +26,7 @@ def is_distributed() -> bool:
 
 def is_source() -> bool:
     """Whether this process is the one whose choices count."""
-    return not is_distributed() or distributed.get_rank() == 0
+    return rank() == 0
 
 
 def sum_over_ranks_(tensor: Tensor) -> Tensor:

@@ -30,7 +30,13 @@ class CompressionExplorer(Explorer):
 
     train_metrics = (("epoch", ""), ("bandwidth", ".2f"), ("adv", ".4f"), ("d_loss", ".4f"), ("mmd", ".3g"))
     valid_metrics = (("bandwidth", ".2f"), ("adv", ".4f"), ("msspec", ".4f"), ("sisnr", ".2f"), ("mmd", ".3g"))
-    evaluate_metrics = (("sisnr", ".2f"), ("mel", ".4f"), ("mi_groups", ".4f"), ("mmd", ".3g"), ("usage", ".2f"))
+    evaluate_metrics = (
+        ("sisdr", ".2f"),
+        ("mel_distance", ".3f"),
+        ("mi_groups", ".4f"),
+        ("mmd", ".3g"),
+        ("usage", ".2f"),
+    )
 
     def get_grid_meta(self) -> list[Any]:
         """Columns that identify the experiment of a line."""

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from audiotok import adversarial, data, losses, metrics, models, modules, quantization
 from audiotok.adversarial import discriminators
 from audiotok.data.manifest import AudioMeta
+from audiotok.metrics import quality
 from audiotok.modules.seanet import SEANetDecoderOptions, SEANetOptions
 from audiotok.quantization import QuantizedResult
 from audiotok.solvers.macro_batch import MMDWeight
@@ -62,6 +63,7 @@ SECTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
     metrics.estimate_dependence: ("metrics.dependence",),
     metrics.group_codes: ("metrics.dependence",),
     metrics.mmd_permutation_test: ("metrics.mmd",),
+    quality.MelDistance: ("metrics.mel_distance",),
 }
 # Keys that are called otherwise than the parameter.
 KEYS: dict[tuple[Callable[..., Any], str], str] = {

@@ -17,7 +17,7 @@ def test_a_grid_trains_on_real_music_and_comes_back_as_a_table(debug_grid: Path)
     grid = load_grid(GRID, debug_grid / "outputs")
     assert list(grid.runs["state"]) == ["COMPLETED"] * 4
     assert list(zip(grid.runs["losses.mmd"], grid.runs["seed"], strict=True)) == [(0, 1), (0, 2), (1, 1), (1, 2)]
-    for column in ("train.mmd", "valid.mmd", "evaluate.mmd", "valid.msspec", "evaluate.sisnr", "evaluate.mel"):
+    for column in ("train.mmd", "valid.mmd", "evaluate.mmd", "valid.msspec", "evaluate.sisdr", "evaluate.mel_distance"):
         assert grid.runs[column].notna().all(), column
     for sig in grid.runs["sig"]:
         samples = debug_grid / "outputs" / "xps" / sig / "samples"
@@ -44,11 +44,11 @@ def test_dora_info_tells_state_and_metrics(debug_grid: Path) -> None:
 
 
 def test_a_table_for_a_paper(debug_grid: Path) -> None:
-    by = ["--by", "losses.mmd", "--metric", "evaluate.sisnr,evaluate.mi"]
+    by = ["--by", "losses.mmd", "--metric", "evaluate.sisdr,evaluate.mi"]
     table = run_module(debug_grid, "audiotok.cli", "results", GRID, *by, "--format", "latex").stdout
     assert table.count(r"\pm") == 4 and r"\begin{tabular}{rrr}" in table
     compared = run_module(debug_grid, "audiotok.cli", "results", GRID, *by, "--baseline", "losses.mmd=0").stdout
     assert [line.split()[:3] for line in compared.splitlines()[2:]] == [
-        ["1", "evaluate.sisnr", "2"],
+        ["1", "evaluate.sisdr", "2"],
         ["1", "evaluate.mi", "2"],
     ]

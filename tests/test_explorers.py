@@ -15,7 +15,7 @@ from audiotok import explorers
 from audiotok.explorers import CompressionExplorer, _log_ping
 
 HISTORY: list[dict[str, dict[str, Any]]] = [
-    {"train": {"adv": 2.0, "mmd": 0.5, "duration": 90.0}, "evaluate": {"sisnr": 4.25, "visqol": 3.5}},
+    {"train": {"adv": 2.0, "mmd": 0.5, "duration": 90.0}, "evaluate": {"sisdr": 4.25, "visqol": 3.5}},
     {"train": {"adv": 1.0, "duration": 120.0}, "valid": {"msspec": 0.75, "sisnr": -1.5}},
 ]
 
@@ -38,7 +38,7 @@ def test_last_values_by_stage(explorer: CompressionExplorer) -> None:
     assert parts == {
         "train": {"adv": 1.0, "mmd": 0.5, "duration": 2.0, "epoch": 2},
         "valid": {"msspec": 0.75, "sisnr": -1.5},
-        "evaluate": {"sisnr": 4.25, "visqol": 3.5},
+        "evaluate": {"sisdr": 4.25, "visqol": 3.5},
     }
     assert history == HISTORY
     assert explorer.process_sheep(SimpleNamespace(log=None), history) == parts  # minutes stay minutes

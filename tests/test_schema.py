@@ -75,6 +75,7 @@ HUGE = 10**400
 WRONG: dict[str, list[Any]] = {
     "generate.audio.format": ["mp4", None, 3],
     "generate.audio.strategy": ["cut"],
+    "metrics.mel_distance.level": [1.0, -100.0, "loud"],
     "metrics.mmd.sigmas": ["wide", [], [0.0], None],
     "metrics.mmd.num_permutations": [0, -1, 1.5, 10**9],
     "metrics.mmd.max_samples": [1, 3],

@@ -18,7 +18,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("--root", metavar="DIR", help="results folder (default: $AUDIOTOK_OUTPUT_DIR or ./outputs)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write (default: ./reports/GRID)")
     parser.add_argument("--by", metavar="NAMES", help="parameters of a condition (default: those that differ)")
-    parser.add_argument("--metric", metavar="NAMES", help="metrics, such as 'evaluate.sisnr,evaluate.mi_groups'")
+    parser.add_argument("--metric", metavar="NAMES", help="metrics, such as 'evaluate.sisdr,evaluate.mi_groups'")
     parser.add_argument("--seeds", default="seed", metavar="NAME", help="parameter to average over (default: seed)")
     parser.add_argument(
         "--baseline", metavar="KEY=VALUE", action="append", help="condition to compare with; repeatable"

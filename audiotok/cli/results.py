@@ -48,6 +48,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         metavar="SECONDS",
         help=f"print it again every SECONDS (default: {WATCH_S:.0f}) until nothing waits or runs",
     )
+    parser.add_argument("--published", action="store_true", help="then published numbers of other codecs, with source")
     _add_statistics(parser.add_argument_group("statistics over seeds"))
     parser.set_defaults(run=_results)
 
@@ -55,7 +56,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def _add_statistics(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--by", metavar="NAMES", help="one row per condition: parameters such as losses.mmd,rvq.n_q")
     group.add_argument(
-        "--metric", metavar="NAMES", help="such as evaluate.sisnr,evaluate.mi (default: the headline ones)"
+        "--metric", metavar="NAMES", help="such as evaluate.sisdr,evaluate.mi (default: the headline ones)"
     )
     group.add_argument("--seeds", metavar="NAMES", default="seed", help="parameters averaged over (default: seed)")
     group.add_argument("--pivot", metavar="NAME", help="one of --by, whose values become columns")
@@ -82,6 +83,8 @@ def _results(args: argparse.Namespace) -> int:
         given = [f"--{name}" for name in ("metric", "pivot", "baseline") if getattr(args, name) is not None]
         if given:
             raise ResultsError(f"{', '.join(given)} needs --by, such as --by losses.mmd.")
+    if args.published and (args.output is not None or args.format not in ("table", "markdown", "latex")):
+        raise ResultsError("--published goes to stdout as table, markdown or latex: they are not numbers of this grid.")
     experiments = results.load_grid(args.grid, args.root)
     while args.watch is not None and any(map(_may_change, experiments.records)):
         _show(args, experiments, clear=in_colour(sys.stdout))
@@ -108,6 +111,7 @@ def _may_change(record: "Experiment") -> bool:
 def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) -> None:
     """Print or write the requested table."""
     from audiotok.results.metrics import unmeasured
+    from audiotok.results.protocols import protocol_lines
     from audiotok.results.tables import EXACT, fitting_columns, format_table, headline_columns, write_table
 
     if args.by is not None:
@@ -134,9 +138,26 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
                 logger.info("%s", clean_text(_in_words(row, _names(args.by))))
         if left_out:
             logger.info("no room for %s; --columns NAMES chooses", ", ".join(left_out))
+    if args.published:
+        _show_published(args, experiments)
     logger.info("%r", experiments)
     if args.output is None and (line := unmeasured(experiments)):
         logger.info("%s", line)
+    lines = protocol_lines(experiments)
+    for line in lines:
+        logger.log(logging.WARNING if len(lines) > 1 else logging.INFO, "%s", line)
+
+
+def _show_published(args: argparse.Namespace, experiments: "Experiments") -> None:
+    from audiotok.results.published import REMARK, published_table
+    from audiotok.results.tables import format_table
+
+    table = published_table(experiments.metrics)
+    if table.empty:
+        measured = "evaluate.sisdr, evaluate.mel_distance"
+        raise ResultsError(f"--published: no run of {experiments.name} has a metric of the published ones: {measured}.")
+    print("\n" + format_table(table, args.format), end="", flush=True)
+    logger.info("%s", REMARK)
 
 
 def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":

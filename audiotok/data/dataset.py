@@ -290,7 +290,7 @@ def get_loader(
     require_open_files(num_workers)
     options: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "pin_memory": pin_memory}
     options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-    build = partial(DataLoader, dataset, worker_init_fn=_shield_worker, collate_fn=_collate, **options)
+    build = partial(DataLoader, dataset, worker_init_fn=shield_worker, collate_fn=_collate, **options)
     return AudioLoader(dataset, sampler, build)
 
 
@@ -377,7 +377,7 @@ class _ShardSampler(Sampler[tuple[int, int]]):
             yield epoch, order[position % len(order)]  # modulo: beyond the end, the first ones again
 
 
-def _shield_worker(worker_id: int) -> None:
+def shield_worker(worker_id: int) -> None:
     """Let a data worker outlive the signals that stop the trainer, or its whole process group.
 
     The trainer still reads until its current step is done; torch would turn the death of a worker into an error in the

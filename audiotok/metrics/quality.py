@@ -1,36 +1,145 @@
-"""Quality of reconstructed signals: SI-SNR, mel and STFT distances.
+"""Quality of reconstructed signals: SI-SDR, mel and STFT distances; and what a metric of the evaluate stage is.
 
-Sources: Luo and Mesgarani, "TasNet", ICASSP 2018 (SI-SNR: the SI-SDR of Le Roux et al., ICASSP 2019, on centred
-signals); Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN", NeurIPS 2023, and the settings of its
-published evaluation (`mel_distance` and `stft_distance`, for comparison with its tables).
+Sources: Le Roux et al., "SDR - half-baked or well done?", ICASSP 2019 (SI-SDR; on centred signals it is the SI-SNR of
+Luo and Mesgarani, "TasNet", ICASSP 2018); Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN", NeurIPS
+2023, and the settings of its published evaluation (both distances, and the level that they are measured at).
 """
 
 import functools
+import math
 import warnings
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torchaudio.functional import melscale_fbanks
+from torchaudio.functional import loudness, melscale_fbanks
 
+from audiotok.errors import DataError
 from audiotok.losses import MelSpectrogramL1Loss, SISNRLoss
 from audiotok.losses.waveform import check_length, check_pair, projection_energies
 
 _LIMIT_DB = 100.0
 _MEL_BANDS = {2048: 150, 512: 80}  # STFT window in samples: bands
 _FLOOR = 1e-5
+_LEVEL_LUFS = -16.0  # of the test set of Kumar et al.
+_SILENCE_LUFS = -70.0  # the absolute gate of ITU-R BS.1770: nothing below counts
+_BLOCK_S = 0.4  # that loudness is measured over
+_HEADROOM = 8.0  # torchaudio clips what it filters for loudness to +-1
 
 
-class SegmentSISNR(SISNRLoss):
-    """SI-SNR in dB over segments, higher is better: minus `SISNRLoss`, whose arguments and shapes it takes."""
+class SignalMetric(Protocol):
+    """A metric of one clip, listed in SIGNAL_METRICS; its class takes `sample_rate` and its section of `metrics`.
 
-    def forward(self, *, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Return the mean SI-SNR in dB."""
-        return -super().forward(estimate=estimate, reference=reference)
+    A class attribute `parallel = True` has its objects pickled, to run in worker processes: for what takes seconds.
+    An attribute `protocol` holds a few words for readers of the number: settings, versions of packages.
+    """
+
+    def __call__(self, *, estimate: torch.Tensor, reference: torch.Tensor) -> float:
+        """The value of a clip [C, T] in float32 on the CPU; DataError, with a short reason, where it has none."""
 
 
-SIGNAL_METRICS: dict[str, type[nn.Module]] = {"sisnr": SegmentSISNR, "mel": MelSpectrogramL1Loss}
-"""Of these `evaluate.metrics` of the configuration chooses; the section of a metric's name holds its arguments."""
+class SetMetric(Protocol):
+    """A metric of all clips together, listed in SET_METRICS; its class takes what one of SIGNAL_METRICS takes.
+
+    A class attribute `needs_quantized = True` has `quantized` measured, at the cost of encoding each estimate.
+    """
+
+    def update(self, *, estimate: torch.Tensor, reference: torch.Tensor, quantized: torch.Tensor | None) -> None:
+        """Take a clip: both [C, T] in float32 on the CPU, and dequantised vectors of both as [2, D, T'].
+
+        DataError, with a short reason, for a clip that it cannot take.
+        """
+
+    def merge(self, other: Self) -> None:
+        """Take what another one has taken, on another rank: its objects are pickled."""
+
+    def compute(self) -> float:
+        """The value; DataError, with a short reason, where it has none."""
+
+
+class SISDR:
+    """SI-SDR of whole clips in dB, higher is better: `si_snr` of a clip [C, T]. `sample_rate` has no effect."""
+
+    protocol: ClassVar[str] = "whole clips, centred"
+
+    def __init__(self, sample_rate: int) -> None:
+        pass
+
+    def __call__(self, *, estimate: torch.Tensor, reference: torch.Tensor) -> float:
+        """SI-SDR; DataError where the reference, or a channel of it, is silent."""
+        value = float(si_snr(estimate=estimate[None], reference=reference[None]))
+        if math.isnan(value):
+            raise DataError("the reference has a silent channel" if reference.any() else "the reference is silent")
+        return value
+
+
+class MelDistance:
+    """`mel_distance` of clips brought to one level, lower is better.
+
+    Args:
+        sample_rate: of the clips, in Hz; the distance depends on it.
+        level: loudness of the reference in LUFS (ITU-R BS.1770); one gain for both clips, less where the peak of the
+            reference would exceed 1. None leaves clips as they are. The distance depends on it.
+    """
+
+    def __init__(self, sample_rate: int, level: float | None = _LEVEL_LUFS) -> None:
+        self.sample_rate, self.level = sample_rate, level
+        self.protocol = "level as recorded" if level is None else f"{level:g} LUFS"
+
+    def __call__(self, *, estimate: torch.Tensor, reference: torch.Tensor) -> float:
+        """The distance of a clip [C, T]; DataError where it is too short, or its reference silent."""
+        gain = 1.0 if self.level is None else _gain(reference, self.sample_rate, self.level)
+        return self._distance(gain * estimate[None], gain * reference[None])
+
+    def _distance(self, estimate: torch.Tensor, reference: torch.Tensor) -> float:
+        return float(mel_distance(estimate=estimate, reference=reference, sample_rate=self.sample_rate))
+
+
+class STFTDistance(MelDistance):
+    """`stft_distance` of clips brought to one level, lower is better; arguments and errors as of `MelDistance`."""
+
+    def _distance(self, estimate: torch.Tensor, reference: torch.Tensor) -> float:
+        return float(stft_distance(estimate=estimate, reference=reference))
+
+
+class _LossMetric:
+    """A training loss as a metric of clips, for runs that were frozen when evaluate measured losses."""
+
+    loss: ClassVar[type[nn.Module]]
+    sign: ClassVar[float] = 1.0
+    protocol: ClassVar[str] = "as the training loss"
+
+    def __init__(self, sample_rate: int, **settings: Any) -> None:
+        self._measure = self.loss(sample_rate, **settings)
+
+    def __call__(self, *, estimate: torch.Tensor, reference: torch.Tensor) -> float:
+        return self.sign * float(self._measure(estimate=estimate[None], reference=reference[None]))
+
+
+class SegmentSISNR(_LossMetric):
+    """Minus `SISNRLoss` in dB, higher is better; its epsilon and its zeros make it depend on level and length."""
+
+    loss = SISNRLoss
+    sign = -1.0
+
+
+class LogMelL1(_LossMetric):
+    """`MelSpectrogramL1Loss`, lower is better."""
+
+    loss = MelSpectrogramL1Loss
+
+
+SIGNAL_METRICS: dict[str, type[SignalMetric]] = {
+    "sisdr": SISDR,
+    "mel_distance": MelDistance,
+    "stft_distance": STFTDistance,
+    "sisnr": SegmentSISNR,
+    "mel": LogMelL1,
+}
+"""Of these `evaluate.metrics` of the configuration chooses; `metrics.NAME` holds the arguments of one."""
+SET_METRICS: dict[str, type[SetMetric]] = {}
+"""Likewise, of all clips together."""
 
 
 def si_snr(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -89,6 +198,16 @@ def stft_distance(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.T
     for window in _MEL_BANDS:
         total += _distance(_magnitude(estimate, window), _magnitude(reference, window))
     return total
+
+
+def _gain(reference: torch.Tensor, sample_rate: int, level: float) -> float:
+    """Gain that brings a clip [C, T] to a level in LUFS, or its peak to 1 if that is less."""
+    if reference.shape[-1] < _BLOCK_S * sample_rate:
+        raise DataError(f"clips are shorter than {_BLOCK_S:g} s, and have no loudness")
+    found = float(loudness(reference / _HEADROOM, sample_rate)) + 20 * math.log10(_HEADROOM)
+    if not found > _SILENCE_LUFS:
+        raise DataError("the reference is silent")
+    return min(float(10 ** ((level - found) / 20)), 1 / float(reference.abs().max()))
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

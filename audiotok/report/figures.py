@@ -20,7 +20,10 @@ from audiotok.results.plots import MAX_GROUPS, codebook_usage, heatmap, informat
 from audiotok.text import clean_text
 
 _DEPENDENCE = ("evaluate.mi_groups", "evaluate.mi", "evaluate.mmd", "valid.mmd", "train.mmd")
-_QUALITY = ("evaluate.visqol", "evaluate.sisnr", "evaluate.mel", "valid.sisnr", "valid.msspec", "train.msspec")
+_QUALITY = (
+    "evaluate.visqol", "evaluate.sisdr", "evaluate.mel_distance", "evaluate.sisnr", "evaluate.mel", "valid.sisnr",
+    "valid.msspec", "train.msspec",
+)  # fmt: skip
 _SCALES = (1.0, 1.5, 3.0)
 """Small, so that the words can be read on a phone; larger ones for labels that would leave no room to draw in."""
 _SIZE_INCHES = (5.0, 3.4)

@@ -17,9 +17,11 @@ from audiotok.report.figures import curve_metrics, grid_plots, matrix_plot
 from audiotok.report.folder import INDEX, staged
 from audiotok.report.listening import LOWEST_HZ, RANGE_DB, REFERENCE, Listening, choose_clips, write_clips
 from audiotok.report.runs import Run, run_pages
-from audiotok.report.table import compare_conditions, condition_columns, metric_of, run_columns
+from audiotok.report.table import compare_conditions, condition_columns, metric_of, published_columns, run_columns
 from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import HEADLINE, require_metric, unmeasured
+from audiotok.results.protocols import protocol_lines
+from audiotok.results.published import REMARK
 from audiotok.text import clean_text
 
 ASSETS = Path(__file__).parent / "assets"
@@ -120,7 +122,9 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 runs=runs,
                 unfinished=[run for run in runs if run.state != "COMPLETED" or run.problems],
                 columns=run_columns(experiments, metrics),
-                unmeasured=unmeasured(experiments),
+                notes=[line for line in (unmeasured(experiments), *protocol_lines(experiments)) if line],
+                published=published_columns(experiments),
+                remark=REMARK,
                 plots=grid_plots(experiments, stage, by, metrics, seeds),
                 by=by,
                 seeds=seeds,
@@ -152,7 +156,9 @@ def _statistics(experiments: Experiments, by: list[str], metrics: list[str], opt
 
 def _write_run_pages(experiments: Experiments, runs: list[Run], metrics: list[str], stage: Path) -> None:
     template = _environment().get_template("run.html")
-    measured = [name for name in experiments.metrics if name.count("_q") == 0 and not name.endswith(".duration")]
+    measured = [
+        name for name in experiments.metrics if name.count("_q") == 0 and not name.endswith((".duration", ".protocol"))
+    ]
     every = [name for name in measured if name not in metrics]
     rest = every[:MAX_CHARTS]
     charts, more_charts = (RunCharts(experiments, curve_metrics(experiments, names)) for names in (metrics, rest))

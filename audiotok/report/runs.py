@@ -10,6 +10,7 @@ from typing import Any
 from audiotok.files import is_file_in
 from audiotok.report.table import clock_text
 from audiotok.results.experiments import Experiment, Experiments
+from audiotok.results.protocols import describe, read_protocol
 from audiotok.results.tables import format_value
 from audiotok.status import JOB_FILE, read_json
 from audiotok.text import clean_text
@@ -125,6 +126,7 @@ def _facts(record: Experiment) -> list[tuple[str, str]]:
         "epochs": f"{record.epochs} of {status['epochs']}" if "epochs" in status else str(record.epochs),
         "duration": clock_text(record.duration_s),
         "GPU hours": format_value(record.gpu_hours),
+        "evaluate": describe(read_protocol(record)),
         "host": record.host,
         "commit": record.commit,
         "launcher": status.get("launcher"),

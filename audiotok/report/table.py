@@ -9,6 +9,7 @@ import pandas as pd
 
 from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import METRICS, Metric
+from audiotok.results.published import published_table
 from audiotok.results.statistics import compare, summarize
 from audiotok.results.tables import (
     Estimate,
@@ -74,6 +75,13 @@ def run_columns(experiments: Experiments, metrics: Sequence[str]) -> list[Column
         _column(name, runs[name].tolist(), metric_of(experiments, name), filtered=name in filtered)
         for name in [*names, *metrics, *notes]
     ]
+
+
+def published_columns(experiments: Experiments) -> list[Column]:
+    """Published numbers of the metrics that the runs have; empty without any."""
+    table = published_table(experiments.metrics)
+    columns = {str(name): table[name].tolist() for name in table.columns if len(table)}
+    return [_column(name, items, metric_of(experiments, name), filtered=False) for name, items in columns.items()]
 
 
 def clock_text(seconds: float) -> str:

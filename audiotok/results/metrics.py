@@ -26,6 +26,9 @@ class Metric(NamedTuple):
 
 METRICS: dict[str, Metric] = {
     "sisnr": Metric("higher", "dB", "scale-invariant signal to noise ratio"),
+    "sisdr": Metric("higher", "dB", "scale-invariant signal to distortion ratio of whole clips"),
+    "mel_distance": Metric("lower", "", "distance of mel spectrograms, as published for DAC"),
+    "stft_distance": Metric("lower", "", "distance of spectrograms, as published for DAC"),
     "visqol": Metric("higher", "MOS", "ViSQOL, audio mode, from 1 to 5"),
     "mel": Metric("lower", "", "L1 distance between log-mel spectrograms"),
     "msspec": Metric("lower", "", "L1 and L2 distance between mel spectrograms at several scales"),
@@ -54,12 +57,14 @@ METRICS: dict[str, Metric] = {
     "g_loss": Metric("neutral", "", "sum of the balanced losses of the generator"),
     "penalty": Metric("neutral", "", "commitment loss of the quantizer"),
     "grad_norm": Metric("neutral", "", "norm of the gradient of the codec, before clipping"),
+    "protocol": Metric("neutral", "", "number of how evaluate measures: runs with the same one compare"),
     "duration": Metric("neutral", "s", "wall time of the stage"),
 }
 
 HEADLINE = (
-    "train.mmd", "valid.msspec", "valid.sisnr", "valid.mmd", "evaluate.sisnr", "evaluate.mel", "evaluate.mi_groups",
-    "evaluate.mmd", "evaluate.mmd_p", "evaluate.usage",
+    "train.mmd", "valid.msspec", "valid.sisnr", "valid.mmd", "evaluate.sisdr", "evaluate.mel_distance",
+    "evaluate.stft_distance", "evaluate.visqol", "evaluate.sisnr", "evaluate.mel", "evaluate.mi_groups", "evaluate.mmd",
+    "evaluate.mmd_p", "evaluate.usage",
 )  # fmt: skip
 """The columns that a table shows by default: how good the codec is, and how independent its codebooks."""
 _OF_SHUFFLES = ("evaluate.mi_groups", "evaluate.mmd", "evaluate.mmd_p")
@@ -106,7 +111,7 @@ class _Runs(Protocol):
 
 
 def require_metric(experiments: _Runs, name: str) -> str:
-    """Check that some run has a metric, such as `evaluate.sisnr`, and return its name.
+    """Check that some run has a metric, such as `evaluate.sisdr`, and return its name.
 
     Raises:
         ResultsError: if no run has it; the message holds the nearest ones.

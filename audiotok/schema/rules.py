@@ -313,7 +313,7 @@ COMPRESSION_IDLE = (
     Idle(("mmd.num_features", "mmd.features_seed"), _unless("mmd.estimator", "rff")),
     Idle(("mmd.weighting", "mmd.start_epoch", "mmd.ramp_epochs"),
          lambda cfg: "" if _get(cfg, "losses.mmd") else _is(cfg, "losses.mmd")),
-    Idle(("mmd.*", "metrics.*"), _one_codebook),
+    Idle(("mmd.*", "metrics.dependence.*", "metrics.mmd.*"), _one_codebook),
     Idle(("balancer.total_norm", "balancer.epsilon"), _unless("balancer.balance_grads", True)),
     Idle(("rvq.*",), _unless("encodec.quantizer", "rvq")),
     Idle(("rvq.kmeans_start", "rvq.kmeans_iters"), _unless("rvq.kmeans_init", True)),
@@ -322,6 +322,8 @@ COMPRESSION_IDLE = (
     Idle(("seanet.decoder.final_activation_params",), lambda cfg: (
         "" if _get(cfg, "seanet.decoder.final_activation") else _is(cfg, "seanet.decoder.final_activation"))),
     Idle(("metrics.dependence.*",), _unless("evaluate.metrics.dependence", True)),
+    Idle(("metrics.mel_distance.*",), _unless("evaluate.metrics.mel_distance", True)),
+    Idle(("metrics.stft_distance.*",), _unless("evaluate.metrics.stft_distance", True)),
     Idle(("metrics.mmd.*",), _unless("evaluate.metrics.mmd", True)),
 )  # fmt: skip
 

@@ -25,6 +25,7 @@ Depth = Annotated[int, Field(strict=True, ge=0, le=1000), "a whole number, from 
 Rate = Annotated[int, Field(strict=True, ge=1, le=10**6), "a sample rate in Hz, a whole number from 1 to 1000000"]
 Real = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), "a number, 0 or more"]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), "a number above 0"]
+Lufs = Annotated[float, Field(strict=True, ge=-70, le=0), "a number of LUFS from -70 to 0"]
 Share = Annotated[float, Field(strict=True, ge=0, le=1), "a number from 0 to 1"]
 PositiveShare = Annotated[float, Field(strict=True, gt=0, le=1), "a number above 0, at most 1"]
 Decay = Annotated[float, Field(strict=True, ge=0, lt=1), "a number from 0 up to, not including, 1"]
@@ -409,6 +410,9 @@ class Msd(TypedDict, total=False):
 class EvaluateMetrics(TypedDict, total=False):
     """Section `evaluate.metrics`."""
 
+    sisdr: Flag
+    mel_distance: Flag
+    stft_distance: Flag
     sisnr: Flag
     mel: Flag
     dependence: Flag
@@ -419,6 +423,12 @@ class EvaluateCodec(Evaluate, total=False):
     """Section `evaluate`."""
 
     metrics: EvaluateMetrics
+
+
+class DistanceMetric(TypedDict, total=False):
+    """Sections `metrics.mel_distance` and `metrics.stft_distance`."""
+
+    level: Lufs | None
 
 
 class DependenceMetric(TypedDict, total=False):
@@ -445,6 +455,8 @@ class MmdMetric(TypedDict, total=False):
 class Metrics(TypedDict, total=False):
     """Section `metrics`."""
 
+    mel_distance: DistanceMetric
+    stft_distance: DistanceMetric
     dependence: DependenceMetric
     mmd: MmdMetric
 

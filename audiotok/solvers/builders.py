@@ -1,12 +1,12 @@
 """From configuration to objects: optimiser, losses, adversaries, the MMD, loaders. The configuration is only read."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flashy
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 from audiotok.adversarial import AdversarialLoss, FeatureMatchingLoss
 from audiotok.adversarial.discriminators import (
@@ -28,9 +28,10 @@ from audiotok.losses import (
     MultiScaleMelSpectrogramLoss,
     SISNRLoss,
 )
-from audiotok.metrics import SIGNAL_METRICS
+from audiotok.metrics import SET_METRICS, SIGNAL_METRICS
+from audiotok.metrics.quality import SetMetric, SignalMetric
 from audiotok.solvers.macro_batch import MacroBatch
-from audiotok.solvers.settings import resolve_device, settings
+from audiotok.solvers.settings import settings
 
 SIGNAL_LOSSES: dict[str, type[nn.Module]] = {
     "l1": L1Loss,
@@ -106,12 +107,16 @@ def get_macro_batch(cfg: DictConfig) -> MacroBatch:
     return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], cfg.seed, weighting, cfg.balancer.ema_decay)
 
 
-def get_evaluation_metrics(cfg: DictConfig) -> dict[str, Callable[..., Tensor]]:
-    """Metrics between signals that the evaluate stage reports, by name, on the device of the configuration."""
-    device = resolve_device(cfg.device)
-    # A run that was frozen before a metric was added has no key for it.
-    chosen = [name for name in SIGNAL_METRICS if cfg.evaluate.metrics.get(name)]
-    return {name: SIGNAL_METRICS[name](**settings(cfg.get(name))).to(device) for name in chosen}
+def get_evaluation_metrics(cfg: DictConfig) -> tuple[dict[str, SignalMetric], dict[str, SetMetric]]:
+    """Metrics of one clip, and of all clips together, that the evaluate stage reports, by name."""
+
+    def made(kinds: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+        # A run that was frozen before a metric was added has no key for it. Two are losses, and have their sections.
+        chosen = [name for name in kinds if cfg.evaluate.metrics.get(name)]
+        sections = {name: settings(cfg.metrics.get(name, cfg.get(name))) for name in chosen}
+        return {name: kinds[name](**{"sample_rate": cfg.sample_rate, **sections[name]}) for name in chosen}
+
+    return made(SIGNAL_METRICS), made(SET_METRICS)
 
 
 def get_dataloaders(cfg: DictConfig) -> dict[str, Any]:

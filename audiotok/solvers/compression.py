@@ -20,8 +20,8 @@ from audiotok.data.names import clip_name, note_source
 from audiotok.errors import ConfigError, DataError
 from audiotok.models.encodec import CompressionModel, EncodecModel, get_compression_model
 from audiotok.solvers import builders
-from audiotok.solvers.averages import State, to_floats
-from audiotok.solvers.evaluation import CodebookMeasures
+from audiotok.solvers.averages import State
+from audiotok.solvers.evaluation import evaluate_codec
 from audiotok.solvers.gradient_share import GradientProbe
 from audiotok.solvers.macro_batch import MacroBatch, MMDWeight
 from audiotok.solvers.solver import Metrics, StandardSolver
@@ -162,20 +162,9 @@ class CompressionSolver(StandardSolver):
     def evaluate(self) -> Metrics:
         """Reconstruction metrics over the evaluate split, and measures of the codebooks."""
         self.model.eval()
-        measures = builders.get_evaluation_metrics(self.cfg)
-        codebooks = CodebookMeasures(self.model, self.cfg, clips=len(self.dataloaders["evaluate"].dataset))
-        average = flashy.averager()
-        averages: Metrics = {}
-        items = 0
-        for batch, infos in self.progress_of("evaluate"):
-            reference = batch.to(self.device)
-            result = self.model(reference)
-            metrics = {name: measure(estimate=result.x, reference=reference) for name, measure in measures.items()}
-            averages = average(to_floats(metrics), len(batch))  # by clips: the last batch may be smaller
-            items += len(batch)
-            codebooks.add(reference, result.codes, infos)
-            self.after_step()
-        return {**flashy.distrib.average_metrics(averages, items), **codebooks.metrics()}
+        batches, clips = self.progress_of("evaluate"), len(self.dataloaders["evaluate"].dataset)
+        folder = Path(self.folder)
+        return evaluate_codec(self.model, self.cfg, batches, clips=clips, folder=folder, after_step=self.after_step)
 
     def generate(self) -> Metrics:
         """Write the generate split and its reconstruction under `samples/` of the experiment.

@@ -1,29 +1,73 @@
-"""Codebook metrics of the evaluate stage: their dependence on each other, and how well they are used.
+"""The evaluate stage: metrics of reconstructed clips; dependence of the codebooks, and how well they are used.
 
 Held-out data, settings that are the same for every experiment of a grid (`metrics` in the configuration), and the clips
 of all ranks together: an average of estimates over ranks would be another, worse estimate.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from torch import Generator, Tensor, cat
 
 from audiotok.data import SegmentInfo
-from audiotok.distributed import gather_clips, gather_objects, world_size
+from audiotok.distributed import gather_clips, gather_objects, is_source, world_size
 from audiotok.errors import DataError
 from audiotok.metrics import dependence_metrics, mmd_permutation_test
 from audiotok.metrics.shuffles import evenly_in_runs
 from audiotok.models.encodec import EncodecModel
 from audiotok.quantization import ResidualVectorQuantizer
-from audiotok.solvers.settings import settings
+from audiotok.solvers import builders, protocol
+from audiotok.solvers.clip_metrics import ClipMetrics, Place
+from audiotok.solvers.settings import resolve_device, settings
 
 logger = logging.getLogger(__name__)
 
 _EARLIER = {"clips": "shifts"}  # shuffles of runs that were frozen before recordings were known
-Place = tuple[str, float]  # of a clip: its file, and where it starts in it, s
+
+
+def evaluate_codec(
+    model: EncodecModel,
+    cfg: DictConfig,
+    batches: Iterable[tuple[Tensor, Sequence[SegmentInfo]]],
+    *,
+    clips: int,
+    folder: Path,
+    after_step: Callable[[], None],
+) -> dict[str, float]:
+    """All metrics of the evaluate stage and the number of their protocol; every rank must call this, all get the same.
+
+    Args:
+        model: the codec, in eval mode.
+        cfg: the configuration.
+        batches: clips [B, C, T], and where each is from.
+        clips: how many there are, over all ranks.
+        folder: of the experiment, where the protocol is kept.
+        after_step: to be called after each batch, and once more at the end.
+    """
+    device = resolve_device(cfg.device)
+    codebooks = CodebookMeasures(model, cfg, clips)
+    metrics, sets = builders.get_evaluation_metrics(cfg)
+    with ClipMetrics(metrics, sets, clips) as measures:
+        for batch, infos in batches:
+            reference = batch.to(device)
+            result = model(reference)
+            pair = result.x, reference
+
+            def vectors(index: int, pair: tuple[Tensor, Tensor] = pair) -> Tensor:
+                return cat([model.decode_latent(model.encode(wavs[index : index + 1])[0]) for wavs in pair])
+
+            measures.add(*pair, infos, vectors)
+            codebooks.add(reference, result.codes, infos)
+            after_step()
+        found = measures.metrics()
+    after_step()  # a signal that came while slow metrics were computed
+    described = protocol.describe(cfg, {**metrics, **sets}, measures.infos())
+    if is_source():
+        protocol.keep(described, folder)
+    return {**found, **codebooks.metrics(), "protocol": protocol.number_of(described)}
 
 
 class CodebookMeasures:

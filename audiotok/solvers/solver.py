@@ -114,7 +114,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
 
     def get_formatter(self, stage_name: str) -> Formatter:
         """Number formats of the log."""
-        return Formatter({"mmd": ".3e", "duration": ".1f"}, default_format=".4f")
+        return Formatter({"mmd": ".3e", "duration": ".1f", "protocol": ".0f"}, default_format=".4f")
 
     def show(self) -> None:
         """Log the model and its size."""

@@ -61,7 +61,7 @@ def test_history_has_the_metrics_of_every_stage(tmp_path: Path, solver_in: Enter
         "evaluate",
         "generate",
     }
-    assert {"sisnr", "mel", "mmd"} <= set(history[1]["evaluate"])
+    assert {"sisdr", "mel_distance", "stft_distance", "mmd"} <= set(history[1]["evaluate"])
     values = [v for epoch in history for metrics in epoch.values() for v in metrics.values()]
     assert all(math.isfinite(value) for value in values)
     # 2 codebooks of 16 at 16000 / 640 Hz

@@ -40,7 +40,8 @@ def test_the_shuffle_of_earlier_runs_is_one_that_holds(caplog: pytest.LogCapture
 def test_evaluate_gives_p_values_where_recordings_are_long_enough_and_a_reason_elsewhere(
     tmp_path: Path, solver_in: Enter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = ["metrics.dependence.num_shuffles=39", "metrics.mmd.num_permutations=39", "dataset.segment_duration=0.2"]
+    options = ["metrics.dependence.num_shuffles=39", "metrics.mmd.num_permutations=39"]
+    options += [f"dataset.{name}segment_duration=0.2" for name in ("", "evaluate.")]
     with solver_in(tmp_path, *options, "dataset.evaluate.num_samples=1000") as solver:
         solver.build_dataloaders()
         dataset = solver.dataloaders["evaluate"].dataset
@@ -52,4 +53,4 @@ def test_evaluate_gives_p_values_where_recordings_are_long_enough_and_a_reason_e
     with solver_in(tmp_path, *options, "dataset.evaluate.num_samples=2") as solver:
         solver.run()
         found = solver.history[-1]["evaluate"]
-    assert "sisnr" in found and not {"mi_p", "mi_err", "mmd_p", "mmd_err"} & found.keys()
+    assert "sisdr" in found and not {"mi_p", "mi_err", "mmd_p", "mmd_err"} & found.keys()
