@@ -1,7 +1,8 @@
 """Does the MMD make the codebooks of a trained codec less dependent, at the same quality?
 
 `make demo`: the codec of the package is trained on, without the MMD and with two shares of it, three seeds each.
-Planned comparison: `evaluate.mi_groups` and `evaluate.sisdr` of each share against the baseline of the same seed.
+Planned comparison: `evaluate.mi_groups_delay` (the criterion delays the codebooks, too) and `evaluate.sisdr` of
+each share against the baseline of the same seed.
 """
 
 from dora import Launcher
