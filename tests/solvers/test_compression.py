@@ -209,7 +209,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, solver_in: Enter) -
 
 def test_continue_from_the_model_that_comes_with_the_package(tmp_path: Path, solver_in: Enter) -> None:
     small = ["dataset.batch_size=2", "dataset.segment_duration=0.5", "dataset.generate.segment_duration=0.5"]
-    small += ["optim.updates_per_epoch=2", "losses.mmd=0", "evaluate.metrics.dependence=false"]
+    small += ["dataset.evaluate.segment_duration=1", "optim.updates_per_epoch=2", "losses.mmd=0"]
     demo = ["solver=compression/demo_mmd", *small, "continue_from=//pretrained/demo"]
     with solver_in(tmp_path, *demo, "optim.epochs=1", "optim.lr=1e-9") as solver:
         assert solver.restore() and solver.epoch == 1 and not solver.optimizer.state
