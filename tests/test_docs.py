@@ -36,7 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {  # over the presets demo and demo_mmd: seco
         "batch_size": 2,
         "segment_duration": 0.4,
         "valid": {"num_samples": 2},
-        "evaluate": {"batch_size": 4, "num_samples": 8},
+        "evaluate": {"batch_size": 4, "num_samples": 8, "segment_duration": 0.5},
         "generate": {"num_samples": 2, "segment_duration": 0.5},
     },
     "rvq": {"bins": 16},
@@ -57,7 +57,7 @@ ENVIRONMENT = {
 def store_results(folder: Path) -> None:
     """Results of compression.mmd_on_off_demo as a run leaves them."""
     for index, (weight, seed) in enumerate((weight, seed) for weight in (0.0, 10.0) for seed in (1, 2, 3)):
-        evaluate = {"sisnr": seed - 10 + weight / 5 + index % 2, "mi_groups": 0.2 / (1 + weight) + seed / 50}
+        evaluate = {"sisdr": seed - 10 + weight / 5 + index % 2, "mi_groups": 0.2 / (1 + weight) + seed / 50}
         evaluate |= {"mi_groups_q0_q1": 0.1, "usage": 0.9, "mi": 0.4, "mi_q0_q1": 0.4, "usage_q0": 0.8, "usage_q1": 0.9}
         history = [{"valid": {"msspec": 3.0}}, {"valid": {"msspec": 2.0 + seed / 10}, "evaluate": evaluate}]
         argv = [f"losses.mmd={weight}", f"seed={seed}"]
@@ -101,6 +101,7 @@ INSTEAD = (
         "dora run solver=compression/encodec_mmd_share_32khz dset=audio/default device=cpu optim.epochs=1"
         " optim.updates_per_epoch=1 dataset.batch_size=2 dataset.num_workers=0 dataset.segment_duration=0.4"
         " dataset.valid.num_samples=2 dataset.evaluate.num_samples=4 dataset.evaluate.batch_size=2"
+        " dataset.evaluate.segment_duration=0.5"
         " dataset.generate.num_samples=2 dataset.generate.batch_size=2 dataset.generate.segment_duration=0.5"
         " seanet.n_filters=2 rvq.bins=16 msstftd.filters=2 metrics.mmd.num_permutations=5",
         "a GPU for a week at full size",

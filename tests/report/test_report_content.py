@@ -56,6 +56,21 @@ def test_a_report_made_again_is_the_same(results: Path, tmp_path: Path) -> None:
     assert contents[0] == contents[1]
 
 
+def test_the_page_says_how_evaluate_measured_and_shows_published_numbers_apart(tmp_path: Path) -> None:
+    for index, clips in enumerate((24, 24, 12)):
+        history = [{"evaluate": {"sisdr": 5.0, "protocol": float(clips)}}]
+        folder = add_run(tmp_path / "outputs", "own", f"0000000{index}", [f"seed={index}"], history, state="COMPLETED")
+        protocol = {"clips": clips, "recordings": 3, "seconds": 5.0, "sample_rate": 32000, "metrics": {"sisdr": "<b>"}}
+        (folder / "evaluate.json").write_text(json.dumps(protocol))
+    write_report(load_grid("own", tmp_path / "outputs"), tmp_path / "report")
+    page = (tmp_path / "report/index.html").read_text()
+    assert "do not compare" in page and "(clips=24)" in page and "(clips=12)" in page and "<b>" not in page
+    details = page.split("Published numbers of other codecs")[1].split("</details>")[0]
+    assert "10.75" in details and "NeurIPS 2023" in details and "Their test set is another one" in details
+    assert "best" not in details
+    assert "12 clips of 5 s from 3 recording(s) at 32000 Hz" in (tmp_path / "report/runs/00000002.html").read_text()
+
+
 def test_statistics_are_those_of_the_library(results: Path) -> None:
     grid = load_grid("demo", results)
     metrics = ["evaluate.sisnr", "evaluate.mi"]
