@@ -26,6 +26,7 @@ PRETRAINED_PREFIX = "//pretrained/"
 _SIG_PREFIX = "//sig/"
 _SIG = re.compile(r"[0-9a-zA-Z_-]+")
 _EPOCH_FILE = re.compile(r"checkpoint_(\d+)\.th")
+_OWN_MODELS = Path(__file__).parent / "models/weights"  # exported files that come with the package, beside their cards
 
 
 class NotSavedError(CheckpointError):
@@ -100,17 +101,20 @@ def flush_old_epochs(folder: Path, keep_last: int | None) -> None:
 
 
 def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
-    """File of a checkpoint named by `//sig/SIG`, by its path, or by a folder that holds `checkpoint.th`.
+    """File of a checkpoint: a model that comes with the package, `//sig/SIG`, a path, or a folder with `checkpoint.th`.
 
     Args:
-        source: such as the value of `continue_from`.
+        source: such as the value of `continue_from`; `//pretrained/` before it means nothing more. As text, `demo` is
+            the model of that name, and `./demo` a path; a `Path` is always a path.
         root: Dora's folder, for signatures; None: see `audiotok.cluster.output_dir`.
 
     Raises:
         CheckpointError: if there is no such file.
     """
-    text = str(source)
-    if text.startswith(_SIG_PREFIX):
+    text, own = str(source).removeprefix(PRETRAINED_PREFIX), own_models()
+    if isinstance(source, str) and text in own:
+        path = own[text]
+    elif text.startswith(_SIG_PREFIX):
         sig = text.removeprefix(_SIG_PREFIX).strip("/")
         if not _SIG.fullmatch(sig):
             raise CheckpointError(f"{text!r} is no signature; write //sig/ and the 8 characters of `dora grid`")
@@ -124,8 +128,16 @@ def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
     if os.path.isdir(path):
         path = path / LAST
     if not os.path.isfile(path):
-        raise CheckpointError(f"no checkpoint at {path}; give //sig/SIG, a file, or a folder with {LAST}")
+        raise CheckpointError(
+            f"no checkpoint at {path}; give //sig/SIG, a file, a folder with {LAST}, or a model that comes with "
+            f"audiotok: {', '.join(own)}"
+        )
     return path
+
+
+def own_models() -> dict[str, Path]:
+    """Files of the models that come with the package, by name."""
+    return {path.stem: path for path in sorted(_OWN_MODELS.glob("*.bin"))}
 
 
 def _why_not_written(error: BaseException) -> str:

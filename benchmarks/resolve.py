@@ -31,7 +31,7 @@ def make(kind: type[HydraMain]) -> Any:
 
 
 def grid() -> list[dict[str, Any]]:
-    """Overrides as `grids/compression/encodec_mmd_32khz.py` gives them, with more seeds."""
+    """Overrides of a sweep of absolute weights."""
     cases = islice(product(range(2036, 3036), WEIGHTS, WIDTHS, CODEBOOKS), EXPERIMENTS)
     return [
         {"solver": PRESET, "losses.mmd": weight, "mmd.sigmas": sigmas, "rvq.n_q": n_q, "seed": seed}

@@ -30,7 +30,7 @@ from tests.report.conftest import add_run
 
 pytestmark = pytest.mark.slow
 
-SMALL: dict[str, dict[str, Any]] = {  # over config/solver/compression/demo.yaml: seconds a run
+SMALL: dict[str, dict[str, Any]] = {  # over the presets demo and demo_mmd: seconds a run
     "optim": {"epochs": 2, "updates_per_epoch": 2},
     "dataset": {
         "batch_size": 2,
@@ -97,8 +97,8 @@ INSTEAD = (
     ),
     Instead(
         "docs/encodec_mmd.md",
-        "dora run solver=compression/encodec_mmd_32khz dset=audio/default",
-        "dora run solver=compression/encodec_mmd_32khz dset=audio/default device=cpu optim.epochs=1"
+        "dora run solver=compression/encodec_mmd_share_32khz dset=audio/default",
+        "dora run solver=compression/encodec_mmd_share_32khz dset=audio/default device=cpu optim.epochs=1"
         " optim.updates_per_epoch=1 dataset.batch_size=2 dataset.num_workers=0 dataset.segment_duration=0.4"
         " dataset.valid.num_samples=2 dataset.evaluate.num_samples=4 dataset.evaluate.batch_size=2"
         " dataset.evaluate.segment_duration=0.5"
@@ -173,11 +173,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         music.mkdir(parents=True)
         for index in range(tracks):
             soundfile.write(music / f"track{index}.flac", chords(index, 2.5), RATE)
-    preset = folder / "config/solver/compression/demo.yaml"
-    content = yaml.safe_load(preset.read_text())
-    for section, values in SMALL.items():
-        content[section] = merged(content.get(section, {}), values)
-    preset.write_text("# @package __global__\n" + yaml.safe_dump(content, sort_keys=False))
+    for name, left_out in (
+        ("demo", ()),
+        ("demo_mmd", ("rvq",)),
+    ):  # it has the sizes of its weights
+        preset = folder / f"config/solver/compression/{name}.yaml"
+        content = yaml.safe_load(preset.read_text())
+        for section in SMALL.keys() - left_out:
+            content[section] = merged(content.get(section, {}), SMALL[section])
+        preset.write_text("# @package __global__\n" + yaml.safe_dump(content, sort_keys=False))
     (folder / ".venv/.installed").touch()  # last: newer than pyproject.toml
     return folder
 

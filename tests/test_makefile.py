@@ -46,9 +46,33 @@ def test_each_of_them_goes_by_its_own_name(target: str, gone: str, folder: Path)
 
 
 def test_no_other_target_removes_them() -> None:
-    for target in ("clean", "lint", "test", "test-fast", "demo", "notebooks", "constraints"):
+    for target in ("clean", "lint", "test", "test-fast", "demo", "demo-codec", "notebooks", "constraints"):
         for line in make(ROOT, "-n", target).splitlines():
             assert not (line.strip().startswith("rm ") and KEPT & set(line.split())), line
+
+
+@pytest.mark.parametrize("failed", ["nothing", "--check", "results compression.encodec_mmd_demo --by"])
+def test_the_demo_ends_in_words(failed: str, tmp_path: Path) -> None:
+    """What it shows when all went well, a run failed, or there is nothing to compare."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name in ("audiotok", "dora"):
+        program = tmp_path / ".venv/bin" / name
+        fails = f'case "$*" in *"{failed}"*) exit 2;; esac'
+        program.write_text(f"#!/bin/sh\necho ran {name} $*\n{fails}\nexit 0\n")
+        program.chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/.installed"):
+        (tmp_path / name).touch()
+    done = sp.run(["make", "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    commands = [" ".join(line.split()[1:3]) for line in lines if line.startswith("ran ")]
+    wanted = ["audiotok data", "dora grid", "audiotok report", "audiotok results", "audiotok results"]
+    assert commands == wanted
+    page = "What you hear: reports/compression.encodec_mmd_demo/index.html"
+    assert done.returncode == (2 if failed == "--check" else 0)
+    assert page in done.stdout and lines[-1].startswith(
+        "Not every run" if failed == "--check" else "  audiotok data prepare"
+    )
 
 
 def test_a_file_stays_in_one_process(request: pytest.FixtureRequest) -> None:

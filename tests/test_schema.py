@@ -126,6 +126,7 @@ WRONG: dict[str, list[Any]] = {
     "mmd.sigmas": [None, [], [1, -2], "wide", [1, "a"]],
     "mmd.estimator": ["unbaised"],
     "mmd.between": ["clips", None],
+    "mmd.weighting": ["relative", None, 0.5],
     "mmd.start_epoch": [0, True],
     "adversarial.adversaries": [["gan"], "msd", None],
     "datasource.train": [["a", "b"], 3, ""],
@@ -181,6 +182,7 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
         {"mmd.between": "frames", "mmd.delay": False, "mmd.num_batches_mmd": 1, "dataset.valid.batch_size": 1},
         "with 1 clip in a batch of valid: clips are the samples; gather 2 or more",
     ),
+    ({"losses.mmd": 1000.0, "mmd.weighting": "share"}, "losses.mmd=1000.0, mmd.weighting=share: give a share of"),
     (
         {"encodec.causal": True, "encodec.renormalize": True},
         "encodec.causal=true, encodec.renormalize=true: give false",

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,9 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
             left_out = [name for name in every if name not in columns]
         text = format_table(table, args.format, columns, bold=bold)
         print(HOME_AND_CLEAR * clear + text, end="", flush=True)
+        if args.baseline is not None:
+            for row in table.to_dict("records"):
+                logger.info("%s", clean_text(_in_words(row, _names(args.by))))
         if left_out:
             logger.info("no room for %s; --columns NAMES chooses", ", ".join(left_out))
     if args.published:
@@ -183,6 +187,23 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
         raise ResultsError("--baseline pairs runs by one seed parameter and takes no --pivot.")
     baseline = dict(_condition(text, experiments) for text in args.baseline)
     return compare(runs, by, metrics, baseline, pair=seeds[0], interval=args.interval)
+
+
+def _in_words(row: Mapping[Any, Any], by: list[str]) -> str:
+    """A row of a comparison as a sentence: whether the condition differs from its baseline, beyond the error."""
+    from audiotok.results.metrics import METRICS
+    from audiotok.results.tables import format_value
+
+    condition = ", ".join(f"{name}={format_value(row[name])}" for name in by)
+    difference, low, high, pairs = (row[name] for name in ("difference", "low", "high", "n"))
+    known = METRICS.get(row["metric"].partition(".")[2])
+    found = f"{difference:+.3g} {known.unit if known else ''}".rstrip()
+    if not low <= high:
+        verdict = f"{pairs} pairs of runs, too few for an error" + (f" ({found})" if pairs else "")
+    else:
+        clear = "no clear difference" if low <= 0 <= high else "lower" if difference < 0 else "higher"
+        verdict = f"{clear} ({found}, 95 % interval {low:+.3g} to {high:+.3g}, {pairs} pairs of runs)"
+    return f"{condition} against the baseline: {row['metric']} {verdict}"
 
 
 def _condition(text: str, experiments: "Experiments") -> tuple[str, Any]:

@@ -122,9 +122,9 @@ def _listed(start: Path, example: Path, presets: Path, outputs: Path) -> tuple[P
     """The tree that the modules of a folder belong to, and the names of its files, sorted.
 
     It is their git repository, if `example` is a file of it; else the folder itself. Presets are in it even if git
-    ignores them, as one may ignore the profile of a cluster.
+    ignores them, as one may ignore the profile of a cluster, and the library's own models, which are no sources.
     """
-    own = sorted(presets.resolve().rglob("*.yaml"))
+    own = sorted([*presets.resolve().rglob("*.yaml"), *start.glob("audiotok/models/weights/*")])
     found = _git(start, "rev-parse", "--show-toplevel").strip()
     top, names = Path(found).resolve(), list[str]()
     if found and top != Path.home().resolve():  # a home that is kept in git is more than a project

@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from audiotok.checkpoint import PRETRAINED_PREFIX, load_checkpoint, resolve_checkpoint
+from audiotok.checkpoint import load_checkpoint, resolve_checkpoint
 from audiotok.config_text import read_text
 from audiotok.errors import CheckpointError, first_line
 from audiotok.integrity import misfit, not_finite
@@ -29,14 +29,15 @@ def load_pretrained(
     """Build the model that a file describes and fill in its best weights, ready for use (eval mode).
 
     Args:
-        name: an exported file, a training checkpoint, a folder with `checkpoint.th`, //sig/SIG, or //pretrained/PATH.
+        name: a model that comes with the package (demo), an exported file, a training checkpoint, a folder with
+            `checkpoint.th`, //sig/SIG, or any of these after //pretrained/.
         device: where to put the model.
         build: makes a model of the file's configuration. A parameter, so that this module knows no kind of model.
 
     Raises:
         CheckpointError: if there is no such file, it cannot be read safely, its weights do not fit, or are not finite.
     """
-    path = resolve_checkpoint(str(name).removeprefix(PRETRAINED_PREFIX))
+    path = resolve_checkpoint(name)
     state = load_checkpoint(path)
     weights, cfg = best_weights_of(state, path), configuration_of(state, path)
     check_weights(cfg, weights, path, build)

@@ -40,6 +40,7 @@ METRICS: dict[str, Metric] = {
     "l1": Metric("lower", "", "mean absolute error of the waveform"),
     "l2": Metric("lower", "", "mean squared error of the waveform"),
     "mmd": Metric("lower", "", "squared MMD between the joint law of the codebooks and the product of their laws"),
+    "mmd_share": Metric("neutral", "", "gradient of the MMD at the latent, relative to that of the balanced losses"),
     "mi": Metric("lower", "bit", "mutual information between codebooks, mean over pairs, minus that of shifted ones"),
     "nmi": Metric("lower", "", "mutual information between codebooks, 0 by chance, 1 if each determines the other"),
     "mi_groups": Metric("lower", "bit", "mutual information between groups of like codes, a lower bound"),

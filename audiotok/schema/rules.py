@@ -11,6 +11,7 @@ from audiotok.config_text import Plain, value_at
 from audiotok.experiments.schema import Idle, line_start, shown
 from audiotok.schema.sections import Losses
 
+_MOST_SHARE = 10  # nothing is left to reconstruct; an absolute weight, such as 1000, was meant
 _OUTPUT_LOSSES = frozenset(Losses.__annotations__) - {"mmd"}
 
 
@@ -55,6 +56,9 @@ def _dependence(cfg: Plain) -> Iterator[str]:
     weight, n_q = _get(cfg, "losses.mmd", 0), _codebooks(cfg)
     if weight and n_q == 1:
         yield f"{_is(cfg, 'losses.mmd')} with {n_q} codebook: give 0, or rvq.n_q of 2 or more (encodec.quantizer=rvq)"
+    if weight > _MOST_SHARE and _get(cfg, "mmd.weighting") == "share":
+        found = _is(cfg, "losses.mmd", "mmd.weighting")
+        yield f"{found}: give a share of the reconstruction's gradient, at most {_MOST_SHARE} (0.5), or absolute"
     sigmas = _get(cfg, "mmd.sigmas")
     if isinstance(sigmas, list) and len(sigmas) > _get(cfg, "mmd.num_features", len(sigmas)):
         yield f"{_is(cfg, 'mmd.num_features')}: give at least one for each of the {len(sigmas)} mmd.sigmas"
@@ -307,7 +311,8 @@ COMPRESSION_IDLE = (
     Idle(("losses.adv", "losses.feat"), _without_adversaries, refused=True),
     Idle(("adversarial.every", "adversarial.*_loss", "adversarial.normalize"), _without_adversaries),
     Idle(("mmd.num_features", "mmd.features_seed"), _unless("mmd.estimator", "rff")),
-    Idle(("mmd.start_epoch", "mmd.ramp_epochs"), lambda cfg: "" if _get(cfg, "losses.mmd") else _is(cfg, "losses.mmd")),
+    Idle(("mmd.weighting", "mmd.start_epoch", "mmd.ramp_epochs"),
+         lambda cfg: "" if _get(cfg, "losses.mmd") else _is(cfg, "losses.mmd")),
     Idle(("mmd.*", "metrics.dependence.*", "metrics.mmd.*"), _one_codebook),
     Idle(("balancer.total_norm", "balancer.epsilon"), _unless("balancer.balance_grads", True)),
     Idle(("rvq.*",), _unless("encodec.quantizer", "rvq")),

@@ -263,6 +263,7 @@ class Losses(TypedDict, total=False):
 class Mmd(TypedDict, total=False):
     """Section `mmd`."""
 
+    weighting: Literal["absolute", "share"]
     estimator: Literal["clips", "samples", "unbiased", "disjoint", "rff", "closed"]
     between: Literal["codebooks", "dimensions", "frames"]
     stream: Stream

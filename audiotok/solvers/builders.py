@@ -103,7 +103,8 @@ def get_macro_batch(cfg: DictConfig) -> MacroBatch:
     features = {"num_features": mmd["num_features"], "seed": mmd["features_seed"]}
     between = mmd.get("between", "codebooks")  # a run that was frozen before lacks it
     loss = MMDLoss(mmd["sigmas"], mmd["estimator"], mmd["delay"], between=between, **features)
-    return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], cfg.seed)
+    weighting = mmd.get("weighting", "absolute")  # a run that was frozen before the key was added has none
+    return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], cfg.seed, weighting, cfg.balancer.ema_decay)
 
 
 def get_evaluation_metrics(cfg: DictConfig) -> tuple[dict[str, SignalMetric], dict[str, SetMetric]]:

@@ -22,6 +22,7 @@ from audiotok.models.encodec import CompressionModel, EncodecModel, get_compress
 from audiotok.solvers import builders
 from audiotok.solvers.averages import State
 from audiotok.solvers.evaluation import evaluate_codec
+from audiotok.solvers.gradient_share import GradientProbe
 from audiotok.solvers.macro_batch import MacroBatch, MMDWeight
 from audiotok.solvers.solver import Metrics, StandardSolver
 
@@ -32,7 +33,7 @@ class CompressionSolver(StandardSolver):
     """Solver of `EncodecModel`, with the MMD between codebooks.
 
     Metrics of train and valid: bandwidth (kb/s), adv and feat (also by adversary), d_loss, the signal losses by their
-    name in `losses`, penalty, mmd, g_loss, grad_norm; sisnr is in dB, higher is better. See docs/metrics.md.
+    name in `losses`, penalty, mmd, mmd_share, g_loss, grad_norm; sisnr is in dB, higher is better. See docs/metrics.md.
     """
 
     model: EncodecModel
@@ -55,10 +56,13 @@ class CompressionSolver(StandardSolver):
         self.register_stateful("adv_losses", "balancer")
         builders.get_evaluation_metrics(cfg)  # a package that a metric needs and lacks is found now
         self.macro_batch: MacroBatch | None = None
+        self.probe: GradientProbe | None = None
         self.mmd_weight = MMDWeight(cfg.losses.mmd, cfg.mmd.start_epoch, cfg.mmd.ramp_epochs)
         if self.model.num_codebooks > 1:
             self.macro_batch = builders.get_macro_batch(cfg)
             self.register_stateful("macro_batch")
+            if cfg.losses.mmd > 0:
+                self.probe = GradientProbe(self.model.decoder)
 
     def build_dataloaders(self) -> None:
         """Loaders of the four splits."""
@@ -122,9 +126,7 @@ class CompressionSolver(StandardSolver):
             result.penalty.backward(retain_graph=True)  # the balancer walks the encoder's graph again
         metrics["g_loss"] = self.balancer.backward(losses, result.x)
         metrics.update(self.balancer.metrics)
-        n_q = result.codes.shape[1]  # with quantiser dropout, a draw that is the same on all ranks
-        if self.macro_batch is not None and self.macro_batch.add(batch) and n_q > 1:
-            metrics["mmd"] = self.macro_batch.value(self.model, self.mmd_weight(self.epoch), n_q)
+        metrics.update(self._mmd_step(batch, result.codes.shape[1]))
         # Once, after all backward passes; which parameters have a gradient by then is the same on every rank.
         flashy.distrib.sync_gradients(self.model.parameters())
         limit = self.cfg.optim.max_norm or float("inf")
@@ -132,6 +134,18 @@ class CompressionSolver(StandardSolver):
         self.optimizer.step()
         self.optimizer.zero_grad()
         return metrics
+
+    def _mmd_step(self, batch: Tensor, n_q: int) -> Metrics:
+        """The MMD step, if this batch completes it; n_q, also a draw of quantiser dropout, is the same on all ranks."""
+        macro = self.macro_batch
+        if macro is None:
+            return {}
+        if self.probe is not None:
+            macro.share.add_reconstruction(self.probe.norm)
+        if not macro.add(batch) or n_q == 1:
+            return {}
+        metrics: Metrics = {"mmd": macro.value(self.model, self.mmd_weight(self.epoch), n_q)}
+        return metrics if self.probe is None else metrics | {"mmd_share": macro.reached}
 
     def valid(self) -> Metrics:
         """Valid stage; its MMD is the training criterion on as many batches."""

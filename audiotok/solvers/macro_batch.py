@@ -16,6 +16,9 @@ from audiotok.errors import ConfigError, DivergedError
 from audiotok.losses.mmd import MMDLoss
 from audiotok.models.encodec import EncodecModel
 from audiotok.quantization import ResidualVectorQuantizer
+from audiotok.solvers.gradient_share import GradientShare, clip_norms
+
+WEIGHTINGS = ("absolute", "share")
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,35 @@ class MacroBatch:
         stream: which streams of the quantiser it compares, one of STREAM_KINDS.
         num_batches: batches gathered for one step, on each rank; 1 for a step on every batch.
         seed: of the permutations; the same on every rank.
+        weighting: what a weight is: "absolute", a factor; "share", the norm of the MMD's gradient at the latent
+            relative to that of the reconstruction; see `GradientShare`.
+        ema_decay: of the norms, for each batch.
+
+    Attributes:
+        share: the norms; `share.add_reconstruction` takes in that of each batch.
+        reached: the share that the gradient of the latest step had, of the clips of this rank; 0 without weight.
     """
 
-    def __init__(self, loss: MMDLoss, stream: str, num_batches: int, seed: int) -> None:
+    def __init__(
+        self,
+        loss: MMDLoss,
+        stream: str,
+        num_batches: int,
+        seed: int,
+        weighting: str = "absolute",
+        ema_decay: float = 0.999,
+    ) -> None:
+        if weighting not in WEIGHTINGS:
+            raise ConfigError(f"mmd.weighting={weighting!r}; choose one of: {', '.join(WEIGHTINGS)}")
         if num_batches < 1:
             raise ConfigError(f"mmd.num_batches_mmd={num_batches}; give at least 1")
         self.loss = loss
         self.stream = stream
         self.num_batches = num_batches
         self.seed = seed
+        self.weighting = weighting
+        self.share = GradientShare(ema_decay, num_batches)
+        self.reached = 0.0
         self.pending: list[torch.Tensor] = []
         self.steps = 0
 
@@ -95,8 +118,8 @@ class MacroBatch:
     def value(self, model: EncodecModel, weight: float, n_q: int | None = None) -> torch.Tensor:
         """Unweighted MMD of the pending batches, which are then dropped: a scalar without graph, equal on all ranks.
 
-        Adds `weight` times its gradient to the encoder's, 0 measures only; compares n_q codebooks, 2 or more, or those
-        in use. The quantiser's buffers are read, never written.
+        Adds its gradient to the encoder's, as the weighting of `weight` has it; 0 measures only.
+        Compares n_q codebooks, 2 or more, or those in use. The quantiser's buffers are read, never written.
         """
         device = next(model.parameters()).device
         wavs, self.pending = [own_clips(wav) for wav in self.pending], []
@@ -108,20 +131,32 @@ class MacroBatch:
         generator = torch.Generator().manual_seed(self.seed + self.steps)
         value = stream_mmd(self.loss, model, latent, self.stream, generator, n_q)
         self.steps += 1
+        self.reached = 0.0
         if weight != 0:
-            # Times world_size, as the gradients of ranks, each of its own clips only, are averaged later on.
-            (gradient,) = torch.autograd.grad(weight * world_size() * value, latent)
-            shares = own_clips(gradient).split([len(wav) for wav in wavs])
-            for wav, share in zip(wavs, shares, strict=True):
+            gradient = self._weighted_gradient(value, weight, latent, own)
+            self.reached = self.share.reached(clip_norms(gradient).mean())
+            for wav, part in zip(wavs, gradient.split([len(wav) for wav in wavs]), strict=True):
                 graph = own if keep_graph else model.encode_latent(wav.to(device))[0]
-                graph.backward(share)
+                graph.backward(part)
         return value.detach()
 
+    def _weighted_gradient(
+        self, value: torch.Tensor, weight: float, latent: torch.Tensor, own: torch.Tensor
+    ) -> torch.Tensor:
+        """Gradient to send into the encoder for the clips of this rank: `own`, of the gathered `latent`."""
+        if self.weighting == "absolute":
+            # Times world_size, as the gradients of ranks, each of its own clips only, are averaged later on.
+            return own_clips(torch.autograd.grad(weight * world_size() * value, latent)[0])
+        gradient = own_clips(torch.autograd.grad(value, latent)[0])
+        return gradient * self.share.scale(weight, gradient, own)
+
     def state_dict(self) -> dict[str, Any]:
-        """Pending batches of all ranks, and the count, so that a resumed run takes the same steps."""
-        return {"pending": list(self.pending), "steps": self.steps}
+        """Pending batches of all ranks, the count and the norms, so that a resumed run takes the same steps."""
+        return {"pending": list(self.pending), "steps": self.steps, "share": self.share.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore saved batches."""
+        """Restore `state_dict`; that of an earlier version holds no norms."""
         self.pending = list(state["pending"])
         self.steps = int(state["steps"])
+        if "share" in state:
+            self.share.load_state_dict(state["share"])

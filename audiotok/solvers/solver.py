@@ -400,7 +400,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
         return self.best_state.states["model"]
 
     def _pretrained_weights(self, source: str) -> State:
-        path = checkpoint.resolve_checkpoint(source.removeprefix(checkpoint.PRETRAINED_PREFIX), self.xp.dora.dir)
+        path = checkpoint.resolve_checkpoint(source, self.xp.dora.dir)
         state = checkpoint.load_checkpoint(path)
         weights = best_weights_of(state, path)
         theirs = configuration_of(state, path)

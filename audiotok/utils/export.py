@@ -10,12 +10,15 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from audiotok import __version__
 from audiotok.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from audiotok.errors import CheckpointError
+from audiotok.integrity import not_finite
 from audiotok.models.encodec import get_compression_model
 from audiotok.models.pretrained import best_weights_of, check_weights, configuration_of
 from audiotok.modules.seanet import SEANetDecoderOptions, SEANetOptions
@@ -24,16 +27,18 @@ from audiotok.quantization import ResidualVectorQuantizer
 _OURS_ALONE = ("kmeans_start", "commitment_weight")  # arguments of the quantiser, for training
 
 
-def export_encodec(checkpoint_path: str | Path, out_file: str | Path) -> Path:
+def export_encodec(checkpoint_path: str | Path, out_file: str | Path, *, half: bool = False) -> Path:
     """Write the best state of a training checkpoint as a file for `CompressionModel.get_pretrained`.
 
     Args:
         checkpoint_path: a training checkpoint, its folder, or //sig/SIG.
         out_file: where to write; missing folders are made.
+        half: in less than half the size: float16, and each code with one use to its credit, as after the k-means start
+            (`embed_avg` is then `embed`, stored once). Readers make float32 of it.
 
     Raises:
         CheckpointError: if the checkpoint is missing, damaged or already exported, or its weights do not fit its
-            configuration or are not finite.
+            configuration or are not finite, in float16 either.
     """
     path = resolve_checkpoint(checkpoint_path)
     state = load_checkpoint(path)
@@ -45,9 +50,20 @@ def export_encodec(checkpoint_path: str | Path, out_file: str | Path) -> Path:
     cfg, weights = configuration_of(state, path), best_weights_of(state, path)
     check_weights(cfg, weights, path, get_compression_model)
     out = Path(out_file)
+    if half and (names := not_finite(weights := _in_half(weights))):
+        raise CheckpointError(f"{path} has weights that float16 cannot hold ({names}); export it without half")
     content = {"best_state": weights, "xp.cfg": yaml.safe_dump(_networks(cfg), sort_keys=False)}
     save_checkpoint({**content, "version": __version__, "exported": True}, out)
     return out
+
+
+def _in_half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    for name in [name for name in weights if name.endswith("_codebook.cluster_size")]:
+        weights[name] = torch.ones_like(weights[name])
+        codebook = name.removesuffix("cluster_size")
+        weights[f"{codebook}embed_avg"] = weights[f"{codebook}embed"]  # a sum over the uses; one storage in the file
+    return weights
 
 
 def _networks(cfg: DictConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from audiotok import cli
+from audiotok.cli.results import _in_words
 
 GRID = "compression.sweep"
 
@@ -116,3 +118,23 @@ def test_watching_ends_with_the_last_run(root: Path, capsys: pytest.CaptureFixtu
     assert results(root, "--watch", "0.1", "--columns", "sig,state") == 0
     tables = capsys.readouterr().out.split("sig       state")[1:]
     assert len(tables) >= 2 and "RUNNING" in tables[0] and "RUNNING" not in tables[-1]
+
+
+def test_a_comparison_says_whether_a_difference_is_clear(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    by = ["--by", "losses.mmd,mmd.sigmas", "--metric", "evaluate.sisnr"]
+    assert results(root, *by, "--baseline", "losses.mmd=0") == 0
+    assert "1 pairs of runs, too few for an error (+10 dB)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-0.3, -0.1, "mi_groups lower (-0.2 bit, 95 % interval -0.3 to -0.1, 3 pairs of runs)"),
+        (-0.5, 0.1, "mi_groups no clear difference (-0.2 bit, 95 % interval -0.5 to +0.1, 3 pairs of runs)"),
+        (math.nan, math.nan, "mi_groups 3 pairs of runs, too few for an error (-0.2 bit)"),
+    ],
+)
+def test_a_difference_in_words(low: float, high: float, words: str) -> None:
+    row = {"losses.mmd": 0.5, "metric": "evaluate.mi_groups", "n": 3, "difference": -0.2, "low": low, "high": high}
+    assert _in_words(row, ["losses.mmd"]) == f"losses.mmd=0.5 against the baseline: evaluate.{words}"

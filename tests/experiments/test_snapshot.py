@@ -138,11 +138,13 @@ def test_a_profile_that_git_ignores_is_kept(tmp_path: Path) -> None:
 def test_a_checkout_of_the_library_that_the_repository_ignores_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = project(tmp_path / "project", **{".gitignore": "libs\n", "libs/audiotok/__init__.py": "1"})
+    weights = "libs/audiotok/models/weights/demo.bin"
+    folder = project(tmp_path / "project", **{".gitignore": "libs\n", "libs/audiotok/__init__.py": "1", weights: "w"})
     git(folder, "init", "-q")
     monkeypatch.setattr(audiotok, "__file__", str(folder / "libs/audiotok/__init__.py"))
     taken = take(folder)
-    assert kept(taken) == {*CODE, ".gitignore"} and kept(taken, "libs") == {"audiotok/__init__.py"}
+    assert kept(taken) == {*CODE, ".gitignore"}
+    assert kept(taken, "libs") == {"audiotok/__init__.py", "audiotok/models/weights/demo.bin"}  # jobs continue from it
     assert str(taken.path / "libs") in taken.environ["PYTHONPATH"].split(os.pathsep)
 
 

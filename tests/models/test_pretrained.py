@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from audiotok.checkpoint import save_checkpoint
+from audiotok.checkpoint import own_models, save_checkpoint
 from audiotok.errors import CheckpointError
+from audiotok.metrics.quality import si_snr
 from audiotok.models import CompressionModel, get_compression_model
 from audiotok.models.pretrained import load_pretrained
 from audiotok.solvers import CompressionSolver
+from tests.conftest import chords
 
 CONFIG = Path(__file__).parent.parent.parent / "config"
 
@@ -82,3 +85,38 @@ def test_a_file_reads_no_environment(exported: Path, tmp_path: Path, monkeypatch
         else:
             with pytest.raises(CheckpointError, match=r"n_filters='\$\{oc\."):
                 CompressionModel.get_pretrained(tmp_path / "file.bin")
+
+
+def test_the_model_that_comes_with_the_package_codes_music(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = CompressionModel.get_pretrained("demo")
+    assert (model.sample_rate, model.channels, model.num_codebooks, model.cardinality) == (32000, 1, 4, 1024)
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+    octave_lower = [chords(seed, 1.5, 64000).mean(axis=1) for seed in range(4)]  # read at 32 kHz
+    wav = torch.from_numpy(np.stack(octave_lower))[:, None].float()
+    with torch.no_grad():
+        codes, _ = model.encode(wav)
+        quality = si_snr(estimate=model.decode(codes)[..., : wav.shape[-1]], reference=wav)
+    # Plucked chords, which it has not been trained on: 6 dB. One layer of other weights gives -27 dB.
+    assert quality.mean() > 3.0 and all(len(codes[:, k].unique()) > 20 for k in range(4))
+    (tmp_path / "demo").mkdir()  # does not change what the name means
+    named = CompressionSolver.model_from_checkpoint("//pretrained/demo").state_dict()
+    assert all(torch.equal(value, named[name]) for name, value in model.state_dict().items())
+
+
+def test_models_of_the_package_are_small_and_have_cards() -> None:
+    assert list(own_models()) == ["demo"]
+    for path in own_models().values():
+        assert path.stat().st_size <= 4_000_000
+        card = path.with_suffix(".md").read_text()
+        words = ("MIT", "immich-memories-music", "Not for", "| evaluate | as trained |", "float16")
+        assert [word for word in words if word not in card] == []
+
+
+@pytest.mark.parametrize("name", ["dmo", "//pretrained/dmo", "./demo", Path("demo"), "demo.bin"])
+def test_a_name_that_is_none_is_one_line_with_those_there_are(
+    name: str | Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no checkpoint at \S+; .* comes with audiotok: demo$"):
+        CompressionModel.get_pretrained(name)

@@ -207,6 +207,28 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, solver_in: Enter) -
         other.restore()
 
 
+def test_continue_from_the_model_that_comes_with_the_package(tmp_path: Path, solver_in: Enter) -> None:
+    small = ["dataset.batch_size=2", "dataset.segment_duration=0.5", "dataset.generate.segment_duration=0.5"]
+    small += ["dataset.evaluate.segment_duration=1", "optim.updates_per_epoch=2", "losses.mmd=0"]
+    demo = ["solver=compression/demo_mmd", *small, "continue_from=//pretrained/demo"]
+    with solver_in(tmp_path, *demo, "optim.epochs=1", "optim.lr=1e-9") as solver:
+        assert solver.restore() and solver.epoch == 1 and not solver.optimizer.state
+        before = {name: value.clone() for name, value in solver.model.state_dict().items()}
+        solver.run()
+        for name, value in solver.model.state_dict().items():  # the first updates leave codebooks and weights in place
+            if name.endswith("embed"):
+                assert (value - before[name]).norm() < 0.2 * before[name].norm()
+            elif name.endswith("embed_avg"):
+                assert value.norm() < 2 * before[name].norm()
+        assert "continue_from=//pretrained/demo" in solver.xp.argv
+    for change, message in (
+        ("rvq.bins=8", r"^the weights of \S+demo\.bin do not fit the model: \S+ is \[1024\], expected \[8\]"),
+        ("channels=2", "trained with channels=1, this experiment has channels=2"),
+    ):
+        with solver_in(tmp_path, *demo, change) as other, pytest.raises(CheckpointError, match=message):
+            other.restore()
+
+
 def test_one_codebook_trains_without_mmd_and_refuses_it(tmp_path: Path, solver_in: Enter) -> None:
     with solver_in(tmp_path, "rvq.n_q=1", "losses.mmd=0", "optim.epochs=1") as solver:
         solver.run()

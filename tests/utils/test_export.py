@@ -116,3 +116,34 @@ def test_weights_of_another_configuration_are_not_exported(tmp_path: Path) -> No
     checkpoint = trained(tmp_path, change={"rvq": {"bins": 16}})
     with pytest.raises(CheckpointError, match=r"cluster_size is \[8\], expected \[16\], and 5 more"):
         export_encodec(checkpoint, tmp_path / "model.bin")
+
+
+def test_half_the_size_is_float16_with_one_use_for_each_code(tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path)
+    whole, half = (
+        export_encodec(checkpoint, tmp_path / name, half=name == "half.bin") for name in ("m.bin", "half.bin")
+    )
+    assert half.stat().st_size < 0.8 * whole.stat().st_size  # tiny as it is, most of the file is names
+    ours, theirs = (CompressionModel.get_pretrained(path).state_dict() for path in (whole, half))
+    for name, value in theirs.items():
+        assert value.dtype == torch.float32
+        if name.endswith("cluster_size"):
+            assert torch.equal(value, torch.ones_like(value))
+        elif name.endswith("embed_avg"):
+            embed = theirs[name.replace("embed_avg", "embed")]
+            assert torch.equal(value, embed) and value.data_ptr() != embed.data_ptr()
+        else:
+            assert torch.equal(value, ours[name].half().float())
+    assert load_checkpoint(whole)["xp.cfg"] == load_checkpoint(half)["xp.cfg"]
+
+
+def test_what_float16_cannot_hold_is_not_exported_in_half(tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path)
+    state = load_checkpoint(checkpoint)
+    name = next(iter(state["best_state"]["model"]))
+    state["best_state"]["model"][name] += 1e5
+    save_checkpoint(state, checkpoint)
+    with pytest.raises(CheckpointError, match="float16 cannot hold"):
+        export_encodec(checkpoint, tmp_path / "model.bin", half=True)
+    assert not (tmp_path / "model.bin").exists()
+    export_encodec(checkpoint, tmp_path / "model.bin")
