@@ -33,7 +33,7 @@ SINGLE = {f"{width:g}": (width,) for width in RELEASED_SIGMAS}
 BASE = (
     "solver=compression/demo", "device=cpu", "num_threads=1", "losses.adv=0", "losses.feat=0", "rvq.n_q=4",
     "adversarial.adversaries=[]", f"dataset.batch_size={BATCH}", "mmd.num_batches_mmd=1", "mmd.sigmas=median",
-    "mmd.stream=code", "mmd.weighting=share", "optim.epochs=2",
+    "mmd.stream=code", "mmd.estimator=closed", "mmd.weighting=share", "optim.epochs=2",
 )  # fmt: skip
 
 

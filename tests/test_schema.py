@@ -22,7 +22,7 @@ from audiotok.explorers import CompressionExplorer
 from audiotok.launchers.grid import plan_grid, run_grid
 from audiotok.launchers.plan import plan_text
 from audiotok.launchers.shepherd import GridShepherd
-from audiotok.losses.mmd import ESTIMATORS
+from audiotok.losses.mmd import BETWEEN, ESTIMATORS
 from audiotok.losses.spectral import _WINDOWS
 from audiotok.modules.conv import _PAD_MODES, NORMS
 from audiotok.quantization import STREAM_KINDS
@@ -120,6 +120,7 @@ WRONG: dict[str, list[Any]] = {
     "mmd.sigmas": [None, [], [1, -2], "wide", [1, "a"]],
     "mmd.estimator": ["unbaised"],
     "mmd.weighting": ["relative", None, 0.5],
+    "mmd.between": ["clips", None],
     "mmd.start_epoch": [0, True],
     "adversarial.adversaries": [["gan"], "msd", None],
     "datasource.train": [["a", "b"], 3, ""],
@@ -171,6 +172,11 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"encodec.quantizer": "no_quant"}, "losses.mmd=1.0 with 1 codebook"),
     ({"mmd.sigmas": [1.0, 2.0], "mmd.num_features": 1}, "mmd.num_features=1"),
     ({"losses.mmd": 1000.0, "mmd.weighting": "share"}, "losses.mmd=1000.0, mmd.weighting=share: give a share of"),
+    ({"mmd.between": "frames"}, "mmd.between=frames, mmd.delay=true: only codebooks are delayed"),
+    (
+        {"mmd.between": "frames", "mmd.delay": False, "mmd.num_batches_mmd": 1, "dataset.valid.batch_size": 1},
+        "with 1 clip in a batch of valid: clips are the samples; gather 2 or more",
+    ),
     (
         {"encodec.causal": True, "encodec.renormalize": True},
         "encodec.causal=true, encodec.renormalize=true: give false",
@@ -323,6 +329,7 @@ def hints(section: Any) -> dict[str, Any]:
 
 def test_choices_are_those_of_the_tables() -> None:
     assert tuple(choices(hints(sections.Mmd)["estimator"])) == ESTIMATORS
+    assert tuple(choices(hints(sections.Mmd)["between"])) == BETWEEN
     assert tuple(choices(sections.Stream)) == STREAM_KINDS
     assert tuple(choices(sections.Norm)) == NORMS
     assert tuple(choices(sections.Window)) == _WINDOWS

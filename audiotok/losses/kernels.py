@@ -24,7 +24,7 @@ _ROW_BLOCKS = {"cpu": 1536, "cuda": 4096}  # sides of a tile
 RFF_ROWS = 1024
 _MINIMAL_SIGMA = 1e-8
 
-_Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
+Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 def squared_mmd(
@@ -158,11 +158,12 @@ class _KernelSums(torch.autograd.Function):
     ) -> torch.Tensor:
         z = torch.cat([x, y])
         z -= z.mean(0)  # distances stay, and lose fewer digits
-        blocks = _blocks(len(x), row_block)
+        blocks = blocks_of(len(x), row_block)
+        blocks += [slice(len(x) + block.start, len(x) + block.stop) for block in blocks]
         norms = torch.cat([z[block].square().sum(1) for block in blocks])
         side = max(block.stop - block.start for block in blocks)
         buffers = z.new_empty(2, side * side)
-        terms = _terms_for(z, widths, side)
+        terms = terms_for(z, widths, side)
         total = z.new_zeros((), dtype=torch.float64)  # Sxx, Syy and Sxy nearly cancel: single precision would not do
         grad, shrink = torch.zeros_like(z) if differentiate else None, z.new_zeros(len(z))
         for rows, columns, weight in _tiles(blocks, len(x), within, across):
@@ -191,11 +192,10 @@ class _KernelSums(torch.autograd.Function):
         return *grad.mul(outer).chunk(2), None, None, None, None, None
 
 
-def _blocks(n: int, row_block: int) -> list[slice]:
-    """Cut 0..n-1, then n..2n-1, into the fewest nearly equal blocks of at most row_block."""
+def blocks_of(n: int, row_block: int) -> list[slice]:
+    """Cut 0..n-1 into the fewest nearly equal blocks of at most row_block."""
     count = math.ceil(n / row_block)
-    edges = [n * i // count for i in range(count + 1)]
-    return [slice(half + a, half + b) for half in (0, n) for a, b in pairwise(edges)]
+    return [slice(a, b) for a, b in pairwise(n * i // count for i in range(count + 1))]
 
 
 def _tiles(blocks: list[slice], n: int, within: float, across: float) -> Iterator[tuple[slice, slice, float]]:
@@ -206,7 +206,8 @@ def _tiles(blocks: list[slice], n: int, within: float, across: float) -> Iterato
             yield rows, columns, across if crosses else within if rows == columns else 2 * within
 
 
-def _terms_for(z: torch.Tensor, widths: Sequence[float], side: int) -> _Terms:
+def terms_for(z: torch.Tensor, widths: Sequence[float], side: int) -> Terms:
+    """What `_tile_terms` does with squared distances and slope, in tiles of that side at most, like z."""
     if z.is_cuda and find_spec("triton"):
         from audiotok.losses.triton_kernels import fused_terms  # optional, and slow to import
 
@@ -228,27 +229,36 @@ def _tile_terms(
     Returns:
         A scalar in float64; None if every pair gives 0, and slope then means nothing.
     """
-    limits = torch.finfo(squared.dtype)
-    lowest = math.log(limits.tiny) + 0.5
-    if squared.is_cuda:  # reading the bounds would wait for the device
-        least, most = 0.0, math.inf
-        squared.clamp_(min=0)
-    else:
-        least, most = (float(bound) for bound in squared.aminmax())
-        if least < 0:
-            least, squared = 0.0, squared.clamp_(min=0)
+    limits, lowest = torch.finfo(squared.dtype), lowest_exponent(squared)
+    least, most = bounds(squared)
     if -0.5 * least / widths[0] < lowest:
         return None
-    total = _precise_sum(_exponentials(squared, widths[0], most, lowest, slope))
+    total = _precise_sum(exponentials(squared, widths[0], most, lowest, slope))
     for a in widths[1:]:
         ratio = widths[0] / a
         # Below a quarter of the widest term's last digit at the least distance, hence at all: lost in the sum.
         if ratio * math.exp(0.5 * least / widths[0] * (1 - ratio)) < limits.eps / 4:
             continue
-        term = _exponentials(squared, a, most, lowest, spare[: squared.numel()].view_as(squared))
+        term = exponentials(squared, a, most, lowest, spare[: squared.numel()].view_as(squared))
         total += _precise_sum(term)
         slope.add_(term, alpha=ratio)
     return total
+
+
+def lowest_exponent(like: torch.Tensor) -> float:
+    """Least exponent whose exponential counts: below it, the result would be subnormal."""
+    return math.log(torch.finfo(like.dtype).tiny) + 0.5
+
+
+def bounds(squared: torch.Tensor) -> tuple[float, float]:
+    """Least and greatest squared distance of a tile (0 and inf on CUDA), once those that rounding put below 0 are 0."""
+    if squared.is_cuda:  # reading the bounds would wait for the device
+        squared.clamp_(min=0)
+        return 0.0, math.inf
+    least, most = (float(bound) for bound in squared.aminmax())
+    if least < 0:
+        least, squared = 0.0, squared.clamp_(min=0)
+    return least, most
 
 
 def _precise_sum(tile: torch.Tensor) -> torch.Tensor:
@@ -256,7 +266,7 @@ def _precise_sum(tile: torch.Tensor) -> torch.Tensor:
     return tile.sum(1).sum(dtype=torch.float64)  # by rows, as float64 of the whole tile would be a copy of it
 
 
-def _exponentials(squared: torch.Tensor, a: float, most: float, lowest: float, out: torch.Tensor) -> torch.Tensor:
+def exponentials(squared: torch.Tensor, a: float, most: float, lowest: float, out: torch.Tensor) -> torch.Tensor:
     """Write exp(-squared / (2 a)) to out, 0 where the exponent is not above lowest; no distance is beyond most."""
     torch.mul(squared, -0.5 / a, out=out)
     if -0.5 * most / a > lowest:

@@ -64,6 +64,7 @@ def _dependence(cfg: Plain) -> Iterator[str]:
         yield f"{_is(cfg, 'mmd.num_features')}: give at least one for each of the {len(sigmas)} mmd.sigmas"
     if n_q == 1:
         return
+    yield from _between(cfg)
     for split, key, switch in (
         ("train", "mmd", True),
         ("valid", "mmd", True),
@@ -77,6 +78,24 @@ def _dependence(cfg: Plain) -> Iterator[str]:
         samples = _split(cfg, split).get("num_samples")
         if split == "evaluate" and switch and samples == 1 and _get(cfg, f"{key}.shuffle") != "frames":
             yield f"dataset.evaluate.num_samples=1: {key} needs 2 clips or more, and recordings of many to be of use"
+
+
+def _between(cfg: Plain) -> Iterator[str]:
+    """What the MMD of training compares, beside the delay and the sizes of the data."""
+    if _get(cfg, "mmd.between", "codebooks") == "codebooks":
+        return
+    if _get(cfg, "mmd.delay"):
+        yield f"{_is(cfg, 'mmd.between', 'mmd.delay')}: only codebooks are delayed; give mmd.delay=false"
+    if _get(cfg, "mmd.between") != "frames":
+        return
+    for split in ("train", "valid"):
+        batch, gathered = _split(cfg, split).get("batch_size", 2), _get(cfg, "mmd.num_batches_mmd", 1)
+        if batch * gathered < 2:
+            found = f"{_is(cfg, 'mmd.between', 'mmd.num_batches_mmd')} with {batch} clip in a batch of {split}"
+            yield f"{found}: clips are the samples; gather 2 or more"
+        frames = _frames(cfg, split)
+        if frames == 1:
+            yield f"{_is(cfg, 'mmd.between')}: a segment of {split} has 1 frame; give a longer segment_duration"
 
 
 def _samples(cfg: Plain, split: str) -> int | None:

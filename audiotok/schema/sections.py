@@ -263,7 +263,8 @@ class Mmd(TypedDict, total=False):
     """Section `mmd`."""
 
     weighting: Literal["absolute", "share"]
-    estimator: Literal["clips", "samples", "unbiased", "disjoint", "rff"]
+    estimator: Literal["clips", "samples", "unbiased", "disjoint", "rff", "closed"]
+    between: Literal["codebooks", "dimensions", "frames"]
     stream: Stream
     sigmas: Sigmas
     delay: Flag
