@@ -28,7 +28,14 @@ class CompressionExplorer(Explorer):
     Decorate the explore function of a grid file with it. What an experiment has not measured is left empty.
     """
 
-    train_metrics = (("epoch", ""), ("bandwidth", ".2f"), ("adv", ".4f"), ("d_loss", ".4f"), ("mmd", ".3g"))
+    train_metrics = (
+        ("epoch", ""),
+        ("bandwidth", ".2f"),
+        ("adv", ".4f"),
+        ("d_loss", ".4f"),
+        ("mmd", ".3g"),
+        ("mmd_share", ".2g"),
+    )
     valid_metrics = (("bandwidth", ".2f"), ("adv", ".4f"), ("msspec", ".4f"), ("sisnr", ".2f"), ("mmd", ".3g"))
     evaluate_metrics = (
         ("sisdr", ".2f"),

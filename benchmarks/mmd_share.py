@@ -33,7 +33,7 @@ SINGLE = {f"{width:g}": (width,) for width in RELEASED_SIGMAS}
 BASE = (
     "solver=compression/demo", "device=cpu", "num_threads=1", "losses.adv=0", "losses.feat=0", "rvq.n_q=4",
     "adversarial.adversaries=[]", f"dataset.batch_size={BATCH}", "mmd.num_batches_mmd=1", "mmd.sigmas=median",
-    "mmd.stream=code", "mmd.weighting=share", "optim.epochs=2",
+    "mmd.stream=code", "mmd.estimator=closed", "mmd.weighting=share", "optim.epochs=2",
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ class Case:
     def __init__(self, estimator: str, widths: str, sigmas: Any, stream: str) -> None:
         self.name = f"`{estimator}` | {widths} | {stream}"
         self.loss, self.stream = MMDLoss(sigmas, estimator), stream
-        self.share = GradientShare(0.999, num_batches=1)
+        self.share = GradientShare(0.999)
         self.plain: list[float] = []  # of the MMD at weight 1
         self.given: list[float] = []  # of the MMD, as the encoder would get it
         self.reconstruction: list[float] = []
@@ -113,7 +113,7 @@ PAGE = """# The share of the gradient
 
 The codec of `compression/demo` (4 codebooks, no adversaries) after {updates} updates without the MMD, on real music,
 goes on for {steps} training steps of {batch} clips of 0.8 s ({frames} frames after the delay), an MMD step each. In
-each step every criterion is measured at the latent and scaled to a share of {share}, each with averages of its own.
+each step every criterion is measured at the latent and scaled to a share of {share}.
 Norms are means per clip. Share reached: mean norm of the scaled gradient over that of the balanced losses, ± the
 standard deviation of single steps.
 

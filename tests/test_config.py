@@ -52,7 +52,12 @@ def names_in_code() -> set[str]:
 
 
 def test_there_are_presets() -> None:
-    assert {"encodec_mmd_32khz", "encodec_musicgen_mmd_32khz", "encodec_musicgen_32khz"} <= set(PRESETS)
+    assert {
+        "encodec_mmd_32khz",
+        "encodec_mmd_share_32khz",
+        "encodec_musicgen_mmd_32khz",
+        "encodec_musicgen_32khz",
+    } <= set(PRESETS)
     assert {"encodec_base_24khz", "debug", "demo"} <= set(PRESETS)
 
 
@@ -76,6 +81,13 @@ def test_a_run_frozen_without_a_choice_of_variables_compares_codebooks() -> None
     del cfg.mmd.between
     loss = builders.get_macro_batch(cfg).loss
     assert (loss.between, loss.estimator) == ("codebooks", "closed")
+
+
+def test_a_run_frozen_without_a_weighting_has_a_factor_as_its_weight() -> None:
+    cfg = config("solver=compression/debug", "mmd.weighting=share")
+    assert builders.get_macro_batch(cfg).weighting == "share"
+    del cfg.mmd.weighting
+    assert builders.get_macro_batch(cfg).weighting == "absolute"
 
 
 def test_adversaries_are_on_their_device_when_ranks_share_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,8 +125,8 @@ WRONG: dict[str, list[Any]] = {
     "mmd.delay": ["maybe", 1],
     "mmd.sigmas": [None, [], [1, -2], "wide", [1, "a"]],
     "mmd.estimator": ["unbaised"],
-    "mmd.between": ["clips", None],
     "mmd.weighting": ["relative", None, 0.5],
+    "mmd.between": ["clips", None],
     "mmd.start_epoch": [0, True],
     "adversarial.adversaries": [["gan"], "msd", None],
     "datasource.train": [["a", "b"], 3, ""],
@@ -177,12 +177,12 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"rvq.n_q": 1}, "losses.mmd=1.0 with 1 codebook"),
     ({"encodec.quantizer": "no_quant"}, "losses.mmd=1.0 with 1 codebook"),
     ({"mmd.sigmas": [1.0, 2.0], "mmd.num_features": 1}, "mmd.num_features=1"),
+    ({"losses.mmd": 1000.0, "mmd.weighting": "share"}, "losses.mmd=1000.0, mmd.weighting=share: give a share of"),
     ({"mmd.between": "frames"}, "mmd.between=frames, mmd.delay=true: only codebooks are delayed"),
     (
         {"mmd.between": "frames", "mmd.delay": False, "mmd.num_batches_mmd": 1, "dataset.valid.batch_size": 1},
         "with 1 clip in a batch of valid: clips are the samples; gather 2 or more",
     ),
-    ({"losses.mmd": 1000.0, "mmd.weighting": "share"}, "losses.mmd=1000.0, mmd.weighting=share: give a share of"),
     (
         {"encodec.causal": True, "encodec.renormalize": True},
         "encodec.causal=true, encodec.renormalize=true: give false",

@@ -103,7 +103,7 @@ def get_macro_batch(cfg: DictConfig) -> MacroBatch:
     features = {"num_features": mmd["num_features"], "seed": mmd["features_seed"]}
     between = mmd.get("between", "codebooks")  # a run that was frozen before lacks it
     loss = MMDLoss(mmd["sigmas"], mmd["estimator"], mmd["delay"], between=between, **features)
-    weighting = mmd.get("weighting", "absolute")  # a run that was frozen before the key was added has none
+    weighting = mmd.get("weighting", "absolute")  # likewise
     return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], cfg.seed, weighting, cfg.balancer.ema_decay)
 
 

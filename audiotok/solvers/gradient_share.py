@@ -14,7 +14,6 @@ from audiotok.distributed import sum_over_ranks_, world_size
 from audiotok.errors import CheckpointError
 
 FLOOR = 1e-7  # of the change in `GradientShare.scale`: what float32 resolves of a value of order 1
-_SIDES = ("reconstruction", "mmd")
 
 
 def clip_norms(gradient: Tensor) -> Tensor:
@@ -43,36 +42,36 @@ class GradientShare:
 
     With r_i and g_i the gradients of the balanced losses and of the MMD at the latent of clip i,
 
-        factor = share * average |r_i| / average |g_i|
+        factor = share * average |r_i| / mean |g_i|
 
-    where averages run over the clips of all ranks and, exponentially, over steps as in `Balancer`: corrected for their
-    start, with its decay. An MMD step comes once in `num_batches` training steps, so that |g_i| decays by
-    decay^num_batches: both averages look equally far back.
+    Both are means over the clips of all ranks. |r_i| is averaged over steps as in `Balancer`: exponentially, with its
+    decay, corrected for its start. |g_i| is that of the step itself, over the clips of all its batches. Averaged over
+    steps too, one large gradient, as of codebooks that hardly vary yet, would hold the share down for a thousand steps.
 
     A clip is once in a training step and once in an MMD step. It thus receives r_i and a gradient of norm share * |r_i|
     whatever the number of gathered batches. Nothing is multiplied by the number of ranks: the gradients of both are
     summed over the clips of a rank and averaged over ranks.
 
     Args:
-        decay: of the averages per training step, in (0, 1]; 1 is a plain average.
-        num_batches: training steps for one MMD step.
+        decay: of the average per training step, in (0, 1]; 1 is a plain average.
     """
 
-    def __init__(self, decay: float, num_batches: int) -> None:
-        self._decays = dict(zip(_SIDES, (decay, decay**num_batches), strict=True))
-        self._totals: dict[str, Tensor | float] = dict.fromkeys(_SIDES, 0.0)
-        self._counts = dict.fromkeys(_SIDES, 0.0)
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+        self._total: Tensor | float = 0.0
+        self._count = 0.0
 
     def add_reconstruction(self, norm: Tensor) -> None:
         """Take in a training step: the mean of |r_i| over this rank's clips. A collective, no wait for a device."""
-        self._add("reconstruction", sum_over_ranks_(norm.clone()) / world_size())
+        self._total = self._total * self._decay + sum_over_ranks_(norm.clone()) / world_size()
+        self._count = self._count * self._decay + 1
 
     def scale(self, share: float, gradient: Tensor, latent: Tensor) -> float:
-        """Take in an MMD step, and return its factor; a collective, equal on all ranks.
+        """Return the factor of an MMD step; a collective, equal on all ranks.
 
-        0, with nothing taken in, if sum_i |g_i| |z_i| < FLOOR: to first order, moving every latent z_i by its own size
-        then changes the criterion by less than float32 resolves of it. Such a gradient (kernels far narrower than the
-        distances, a value clamped at 0) would be noise if it were scaled up.
+        0 if sum_i |g_i| |z_i| < FLOOR: to first order, moving every latent z_i by its own size then changes the
+        criterion by less than float32 resolves of it. Such a gradient (kernels far narrower than the distances, a value
+        clamped at 0) would be noise if it were scaled up.
 
         Args:
             share: in use in this step, > 0.
@@ -81,31 +80,23 @@ class GradientShare:
         """
         norms = clip_norms(gradient)
         change = (norms * clip_norms(latent.detach())).sum()
-        mean, change = sum_over_ranks_(torch.stack([norms.mean() / world_size(), change]))
-        if change < FLOOR:
-            return 0.0
-        self._add("mmd", mean)
-        return share * self._average("reconstruction") / self._average("mmd")
+        mean, change = sum_over_ranks_(torch.stack([norms.mean() / world_size(), change])).tolist()
+        return 0.0 if change < FLOOR else share * self._average() / mean
 
     def reached(self, norm: Tensor) -> float:
         """A mean norm per clip at the latent as a share of average |r_i|; 0 before anything was measured."""
-        average = self._average("reconstruction") if self._counts["reconstruction"] else 0.0
+        average = self._average()
         return float(norm) / average if average else 0.0
 
-    def state_dict(self) -> dict[str, dict[str, float]]:
-        """The averages as plain floats, the same on all ranks: a resumed run continues exactly."""
-        return {"totals": {side: float(total) for side, total in self._totals.items()}, "counts": dict(self._counts)}
+    def state_dict(self) -> dict[str, float]:
+        """The average as plain floats, the same on all ranks: a resumed run continues exactly."""
+        return {"total": float(self._total), "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; CheckpointError if the state is not of that form."""
-        if set(state) != {"totals", "counts"} or any(set(part) != set(_SIDES) for part in state.values()):
-            raise CheckpointError(f"state of the MMD's share holds {sorted(state)}; expected totals and counts of both")
-        self._totals = {side: float(state["totals"][side]) for side in _SIDES}
-        self._counts = {side: float(state["counts"][side]) for side in _SIDES}
+        if set(state) != {"total", "count"}:
+            raise CheckpointError(f"state of the MMD's share holds {sorted(state)}; expected count and total")
+        self._total, self._count = float(state["total"]), float(state["count"])
 
-    def _add(self, side: str, norm: Tensor) -> None:
-        self._totals[side] = self._totals[side] * self._decays[side] + norm
-        self._counts[side] = self._counts[side] * self._decays[side] + 1
-
-    def _average(self, side: str) -> float:
-        return float(self._totals[side]) / self._counts[side]
+    def _average(self) -> float:
+        return float(self._total) / self._count if self._count else 0.0

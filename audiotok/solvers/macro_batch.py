@@ -80,10 +80,10 @@ class MacroBatch:
         seed: of the permutations; the same on every rank.
         weighting: what a weight is: "absolute", a factor; "share", the norm of the MMD's gradient at the latent
             relative to that of the reconstruction; see `GradientShare`.
-        ema_decay: of the norms, for each batch.
+        ema_decay: of the reconstruction's norm, for each batch.
 
     Attributes:
-        share: the norms; `share.add_reconstruction` takes in that of each batch.
+        share: that norm; `share.add_reconstruction` takes in a batch.
         reached: the share that the gradient of the latest step had, of the clips of this rank; 0 without weight.
     """
 
@@ -105,7 +105,7 @@ class MacroBatch:
         self.num_batches = num_batches
         self.seed = seed
         self.weighting = weighting
-        self.share = GradientShare(ema_decay, num_batches)
+        self.share = GradientShare(ema_decay)
         self.reached = 0.0
         self.pending: list[torch.Tensor] = []
         self.steps = 0
@@ -151,11 +151,11 @@ class MacroBatch:
         return gradient * self.share.scale(weight, gradient, own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Pending batches of all ranks, the count and the norms, so that a resumed run takes the same steps."""
+        """Pending batches of all ranks, the count and the norm, so that a resumed run takes the same steps."""
         return {"pending": list(self.pending), "steps": self.steps, "share": self.share.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`; that of an earlier version holds no norms."""
+        """Restore `state_dict`; that of an earlier version holds no norm."""
         self.pending = list(state["pending"])
         self.steps = int(state["steps"])
         if "share" in state:

@@ -13,7 +13,7 @@ from audiotok.solvers.averages import State
 from audiotok.solvers.interruption import PROGRESS
 from audiotok.solvers.randomness import rng_state
 
-# torch adds keys of optimisers and schedules from version to version; early states of the MMD step hold no norms.
+# torch adds keys of optimisers and schedules from version to version; early states of the MMD step hold no norm.
 _LOOSE = ("optimizer", "scheduler", "adv_losses", "macro_batch")
 _PROGRESS: State = {"updates": 0, "stages": {}, "elapsed_s": 0.0, "ranks": []}
 _RANK: State = {"averages": {"totals": {}, "counts": {}}}
