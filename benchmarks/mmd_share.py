@@ -128,8 +128,8 @@ Single widths, `unbiased`; 0 where the gradient is below the floor and stays off
 def main() -> None:
     """Measure all cases, and write docs/benchmarks/mmd_share.md."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--updates", type=int, default=60, help="of the codec, before")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--updates", type=int, default=40, help="of the codec, before")
+    parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     grid = itertools.product(ESTIMATORS, WIDTHS.items(), STREAMS)
     cases = [Case(estimator, name, sigmas, stream) for estimator, (name, sigmas), stream in grid]
