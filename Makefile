@@ -6,7 +6,7 @@ SOURCES := audiotok benchmarks tests
 PACKAGES := $(SOURCES) launchers grids
 DEMO := compression.encodec_mmd_demo
 GRID := compression.mmd_on_off_demo
-SHOWN := evaluate.sisdr,evaluate.mi_groups_delay,evaluate.mmd
+SHOWN := evaluate.sisdr,evaluate.mi_groups_delay,evaluate.mmd,evaluate.usage
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 NUMERIC := $(addprefix tests/, adversarial losses metrics models modules quantization)
 
@@ -28,6 +28,7 @@ What you see: one small codec (2 kb/s), trained on from the same weights, withou
   evaluate.sisdr      quality on music that no run has trained on, in dB; more is better.
   evaluate.mi_groups_delay   what a codebook says about another one, in bit; less is better.
   evaluate.mmd        what the MMD lowers, measured on the same music; less is better.
+  evaluate.usage      share of the codes in use: what independence may cost.
 The second table is the effect: minus the baseline of the same seed, with a 95 % interval over seeds.
 An interval with 0 in it shows no clear effect.
 What you hear: reports/$(DEMO)/index.html, in a browser.
