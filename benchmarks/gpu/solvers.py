@@ -23,7 +23,7 @@ def solver_on(setting: Setting, folder: Path | str, *overrides: str) -> Iterator
     """The solver of the 32 kHz model in an experiment of its own under `folder`, inside that experiment."""
     shared = [f"solver={PRESET}", f"device={setting.device.type}", *(TINY if setting.tiny else [])]
     shared += [f"datasource.{split}={setting.music}/{split}.jsonl.gz" for split in SPLITS]
-    shared += ["dataset.generate.segment_duration=1"]
+    shared += [f"dataset.{split}.segment_duration=1" for split in ("evaluate", "generate")]
     old, train.main.dora.dir = train.main.dora.dir, Path(folder)
     try:
         xp = train.main.init_xp(train.main.get_xp([*shared, *overrides]))
