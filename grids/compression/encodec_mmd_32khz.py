@@ -8,16 +8,21 @@
   width: how much is needed, and does the stream matter?
 - share 0.5 on code vectors at the paper's six widths, and at wide ones: does the width matter at an equal share?
 
-Planned comparison, fixed before any run. First metric: `evaluate.mi_groups`, which no condition trains on. The one
-primary comparison: share 0.5 on code vectors at the median width minus placebo, paired over the 8 blocks, two-sided
-paired t-test at 0.05. Secondary, Holm-corrected over the 6: each other condition minus placebo. The cost: the
-difference in `evaluate.mel` of the same pairs, with its 95 % interval. Each number of codebooks by itself is described,
-not tested.
+Planned comparison, fixed before any run. First metric: `evaluate.mi_groups_delay`, which no condition trains on, in the
+alignment of delayed prediction, which all of them train for. The one primary comparison: share 0.5 on code vectors at
+the median width minus placebo, paired over the 8 blocks, two-sided paired t-test at 0.05: `p` of its row. Secondary:
+each other condition minus placebo, `p_holm` over these 6. The cost: `difference` of `evaluate.mel_distance` for the
+same pairs, with its 95 % interval. Each number of codebooks by itself is described, not tested.
 
     runs["block"] = runs["rvq.n_q"].astype(str) + "/" + runs["seed"].astype(str)
     by = ["losses.mmd", "mmd.stream", "mmd.sigmas"]
     placebo = {"losses.mmd": 1e-6, "mmd.stream": "code", "mmd.sigmas": "median"}
-    compare(runs, by, ["evaluate.mi_groups"], placebo, pair="block")
+    mi, first = ["evaluate.mi_groups_delay"], (runs[by] == [0.5, "code", "median"]).all(axis=1)
+    primary = compare(runs[first | (runs["losses.mmd"] == 1e-6)], by, mi, placebo, pair="block")
+    secondary = compare(runs[~first], by, mi, placebo, pair="block")
+    cost = compare(runs, by, ["evaluate.mel_distance"], placebo, pair="block")
+
+where `runs = load_grid("compression.encodec_mmd_32khz").runs.copy()`; docs/results.md has both functions.
 
 What each experiment requests of the cluster stands in its profile (AUDIOTOK_CLUSTER).
 """

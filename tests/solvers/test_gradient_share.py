@@ -98,6 +98,25 @@ def test_a_vanishing_gradient_stays_off(size: float) -> None:
     assert share.scale(0.5, FLOOR * latent, latent) == pytest.approx(0.5 * 3 / FLOOR, rel=1e-6)
 
 
+@pytest.mark.parametrize("estimator", ["closed", "unbiased", "disjoint", "samples"])
+def test_above_the_floor_a_gradient_is_none_of_rounding(estimator: str) -> None:
+    streams = torch.randn(4, 4, 16, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    off = 0
+    for width in [10.0**power for power in range(-2, 9)]:  # far narrower and far wider than the distances
+        loss, found = MMDLoss([width], estimator, delay=False), []
+        for dtype in (torch.float64, torch.float32):
+            leaf = streams.to(dtype).requires_grad_()
+            value = loss(leaf, generator=torch.Generator().manual_seed(1))
+            found.append(torch.autograd.grad(value, leaf)[0].double().flatten(1))
+        share = GradientShare(0.9)
+        share.add_reconstruction(RECONSTRUCTION)
+        if share.scale(0.5, found[1], streams.flatten(1)) == 0:
+            off += 1
+        else:
+            assert (found[0] - found[1]).norm() < 0.3 * found[0].norm()
+    assert 0 < off < 11
+
+
 def test_widths_that_see_nothing_leave_the_encoder_alone() -> None:
     model, macro = tiny_model(), by_share(MMDLoss([1e-4]))
     macro.share.add_reconstruction(RECONSTRUCTION)
