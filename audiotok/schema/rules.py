@@ -58,7 +58,7 @@ def _dependence(cfg: Plain) -> Iterator[str]:
         yield f"{_is(cfg, 'losses.mmd')} with {n_q} codebook: give 0, or rvq.n_q of 2 or more (encodec.quantizer=rvq)"
     if weight > _MOST_SHARE and _get(cfg, "mmd.weighting") == "share":
         found = _is(cfg, "losses.mmd", "mmd.weighting")
-        yield f"{found}: give a share such as 0.5, at most {_MOST_SHARE}, or mmd.weighting=absolute"
+        yield f"{found}: give a share of at most {_MOST_SHARE}, such as 0.5, or mmd.weighting=absolute"
     sigmas = _get(cfg, "mmd.sigmas")
     if isinstance(sigmas, list) and len(sigmas) > _get(cfg, "mmd.num_features", len(sigmas)):
         yield f"{_is(cfg, 'mmd.num_features')}: give at least one for each of the {len(sigmas)} mmd.sigmas"
