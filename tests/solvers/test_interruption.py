@@ -28,7 +28,8 @@ Enter = Callable[..., AbstractContextManager[CompressionSolver]]
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("stopped_rank.py")
 UPDATES, EPOCHS = 4, 2
-# Per epoch 4 updates, 2 steps of valid, 1 of evaluate, 1 of generate; macro-batches of 3 are pending at most stops.
+# Per epoch 4 updates, 2 steps of valid, 2 of evaluate (a batch, its metrics), 1 of generate; macro-batches of 3, by
+# share, are pending at most stops.
 SMALL = [
     "solver=compression/debug",
     "device=cpu",
@@ -40,6 +41,8 @@ SMALL = [
     "evaluate.every=1",
     "generate.every=1",
     "mmd.num_batches_mmd=3",
+    "mmd.weighting=share",
+    "mmd.estimator=closed",
     "rvq.q_dropout=true",
     "rvq.n_q=3",
     "rvq.kmeans_iters=3",
@@ -99,11 +102,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory, music: Path) -> dict[str, An
         # Steps of each life after which the signal comes, and (updates done, stages done) then.
         ([1], [(1, [])]),
         ([2, 1, 1], [(2, []), (3, []), (4, [])]),
-        ([3, 1, 4], [(3, []), (4, []), (4, ["train", "valid", "evaluate"])]),
+        ([3, 1, 5], [(3, []), (4, []), (4, ["train", "valid", "evaluate"])]),
         ([5, 2], [(4, ["train"]), (4, ["train"])]),
-        ([7], [(4, ["train", "valid"])]),
-        ([8], [(4, ["train", "valid", "evaluate"])]),
-        ([10, 5], [(1, []), (4, ["train"])]),  # in the second epoch, which the callback hears begin as a step
+        ([8], [(4, ["train", "valid"])]),
+        ([9], [(4, ["train", "valid", "evaluate"])]),
+        ([11, 5], [(1, []), (4, ["train"])]),  # in the second epoch, which the callback hears begin as a step
     ],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
