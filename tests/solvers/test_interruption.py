@@ -99,11 +99,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, music: Path) -> dict[str, An
         # Steps of each life after which the signal comes, and (updates done, stages done) then.
         ([1], [(1, [])]),
         ([2, 1, 1], [(2, []), (3, []), (4, [])]),
-        ([3, 1, 4], [(3, []), (4, []), (4, ["train", "valid", "evaluate"])]),
+        ([3, 1, 5], [(3, []), (4, []), (4, ["train", "valid", "evaluate"])]),
         ([5, 2], [(4, ["train"]), (4, ["train"])]),
         ([7], [(4, ["train", "valid"])]),
-        ([8], [(4, ["train", "valid", "evaluate"])]),
-        ([10, 5], [(1, []), (4, ["train"])]),  # in the second epoch, which the callback hears begin as a step
+        ([8], [(4, ["train", "valid"])]),  # after the clips of evaluate, before its metrics are kept
+        ([9], [(4, ["train", "valid", "evaluate"])]),
+        ([11, 5], [(1, []), (4, ["train"])]),  # in the second epoch, which the callback hears begin as a step
     ],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
