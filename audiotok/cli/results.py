@@ -153,6 +153,8 @@ def _show_published(args: argparse.Namespace, experiments: "Experiments") -> Non
     from audiotok.results.tables import format_table
 
     table = published_table(experiments.metrics)
+    if table.empty and args.watch is not None:
+        return  # not measured yet
     if table.empty:
         measured = "evaluate.sisdr, evaluate.mel_distance"
         raise ResultsError(f"--published: no run of {experiments.name} has a metric of the published ones: {measured}.")

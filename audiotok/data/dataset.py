@@ -121,7 +121,8 @@ class AudioDataset(Dataset[Item]):
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
         self.pad, self.return_info = pad, return_info
         self._folder = _common_folder(metas) if return_info else ""
-        self._min_duration_s = (segment_s or 0.0) * min_segment_ratio
+        # Tiles hold no padding; a header may round a whole length.
+        self._min_duration_s = (segment_s or 0.0) * (1 - 1e-6 if tile else min_segment_ratio)
         self.metas = _usable(metas, segment_s, self._min_duration_s, channels)
         self._tiles: list[tuple[AudioMeta, float]] = []
         if tile and segment_s is not None:

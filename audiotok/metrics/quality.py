@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torchaudio.functional import loudness, melscale_fbanks
+from torchaudio.functional import highpass_biquad, melscale_fbanks, treble_biquad
 
 from audiotok.errors import DataError
 from audiotok.losses import MelSpectrogramL1Loss, SISNRLoss
@@ -27,7 +27,7 @@ _FLOOR = 1e-5
 _LEVEL_LUFS = -16.0  # of the test set of Kumar et al.
 _SILENCE_LUFS = -70.0  # the absolute gate of ITU-R BS.1770: nothing below counts
 _BLOCK_S = 0.4  # that loudness is measured over
-_HEADROOM = 8.0  # torchaudio clips what it filters for loudness to +-1
+_HEADROOM = 8.0  # torchaudio clips what its filters give to +-1
 
 
 class SignalMetric(Protocol):
@@ -209,10 +209,27 @@ def _gain(reference: torch.Tensor, sample_rate: int, level: float) -> float:
     """Gain that brings a clip [C, T] to a level in LUFS, or its peak to 1 if that is less."""
     if reference.shape[-1] < _BLOCK_S * sample_rate:
         raise DataError(f"clips are shorter than {_BLOCK_S:g} s, and have no loudness")
-    found = float(loudness(reference / _HEADROOM, sample_rate)) + 20 * math.log10(_HEADROOM)
-    if not found > _SILENCE_LUFS:
+    return min(float(10 ** ((level - _loudness(reference, sample_rate)) / 20)), 1 / float(reference.abs().max()))
+
+
+def _loudness(wav: torch.Tensor, sample_rate: int) -> float:
+    """LUFS of a clip [C, T] by ITU-R BS.1770-4, whose channels count alike; DataError if all of it is below the gate.
+
+    Not torchaudio's `loudness`: scaled down, so that its filters do not clip, it takes quiet clips for silence.
+    """
+    scale = _HEADROOM * max(1.0, float(wav.abs().max()))
+    filtered = treble_biquad(wav.double() / scale, sample_rate, 4.0, 1500.0, 1 / math.sqrt(2))
+    filtered = scale * highpass_biquad(filtered, sample_rate, 38.0, 0.5)
+    block = round(_BLOCK_S * sample_rate)
+    power = filtered.square().unfold(-1, block, block // 4).mean(-1).sum(0)
+    power = power[_lufs(power) > _SILENCE_LUFS]
+    if not len(power):
         raise DataError("the reference is silent")
-    return min(float(10 ** ((level - found) / 20)), 1 / float(reference.abs().max()))
+    return float(_lufs(power[_lufs(power) > _lufs(power.mean()) - 10].mean()))
+
+
+def _lufs(power: torch.Tensor) -> torch.Tensor:
+    return -0.691 + 10 * torch.log10(power)
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -17,13 +17,18 @@ PROTOCOL_FILE = "evaluate.json"
 _COLUMN = "evaluate.protocol"
 _MAX_SIGS = 5  # that are named
 _MAX_TEXT = 200
+_MAX_LINE = 1000
+_MAX_GROUPS = 10  # of runs that were evaluated alike
+_MAX_NAMES = 10  # of what differs
+_MAX_BYTES = 2**16  # of a file, of which less than a hundredth is used
 
 Protocol = Mapping[str, Any]
 
 
 def read_protocol(record: Experiment) -> Protocol:
-    """What the last evaluate stage of a run has kept; empty if nothing can be read."""
-    return read_json_file(record.folder / PROTOCOL_FILE, dict, [])[0] or {}
+    """What the last evaluate stage of a run has kept; empty if nothing can be read, or too much."""
+    content, raw = read_json_file(record.folder / PROTOCOL_FILE, dict, [])
+    return content if content and len(raw) <= _MAX_BYTES else {}
 
 
 def describe(protocol: Protocol) -> str:
@@ -39,7 +44,7 @@ def describe(protocol: Protocol) -> str:
     for name, text in metrics.items() if isinstance(metrics, dict) else ():
         if isinstance(text, str) and text:
             texts.setdefault(clean_text(text[:_MAX_TEXT]), []).append(clean_text(str(name)))
-    return "; ".join([*parts, *(f"{', '.join(names)}: {text}" for text, names in texts.items())])
+    return "; ".join([*parts, *(f"{', '.join(names)}: {text}" for text, names in texts.items())])[:_MAX_LINE]
 
 
 def protocol_lines(experiments: Experiments) -> list[str]:
@@ -54,14 +59,16 @@ def protocol_lines(experiments: Experiments) -> list[str]:
     if len(groups) == 1:
         return [f"evaluate: {describe(known[0][1])}"]
     lines = ["the numbers of evaluate do not compare between runs that measured them in different ways:"]
-    differing = _differing([protocol for _, protocol in known])
-    for sigs, protocol in groups:
+    differing = _differing([protocol for _, protocol in known])[:_MAX_NAMES]
+    for sigs, protocol in groups[:_MAX_GROUPS]:
         if protocol:
-            facts = {name: format_value(_flat(protocol).get(name)) for name in differing}
-            marks = ", ".join(f"{clean_text(name)}={clean_text(text)}" for name, text in facts.items())
+            flat = _flat(protocol)
+            marks = ", ".join(f"{clean_text(name)}={format_value(flat[name])}" for name in differing)[:_MAX_LINE]
             lines.append(f"{_named(sigs)}: {describe(protocol)}" + f" ({marks})" * bool(marks))
         else:
-            lines.append(f"{_named(sigs)}: in an unknown way, by an earlier version")
+            lines.append(f"{_named(sigs)}: in an unknown way, by an earlier version or with evaluate.json missing")
+    if rest := [sig for sigs, _ in groups[_MAX_GROUPS:] for sig in sigs]:
+        lines.append(f"{_named(rest)}: in other ways")
     return lines
 
 
@@ -76,11 +83,15 @@ def _groups(experiments: Experiments) -> Iterator[tuple[list[str], Protocol]]:
     records = {record.sig: record for record in experiments.records}
     found: list[tuple[list[str], Protocol]] = []
     for _, sigs in evaluated["sig"].groupby(numbers.fillna(-1.0), sort=False):
-        protocol = read_protocol(records[sigs.iloc[0]]) if numbers[sigs.index[0]] >= 0 else {}
+        protocol: Protocol = {}
+        if numbers[sigs.index[0]] >= 0:  # a copy may lack the file of some runs
+            protocol = next(filter(None, (read_protocol(records[sig]) for sig in sigs)), {})
         alike = next(
             (own for own, other in found if bool(protocol) == bool(other) and not _differ(protocol, other)), None
         )
-        if alike is None:
+        if alike is None and len(found) > _MAX_GROUPS:
+            found[-1][0].extend(sigs)
+        elif alike is None:
             found.append((list(sigs), protocol))
         else:
             alike.extend(sigs)

@@ -295,3 +295,10 @@ def test_a_tile_that_cannot_be_read_is_replaced_by_another_one(
     infos = [info_of(dataset[i]) for i in range(len(dataset))]
     assert len(infos) == 16 and {info.path.stem for info in infos} == {"a", "c"}
     assert "left out" in caplog.text
+
+
+def test_tracks_shorter_than_a_tile_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracks = [AudioMeta(tmp_path / f"{i}.wav", seconds, 8000, 1) for i, seconds in enumerate([2.0, 0.7, 1 - 1e-7])]
+    dataset = dataset_of(tracks, segment_s=1.0, num_samples=None, tile=True)
+    assert Counter(meta.path.stem for meta, _ in dataset._tiles) == {"0": 2, "2": 1}
+    assert "left out 1 of 3 tracks: under 1.000 s" in caplog.text

@@ -11,7 +11,7 @@ from torch import Tensor
 from audiotok.errors import DataError
 from audiotok.losses import MelSpectrogramL1Loss, SISNRLoss
 from audiotok.metrics import SIGNAL_METRICS, mel_distance, si_snr, stft_distance
-from audiotok.metrics.quality import SISDR, MelDistance, STFTDistance, _gain
+from audiotok.metrics.quality import SISDR, MelDistance, STFTDistance, _gain, _loudness
 
 RATE = 16000
 
@@ -59,6 +59,23 @@ def test_a_sine_of_997_hz_at_full_scale_has_minus_3_lufs(rate: int) -> None:
     sine = torch.sin(2 * math.pi * 997 * time).float()[None]
     gain = _gain(0.1 * sine, rate, -30.0)
     assert 20 * math.log10(gain) == pytest.approx(-30 + 3.01 + 20, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "lufs"),
+    [
+        ([(10, -36), (60, -23), (10, -36)], -23.0),
+        ([(10, -72), (10, -36), (60, -23), (10, -36), (10, -72)], -23.0),
+        ([(20, -26), (20.1, -20), (20, -26)], -23.0),
+        ([(2, -63)], -63.0),  # above the gate at -70, and so no silence
+        ([(2, 20)], 20.0),
+    ],
+)
+def test_loudness_has_the_values_of_ebu_tech_3341(parts: list[tuple[float, float]], lufs: float) -> None:
+    # Its cases 3 to 5: a sine of 1 kHz in both channels, of so many seconds and dBFS.
+    level = torch.cat([torch.full((round(seconds * RATE),), 10 ** (db / 20)) for seconds, db in parts])
+    sine = level * torch.sin(2 * math.pi * 1000 * torch.arange(len(level), dtype=torch.float64) / RATE)
+    assert _loudness(sine.float().expand(2, -1), RATE) == pytest.approx(lufs, abs=0.1)
 
 
 def test_the_peak_of_the_reference_stays_within_one() -> None:

@@ -1,5 +1,6 @@
 """How runs were evaluated, and published numbers beside the own ones."""
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from audiotok.cli import main
+from audiotok.cli.results import _show_published
 from audiotok.results import load_grid
 from audiotok.results.protocols import describe, protocol_lines
 from audiotok.results.published import PUBLISHED, published_table
@@ -57,7 +59,7 @@ def test_runs_that_were_not_are_named_with_what_differs(root: Path, make_experim
     assert lines == [
         f"{A}: {LINE} (clips=24, digest=0123abcd)",
         f"{B}: {LINE.replace('24', '12')} (clips=12, digest=ffff0000)",
-        f"{C}: in an unknown way, by an earlier version",
+        f"{C}: in an unknown way, by an earlier version or with evaluate.json missing",
     ]
 
 
@@ -77,6 +79,36 @@ def test_a_metric_more_makes_no_other_protocol_and_another_setting_does(
 def test_a_damaged_file_harms_nothing(text: str, root: Path, make_experiment: MakeExperiment) -> None:
     evaluated(make_experiment, A, 7.0, text)
     assert "\x1b" not in "".join(protocol_lines(load_grid(GRID, root)))
+
+
+HUGE = [
+    {f"k{number}": number for number in range(100_000)},
+    PROTOCOL | {"clips": list(range(20_000))},
+    PROTOCOL | {"metrics": {"m" * 10_000: "text", **{f"m{number}": f"t{number}" for number in range(1000)}}},
+]
+
+
+@pytest.mark.parametrize("huge", HUGE)
+def test_a_huge_file_makes_no_huge_line(huge: dict[str, Any], root: Path, make_experiment: MakeExperiment) -> None:
+    evaluated(make_experiment, A, 7.0, huge)
+    evaluated(make_experiment, B, 8.0, {name: "other" for name in huge})
+    lines = protocol_lines(load_grid(GRID, root))
+    assert sum(map(len, lines)) < 5000
+
+
+def test_many_ways_make_few_lines(root: Path, make_experiment: MakeExperiment) -> None:
+    for number in range(20):
+        evaluated(make_experiment, f"{number:08x}", number, PROTOCOL | {"clips": number})
+    lines = protocol_lines(load_grid(GRID, root))
+    assert len(lines) == 12 and lines[-1].endswith("5 more: in other ways")
+
+
+def test_a_run_whose_file_is_missing_was_evaluated_as_those_with_its_number(
+    root: Path, make_experiment: MakeExperiment
+) -> None:
+    evaluated(make_experiment, A, 7.0)
+    evaluated(make_experiment, B, 7.0, PROTOCOL)
+    assert protocol_lines(load_grid(GRID, root)) == [f"evaluate: {LINE}"]
 
 
 def test_runs_of_earlier_versions_alone_get_no_line(root: Path, make_experiment: MakeExperiment) -> None:
@@ -106,6 +138,8 @@ def test_published_rows_need_a_metric_of_theirs(
     make_experiment(A, [], [{"evaluate": {"mmd": 1.0}}])
     assert main(["results", GRID, "--root", str(root), "--published"]) == 2
     assert "evaluate.sisdr" in capsys.readouterr().err
+    _show_published(argparse.Namespace(watch=10.0, format="table"), load_grid(GRID, root))  # it may come
+    assert capsys.readouterr().out == ""
 
 
 def test_published_values_are_those_of_the_paper() -> None:

@@ -104,7 +104,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, music: Path) -> dict[str, An
         ([2, 1, 1], [(2, []), (3, []), (4, [])]),
         ([3, 1, 5], [(3, []), (4, []), (4, ["train", "valid", "evaluate"])]),
         ([5, 2], [(4, ["train"]), (4, ["train"])]),
-        ([8], [(4, ["train", "valid"])]),
+        ([7], [(4, ["train", "valid"])]),
+        ([8], [(4, ["train", "valid"])]),  # after the clips of evaluate, before its metrics are kept
         ([9], [(4, ["train", "valid", "evaluate"])]),
         ([11, 5], [(1, []), (4, ["train"])]),  # in the second epoch, which the callback hears begin as a step
     ],
