@@ -48,7 +48,7 @@ def figures(checkpoint: Path, weights: Path) -> str:
     """The part of the card that is measured, as Markdown."""
     history = load_checkpoint(checkpoint)["history"]
     trained, shipped = measured(checkpoint), measured(weights)
-    names = [name for name in METRICS if name in shipped and name != "duration"]
+    names = [name for name in METRICS if name in shipped and name not in ("duration", "protocol")]
     rows = [f"| {name} | {trained[name]:.4g} | {shipped[name]:.4g} | {METRICS[name].unit} |" for name in names]
     hours = sum(stage.get("duration", 0.0) for epoch in history for stage in epoch.values()) / 3600
     updates = len(history) * train.main.get_xp(OVERRIDES).cfg.optim.updates_per_epoch
