@@ -200,11 +200,12 @@ def _in_words(row: Mapping[Any, Any], by: list[str]) -> str:
     difference, low, high, pairs = (row[name] for name in ("difference", "low", "high", "n"))
     known = METRICS.get(row["metric"].partition(".")[2])
     found = f"{difference:+.3g} {known.unit if known else ''}".rstrip()
+    of_pairs = "1 pair of runs" if pairs == 1 else f"{pairs} pairs of runs"
     if not low <= high:
-        verdict = f"{pairs} pairs of runs, too few for an error" + (f" ({found})" if pairs else "")
+        verdict = f"{of_pairs}, too few for an error" + (f" ({found})" if pairs else "")
     else:
         clear = "no clear difference" if low <= 0 <= high else "lower" if difference < 0 else "higher"
-        verdict = f"{clear} ({found}, 95 % interval {low:+.3g} to {high:+.3g}, {pairs} pairs of runs)"
+        verdict = f"{clear} ({found}, 95 % interval {low:+.3g} to {high:+.3g}, {of_pairs})"
     return f"{condition} against the baseline: {row['metric']} {verdict}"
 
 
