@@ -36,7 +36,7 @@ class CodeNLL:
     Attributes:
         parallel: [B, K, T], by the parallel head; 0 outside of the mask.
         chain: [B, K, T], by the chain head, given the codebooks before k of the same step of the sequence; None without
-            that head. Of the first codebook it is that of `parallel`.
+            that head. Of the first codebook it is that of `parallel`, without a gradient.
         mask: [K, T], the codes that were predicted. Those of the last times are not where a pattern delays a codebook
             and the sequence is cut to its valid steps.
     """
@@ -220,13 +220,12 @@ class LMModel(nn.Module):
     def state(self, sequence: Tensor, labels: Tensor | None = None, cache: list[KVCache] | None = None) -> Tensor:
         """State [B, S, dim] after each step of sequence [B, K, S], which follows the steps in the cache."""
         x = sum((emb(sequence[:, k]) for k, emb in enumerate(self.emb)), torch.zeros((), device=sequence.device))
-        prefix = self.label_emb is not None and not (cache and cache[0].length)
-        if self.label_emb is not None and prefix:
+        if self.label_emb is not None and not (cache and cache[0].length):
             if labels is None:
                 labels = sequence.new_full((len(sequence),), self.no_label)
             x = torch.cat([self.label_emb(labels)[:, None], x], dim=1)
         state: Tensor = self.out_norm(self.transformer(x, cache))
-        return state[:, 1:] if prefix else state
+        return state[:, -sequence.shape[2] :]  # without the label
 
     def nll(self, codes: Tensor, labels: Tensor | None = None, *, valid_only: bool = True) -> CodeNLL:
         """Negative log-likelihood of codes [B, K, T], with all codes before them as context.
@@ -303,6 +302,7 @@ class LMModel(nn.Module):
             ConfigError: for a head that the model does not have, or guidance without labels.
             DataError: for a prompt or labels that do not fit.
         """
+        assert not self.training, "with dropout a model is another at each step: call eval() first"
         if head not in self.heads:
             raise ConfigError(f"Head {head!r} of a language model that has {', '.join(self.heads)}.")
         if guidance != 1 and labels is None:
