@@ -1,0 +1,402 @@
+"""A language model over the codes of a codec: a causal transformer that reads and predicts all codebooks of a step.
+
+Inputs are the summed embeddings of the codes of a step, and two heads predict those of the next step. The `parallel`
+head predicts each codebook from the state of the transformer alone, as if the codebooks of a step were independent
+given the past. The `chain` head predicts codebook k from the state and from the codebooks before k of the same step, so
+that the product of its predictions is a law of the whole step. What `parallel` loses to `chain` is what the codebooks
+of a step tell about each other given the past.
+
+Parameter names are those of AudioCraft's `LMModel`: an unconditional, pre-norm state dict of it loads strictly.
+
+Sources: Copet et al., "Simple and Controllable Music Generation", NeurIPS 2023 (model, patterns, guidance); Lee et al.,
+"Autoregressive Image Generation using Residual Quantization", CVPR 2022, and Défossez et al., "Moshi", 2024 (networks
+over the codebooks of a step); Ho and Salimans, "Classifier-Free Diffusion Guidance", 2021; Holtzman et al., "The
+Curious Case of Neural Text Degeneration", ICLR 2020 (top-p).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiotok.errors import ConfigError, DataError
+from audiotok.models.patterns import Pattern, get_pattern
+from audiotok.modules.transformer import KVCache, Transformer
+
+HEADS = ("parallel", "chain")
+
+
+@dataclass
+class CodeNLL:
+    """Negative log-likelihood of each code, in nats.
+
+    Attributes:
+        parallel: [B, K, T], by the parallel head; 0 outside of the mask.
+        chain: [B, K, T], by the chain head, given the codebooks before k of the same step of the sequence; None without
+            that head. Of the first codebook it is that of `parallel`, without a gradient.
+        mask: [K, T], the codes that were predicted. Those of the last times are not where a pattern delays a codebook
+            and the sequence is cut to its valid steps.
+    """
+
+    parallel: Tensor
+    chain: Tensor | None
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn from logits.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest code.
+        top_k: draw from that many of the likeliest codes; 0 for all.
+        top_p: draw from the fewest likeliest codes whose probabilities, after top_k, sum up to top_p; 1 for all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """ConfigError for a negative temperature or top_k, or top_p outside of (0, 1]."""
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
+            raise ConfigError(f"{self} is impossible: temperature >= 0, top_k >= 0 and 0 < top_p <= 1.")
+
+    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Codes [B] from logits [B, bins]."""
+        if self.temperature == 0:
+            return logits.argmax(dim=1)
+        probabilities = (logits.double() / self.temperature).softmax(dim=1)
+        if self.top_k == 0 and self.top_p == 1:
+            return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        probabilities, codes = probabilities.sort(dim=1, descending=True, stable=True)
+        if self.top_k:
+            probabilities[:, self.top_k :] = 0
+            probabilities /= probabilities.sum(dim=1, keepdim=True)
+        if self.top_p < 1:
+            probabilities[probabilities.cumsum(dim=1) - probabilities >= self.top_p] = 0
+        return codes.gather(1, torch.multinomial(probabilities, 1, generator=generator))[:, 0]
+
+
+class ChainHead(nn.Module):
+    """What codebooks before k of a step add to the logits of codebook k: a small transformer over codebooks.
+
+    It adds to the logits of the parallel head, and adds nothing before training: what the two heads differ in has been
+    learned from the codebooks of the step.
+
+    Args:
+        state_dim: channels of the state of a step.
+        n_q: codebooks K, at least 2.
+        bins: values of a code; `bins` itself stands for none.
+        dim, num_heads, num_layers: of the transformer; dim is also the size of its embeddings.
+        hidden_scale: hidden channels over dim.
+        dropout: probability within the transformer.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        n_q: int,
+        bins: int,
+        *,
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        hidden_scale: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(state_dim, dim)
+        self.emb = nn.ModuleList(_embedding(bins + 1, dim) for _ in range(n_q - 1))
+        self.transformer = Transformer(dim, num_heads, num_layers, hidden_scale * dim, dropout)
+        self.out_norm = nn.LayerNorm(dim)
+        linears = [nn.Linear(dim, bins) for _ in range(n_q - 1)]
+        for linear in linears:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        self.linears = nn.ModuleList(linears)
+        _init_layers(self.transformer)
+
+    def forward(self, state: Tensor, codes: Tensor, cache: list[KVCache] | None = None) -> list[Tensor]:
+        """What codes [N, k] of steps of state [N, dim] add to the logits [N, bins] of the codebook after each of them.
+
+        The codes begin at codebook 0, or at the codebook after those in the cache.
+        """
+        start = cache[0].length if cache else 0
+        embedded = [self.emb[start + k](codes[:, k]) for k in range(codes.shape[1])]
+        x = torch.stack(embedded, dim=1) + self.in_proj(state)[:, None]
+        y = self.out_norm(self.transformer(x, cache))
+        return [self.linears[start + k](y[:, k]) for k in range(codes.shape[1])]
+
+
+class LMModel(nn.Module):
+    """Transformer over sequences [B, K, S] of codes, in the order of a codebook pattern.
+
+    Args:
+        n_q: codebooks K.
+        bins: values of a code (`card` in AudioCraft); `bins` itself is the special token of empty positions.
+        dim, num_heads, num_layers, dropout, bias_attn, bias_ff, positions: see `Transformer`.
+        hidden_scale: hidden channels over dim.
+        bias_proj: whether the parallel head has a bias.
+        pattern, delays: see `get_pattern`.
+        num_labels: class labels, which a prefix of one step gives to the model; 0 for a model without that step.
+        label_dropout: probability that a label is dropped in training, so that guidance has a model without labels.
+        heads: of `HEADS`; `parallel` is always one of them.
+        depth_dim, depth_heads, depth_layers: of the `ChainHead`.
+
+    Raises:
+        ConfigError: for a value outside of the above.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_q: int,
+        bins: int,
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        hidden_scale: int = 4,
+        dropout: float = 0.0,
+        bias_attn: bool = False,
+        bias_ff: bool = False,
+        bias_proj: bool = False,
+        positions: str = "sin",
+        pattern: str = "delay",
+        delays: Sequence[int] | None = None,
+        num_labels: int = 0,
+        label_dropout: float = 0.1,
+        heads: Sequence[str] = ("parallel",),
+        depth_dim: int = 128,
+        depth_heads: int = 4,
+        depth_layers: int = 2,
+    ) -> None:
+        super().__init__()
+        if "parallel" not in heads or not set(heads) <= set(HEADS):
+            raise ConfigError(f"Heads {list(heads)} of a language model; allowed are [parallel] and [parallel, chain].")
+        get_pattern(pattern, n_q, 1, delays)  # refuses what cannot be used
+        self.n_q, self.bins, self.num_labels, self.label_dropout = n_q, bins, num_labels, label_dropout
+        self.pattern_name, self.delays = pattern, delays
+        self.emb = nn.ModuleList(_embedding(bins + 1, dim) for _ in range(n_q))
+        self.transformer = Transformer(
+            dim, num_heads, num_layers, int(hidden_scale * dim), dropout, bias_attn, bias_ff, positions
+        )
+        self.out_norm = nn.LayerNorm(dim)
+        self.linears = nn.ModuleList(_init_linear(nn.Linear(dim, bins, bias=bias_proj)) for _ in range(n_q))
+        self.label_emb = _embedding(num_labels + 1, dim) if num_labels else None
+        self.depth: ChainHead | None = None
+        if "chain" in heads and n_q > 1:
+            self.depth = ChainHead(
+                dim, n_q, bins, dim=depth_dim, num_heads=depth_heads, num_layers=depth_layers, dropout=dropout
+            )
+        self.heads = tuple(heads)
+        _init_layers(self.transformer)
+
+    @property
+    def special_token(self) -> int:
+        """Token of positions without a code."""
+        return self.bins
+
+    @property
+    def no_label(self) -> int:
+        """Label of a clip without one."""
+        return self.num_labels
+
+    def pattern(self, timesteps: int) -> Pattern:
+        """The pattern of `timesteps` codes of each codebook."""
+        return get_pattern(self.pattern_name, self.n_q, timesteps, self.delays)
+
+    def forward(self, sequence: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits [B, K, S, bins] of the parallel head for the steps that follow each step of sequence [B, K, S].
+
+        `labels` [B] are class labels, None for `no_label`.
+        """
+        state = self.state(sequence, labels)
+        return torch.stack([linear(state) for linear in self.linears], dim=1)
+
+    def state(self, sequence: Tensor, labels: Tensor | None = None, cache: list[KVCache] | None = None) -> Tensor:
+        """State [B, S, dim] after each step of sequence [B, K, S], which follows the steps in the cache."""
+        x = sum((emb(sequence[:, k]) for k, emb in enumerate(self.emb)), torch.zeros((), device=sequence.device))
+        if self.label_emb is not None and not (cache and cache[0].length):
+            if labels is None:
+                labels = sequence.new_full((len(sequence),), self.no_label)
+            x = torch.cat([self.label_emb(labels)[:, None], x], dim=1)
+        state: Tensor = self.out_norm(self.transformer(x, cache))
+        return state[:, -sequence.shape[2] :]  # without the label
+
+    def nll(self, codes: Tensor, labels: Tensor | None = None, *, valid_only: bool = True) -> CodeNLL:
+        """Negative log-likelihood of codes [B, K, T], with all codes before them as context.
+
+        In training mode labels are dropped with `label_dropout`. The chain head learns from what it adds and sends its
+        gradient to the transformer, but not to the parallel head, which stays the best that this head can be.
+
+        Args:
+            codes: of the codec.
+            labels: [B], from 0 to `no_label`.
+            valid_only: leave out steps where the end of the clip empties positions; right for segments of tracks.
+
+        Raises:
+            DataError: for codes of another number of codebooks or out of range, or labels that do not exist.
+        """
+        self._check(codes, labels)
+        pattern = self.pattern(codes.shape[2])
+        sequence, _ = pattern.build(codes, self.special_token, valid_only=valid_only)
+        targets = sequence[..., 1:]
+        if self.training and labels is not None and self.label_dropout:
+            dropped = torch.rand(labels.shape, device=labels.device) < self.label_dropout
+            labels = labels.masked_fill(dropped, self.no_label)
+        state = self.state(sequence[..., :-1], labels)
+        logits = [linear(state) for linear in self.linears]
+        parallel = torch.stack([self._cross_entropy(x, targets[:, k]) for k, x in enumerate(logits)], dim=1)
+        by_code, mask = pattern.undo(F.pad(parallel, (1, 0)), 0.0)
+        chain = None
+        if self.depth is not None:
+            # The parallel logits are a constant here, so that the chain's loss does not change the parallel head.
+            added = self.depth(state.flatten(0, 1), targets[:, :-1].transpose(1, 2).flatten(0, 1))
+            both = [x.detach() + more.view_as(x) for x, more in zip(logits[1:], added, strict=True)]
+            later = [self._cross_entropy(x, targets[:, k]) for k, x in enumerate(both, start=1)]
+            in_steps = torch.stack([parallel[:, 0].detach(), *later], dim=1)
+            chain, _ = pattern.undo(F.pad(in_steps, (1, 0)), 0.0)
+        elif "chain" in self.heads:
+            chain = by_code.detach()  # a single codebook
+        return CodeNLL(by_code, chain, mask)
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Nats [B, S] of targets [B, S] under logits [B, S, bins]; 0 for the special token."""
+        flat = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=self.special_token, reduction="none"
+        )
+        return flat.view(targets.shape)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        timesteps: int,
+        *,
+        num_samples: int = 1,
+        prompt: Tensor | None = None,
+        labels: Tensor | None = None,
+        guidance: float = 1.0,
+        sampling: Sampling | None = None,
+        head: str = "parallel",
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """Codes [B, K, timesteps] drawn from the model, which has to be in evaluation mode.
+
+        Args:
+            timesteps: codes of each codebook, with those of the prompt.
+            num_samples: clips B; given by prompt or labels if there are any.
+            prompt: codes [B, K, T'] that the clips begin with, T' < timesteps.
+            labels: [B], from 0 to `no_label`.
+            guidance: factor w of logits = without + w · (with - without labels); 1 for the model as it is.
+            sampling: how codes are drawn; by default from all of them at temperature 1.
+            head: which of `heads` draws them.
+            generator: source of randomness, on the device of the model.
+            use_cache: whether each step is read once, rather than all steps for each new one.
+
+        Raises:
+            ConfigError: for a head that the model does not have, or guidance without labels.
+            DataError: for a prompt or labels that do not fit.
+        """
+        assert not self.training, "with dropout a model is another at each step: call eval() first"
+        if head not in self.heads:
+            raise ConfigError(f"Head {head!r} of a language model that has {', '.join(self.heads)}.")
+        if guidance != 1 and labels is None:
+            raise ConfigError(f"Guidance of {guidance} needs labels; give some, or a guidance of 1.")
+        device = self.out_norm.weight.device
+        if prompt is None:
+            batch = num_samples if labels is None else len(labels)
+            prompt = torch.zeros(batch, self.n_q, 0, dtype=torch.long, device=device)
+        self._check(prompt, labels)
+        given = prompt.shape[2]
+        if given >= timesteps:
+            raise DataError(f"A prompt of {given} frames leaves nothing of the {timesteps} to generate.")
+        pattern = self.pattern(timesteps)
+        sequence, mask = pattern.build(F.pad(prompt, (0, timesteps - given), value=-1), self.special_token)
+        cache = self.transformer.new_cache(pattern.length + 1) if use_cache else None
+        guided = guidance != 1
+        if guided and labels is not None:
+            labels = torch.cat([labels, torch.full_like(labels, self.no_label)])
+        read, real = 0, mask.T.tolist()
+        for step in range(int(pattern.steps[:, given].min()), pattern.length):
+            steps = sequence[..., read:step]
+            state = self.state(torch.cat([steps, steps]) if guided else steps, labels, cache)[:, -1]
+            self._fill(sequence[..., step], real[step], state, guidance, sampling or Sampling(), head, generator)
+            read = step if use_cache else 0
+        return pattern.undo(sequence, self.special_token)[0]
+
+    def _fill(
+        self,
+        column: Tensor,
+        real: list[bool],
+        state: Tensor,
+        guidance: float,
+        sampling: Sampling,
+        head: str,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Draw the codes of one step that are -1, column [B, K], from state [B, dim], or [2 B, dim] with guidance."""
+        copies = len(state) // len(column)
+        chain = self.depth if head == "chain" else None
+        cache = chain.transformer.new_cache(self.n_q - 1) if chain is not None else None
+        for k, linear in enumerate(self.linears):
+            added = chain(state, column[:, k - 1 : k].repeat(copies, 1), cache)[0] if chain is not None and k else 0
+            if not real[k]:
+                continue
+            logits = linear(state) + added
+            if copies == 2:
+                with_label, without = logits.chunk(2)
+                logits = without + guidance * (with_label - without)
+            drawn = sampling.draw(logits, generator)
+            column[:, k] = torch.where(column[:, k] == -1, drawn, column[:, k])
+
+    def _check(self, codes: Tensor, labels: Tensor | None) -> None:
+        """DataError for codes or labels that this model cannot read."""
+        if codes.dim() != 3 or codes.shape[1] != self.n_q:
+            raise DataError(f"Codes are {list(codes.shape)}; this language model takes [B, {self.n_q}, T].")
+        low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
+        if low < 0 or high >= self.bins:
+            raise DataError(f"Codes go from {low} to {high}; this language model takes 0 to {self.bins - 1}.")
+        if labels is None:
+            return
+        if self.label_emb is None:
+            raise DataError("Labels were given to a language model without labels (num_labels=0).")
+        if labels.shape != codes.shape[:1]:
+            raise DataError(f"Labels are {list(labels.shape)} for {codes.shape[0]} clips; give one for each.")
+        if int(labels.min()) < 0 or int(labels.max()) > self.no_label:
+            raise DataError(f"Labels have to be from 0 to {self.no_label}, which stands for no label.")
+
+
+def _embedding(size: int, dim: int) -> nn.Embedding:
+    """Gaussian vectors of norm about 1."""
+    table = nn.Embedding(size, dim)
+    _gaussian(table.weight, 1 / math.sqrt(dim))
+    return table
+
+
+def _init_linear(linear: nn.Linear, depth: float = 0.5) -> nn.Linear:
+    """Gaussian weights of variance 1 / (2 · depth · inputs), and no bias.
+
+    This is AudioCraft's choice for MusicGen (`weight_init: gaussian`, `depthwise_init: current`).
+    """
+    _gaussian(linear.weight, 1 / math.sqrt(2 * depth * linear.in_features))
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _init_layers(transformer: Transformer) -> None:
+    """Initialise the matrices of each layer by its depth, from 1; that of queries, keys and values stays PyTorch's."""
+    for depth, layer in enumerate(transformer.layers, start=1):
+        for module in layer.modules():
+            if isinstance(module, nn.Linear):
+                _init_linear(module, depth)
+
+
+def _gaussian(values: Tensor, deviation: float) -> None:
+    """Fill with Gaussian values, cut at three deviations."""
+    nn.init.trunc_normal_(values, std=deviation, a=-3 * deviation, b=3 * deviation)
