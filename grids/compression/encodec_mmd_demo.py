@@ -1,6 +1,6 @@
 """Does the MMD make the codebooks of a trained codec less dependent, at the same quality?
 
-`make demo`: the codec of the package is trained on, without the MMD and with a share of 2 of it, four seeds each.
+`make demo`: the codec of the package is trained on, without the MMD and with a share of 4 of it, four seeds each.
 Planned comparison: `evaluate.mi_groups_delay` (the criterion delays the codebooks, too) and `evaluate.sisdr` of
 the share against the baseline of the same seed. Two conditions with more seeds, as more conditions would show less.
 """
@@ -10,7 +10,7 @@ from dora import Launcher
 from audiotok.explorers import CompressionExplorer
 
 SEEDS = [1, 2, 3, 4]
-SHARES = [0.0, 2.0]
+SHARES = [0.0, 4.0]
 
 
 @CompressionExplorer

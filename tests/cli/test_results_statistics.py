@@ -124,7 +124,7 @@ def test_a_comparison_says_whether_a_difference_is_clear(root: Path, caplog: pyt
     caplog.set_level("INFO")
     by = ["--by", "losses.mmd,mmd.sigmas", "--metric", "evaluate.sisnr"]
     assert results(root, *by, "--baseline", "losses.mmd=0") == 0
-    assert "1 pairs of runs, too few for an error (+10 dB)" in caplog.text
+    assert "1 pair of runs, too few for an error (+10 dB)" in caplog.text
 
 
 @pytest.mark.parametrize(
