@@ -46,7 +46,7 @@ demo: install  ## a small grid of EnCodec-MMD experiments on real music, ending 
 	$(BIN)/audiotok report $(DEMO) --by losses.mmd --metric $(SHOWN) --baseline losses.mmd=0
 	-$(BIN)/audiotok results $(DEMO) --by losses.mmd --metric $(SHOWN)
 	-$(BIN)/audiotok results $(DEMO) --by losses.mmd --metric $(SHOWN) --baseline losses.mmd=0
-	@$(BIN)/audiotok results $(DEMO) --check >/dev/null; code=$$?; printf '%s\n' "$$DEMO_WORDS"; \
+	@$(BIN)/audiotok results $(DEMO) --check >/dev/null 2>&1; code=$$?; printf '%s\n' "$$DEMO_WORDS"; \
 	[ $$code = 0 ] || echo "Not every run has completed, see above: make demo tries the others again."; exit $$code
 
 demo-codec: install  ## the codec that `make demo` continues from, trained again: two hours; stopped, the same command goes on
