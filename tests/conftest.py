@@ -1,6 +1,7 @@
 """What several rooms share: a little music on disk, and experiments built from overrides."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ os.environ.pop("COLUMNS", None)  # set for the processes of pytest-xdist: a pipe
 # Tests start hundreds of Python processes: what they import is compiled once, not by each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# A shell starts what runs in its background with SIGINT ignored, and so do its children: no Ctrl-C would reach them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 RATE = 16000
 # Groups that take minutes, the longest first.
 LONGEST = ("slurm: faults, contract", "slurm", "tests/test_docs.py", "tests/contract/test_third_engine.py")

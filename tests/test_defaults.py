@@ -131,7 +131,16 @@ def test_a_default_is_that_of_the_configuration(target: Callable[..., Any], cfg:
 
 def test_every_class_with_defaults_is_compared() -> None:
     found = {kind for kind in classes() if "__init__" in vars(kind) and defaults(kind)}
-    assert {kind.__name__ for kind in found - SECTIONS.keys()} == {"PrepareReport", "Scan", "SegmentInfo"}  # results
+    results = {"PrepareReport", "Scan", "SegmentInfo"}
+    language_model = {
+        "CausalAttention",
+        "ChainHead",
+        "LMModel",
+        "Sampling",
+        "Transformer",
+        "TransformerLayer",
+    }  # has no file
+    assert {kind.__name__ for kind in found - SECTIONS.keys()} == results | language_model
 
 
 def test_renamed_keys_exist(cfg: DictConfig) -> None:
