@@ -5,6 +5,7 @@ compression/demo_mmd, on the held-out tracks: once with the weights as trained, 
 """
 
 import argparse
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -62,6 +63,7 @@ def figures(checkpoint: Path, weights: Path) -> str:
             *rows,
             "",
             f"Codes that agree between the two, by codebook: {shares}.",
+            f"SHA-256 of the file: {hashlib.sha256(weights.read_bytes()).hexdigest()}.",
             "",
             where("benchmarks.demo_codec"),
             "",

@@ -54,12 +54,12 @@ def evaluate_codec(
         for batch, infos in batches:
             reference = batch.to(device)
             result = model(reference)
-            pair = result.x, reference
 
-            def vectors(index: int, pair: tuple[Tensor, Tensor] = pair) -> Tensor:
-                return cat([model.decode_latent(model.encode(wavs[index : index + 1])[0]) for wavs in pair])
+            def vectors(index: int, estimates: Tensor = result.x, codes: Tensor = result.codes) -> Tensor:
+                one = slice(index, index + 1)
+                return model.decode_latent(cat([model.encode(estimates[one])[0], codes[one]]))
 
-            measures.add(*pair, infos, vectors)
+            measures.add(result.x, reference, infos, vectors)
             codebooks.add(reference, result.codes, infos)
             after_step()
         found = measures.metrics()
