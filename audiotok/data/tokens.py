@@ -316,7 +316,10 @@ def _check_shard(folder: Path, name: str, frames: int, n_q: int) -> None:
         raise DataError(f"{folder / NAME} names the shard {name!r}, which is no file of its folder. {HINT}")
     size, expected = path.stat().st_size, frames * n_q * CODE.itemsize
     if size < expected:
-        raise DataError(f"{path} has {size} bytes, not {expected}: it is truncated or of another set. {HINT}")
+        raise DataError(
+            f"{path} has {size} bytes, not {expected}: it is truncated or of another set. Remove {folder} and make the "
+            "set again."
+        )
 
 
 class _Values:
