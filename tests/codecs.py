@@ -14,9 +14,15 @@ RATE = 8000  # Hz; 100 frames of 80 samples a second
 
 def config(*, channels: int = 1, bins: int = 64, **changes: Any) -> DictConfig:
     """Of a codec of two codebooks; further keywords go to `encodec` (renormalize) or to `seanet`."""
-    own = {key: changes.pop(key) for key in ("renormalize", "quantizer") if key in changes}
+    own: dict[str, Any] = {key: changes.pop(key) for key in ("renormalize", "quantizer") if key in changes}
     causal = changes.get("causal", False)
-    seanet = {"channels": channels, "dimension": 8, "n_filters": 4, "n_residual_layers": 1, "ratios": [5, 4, 4]}
+    seanet: dict[str, Any] = {
+        "channels": channels,
+        "dimension": 8,
+        "n_filters": 4,
+        "n_residual_layers": 1,
+        "ratios": [5, 4, 4],
+    }
     return OmegaConf.create(
         {
             "compression_model": "encodec",

@@ -210,7 +210,7 @@ def _write(
         path, label = tracks[index]
         row = {"path": path, "duration": entry["duration"], "frames": entry["frames"], "label": label}
         row |= {"shard": places[entry["shard"]], "start": entry["start"]}
-        rows.append(row if entry["scale"] is None else row | {"scale": entry["scale"]})
+        rows.append(row if entry.get("scale") is None else row | {"scale": entry["scale"]})
     content = dict(header) | {"shards": [{"file": name, "frames": lengths[name]} for name in places], "tracks": rows}
     content["left_out"] = [{"path": tracks[index][0], "reason": reason} for index, reason in bad.items()]
     with _writable(folder):
@@ -247,7 +247,7 @@ def _read_ledger(path: Path) -> list[Entry]:
 
 def _is_of(entry: Entry, kinds: Mapping[str, Any]) -> bool:
     """Whether a line has these entries, of these kinds, and numbers from 0 up."""
-    return all(isinstance(entry.get(key), kind) and not entry[key] < kind() for key, kind in kinds.items())
+    return all(isinstance(entry.get(key), kind) and entry[key] >= kind() for key, kind in kinds.items())
 
 
 def _difference(key: str, found: Mapping[str, Any]) -> str:

@@ -24,6 +24,8 @@ from audiotok.modules.conv import StreamableConv1d
 from audiotok.modules.lstm import StreamableLSTM
 from audiotok.modules.seanet import SEANetEncoder, SEANetResnetBlock
 
+LONGEST_S = 3600
+
 
 @dataclass(slots=True)
 class Lane:
@@ -60,15 +62,16 @@ class WindowEncoder:
         window_s: length of a window without its context, in seconds.
 
     Raises:
-        ConfigError: if a window would hold no frame.
+        ConfigError: if a window would hold no frame, or more than `LONGEST_S`.
     """
 
     def __init__(self, model: CompressionModel, window_s: float) -> None:
         self.model = model
         self.hop = round(model.sample_rate / model.frame_rate)
+        if not 1 / model.frame_rate <= window_s <= LONGEST_S:
+            frame = f"{1 / model.frame_rate:.3g}"
+            raise ConfigError(f"windows of {window_s} s; expected from {frame} s (a frame) to {LONGEST_S}.")
         self.frames = round(window_s * model.frame_rate)
-        if self.frames < 1:
-            raise ConfigError(f"windows of {window_s} s: shorter than a frame ({1 / model.frame_rate:.3g} s).")
         self.device: torch.device = next(iter(model.state_dict().values())).device
         self.exact = _continuable(model)
         self._left = self._right = 0  # context in samples
@@ -157,6 +160,7 @@ class WindowEncoder:
         zeros = batch.new_zeros(layer.lstm.num_layers, batch.shape[2])
         states = [lane.state or (zeros, zeros) for lane in lanes]
         start = (torch.stack([h for h, _ in states], dim=1), torch.stack([c for _, c in states], dim=1))
+        out: Tensor
         out, (h, c) = layer.lstm(batch, start)
         for place, lane in enumerate(lanes):
             lane.state = (h[:, place].contiguous(), c[:, place].contiguous())

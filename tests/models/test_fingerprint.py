@@ -46,7 +46,7 @@ def dilated(model: EncodecModel) -> None:
 
 
 def other_activation(model: EncodecModel) -> None:
-    model.encoder.model[2] = torch.nn.SiLU()  # type: ignore[index, operator]
+    model.encoder.model[2] = torch.nn.SiLU()  # type: ignore[operator, assignment]
 
 
 def renormalised(model: EncodecModel) -> None:

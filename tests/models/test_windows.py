@@ -99,6 +99,7 @@ def test_a_model_that_normalises_over_time_takes_each_window_by_itself() -> None
     assert torch.equal(codes, torch.cat(alone, dim=1))
 
 
-def test_a_window_below_a_frame_is_refused() -> None:
-    with pytest.raises(ConfigError, match="shorter than a frame"):
-        WindowEncoder(small_codec(), 0.004)
+@pytest.mark.parametrize("window_s", [0.004, 0.0, -1.0, float("nan"), float("inf")])
+def test_a_window_below_a_frame_or_without_end_is_refused(window_s: float) -> None:
+    with pytest.raises(ConfigError, match=r"expected from 0\.01 s \(a frame\) to 3600"):
+        WindowEncoder(small_codec(), window_s)
