@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from audiotok import __version__
@@ -242,7 +243,13 @@ class _Run:
         started, cpu = time.perf_counter(), time.thread_time()
         if now:
             firsts = [self.encoder.span(track.lane.window)[0] for track in now]
-            self.encoder.step([track.lane for track in now], wavs, last)
+            try:
+                self.encoder.step([track.lane for track in now], wavs, last)
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(
+                    f"{len(now)} tracks side by side exceed the memory of the device: lower the batch size or the "
+                    "window; the same command then goes on."
+                ) from error
             for track, wav, first in zip(now, wavs, firsts, strict=True):
                 track.samples = first + wav.shape[1]
         codes = [track.lane.all_codes() if ends else None for track, ends in zip(now, last, strict=True)]

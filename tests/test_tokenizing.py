@@ -107,6 +107,17 @@ def test_a_kill_costs_no_track_that_is_done(
     assert stats.tracks == 0, "complete: nothing is done"
 
 
+def test_too_little_memory_is_one_line(
+    manifest: Path, model: EncodecModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(WindowEncoder, "step", full)
+    with pytest.raises(ConfigError, match="2 tracks side by side exceed the memory of the device: lower the batch"):
+        tokenize(model, [manifest], tmp_path / "out", codec="mine", batch_size=2)
+
+
 def test_labels_are_folders_or_fields_of_the_manifest(manifest: Path, model: EncodecModel, tmp_path: Path) -> None:
     tokens = tokenize(model, [manifest], tmp_path / "folders", codec="mine", label="folder")
     assert tokens.labels == sorted({manifest.parent.name, "calm", "wild"})

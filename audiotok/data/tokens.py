@@ -274,7 +274,7 @@ def _parse(folder: Path) -> TokenSet:
     if not tracks:
         raise DataError(f"{path} names no tracks: the token set is empty. {HINT}")
     return TokenSet(
-        folder=folder,
+        folder=folder.absolute(),  # maps are made later, perhaps from another current folder
         codec=values.text("codec"),
         codec_hash=values.text("codec_hash"),
         signature=values.text_or_none("signature"),
