@@ -72,10 +72,12 @@ def part_of_array(environ: Mapping[str, str]) -> tuple[int, int]:
 
 def _tokenize(args: argparse.Namespace) -> int:
     from audiotok.models import CompressionModel
+    from audiotok.models.pretrained import check_trained
     from audiotok.solvers.settings import resolve_device
     from audiotok.tokenizing import WINDOW_S, Statistics, tokenize_part
 
     part = args.part or part_of_array(os.environ)
+    check_trained(args.codec)
     model = CompressionModel.get_pretrained(args.codec, resolve_device(args.device))
     stats = Statistics()
     progress = _progress() if sys.stderr.isatty() else None

@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from audiotok.checkpoint import load_checkpoint, resolve_checkpoint
+from audiotok.checkpoint import PRETRAINED_PREFIX, load_checkpoint, resolve_checkpoint
 from audiotok.config_text import read_text
 from audiotok.errors import CheckpointError, first_line
 from audiotok.integrity import misfit, not_finite
@@ -86,6 +86,28 @@ def configuration_of(state: dict[str, Any], path: Path) -> DictConfig:
         return read_text(text)
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be used: {error}; was it written by a solver?") from error
+
+
+def check_trained(name: str) -> None:
+    """Check that the experiment of a signature has trained to its end: until then its best state may become another.
+
+    Args:
+        name: as `load_pretrained` reads it; only of //sig/SIG anything is asked.
+
+    Raises:
+        CheckpointError: if epochs are left, or there is no such checkpoint.
+    """
+    if not name.removeprefix(PRETRAINED_PREFIX).startswith("//sig/"):
+        return
+    path = resolve_checkpoint(name)
+    state = load_checkpoint(path)
+    done, cfg = state.get("history"), configuration_of(state, path)
+    epochs = (cfg.get("optim") or {}).get("epochs")
+    if isinstance(done, list) and isinstance(epochs, int) and len(done) < epochs:
+        raise CheckpointError(
+            f"{name} is not trained yet: {len(done)} of {epochs} epochs are done; wait for it, or copy {path} and give "
+            "the copy"
+        )
 
 
 def check_weights(

@@ -1,16 +1,19 @@
 """`audiotok tokenize`: what it prints, exit codes, and the part that a task of a SLURM array makes."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import soundfile
+from omegaconf import OmegaConf
 
 from audiotok import cli
+from audiotok.checkpoint import save_checkpoint
 from audiotok.cli.tokenize import part_of_array
 from audiotok.data.tokens import TokenSet
 from audiotok.errors import ConfigError
-from tests.codecs import RATE, save_codec
+from tests.codecs import RATE, config, save_codec, small_codec
 from tests.conftest import chords
 
 
@@ -105,6 +108,34 @@ def test_a_set_of_another_codec_is_left_alone(folder: Path, capsys: pytest.Captu
     assert tokenize(folder, codec="other.bin") == 2
     assert "holds tokens of another codec" in capsys.readouterr().err
     assert (folder / "out/tokens.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_an_experiment_is_trained_to_its_end(folder: Path, done: int, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = config()
+    cfg.optim = {"epochs": 2}
+    state = {"best_state": {"model": small_codec().state_dict()}, "history": [{}] * done}
+    checkpoint = folder / "outputs/xps/0a1b2c3d/checkpoint.th"
+    save_checkpoint({**state, "xp.cfg": OmegaConf.to_yaml(cfg)}, checkpoint)
+    code = tokenize(folder, codec="//sig/0a1b2c3d")
+    if done == 2:
+        assert code == 0 and TokenSet.open(folder / "out").signature == "0a1b2c3d"
+        return
+    message = f"error: //sig/0a1b2c3d is not trained yet: 1 of 2 epochs are done; wait for it, or copy {checkpoint}"
+    assert code == 2 and message in capsys.readouterr().err
+    assert tokenize(folder, codec=str(checkpoint.relative_to(folder))) == 0, "its file, as it is now"
+
+
+def test_a_terminal_shows_one_line_in_its_place(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiotok.cli.tokenize._EVERY_S", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert tokenize(folder, "--window", "0.5", "--batch-size", "1") == 0
+    shown = capsys.readouterr().err.split("\r\x1b[K")[1:]
+    assert len(shown) == 13 and shown[-1] == "", "six seconds in windows of half of one, and the end"
+    assert shown[0].startswith("  8% of 0.00167 h, ")
+    assert shown[0].endswith("s left") and shown[-2].startswith("100% of 0.00167 h, ")
 
 
 @pytest.mark.parametrize("part", ["0/4", "5/4", "1", "1/0", "a/b", "-1/4", "1/4/2"])
