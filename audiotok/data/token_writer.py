@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from audiotok.data.tokens import CODE, MAKING, NAME, TokenSet
+from audiotok.data.tokens import CODE, MAKING, MAX_JSON, NAME, TokenSet
 from audiotok.errors import DataError, one_line
 from audiotok.files import NoLocksError, UnreadableError, hold_lock, load_json, write_json
 
@@ -126,26 +126,38 @@ def writing(folder: Path, header: Mapping[str, Any], part: tuple[int, int]) -> I
 
 def make_folder(folder: Path, header: Mapping[str, Any]) -> None:
     """Begin a token set, or find that it is begun or complete; DataError if the folder holds anything else."""
-    complete = (folder / NAME).exists()
-    begun = folder / NAME if complete else folder / MAKING / _SET
-    if begun.exists():
+    found = _begun(folder)
+    if found is None:
         try:
-            found = load_json(begun, limit=1 << 28)
-        except UnreadableError as error:
-            raise DataError(f"{begun} cannot be read: {error.reason}. Remove {folder}, or choose another.") from error
-        differing = [key for key in _IDENTITY if found.get(key) != header[key]]
-        if differing:
-            raise DataError(f"{folder} {_difference(differing[0], found)}. Choose another folder, or remove it.")
+            folder.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in folder.iterdir()}
+            if names and not names & {MAKING, NAME}:
+                some = sorted(names)[0]
+                raise DataError(f"{folder} is not empty and holds no token set ({some}, …): choose a new folder.")
+            if NAME not in names:
+                (folder / MAKING).mkdir(exist_ok=True)
+                write_json(folder / MAKING / _SET, header)
+        except OSError as error:
+            raise DataError(f"{folder} cannot be a folder to write to: {error.strerror or error}.") from error
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(path.name for path in folder.iterdir() if path.name != MAKING)
-        if others and not (folder / MAKING).is_dir():
-            raise DataError(f"{folder} is not empty and holds no token set ({others[0]}, …): choose a new folder.")
-        (folder / MAKING).mkdir(exist_ok=True)
-        write_json(begun, header)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be a folder to write to: {error.strerror or error}.") from error
+    differing = [key for key in _IDENTITY if found.get(key) != header[key]]
+    if differing:
+        raise DataError(f"{folder} {_difference(differing[0], found)}. Choose another folder, or remove it.")
+
+
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """What a folder says of the set that it holds, complete or not; None if it says nothing."""
+    if not os.path.isdir(folder):
+        return None
+    for path in (folder / NAME, folder / MAKING / _SET, folder / NAME):  # it may be completed meanwhile
+        try:
+            found: dict[str, Any] = load_json(path, limit=MAX_JSON)
+        except FileNotFoundError:
+            continue
+        except UnreadableError as error:
+            raise DataError(f"{path} cannot be read: {error.reason}. Remove {folder}, or choose another.") from error
+        return found
+    return None
 
 
 def join(folder: Path, header: Mapping[str, Any], tracks: Sequence[tuple[str, str | None]]) -> TokenSet | None:
@@ -160,23 +172,29 @@ def join(folder: Path, header: Mapping[str, Any], tracks: Sequence[tuple[str, st
         DataError: if too many tracks are unreadable. Nothing is lost: mended ones are added by the same command.
     """
     with _locked(folder / MAKING / "join.lock", patience_s=600.0):
-        if (folder / NAME).exists():
-            return TokenSet.open(folder)
-        good, bad = dict[int, Entry](), dict[int, str]()
-        for entry in entries(folder, header["n_q"]):
-            if "error" in entry:
-                bad[entry["track"]] = entry["error"]
-            else:
-                good.setdefault(entry["track"], entry)
-        bad = {track: reason for track, reason in sorted(bad.items()) if track not in good}
-        left = len(tracks) - len(good) - len(bad)
-        if left:
-            logger.info("%s: %d of %d tracks are left to other parts", folder, left, len(tracks))
-            return None
-        _check_bad(folder, list(bad.values()), len(tracks))
-        _write(folder, header, tracks, good, bad)
+        complete = (folder / NAME).exists() or _joined(folder, header, tracks)
+    if not complete:
+        return None
     shutil.rmtree(folder / MAKING, ignore_errors=True)
     return TokenSet.open(folder)
+
+
+def _joined(folder: Path, header: Mapping[str, Any], tracks: Sequence[tuple[str, str | None]]) -> bool:
+    """Write `tokens.json` if all tracks are done; whether they are."""
+    good, bad = dict[int, Entry](), dict[int, str]()
+    for entry in entries(folder, header["n_q"]):
+        if "error" in entry:
+            bad[entry["track"]] = entry["error"]
+        else:
+            good.setdefault(entry["track"], entry)
+    bad = {track: reason for track, reason in sorted(bad.items()) if track not in good}
+    left = len(tracks) - len(good) - len(bad)
+    if left:
+        logger.info("%s: %d of %d tracks are left to other parts", folder, left, len(tracks))
+        return False
+    _check_bad(folder, list(bad.values()), len(tracks))
+    _write(folder, header, tracks, good, bad)
+    return True
 
 
 def entries(folder: Path, n_q: int) -> Iterator[Entry]:

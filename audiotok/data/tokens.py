@@ -29,7 +29,7 @@ MAKING = "making"  # folder with the state of a set that is not finished
 CODE = np.dtype("<u2")
 MAX_BINS = 1 << 16
 HINT = "Make it with `audiotok tokenize CODEC MANIFEST --out DIR`."
-_MAX_JSON = 1 << 28  # bytes; a million tracks
+MAX_JSON = 1 << 28  # bytes; a million tracks
 _MAX_FRAMES = 1 << 40
 _MAX_N_Q = 1 << 10
 TokenItem: TypeAlias = tuple[Tensor, int, int]
@@ -257,7 +257,7 @@ def _parse(folder: Path) -> TokenSet:
     """A token set as its `tokens.json` describes it, checked against its shards."""
     path = folder / NAME
     try:
-        content: dict[str, Any] = load_json(path, limit=_MAX_JSON)
+        content: dict[str, Any] = load_json(path, limit=MAX_JSON)
     except (FileNotFoundError, NotADirectoryError):
         made = "; it is not finished: repeat the command that makes it" if (folder / MAKING).exists() else ""
         raise DataError(f"{folder} holds no {NAME}{made}. {HINT}") from None

@@ -12,7 +12,7 @@ from audiotok.data import token_writer
 from audiotok.data.token_writer import join, make_folder, writing
 from audiotok.data.tokens import TokenSet
 from audiotok.errors import DataError
-from audiotok.files import hold_lock
+from audiotok.files import hold_lock, load_json
 from tests.data.test_tokens import HEADER, LENGTHS, codes_of
 
 TRACKS: list[tuple[str, str | None]] = [(f"/music/{index}.wav", None) for index in range(4)]
@@ -121,6 +121,29 @@ def test_a_folder_with_anything_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be a folder to write to"):
         make_folder(tmp_path / "song.wav", HEADER)
     assert [path.name for path in tmp_path.iterdir()] == ["song.wav"]
+
+
+@pytest.mark.parametrize("looks", [0, 1])
+def test_a_set_that_is_completed_meanwhile_is_left_as_it_is(
+    tmp_path: Path, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process joins before a part looks at the folder, and between two of its looks."""
+    assert make(tmp_path, [0, 1], (1, 2)) is None
+    seen = list[Path]()
+
+    def meanwhile(path: Path, *, limit: int) -> dict[str, Any]:
+        if len(seen) == looks:
+            monkeypatch.undo()
+            check(make(tmp_path, [2, 3], (2, 2)))
+        seen.append(path)
+        found: dict[str, Any] = load_json(path, limit=limit)
+        return found
+
+    monkeypatch.setattr(token_writer, "load_json", meanwhile)
+    with writing(tmp_path, HEADER, (1, 2)) as writer:
+        assert writer is None
+    assert len(seen) == looks + 1
+    check(TokenSet.open(tmp_path))
 
 
 @pytest.mark.parametrize(
