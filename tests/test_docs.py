@@ -100,7 +100,7 @@ INSTEAD = (
         "sbatch --array=1-4 --gpus=1 --cpus-per-task=8 --time=2:00:00"
         ' --wrap="audiotok tokenize //sig/SIG data/music/train.jsonl.gz --out data/tokens/music --workers 8"',
         "for task in 1 2 3 4; do SLURM_ARRAY_TASK_ID=$task SLURM_ARRAY_TASK_MIN=1 SLURM_ARRAY_TASK_MAX=4"
-        " SLURM_ARRAY_TASK_COUNT=4 audiotok tokenize //sig/SIG data/music/train.jsonl.gz --out data/tokens/music; done"
+        " SLURM_ARRAY_TASK_COUNT=4 audiotok tokenize demo data/music/train.jsonl.gz --out data/tokens/music; done"
         " && test -e data/tokens/music/tokens.json",
         "SLURM: an array's variables in tests/cli/test_tokenize.py, its processes in tests/test_tokenizing.py",
     ),
