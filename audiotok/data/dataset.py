@@ -311,7 +311,9 @@ def get_loader(
     require_open_files(num_workers)
     options: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "pin_memory": pin_memory}
     options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-    build = partial(DataLoader, cast(Dataset[Any], dataset), worker_init_fn=shield_worker, collate_fn=collate or _collate, **options)
+    build = partial(
+        DataLoader, cast(Dataset[Any], dataset), worker_init_fn=shield_worker, collate_fn=collate or _collate, **options
+    )
     return AudioLoader(dataset, sampler, build)
 
 

@@ -597,7 +597,9 @@ class Compression(Common, total=False):
 # --- The solver of language models: config/solver/lm/default.yaml ---
 
 Heads = Annotated[
-    list[Literal["parallel", "chain"]], Field(strict=True, min_length=1, max_length=2), "[parallel] or [parallel, chain]"
+    list[Literal["parallel", "chain"]],
+    Field(strict=True, min_length=1, max_length=2),
+    "[parallel] or [parallel, chain]",
 ]
 Delays = Annotated[
     list[Annotated[int, Field(strict=True, ge=0, le=10**6)]],

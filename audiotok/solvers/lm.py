@@ -17,7 +17,6 @@ from audiotok.data import AudioLoader
 from audiotok.data.tokens import TokenSet
 from audiotok.errors import CheckpointError, ConfigError
 from audiotok.models.codec_lm import CodecLM, CodeFormat, get_code_format, get_language_model
-from audiotok.models.fingerprint import codec_hash
 from audiotok.models.lm import CodeNLL
 from audiotok.models.pretrained import configuration_of
 from audiotok.solvers import builders, lm_data
@@ -168,7 +167,5 @@ class LMSolver(StandardSolver):
         self.model.eval()
         tokens, folder = self.tokens["generate"], Path(self.folder)
         return dict(
-            generate_clips(
-                self.model, self.codec, tokens, self.cfg, folder, self.epoch, after_step=self.after_step
-            )
+            generate_clips(self.model, self.codec, tokens, self.cfg, folder, self.epoch, after_step=self.after_step)
         )

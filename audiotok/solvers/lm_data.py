@@ -92,11 +92,12 @@ def get_token_sets(cfg: DictConfig, codec: CompressionModel, root: Path) -> dict
     if missing:
         raise ConfigError(f"{', '.join(missing)} not set; choose data such as dset=audio/demo (`audiotok data demo`)")
     name, digest = str(cfg.compression_model_checkpoint), codec_hash(codec)
+    options = {"batch_size": cfg.tokens.batch_size, "workers": cfg.tokens.num_workers}
     made: dict[str, TokenSet] = {}
     for split in SPLITS:
         manifest = Path(cfg.datasource[split])
         folder = root / "tokens" / f"{digest[:_DIGITS]}-{_manifest_hash(manifest)[:_DIGITS]}"
-        made[split] = _token_set(folder, codec, digest, manifest, name=name, options=settings(cfg.tokens))
+        made[split] = _token_set(folder, codec, digest, manifest, name=name, options=options)
     return made
 
 
@@ -143,9 +144,7 @@ def get_loaders(cfg: DictConfig, sets: dict[str, TokenSet], labels: Sequence[str
     return {split: _loader(cfg, split, options, sets[split], labels) for split, options in of_split.items()}
 
 
-def _loader(
-    cfg: DictConfig, split: str, data: dict[str, Any], tokens: TokenSet, labels: Sequence[str]
-) -> AudioLoader:
+def _loader(cfg: DictConfig, split: str, data: dict[str, Any], tokens: TokenSet, labels: Sequence[str]) -> AudioLoader:
     world_size = flashy.distrib.world_size()
     batch_size, num_samples = data["batch_size"], data["num_samples"]
     if batch_size % world_size:

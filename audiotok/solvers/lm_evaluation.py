@@ -1,4 +1,4 @@
-"""The evaluate stage of a language model: cross-entropies of held-out codes, the gap between its heads, its protocol."""
+"""The evaluate stage of a language model: cross-entropies of held-out codes, the gap between its heads, protocol."""
 
 import math
 import os
@@ -6,7 +6,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -86,12 +85,8 @@ class HeldOut:
 
         Every rank must call this, and gets the same.
         """
-        gathered = sorted(
-            (one for ranks in gather_objects(self._entropies) for one in ranks), key=lambda one: one[0]
-        )
-        means = {
-            name: math.fsum(values[name] for _, values in gathered) / len(gathered) for name in gathered[0][1]
-        }
+        gathered = sorted((one for ranks in gather_objects(self._entropies) for one in ranks), key=lambda one: one[0])
+        means = {name: math.fsum(values[name] for _, values in gathered) / len(gathered) for name in gathered[0][1]}
         tracks = set[int]().union(*gather_objects(self._tracks))
         described = self._protocol(len(tracks))
         if is_source():
