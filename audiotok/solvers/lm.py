@@ -44,12 +44,14 @@ class LMSolver(StandardSolver):
         self.codec = lm_data.load_codec(cfg.compression_model_checkpoint, root, self.device)
         sets = lm_data.get_token_sets(cfg, self.codec, root)
         self.tokens: dict[str, TokenSet] = {
-            split: lm_data.with_labels(tokens, cfg.lm.get("labels")) for split, tokens in sets.items()
+            split: lm_data.with_labels(tokens, cfg.lm.get("labels"), Path(cfg.datasource[split]))
+            for split, tokens in sets.items()
         }
         labels = self.tokens["train"].labels
         if cfg.lm.get("labels") and not labels:
             raise ConfigError(
-                f"lm.labels={cfg.lm.labels}, but no track of {cfg.datasource.train} has a label; give null or folder"
+                f"lm.labels={cfg.lm.labels}, but no track of {cfg.datasource.train} has one; give null, folder, or a field of "
+                "its lines"
             )
         self.dataloaders = lm_data.get_loaders(cfg, self.tokens, labels)
 
