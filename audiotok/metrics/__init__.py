@@ -6,12 +6,14 @@ docstring states which direction is better.
 
 from audiotok.metrics.codes import codebook_metrics
 from audiotok.metrics.dependence import dependence_metrics, estimate_dependence, group_codes
+from audiotok.metrics.gap import GapMeter
 from audiotok.metrics.mmd_permutation import mmd_permutation_test
 from audiotok.metrics.quality import SET_METRICS, SIGNAL_METRICS, mel_distance, si_snr, stft_distance
 
 __all__ = [
     "SET_METRICS",
     "SIGNAL_METRICS",
+    "GapMeter",
     "codebook_metrics",
     "dependence_metrics",
     "estimate_dependence",
