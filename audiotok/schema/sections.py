@@ -626,6 +626,7 @@ class Lm(TypedDict, total=False):
     depth_dim: Width
     depth_heads: Width
     depth_layers: Annotated[int, Field(strict=True, ge=1, le=1000), "a whole number, from 1 to 1000"]
+    no_context: Flag
     labels: Text | None
     label_dropout: Share
     autocast: Flag

@@ -157,6 +157,15 @@ def with_labels(tokens: TokenSet, kind: str | None, manifest: Path) -> TokenSet:
     return replace(tokens, tracks=tracks, labels=sorted({one.label for one in tracks if one.label is not None}))
 
 
+def log_counts(tokens: TokenSet) -> Tensor:
+    """Logarithms [K, bins] of how often each code occurs, half a time added; of mean 0 for each codebook."""
+    counts = torch.zeros(tokens.n_q, tokens.bins, dtype=torch.float64)
+    for track in range(len(tokens.tracks)):
+        counts += torch.stack([torch.bincount(own, minlength=tokens.bins) for own in tokens.codes(track)])
+    logits = (counts + 0.5).log()
+    return (logits - logits.mean(dim=1, keepdim=True)).float()
+
+
 def get_loaders(cfg: DictConfig, sets: dict[str, TokenSet], labels: Sequence[str]) -> dict[str, AudioLoader]:
     """Loaders of windows of codes, `CodeBatch`es, for train, valid and evaluate.
 

@@ -238,9 +238,7 @@ def test_another_number_of_ranks_takes_over_the_averages() -> None:
     assert same.own == ranks[1]
 
 
-def launch(
-    root: Path, music: Path, world_size: int, *arguments: str, given: Sequence[str] = (*SMALL,)
-) -> list[int]:
+def launch(root: Path, music: Path, world_size: int, *arguments: str, given: Sequence[str] = (*SMALL,)) -> list[int]:
     """Train with that many ranks; returns their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
