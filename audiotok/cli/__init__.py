@@ -15,6 +15,7 @@ from audiotok.cli import (
     data,
     distance,
     doctor,
+    gap,
     generate,
     init,
     plan,

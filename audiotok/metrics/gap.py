@@ -83,9 +83,9 @@ class GapMeter:
 
         - `bits_parallel`, `bits_chain`: negative log-likelihood of a frame by either head, sums over codebooks;
         - `gap`: their difference, and `gap_q2` … of each codebook after the first, whose sum it is;
-        - `gap_alone`: the difference without context;
+        - `gap_alone`: the difference without context, and `bits_alone`, what the parallel head has there;
         - `gap_recordings`: how many recordings that is over;
-        - each of the first four with `_err` (`gap_err`, `gap_q2_err`): standard error over recordings; from two of
+        - each of them with `_err` (`gap_err`, `gap_q2_err`): standard error over recordings; from two of
           them on, and rather low with few.
 
         Args:
@@ -120,4 +120,4 @@ def _bits(weights: npt.NDArray[np.float64] | npt.NDArray[np.int64], sums: Floats
     gaps = parallel - chain
     named = {"gap": gaps.sum(axis=1), "bits_parallel": parallel.sum(axis=1), "bits_chain": chain.sum(axis=1)}
     named |= {f"gap_q{k + 1}": gaps[:, k] for k in range(1, gaps.shape[1])}
-    return named | {"gap_alone": (alone_parallel - alone_chain).sum(axis=1)}
+    return named | {"gap_alone": (alone_parallel - alone_chain).sum(axis=1), "bits_alone": alone_parallel.sum(axis=1)}

@@ -1,6 +1,6 @@
 """The language model of one codec: which codes it reads, the names of its class labels, and how to load it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from audiotok.errors import CheckpointError, ConfigError, DataError, first_line
 from audiotok.models.lm import LMModel
+from audiotok.models.no_context import NoContextModel
 from audiotok.models.pretrained import load_pretrained
 
+_OF_DEPTH = ("depth_dim", "depth_heads", "depth_layers")
 _NOT_OF_THE_MODEL = ("labels", "autocast")  # keys of the section `lm` that training and data read
 
 
@@ -53,12 +55,19 @@ class CodecLM(LMModel):
 
     Args:
         codes: of that codec and of the labels of the training data.
+        no_context: whether it has, as `alone`, the same heads without context, which are trained beside it.
         options: all other arguments of `LMModel`.
     """
 
-    def __init__(self, codes: CodeFormat, **options: Any) -> None:
+    def __init__(self, codes: CodeFormat, *, no_context: bool = False, **options: Any) -> None:
         super().__init__(n_q=codes.n_q, bins=codes.bins, num_labels=len(codes.labels), **options)
         self.codes = codes
+        of_depth = {key: options[key] for key in (*_OF_DEPTH, "dropout") if key in options}
+        self.alone = NoContextModel(self, **of_depth) if no_context else None
+
+    def trunk_parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters but those of `alone`."""
+        return (value for name, value in self.named_parameters() if not name.startswith("alone."))
 
     def label_ids(self, names: Sequence[str | None]) -> Tensor:
         """Labels [B] for `nll` and `generate`; None stands for no label. DataError for a name training has not seen."""

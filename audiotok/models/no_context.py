@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiotok.models.lm import ChainHead, CodeNLL, LMModel
+from audiotok.models.patterns import get_pattern
 
 
 class NoContextModel(nn.Module):
@@ -23,7 +24,8 @@ class NoContextModel(nn.Module):
         self, model: LMModel, *, depth_dim: int = 64, depth_heads: int = 4, depth_layers: int = 2, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.n_q, self.special_token, self.pattern = model.n_q, model.special_token, model.pattern
+        self.n_q, self.special_token = model.n_q, model.special_token
+        self.pattern_name, self.delays = model.pattern_name, model.delays
         self.logits = nn.Parameter(torch.zeros(model.n_q, model.bins))
         self.depth = None
         if model.n_q > 1:  # its state is the bias of its first layer
@@ -32,7 +34,7 @@ class NoContextModel(nn.Module):
 
     def nll(self, codes: Tensor, *, valid_only: bool = True) -> CodeNLL:
         """Negative log-likelihood of codes [B, K, T] that the language model can read; see `LMModel.nll`."""
-        pattern = self.pattern(codes.shape[2])
+        pattern = get_pattern(self.pattern_name, self.n_q, codes.shape[2], self.delays)
         sequence, _ = pattern.build(codes, self.special_token, valid_only=valid_only)
         steps = sequence[..., 1:].transpose(1, 2).flatten(0, 1)
         laws = [law.expand(len(steps), -1) for law in self.logits]

@@ -626,7 +626,8 @@ class Lm(TypedDict, total=False):
     depth_dim: Width
     depth_heads: Width
     depth_layers: Annotated[int, Field(strict=True, ge=1, le=1000), "a whole number, from 1 to 1000"]
-    labels: Literal["folder", "tag"] | None
+    no_context: Flag
+    labels: Text | None
     label_dropout: Share
     autocast: Flag
 
@@ -634,8 +635,8 @@ class Lm(TypedDict, total=False):
 class Tokens(TypedDict, total=False):
     """Section `tokens`."""
 
-    batch_size: Count
-    num_workers: Whole
+    batch_size: Count | None
+    num_workers: Count
 
 
 class GenerateLm(TypedDict, total=False):

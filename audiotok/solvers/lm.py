@@ -3,6 +3,7 @@
 Source: Copet et al., "Simple and Controllable Music Generation", NeurIPS 2023 (training, names of metrics).
 """
 
+import math
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from audiotok.config_text import saved_text
 from audiotok.data import AudioLoader
 from audiotok.data.tokens import TokenSet
 from audiotok.errors import CheckpointError, ConfigError
+from audiotok.metrics.gap_fit import GapFit
 from audiotok.models.codec_lm import CodecLM, CodeFormat, get_code_format, get_language_model
 from audiotok.models.lm import CodeNLL
 from audiotok.models.pretrained import configuration_of
@@ -25,6 +27,9 @@ from audiotok.solvers.lm_evaluation import HeldOut, mean_by_codebook, mean_entro
 from audiotok.solvers.lm_generation import generate_clips
 from audiotok.solvers.randomness import seed_everything
 from audiotok.solvers.solver import Metrics, StandardSolver
+
+_ALONE = 4  # one window of so many is enough for the heads without context
+_LAST = 0.2  # share of the epochs in which the valid curve shall not fall
 
 
 class LMSolver(StandardSolver):
@@ -44,20 +49,24 @@ class LMSolver(StandardSolver):
         self.codec = lm_data.load_codec(cfg.compression_model_checkpoint, root, self.device)
         sets = lm_data.get_token_sets(cfg, self.codec, root)
         self.tokens: dict[str, TokenSet] = {
-            split: lm_data.with_labels(tokens, cfg.lm.get("labels")) for split, tokens in sets.items()
+            split: lm_data.with_labels(tokens, cfg.lm.get("labels"), Path(cfg.datasource[split]))
+            for split, tokens in sets.items()
         }
         labels = self.tokens["train"].labels
         if cfg.lm.get("labels") and not labels:
-            raise ConfigError(
-                f"lm.labels={cfg.lm.labels}, but no track of {cfg.datasource.train} has a label; give null or folder"
-            )
+            found = f"lm.labels={cfg.lm.labels}, but no track of {cfg.datasource.train} has one"
+            raise ConfigError(f"{found}; give null, folder, or a field of its lines")
         self.dataloaders = lm_data.get_loaders(cfg, self.tokens, labels)
 
     def build_model(self) -> None:
         """Model and optimiser."""
         seed_everything(self.cfg.seed)  # loading the codec, and making codes or not, has drawn random numbers
         self.model = get_language_model(self._with_codes).to(self.device)
-        self.optimizer = builders.get_optimizer(self.model.parameters(), self.cfg.optim)
+        self.optimizer = builders.get_optimizer(self.model.trunk_parameters(), self.cfg.optim)
+        if self.model.alone is not None:
+            self.model.alone.logits.data = lm_data.log_counts(self.tokens["train"]).to(self.device)
+            # Without weight decay: it would pull these laws away from the frequencies, which they begin with.
+            self.optimizer.add_param_group({"params": [*self.model.alone.parameters()], "weight_decay": 0.0})
 
     @cached_property
     def codes(self) -> CodeFormat:
@@ -130,7 +139,7 @@ class LMSolver(StandardSolver):
         nll = self._nll(batch)
         metrics = mean_entropies(nll)
         if self.is_training:
-            metrics.update(self._update(metrics["ce"], nll))
+            metrics.update(self._update(metrics["ce"], nll, batch))
         return metrics
 
     def _nll(self, batch: lm_data.CodeBatch) -> CodeNLL:
@@ -139,28 +148,52 @@ class LMSolver(StandardSolver):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
             return self.model.nll(batch.codes, labels)
 
-    def _update(self, ce: Tensor, nll: CodeNLL) -> Metrics:
-        """One step on the cross-entropy of the parallel head and, if there is one, of the chain head."""
-        loss = ce
-        if nll.chain is not None and self.model.n_q > 1:
-            loss = loss + mean_by_codebook(nll.chain, nll.mask)[1:].mean()
+    def _update(self, ce: Tensor, nll: CodeNLL, batch: lm_data.CodeBatch) -> Metrics:
+        """One step on the cross-entropy of the parallel head, of the chain head, and of both without context."""
+        loss = ce + self._chain_loss(nll)
         loss.backward()
+        if self.model.alone is not None:
+            alone = self.model.alone.nll(batch.codes[::_ALONE])
+            (mean_by_codebook(alone.parallel, alone.mask).mean() + self._chain_loss(alone)).backward()
         flashy.distrib.sync_gradients(self.model.parameters())
         limit = self.cfg.optim.max_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_(self.model.trunk_parameters(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {"loss": loss, "grad_norm": norm}
 
+    def _chain_loss(self, nll: CodeNLL) -> Tensor | float:
+        """Mean over the codebooks after the first, which the chain head shares with the parallel head."""
+        if nll.chain is None or self.model.n_q == 1:
+            return 0.0
+        return mean_by_codebook(nll.chain, nll.mask)[1:].mean()
+
     def evaluate(self) -> Metrics:
         """Cross-entropies and the factorisation gap over windows of the evaluate split that do not overlap."""
         self.model.eval()
-        held_out = HeldOut(self.model, self.cfg, self.tokens["evaluate"], self.dataloaders["evaluate"])
+        held_out = HeldOut(self.model, self.tokens["evaluate"], self.dataloaders["evaluate"])
         for batch in self.progress_of("evaluate"):
             own = batch.to(self.device)
             held_out.add(self._nll(own), own)
             self.after_step()
-        return held_out.metrics(Path(self.folder))
+        found = held_out.metrics(Path(self.folder))
+        return found | (self._convergence() if "gap" in found else {})
+
+    def _convergence(self) -> Metrics:
+        """Whether the valid curves of both heads have stopped falling: a gap of two unfinished heads means little."""
+        epochs = [*self.history, self._pending_metrics]
+        curves = [
+            [epoch["valid"][name] for epoch in epochs if "valid" in epoch]
+            for name in ("bits_frame", "bits_frame_chain")
+        ]
+        epoch = len(curves[0])
+        before = epoch - max(1, math.ceil(epoch * _LAST))
+        fall = max(curve[before - 1] - curve[-1] for curve in curves) if before > 0 else math.inf
+        converged = fall <= GapFit.tolerance
+        if not converged and epoch == self.cfg.optim.epochs:
+            found = f"{fall:.3f} bits per frame in the last {epoch - before} epochs" if before > 0 else "one epoch"
+            self.logger.warning("the gap has not converged: the valid curves still fall (%s); train longer", found)
+        return {"gap_converged": float(converged)} | ({"gap_fall": fall} if before > 0 else {})
 
     def generate(self) -> Metrics:
         """Draw clips, and write them and their codes under `samples/` of the experiment."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from audiotok.checkpoint import load_checkpoint, resolve_checkpoint
-from audiotok.data import AudioLoader, get_loader, read_manifest
+from audiotok.data import AudioLoader, get_loader
 from audiotok.data.limits import require_open_files
+from audiotok.data.manifest import read_labels
 from audiotok.data.tokens import TokenDataset, TokenSet
 from audiotok.errors import CheckpointError, ConfigError, DataError
 from audiotok.files import NoLocksError, hold_lock
@@ -23,11 +25,12 @@ from audiotok.models.fingerprint import codec_hash
 from audiotok.models.pretrained import configuration_of
 from audiotok.solvers.builders import HELD_OUT_SEED, SPLITS
 from audiotok.solvers.settings import settings
-from audiotok.tokenizing import tokenize
+from audiotok.tokenizing import manifest_hash, tokenize
 
 logger = logging.getLogger(__name__)
 
 _DIGITS = 16  # of a hash, in the name of a folder
+_REPORT_S = 30.0  # between two lines
 _PATIENCE_S = 7 * 24 * 3600.0  # for another job that makes the same set; a job's time limit ends sooner
 
 
@@ -96,7 +99,7 @@ def get_token_sets(cfg: DictConfig, codec: CompressionModel, root: Path) -> dict
     made: dict[str, TokenSet] = {}
     for split in SPLITS:
         manifest = Path(cfg.datasource[split])
-        folder = root / "tokens" / f"{digest[:_DIGITS]}-{_manifest_hash(manifest)[:_DIGITS]}"
+        folder = root / "tokens" / f"{digest[:_DIGITS]}-{_place_hash(manifest)[:_DIGITS]}"
         made[split] = _token_set(folder, codec, digest, manifest, name=name, options=options)
     return made
 
@@ -106,29 +109,61 @@ def _token_set(
 ) -> TokenSet:
     """The set in a folder, made by the first process that comes; the others wait for it."""
     lock = folder.with_name(f"{folder.name}.lock")
+    options = {**options, "codec": name, "progress": _Progress(manifest, name)}
     try:
         with hold_lock(lock, patience_s=_PATIENCE_S):
-            tokenize(codec, [manifest], folder, codec=name, **options)
+            tokenize(codec, [manifest], folder, **options)
     except NoLocksError:
         if flashy.distrib.is_rank_zero():
-            tokenize(codec, [manifest], folder, codec=name, **options)
+            tokenize(codec, [manifest], folder, **options)
         flashy.distrib.barrier()
     return TokenSet.open(folder, codec_hash=digest)
 
 
-def _manifest_hash(path: Path) -> str:
-    """Of which recordings a manifest lists, wherever it lies; equal for equal tracks in equal order."""
-    entries = ((str(meta.path), meta.duration, meta.sample_rate, meta.channels) for meta in read_manifest(path))
-    return hashlib.sha256("\n".join(map(repr, entries)).encode()).hexdigest()
+def _place_hash(manifest: Path) -> str:
+    """Of the content of a manifest and of its folder, for paths in it are seen from there."""
+    return hashlib.sha256(f"{manifest_hash(manifest)} {manifest.resolve().parent}".encode(errors="replace")).hexdigest()
 
 
-def with_labels(tokens: TokenSet, kind: str | None) -> TokenSet:
-    """A token set with the class labels that `lm.labels` names: none, the folder of each track, or its own label."""
-    if kind == "tag":
-        return tokens
-    tracks = [replace(one, label=Path(one.path).parent.name if kind == "folder" else None) for one in tokens.tracks]
-    labels = sorted({one.label for one in tracks if one.label is not None})
-    return replace(tokens, tracks=tracks, labels=labels)
+class _Progress:
+    """Lines in the log while codes are made."""
+
+    def __init__(self, manifest: Path, codec: str) -> None:
+        self._what, self._next = f"{manifest} by {codec}", 0.0
+
+    def __call__(self, done_s: float, all_s: float) -> None:
+        now = time.monotonic()
+        if self._next == 0.0:
+            logger.info("encoding %s: %.2f h of audio", self._what, all_s / 3600)
+        elif now >= self._next:
+            logger.info("encoding %s: %.0f %% done", self._what, 100 * done_s / max(all_s, 1e-9))
+        else:
+            return
+        self._next = now + _REPORT_S
+
+
+def with_labels(tokens: TokenSet, kind: str | None, manifest: Path) -> TokenSet:
+    """A token set with the class labels that `lm.labels` names.
+
+    Args:
+        tokens: the set.
+        kind: None for no labels, `folder` for that of each track, or a field of the lines of the manifest.
+        manifest: of the set.
+    """
+    fields = read_labels(manifest, kind) if kind not in (None, "folder") else {}
+    folders = {path: path.parent.name for path in (Path(one.path) for one in tokens.tracks) if kind == "folder"}
+    found = fields | folders
+    tracks = [replace(one, label=found.get(Path(one.path))) for one in tokens.tracks]
+    return replace(tokens, tracks=tracks, labels=sorted({one.label for one in tracks if one.label is not None}))
+
+
+def log_counts(tokens: TokenSet) -> Tensor:
+    """Logarithms [K, bins] of how often each code occurs, half a time added; of mean 0 for each codebook."""
+    counts = torch.zeros(tokens.n_q, tokens.bins, dtype=torch.float64)
+    for track in range(len(tokens.tracks)):
+        counts += torch.stack([torch.bincount(own, minlength=tokens.bins) for own in tokens.codes(track)])
+    logits = (counts + 0.5).log()
+    return (logits - logits.mean(dim=1, keepdim=True)).float()
 
 
 def get_loaders(cfg: DictConfig, sets: dict[str, TokenSet], labels: Sequence[str]) -> dict[str, AudioLoader]:

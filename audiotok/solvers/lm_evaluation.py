@@ -3,16 +3,18 @@
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from torch import Tensor
 
 from audiotok.data import AudioLoader
 from audiotok.data.tokens import TokenSet
 from audiotok.distributed import gather_objects, is_source, rank, world_size
-from audiotok.models.lm import CodeNLL, LMModel
+from audiotok.metrics.gap import GapMeter
+from audiotok.models.codec_lm import CodecLM
+from audiotok.models.lm import CodeNLL
 from audiotok.solvers import protocol
 from audiotok.solvers.lm_data import CodeBatch
 
@@ -55,13 +57,13 @@ class HeldOut:
 
     Args:
         model: the language model.
-        cfg: the configuration.
         tokens: the token set of the stage.
         loader: its windows.
     """
 
-    def __init__(self, model: LMModel, cfg: DictConfig, tokens: TokenSet, loader: AudioLoader) -> None:
-        self.model, self.cfg, self.tokens = model, cfg, tokens
+    def __init__(self, model: CodecLM, tokens: TokenSet, loader: AudioLoader) -> None:
+        self.model, self.tokens = model, tokens
+        self.gap = GapMeter() if "chain" in model.heads and model.n_q > 1 else None
         self.windows = len(loader.dataset)
         self._seen = 0
         self._entropies: list[tuple[int, dict[str, float]]] = []  # of each window of this rank
@@ -73,12 +75,15 @@ class HeldOut:
         numbers = [rank() + (self._seen + i) * world_size() for i in range(len(batch.codes))]
         self._seen += len(numbers)
         self._frames = batch.codes.shape[2]
-        for i, number in enumerate(numbers):
-            if number < self.windows:  # beyond, the loader begins again
-                one = slice(i, i + 1)
-                own = CodeNLL(nll.parallel[one], None if nll.chain is None else nll.chain[one], nll.mask)
-                self._entropies.append((number, {k: float(v) for k, v in mean_entropies(own).items()}))
-        self._tracks |= set(batch.tracks.tolist())
+        own = [i for i, number in enumerate(numbers) if number < self.windows]  # beyond, the loader begins again
+        nll = _of_windows(nll, own)
+        for i, number in enumerate(numbers[: len(own)]):
+            one = mean_entropies(_of_windows(nll, [i]))
+            self._entropies.append((number, {name: float(value) for name, value in one.items()}))
+        self._tracks |= set(batch.tracks[own].tolist())
+        if self.gap is not None and own:
+            alone = None if self.model.alone is None else self.model.alone.nll(batch.codes[own])
+            self.gap.update(nll, batch.tracks[own], alone)
 
     def metrics(self, folder: Path) -> dict[str, float]:
         """The metrics, and the number of their protocol, which is kept in the folder of the experiment.
@@ -88,10 +93,16 @@ class HeldOut:
         gathered = sorted((one for ranks in gather_objects(self._entropies) for one in ranks), key=lambda one: one[0])
         means = {name: math.fsum(values[name] for _, values in gathered) / len(gathered) for name in gathered[0][1]}
         tracks = set[int]().union(*gather_objects(self._tracks))
+        gap: dict[str, float] = {}
+        if self.gap is not None:
+            first, *others = gather_objects(self.gap)
+            for other in others:
+                first.merge(other)
+            gap = first.compute()
         described = self._protocol(len(tracks))
         if is_source():
             protocol.keep(described, folder)
-        return {**with_bits(means, self.tokens.frame_rate), "protocol": protocol.number_of(described)}
+        return {**with_bits(means, self.tokens.frame_rate), **gap, "protocol": protocol.number_of(described)}
 
     def _protocol(self, recordings: int) -> dict[str, Any]:
         """What the numbers were measured on. Not with which codec: codecs are what a grid compares."""
@@ -112,3 +123,9 @@ class HeldOut:
                 f"{self._frames} frames, pattern {model.pattern_name}{delays}"
             },
         }
+
+
+def _of_windows(nll: CodeNLL, chosen: Sequence[int]) -> CodeNLL:
+    """The likelihoods of some windows of a batch."""
+    index = list(chosen)
+    return CodeNLL(nll.parallel[index], None if nll.chain is None else nll.chain[index], nll.mask)
