@@ -25,6 +25,7 @@ _CHOOSE_WINDOWS = 64  # at most, evenly spread: a check costs as much as a few u
 _CHECK = 0.8  # updates at a check, over those at the next one
 _MEMORY = 8  # weights are a mean over about the last 1 / (_MEMORY + 1) of the updates
 _HOLD = 200  # updates before the rate falls
+_ALONE = 4  # one window of so many is enough for the heads without context
 _BATCH = 16  # windows, without gradients
 _RECORDINGS = 4  # two are measured
 
@@ -271,8 +272,8 @@ class _Fitting:
             batch = [self.fitted[i, :, start : start + self.frames] for i, start in zip(chosen, starts, strict=True)]
             codes = torch.stack(batch).to(self.device)
             loss = torch.zeros((), device=self.device)
-            for module in modules:
-                nll = module.nll(codes)
+            for module, few in zip(modules, (len(codes), -(-len(codes) // _ALONE)), strict=True):
+                nll = module.nll(codes[:few])
                 assert nll.chain is not None
                 loss = loss + nll.parallel.mean() + nll.chain[:, 1:].sum() / nll.chain.numel()
             optimizer.zero_grad()
