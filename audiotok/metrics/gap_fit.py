@@ -25,7 +25,8 @@ _CHOOSE_WINDOWS = 64  # at most, evenly spread: a check costs as much as a few u
 _CHECK = 0.8  # updates at a check, over those at the next one
 _MEMORY = 8  # weights are a mean over about the last 1 / (_MEMORY + 1) of the updates
 _HOLD = 200  # updates before the rate falls
-_ALONE = 4  # one window of so many is enough for the heads without context
+_FACTORS = (1.0, 0.75, 0.5, 0.25, 0.0)
+_ALONE = 2  # one window of so many is enough for the heads without context
 _BATCH = 16  # windows, without gradients
 _RECORDINGS = 4  # two are measured
 
@@ -50,12 +51,12 @@ class GapFit:
     dim: int = 128
     num_heads: int = 4
     num_layers: int = 2
-    dropout: float = 0.1
+    dropout: float = 0.0
     depth_dim: int = 64
     depth_layers: int = 2
     context: int = 256
     warmup: int = 32
-    batch_size: int = 8
+    batch_size: int = 4
     lr: float = 3e-3
     updates: int = 1000
     min_updates: int = 300
@@ -240,6 +241,9 @@ class _Fitting:
             last = heads
         for module, (_, state) in zip(self._modules(), best, strict=True):
             module.load_state_dict(state)
+        with torch.no_grad():
+            self._shrink()
+            logger.debug("shrunk: %s", self.factors.tolist())
         metrics = self._measure(self.others[1]).compute(seed=seed)
         converged = fall <= self.fit.tolerance
         if not converged:
@@ -302,6 +306,30 @@ class _Fitting:
             owners = self.tracks[[clip for clip, _ in part]]
             meter.update(lm.nll(codes), owners, alone.nll(codes))
         return meter
+
+    def _shrink(self) -> None:
+        """Scale what the chain head adds to the logits of each codebook by the factor that the choose part likes best.
+
+        A head that has learned from few frames adds noise beside what it knows, and would lose more bits by it than
+        weakly dependent codebooks have to give.
+        """
+        heads = [module.depth for module in self._modules() if module.depth is not None]
+        weights = [[linear.weight.clone() for linear in head.linears] for head in heads]
+        biases = [[linear.bias.clone() for linear in head.linears] for head in heads]
+
+        def scale(factors: npt.NDArray[np.float64]) -> None:
+            for i, head in enumerate(heads):
+                for k, linear in enumerate(head.linears):
+                    linear.weight.copy_(weights[i][k] * factors[i, k])
+                    linear.bias.copy_(biases[i][k] * factors[i, k])
+
+        bits = []
+        for factor in _FACTORS if heads else ():
+            scale(np.full((2, len(weights[0])), factor))
+            bits.append(self._measure(self.others[0], _CHOOSE_WINDOWS).chain_bits()[:, 1:])
+        if heads:
+            self.factors = np.array(_FACTORS)[np.argmin(bits, axis=0)]
+            scale(self.factors)
 
     def _modules(self) -> tuple[LMModel, NoContextModel]:
         """The averaged ones."""
