@@ -241,9 +241,7 @@ class _Fitting:
             last = heads
         for module, (_, state) in zip(self._modules(), best, strict=True):
             module.load_state_dict(state)
-        with torch.no_grad():
-            self._shrink()
-            logger.debug("shrunk: %s", self.factors.tolist())
+        self._shrink()
         metrics = self._measure(self.others[1]).compute(seed=seed)
         converged = fall <= self.fit.tolerance
         if not converged:
@@ -259,15 +257,16 @@ class _Fitting:
 
     def _updates(self, seed: int) -> Iterator[None]:
         """Each step makes one update."""
-        fit, modules = self.fit, (self.model, self.alone)
+        fit = self.fit
+        modules: tuple[LMModel | NoContextModel, ...] = (self.model, self.alone)
         optimizer = torch.optim.AdamW([p for m in modules for p in m.parameters()], lr=fit.lr, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda done: min((done + 1) / 50, 1.0, math.sqrt(_HOLD / (done + 1)))
         )
         rng = np.random.default_rng([seed, 1])
         order: list[int] = []
-        for module in modules:
-            module.train()
+        self.model.train()
+        self.alone.train()
         while True:
             while len(order) < fit.batch_size:
                 order += rng.permutation(len(self.fitted)).tolist()
@@ -307,29 +306,32 @@ class _Fitting:
             meter.update(lm.nll(codes), owners, alone.nll(codes))
         return meter
 
+    @torch.no_grad()
     def _shrink(self) -> None:
         """Scale what the chain head adds to the logits of each codebook by the factor that the choose part likes best.
 
         A head that has learned from few frames adds noise beside what it knows, and would lose more bits by it than
         weakly dependent codebooks have to give.
         """
-        heads = [module.depth for module in self._modules() if module.depth is not None]
-        weights = [[linear.weight.clone() for linear in head.linears] for head in heads]
-        biases = [[linear.bias.clone() for linear in head.linears] for head in heads]
+        depths = [module.depth for module in self._modules() if module.depth is not None]
+        if not depths:  # a single codebook
+            return
+        # Of both heads, with and without context, and each codebook: the parameters of its last layer and their values.
+        layers = [[[(p, p.clone()) for p in linear.parameters()] for linear in depth.linears] for depth in depths]
 
         def scale(factors: npt.NDArray[np.float64]) -> None:
-            for i, head in enumerate(heads):
-                for k, linear in enumerate(head.linears):
-                    linear.weight.copy_(weights[i][k] * factors[i, k])
-                    linear.bias.copy_(biases[i][k] * factors[i, k])
+            for linears, of_head in zip(layers, factors.tolist(), strict=True):
+                for parameters, factor in zip(linears, of_head, strict=True):
+                    for parameter, value in parameters:
+                        parameter.copy_(value * factor)
 
         bits = []
-        for factor in _FACTORS if heads else ():
-            scale(np.full((2, len(weights[0])), factor))
+        for factor in _FACTORS:
+            scale(np.full((2, len(layers[0])), factor))
             bits.append(self._measure(self.others[0], _CHOOSE_WINDOWS).chain_bits()[:, 1:])
-        if heads:
-            self.factors = np.array(_FACTORS)[np.argmin(bits, axis=0)]
-            scale(self.factors)
+        factors = np.array(_FACTORS)[np.argmin(bits, axis=0)]
+        logger.debug("the chain head is scaled by %s, without context by %s", *factors.tolist())
+        scale(factors)
 
     def _modules(self) -> tuple[LMModel, NoContextModel]:
         """The averaged ones."""
