@@ -93,6 +93,7 @@ def factorisation_gap(
 
         - `gap_converged`: 1, or 0 if the valid NLL of a head was still falling at the last update, of which the log
           warns; and `gap_fall`, by how many bits per frame in the last fifth of the updates (negative: it rose);
+        - `gap_alone_fall`: by how many that of the chain head without context fell then, which ends no fit;
         - `gap_updates`: how many updates there were;
         - `gap_recordings_fit`, `gap_recordings_choose`: recordings in the other parts than the measured one.
 
@@ -218,7 +219,7 @@ class _Fitting:
             (math.inf, self._state(0)),
             (math.inf, self._state(1)),
         ]  # of the model, and of the heads without context
-        last, fall, done = (math.inf, math.inf), math.inf, 0
+        last, falls, done = (math.inf,) * 3, (math.inf,) * 3, 0  # of the heads, and of the chain head without context
         for check in checks:
             while done < check:
                 next(updates)
@@ -234,15 +235,17 @@ class _Fitting:
                 (now, self._state(i)) if now < old[0] else old
                 for i, (now, old) in enumerate(zip(sums, best, strict=True))
             ]
-            fall = max(before - after for before, after in zip(last, heads, strict=True))
+            now = (*heads, found["bits_alone"] - found["gap_alone"])
+            falls = tuple(before - after for before, after in zip(last, now, strict=True))
             logger.debug("update %d: %.3f and %.3f bits, gap without context %.3f", done, *heads, found["gap_alone"])
-            if done >= self.fit.min_updates and fall <= self.fit.tolerance:
+            if done >= self.fit.min_updates and max(falls[:2]) <= self.fit.tolerance:
                 break
-            last = heads
+            last = now
         for module, (_, state) in zip(self._modules(), best, strict=True):
             module.load_state_dict(state)
         self._shrink()
         metrics = self._measure(self.others[1]).compute(seed=seed)
+        fall = max(falls[:2])
         converged = fall <= self.fit.tolerance
         if not converged:
             logger.warning(
@@ -250,7 +253,8 @@ class _Fitting:
                 "%.3f bits per frame (%.3f allowed); give more updates",
                 *(done, fall, self.fit.tolerance),
             )
-        metrics |= {"gap_converged": float(converged), "gap_fall": fall, "gap_updates": float(done)}
+        metrics |= {"gap_converged": float(converged), "gap_fall": fall, "gap_alone_fall": falls[2]}
+        metrics |= {"gap_updates": float(done)}
         return metrics | {
             f"gap_recordings_{name}": float(len(self.parts[i])) for i, name in enumerate(("fit", "choose"))
         }
