@@ -219,7 +219,8 @@ class _Fitting:
             (math.inf, self._state(0)),
             (math.inf, self._state(1)),
         ]  # of the model, and of the heads without context
-        last, falls, done = (math.inf,) * 3, (math.inf,) * 3, 0  # of the heads, and of the chain head without context
+        last: tuple[float, ...] = (math.inf,) * 3  # bits of the heads, and of the chain head without context
+        falls, done = last, 0
         for check in checks:
             while done < check:
                 next(updates)
