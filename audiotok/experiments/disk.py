@@ -109,11 +109,11 @@ def _language_model(cfg: _Section) -> int:
     """Bytes of the checkpoints and samples of a language model."""
     codec = _codec_of(str(cfg["compression_model_checkpoint"]))
     size = language_model_size(cfg["lm"], codec["rvq"]["n_q"], codec["rvq"]["bins"]).parameters
-    states = {"model": size, "best_state": size, "optimizer": 2 * size, "ema": size * cfg["optim"]["ema"]["use"]}
+    states = {"model": size, "best_state": size, "optimizer": 2 * size, "ema": size * bool(cfg["optim"]["ema"]["use"])}
     keep = cfg["checkpoint"]
     names = keep["keep_every_states"]
     kept = sum(value for name, value in states.items() if not names or name in names)
-    weights = _FLOAT * (sum(states.values()) + len(_kept_copies(cfg)) * kept)
+    weights: int = _FLOAT * (sum(states.values()) + len(_kept_copies(cfg)) * kept)
     audio = {"sample_rate": codec["sample_rate"], "channels": codec["channels"]}
     return weights + len(cfg["lm"]["heads"]) * _samples({**cfg, **audio})
 
