@@ -181,7 +181,8 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     from audiotok.results.tables import require_columns, summary_table
 
     by, seeds = _names(args.by), _seeds(args)
-    metrics = _names(args.metric) if args.metric else [name for name in HEADLINE if name in experiments.metrics]
+    headline = [name for name in HEADLINE if name in experiments.metrics and not name.endswith("_err")]
+    metrics = _names(args.metric) if args.metric else headline
     if not metrics:
         raise ResultsError(f"nothing of {experiments.name} has been measured yet; see `audiotok results {args.grid}`.")
     values = {name: metric_values(experiments, name, best_by=args.best_by).to_numpy() for name in metrics}
@@ -201,7 +202,10 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
         logger.info("n counts codecs: runs of one codec are no independent replicates, their mean counts once")
     runs = replicates(runs, by, metrics, codecs=codecs)
     if args.baseline is None:
-        return summary_table(summarize(runs, by, metrics, interval=args.interval), by, args.pivot)
+        table = summary_table(summarize(runs, by, metrics, interval=args.interval), by, args.pivot)
+        if codecs and args.pivot is None:
+            table.insert(len(by), "codecs", runs.groupby(by, sort=False, dropna=False).size().to_numpy())
+        return table
     baseline = dict(_condition(text, experiments) for text in args.baseline)
     pair = _names(args.seeds) if args.seeds else [pairing(baseline, codecs=codecs)]
     if args.pivot is not None or len(pair) != 1:
@@ -217,12 +221,12 @@ def _seeds(args: argparse.Namespace) -> list[str]:
 
 def _in_words(row: Mapping[Any, Any], by: list[str]) -> str:
     """A row of a comparison as a sentence: whether the condition differs from its baseline, beyond the error."""
-    from audiotok.results.metrics import METRICS
+    from audiotok.results.metrics import known_metric
     from audiotok.results.tables import format_value
 
     condition = ", ".join(f"{name}={format_value(row[name])}" for name in by)
     difference, low, high, pairs = (row[name] for name in ("difference", "low", "high", "n"))
-    known = METRICS.get(row["metric"].partition(".")[2])
+    known = known_metric(row["metric"])
     found = f"{difference:+.3g} {known.unit if known else ''}".rstrip()
     of_pairs = "1 pair of runs" if pairs == 1 else f"{pairs} pairs of runs"
     if not low <= high:

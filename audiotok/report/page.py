@@ -21,13 +21,12 @@ from audiotok.report.table import (
     codec_columns,
     compare_conditions,
     condition_columns,
-    metric_of,
     published_columns,
     run_columns,
 )
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import CODEC_SEED, code_lines, counts_codecs, is_joined
-from audiotok.results.metrics import CODEC, HEADLINE, require_metric, unmeasured
+from audiotok.results.metrics import CODEC, HEADLINE, known_metric, require_metric, unmeasured
 from audiotok.results.protocols import protocol_lines
 from audiotok.results.published import REMARK
 from audiotok.text import clean_text
@@ -154,7 +153,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
 
 
 def _statistics(experiments: Experiments, by: list[str], metrics: list[str], options: ReportOptions) -> dict[str, Any]:
-    directed = [name for name in metrics if metric_of(experiments, name).direction != "neutral"]
+    directed = [name for name in metrics if (known := known_metric(name)) and known.direction != "neutral"]
     metrics = metrics if options.metrics else directed  # the mean of a p-value means little, unless it is requested
     measured = bool(metrics) and not experiments.runs.empty
     compared = []

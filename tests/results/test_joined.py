@@ -198,6 +198,7 @@ def test_the_command_averages_within_codecs_first(
     metrics = "evaluate.gap,codec.evaluate.sisdr"
     assert results(root, "--by", "codec.losses.mmd", "--metric", metrics, "--format", "csv") == 0
     rows = rows_of(capsys.readouterr().out)
+    assert [row["codecs"] for row in rows] == ["3", "3"]
     assert [row["evaluate.gap.n"] for row in rows] == [row["codec.evaluate.sisdr.n"] for row in rows] == ["3", "3"]
     assert float(rows[0]["evaluate.gap.std"]) == pytest.approx(0.001)  # of codecs; that of all runs is 0.00092
     text = caplog.text
