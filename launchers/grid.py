@@ -336,7 +336,7 @@ class _Grid:
         return {sig: f"grid{'s' * (len(names) > 1)} {', '.join(names)}" for sig, names in found.items()}
 
     def _entry(self, sheep: GridSheep, decision: Decision, name: str) -> Entry:
-        if decision.action.submits and sheep.xp.sig in self.waiting:
+        if decision.action.submits and sheep.xp.sig in self.waiting and not decision.needs:
             decision = replace(decision, reason="; ".join(filter(None, (decision.reason, WAITS))))
         profile, xp = None if decision.action is Action.CANCEL else sheep.profile, sheep.xp
         values = getattr(xp, "frozen_values", None)  # Dora's own experiments have none
