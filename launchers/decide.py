@@ -89,14 +89,16 @@ def decide(
 
 
 def after(decision: Decision, needs: Mapping[str, Verdict]) -> Decision:
-    """The decision about an experiment that needs others, by their states."""
-    if not decision.action.submits or (held := hold_up(needs)) is None:
+    """The decision about an experiment that is submitted or waits in a queue and needs others, by their states."""
+    if (held := hold_up(needs)) is None:
         return decision
     if held.state is State.BLOCKED:
-        return dataclasses.replace(decision, action=Action.BLOCKED, reason=held.reason)
+        blocked = dataclasses.replace(decision, action=Action.BLOCKED, reason=held.reason)
+        return blocked if decision.action.submits else decision
     states = {sig: one.state for sig, one in needs.items() if one.state is not State.COMPLETED}
     why = f"once what it needs has completed ({', '.join(sorted(set(states.values())))} now)"
-    return dataclasses.replace(decision, reason="; ".join(filter(None, (decision.reason, why))), needs=states)
+    first = decision.reason if decision.action.submits else ""  # else it is that it waits
+    return dataclasses.replace(decision, reason="; ".join(filter(None, (first, why))), needs=states)
 
 
 def _decide(
@@ -104,7 +106,7 @@ def _decide(
 ) -> Decision:
     factor = _kept_factor(previous, profile)
     if verdict is None or verdict.state in (State.NOT_STARTED, State.BLOCKED):
-        return Decision(Action.NEW)
+        return Decision(Action.NEW, mem_factor=factor)
     if verdict.state is State.COMPLETED:
         return Decision(Action.REPLACE, "completed", factor) if rules.replace_done else Decision(Action.REUSE)
     if verdict.state.live:

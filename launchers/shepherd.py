@@ -251,8 +251,9 @@ class GridShepherd(Shepherd):
     def _state_needed(self, sheep: GridSheep) -> Verdict:
         if found := sheep.verdict() or experiment_state(sheep.xp.folder):
             return found
-        links = (Path(self.main.dora.dir) / self.main.dora._grids).glob(f"*/{sheep.xp.sig}")
-        grid = grid_of(sheep.xp.sig) or next((link.parent.name for link in links), "")
+        folders = sorted((Path(self.main.dora.dir) / self.main.dora._grids).glob("*"))
+        linked = (folder.name for folder in folders if (folder / sheep.xp.sig).is_symlink())
+        grid = grid_of(sheep.xp.sig) or next(linked, "")
         return Verdict(State.NOT_STARTED, f"needs `dora grid {grid}` first" if grid else "")
 
     @contextmanager
@@ -519,9 +520,9 @@ class GridShepherd(Shepherd):
         if hasattr(self.main, "change") and (not stays or rules.replace or rules.replace_done or rules.update):
             change = self.main.change(sheep.xp)
         decision = decide(verdict, rules, previous, profile, force=force, change=change)
-        if not decision.action.submits or not (needs := self.needs(sheep.xp)):
+        if not (decision.action.submits or (verdict is not None and verdict.state is State.WAITING)):
             return decision
-        needing = after(decision, needs)
+        needing = after(decision, self.needs(sheep.xp))
         return decision if force and needing.action is Action.BLOCKED else needing
 
     def _stop(self, jobs: Iterable[Job]) -> list[str]:

@@ -443,7 +443,8 @@ class SlurmEngine:
 
     def _blocked(self, job: Job) -> Verdict | None:
         """BLOCKED if SLURM has cancelled a job that never began as one that it depended on has failed, else None."""
-        for sig, job_id in (job.content.get("needs") or {}).items():
+        needs = job.content.get("needs")
+        for sig, job_id in needs.items() if isinstance(needs, dict) else ():
             needed = job_of(job.folder.parent / sig)
             if needed is None or needed.job_id != job_id:
                 return Verdict(State.BLOCKED, f"needs {sig}, whose job {job_id} has ended without its result")
