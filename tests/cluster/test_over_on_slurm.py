@@ -1,4 +1,4 @@
-"""A grid over a grid on a real SLURM, where commands and people interfere: nothing is submitted twice, nothing hangs."""
+"""A grid over a grid on a real SLURM, where commands and people interfere: nothing is lost, and nothing hangs."""
 
 import signal
 from typing import Any
@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 LONG: dict[str, Any] = {"epochs": EPOCHS, "steps": STEPS, "seconds": 600}
 
 
-def over(project: TinyProject, *arguments: str, code: int = 0, **environ: str) -> str:
+def over(project: TinyProject, *arguments: str, code: int = 0, environ: dict[str, str] | None = None) -> str:
     grid = project.grid_environ(2, **LONG)
-    return project.dora("grid", "over", *arguments, code=code, environ={**grid, **environ})
+    return project.dora("grid", "over", *arguments, code=code, environ={**grid, **(environ or {})})
 
 
 def test_a_command_is_killed_while_it_submits_and_the_codec_is_cancelled_from_outside(
@@ -28,8 +28,8 @@ def test_a_command_is_killed_while_it_submits_and_the_codec_is_cancelled_from_ou
     project.many(2, **LONG)
     project.wait(lambda: all(runs_of(project.experiment(index=index)) for index in (1, 2)))
     sbatch.plan("kill-after-1")
-    over(project, "--no_monitoring", code=-signal.SIGKILL, **sbatch.environ)
-    assert shown_states(over(project, "--no_monitoring", **sbatch.environ)) == ["WAITING", "WAITING"]
+    over(project, "--no_monitoring", code=-signal.SIGKILL, environ=sbatch.environ)
+    assert shown_states(over(project, "--no_monitoring", environ=sbatch.environ)) == ["WAITING", "WAITING"]
     assert sbatch.calls == 2  # one was adopted, one submitted
     ids = [str(project.job(index=index)["job_id"]) for index in (1, 2, 11, 12)]
     assert sorted(cluster.jobs("PENDING")) == sorted(ids[2:])
