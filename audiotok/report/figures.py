@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from audiotok.errors import ResultsError
 from audiotok.report.charts import curve
 from audiotok.results.experiments import Experiments
-from audiotok.results.metrics import METRICS
+from audiotok.results.metrics import known_metric
 from audiotok.results.plots import MAX_GROUPS, codebook_usage, heatmap, information_matrix, learning_curves, tradeoff
 from audiotok.text import clean_text
 
@@ -156,5 +156,5 @@ def _first(chosen: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _directed(name: str) -> bool:
-    metric = METRICS.get(name.partition(".")[2])
+    metric = known_metric(name)
     return metric is not None and metric.direction != "neutral"

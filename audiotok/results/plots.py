@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from audiotok.errors import ResultsError
 from audiotok.results.experiments import Experiments
-from audiotok.results.metrics import METRICS, metric_values, pareto_front, require_metric
+from audiotok.results.metrics import CODEC, known_metric, metric_values, pareto_front, require_metric
 from audiotok.results.statistics import summarize
 from audiotok.results.tables import format_value
 from audiotok.text import clean_text
@@ -43,6 +43,8 @@ def learning_curves(experiments: Experiments, metric: str, by: Sequence[str], *,
         seeds: parameter that is averaged over; named in the title.
     """
     require_metric(experiments, metric)
+    if metric.startswith(CODEC):
+        raise ResultsError(f"{metric} is of the codecs that {experiments.name} builds on, measured once: no curve.")
     stage, _, column = metric.partition(".")
     curves = experiments.read_history([stage], [column])[["sig", "epoch", column]].dropna().astype({"sig": str})
     curves = curves.merge(experiments.runs[["sig", *_known(experiments, by)]].astype({"sig": str}), on="sig")
@@ -174,7 +176,7 @@ def _name(by: Sequence[str], group: Any, runs: int) -> str:
 
 def metric_label(name: str) -> str:
     """Axis label of a `stage.metric`: its name, unit and direction."""
-    metric = METRICS.get(name.rpartition(".")[2])
+    metric = known_metric(name)
     if metric is None:
         return name
     unit, better = metric.unit and f", {metric.unit}", _BETTER[metric.direction]
