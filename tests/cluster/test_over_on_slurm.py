@@ -35,7 +35,7 @@ def test_a_command_is_killed_while_it_submits_and_the_codec_is_cancelled_from_ou
     assert sorted(cluster.jobs("PENDING")) == sorted(ids[2:])
     assert project.job(index=11)["needs"] == {project.experiment(index=1).name: ids[0]}  # of one that was adopted
     cluster.run("scancel", ids[0])
-    said = over(project, "--interval", "0.02", "index=11")  # ends, though nobody looks after the codec's grid
+    said = over(project, "index=11", "--interval", "0.02")  # ends, though nobody looks after the codec's grid
     assert shown_states(said)[-1] == "BLOCKED"
     found = experiment_state(project.experiment(index=11))
     assert found is not None and (found.state, "which is CANCELLED" in found.reason) == ("BLOCKED", True)
