@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Protocol, Self, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -60,6 +60,24 @@ class SegmentInfo:
 
 Item: TypeAlias = torch.Tensor | tuple[torch.Tensor, SegmentInfo]
 Batch: TypeAlias = torch.Tensor | tuple[torch.Tensor, list[SegmentInfo]]
+
+
+class Drawn(Protocol):
+    """What a loader needs of a dataset whose items are a function of (epoch, index)."""
+
+    epoch: int
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the items."""
+
+    def order(self, epoch: int) -> list[int]:
+        """The indices of an epoch."""
+
+    def __len__(self) -> int:
+        """Items of an epoch."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """The item of an (epoch, index) pair."""
 
 
 class AudioDataset(Dataset[Item]):
@@ -218,13 +236,13 @@ class AudioDataset(Dataset[Item]):
 
 
 class AudioLoader:
-    """Batches [B, C, T] of one process's share of a dataset.
+    """Batches of one process's share of a dataset.
 
     A thin wrapper around a DataLoader: `set_epoch` reaches the sampler, and an error raised in a worker comes
     out as the same one-line error that it is without workers.
     """
 
-    def __init__(self, dataset: AudioDataset, sampler: "_ShardSampler", build: Callable[[], DataLoader[Item]]) -> None:
+    def __init__(self, dataset: Drawn, sampler: "_ShardSampler", build: Callable[[], DataLoader[Any]]) -> None:
         self.dataset = dataset
         self._sampler, self._build = sampler, build
         self._loader = build()
@@ -237,7 +255,7 @@ class AudioLoader:
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         try:
             yield from self._loader
             return
@@ -252,7 +270,7 @@ class AudioLoader:
 
 
 def get_loader(
-    dataset: AudioDataset,
+    dataset: Drawn,
     *,
     batch_size: int,
     num_workers: int,
@@ -260,6 +278,7 @@ def get_loader(
     rank: int = 0,
     drop_last: bool = False,
     pin_memory: bool = False,
+    collate: Callable[[Sequence[Any]], Any] | None = None,
 ) -> AudioLoader:
     """A loader over one process's share of a dataset.
 
@@ -272,6 +291,7 @@ def get_loader(
         drop_last: True drops what does not fill a batch in every process. False keeps all (the last batch may be
             smaller) and repeats up to world_size - 1 of the first indices, so that all ranks have as many.
         pin_memory: put batches where a GPU can fetch them.
+        collate: makes a batch of items; by default [B, C, T] of segments, with their SegmentInfo if there are any.
 
     Raises:
         ConfigError: for a value out of its range, if `drop_last` leaves no batch, or if the workers need more open
@@ -291,7 +311,9 @@ def get_loader(
     require_open_files(num_workers)
     options: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "pin_memory": pin_memory}
     options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-    build = partial(DataLoader, dataset, worker_init_fn=shield_worker, collate_fn=_collate, **options)
+    build = partial(
+        DataLoader, cast(Dataset[Any], dataset), worker_init_fn=shield_worker, collate_fn=collate or _collate, **options
+    )
     return AudioLoader(dataset, sampler, build)
 
 
@@ -359,7 +381,7 @@ class _ShardSampler(Sampler[tuple[int, int]]):
     repeating the first ones (up to the same count everywhere).
     """
 
-    def __init__(self, dataset: AudioDataset, *, batch_size: int, world_size: int, rank: int, drop_last: bool) -> None:
+    def __init__(self, dataset: Drawn, *, batch_size: int, world_size: int, rank: int, drop_last: bool) -> None:
         self.dataset, self.batch_size = dataset, batch_size
         self.world_size, self.rank = world_size, rank
         self.start = 0  # batches to pass over

@@ -93,13 +93,36 @@ def read_manifest(path: str | Path) -> list[AudioMeta]:
         DataError: if the manifest is missing, empty, not gzip despite its name, or has a line (named) that
             is not a JSON object with a path, a duration and a sample rate.
     """
-    paths = dataset_paths(os.environ)
-    path = _find_manifest(map_path(Path(path), paths), Path(path))
+    paths, path = dataset_paths(os.environ), manifest_file(path)
     folder = str(path.parent.resolve())
     metas = [_parse(line, path, number, folder, paths) for number, line in _lines(path)]
     if not metas:
         raise DataError(f"manifest {path} is empty. {HINT}")
     return metas
+
+
+def manifest_file(path: str | Path) -> Path:
+    """The file that `read_manifest` reads; errors as there."""
+    return _find_manifest(map_path(Path(path), dataset_paths(os.environ)), Path(path))
+
+
+def read_labels(path: str | Path, name: str) -> dict[Path, str]:
+    """A field of each line of a manifest, by the track's path; lines without it, or with null or "", are left out.
+
+    Raises:
+        ConfigError, DataError: as `read_manifest`, and if the field holds a list, an object or a fraction.
+    """
+    paths, path = dataset_paths(os.environ), manifest_file(path)
+    folder = str(path.parent.resolve())
+    labels = dict[Path, str]()
+    for number, line in _lines(path):
+        track, value = _parse(line, path, number, folder, paths).path, json.loads(line).get(name)
+        if isinstance(value, list | dict | float):
+            found = reprlib.repr(value)
+            raise DataError(f"manifest {path}, line {number}: {name}={found}; a label is a text or a whole number.")
+        if value not in (None, ""):
+            labels[track] = str(value)
+    return labels
 
 
 def _relative_to(here: Path, audio: Path, real: Callable[[Path], str]) -> str:

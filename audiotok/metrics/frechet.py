@@ -8,12 +8,20 @@ dimensions of variance 1, larger where frames are alike, as neighbours are, and 
 frames, as a recording and its copy do. Twice the value of all clips minus the mean value of their halves is free of
 that term (Chong and Forsyth).
 
+Sets of different clips, generated ones and those of a reference, are at a `distance_of_sets`: the jackknife over their
+recordings gives its value for infinitely many of them, and its standard error.
+
 Sources: Dowson and Landau, "The Fréchet distance between multivariate normal distributions", 1982; Heusel et al.,
 "GANs trained by a two time-scale update rule", NeurIPS 2017; Kilgour et al., "Fréchet Audio Distance", Interspeech
-2019; Chong and Forsyth, "Effectively unbiased FID and Inception Score", CVPR 2020.
+2019; Chong and Forsyth, "Effectively unbiased FID and Inception Score", CVPR 2020; Gui et al.,
+"Adapting Fréchet Audio Distance for Generative Music Evaluation", ICASSP 2024 (infinite sample size); Busing et al.,
+"Delete-m Jackknife for Unequal m", Statistics and Computing, 1999.
 """
 
+import functools
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -24,6 +32,7 @@ from torchaudio.transforms import MelSpectrogram
 from audiotok.errors import ConfigError, DataError
 
 _EXTRAPOLATED = ", extrapolated to infinitely many clips"
+_GROUPS = 32  # of recordings, of which each is left out once
 
 
 @dataclass
@@ -129,6 +138,112 @@ class FrechetDistance:
 def _merged(own: list[Moments], other: list[Moments]) -> list[Moments]:
     """Moments of both, of each set; an empty list stands for no clips."""
     return [a.merge(b) for a, b in zip(own, other, strict=True)] if own and other else own or other
+
+
+@dataclass(frozen=True)
+class SetDistance:
+    """Fréchet distance between two sets of recordings, with what it is without some of them.
+
+    The difference of two of them, `a - b`, of the same reference and of generated clips that correspond, has an error
+    of its own: what both have in common does not count.
+
+    Attributes:
+        plain: of all frames, too high by about c / N; see above.
+        left_out: for either set (for both at once, if they are of the same recordings): the distance without each group
+            of recordings [G], and the share of the set's frames that are in each group [G].
+    """
+
+    plain: float
+    left_out: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def value(self) -> float:
+        """For infinitely many recordings (jackknife): without bias, and below 0 at times where laws are alike."""
+        # A group of share h leaves 1 - h of the frames: the distance grows by c h / (N (1 - h)), the first term in 1/N.
+        return self.plain - sum(float(((1 - h) * (found - self.plain)).sum()) for found, h in self.left_out)
+
+    @property
+    def error(self) -> float:
+        """Standard error, with recordings as independent draws."""
+        return math.sqrt(sum(self._variance(found, h) for found, h in self.left_out))
+
+    def _variance(self, found: Tensor, share: Tensor) -> float:
+        """Variance of the delete-m jackknife for groups of unequal size, from their pseudo-values."""
+        pseudo = (self.plain - (1 - share) * found) / share
+        centre = self.plain + float(((1 - share) * (self.plain - found)).sum())
+        return float(((pseudo - centre).square() * share / (1 - share)).mean())
+
+    def __sub__(self, other: "SetDistance") -> "SetDistance":
+        """How much further this one is; of distances whose recordings are the same or correspond, in one order."""
+        pairs = zip(self.left_out, other.left_out, strict=True)
+        return SetDistance(self.plain - other.plain, tuple((a - b, share) for (a, share), (b, _) in pairs))
+
+
+def distance_of_sets(
+    generated: Sequence[Moments], reference: Sequence[Moments], *, paired: bool = False, relative: bool = False
+) -> SetDistance:
+    """Fréchet distance of generated clips from a reference; the sets may differ in number and in length.
+
+    Args:
+        generated: moments of each recording, or clip from nothing: of all vectors that are not independent draws.
+        reference: the same of the reference.
+        paired: whether generated[i] is of the recording of reference[i], such as another ending of it.
+        relative: divide by the total variance of the reference.
+
+    Raises:
+        DataError: with fewer than two recordings in a set, no more frames without one of them than the vectors have
+            dimensions, or a reference whose vectors are all equal, if relative.
+    """
+    if paired and len(generated) != len(reference):
+        raise DataError(f"{len(generated)} generated clips for {len(reference)} recordings; pairs take as many of both")
+    first, second = _groups("generated", generated), _groups("reference", reference)
+    whole = functools.reduce(Moments.merge, first), functools.reduce(Moments.merge, second)
+
+    def measure(one: Moments, other: Moments) -> float:
+        scale = float(other.covariance.trace()) if relative else 1.0
+        if not scale:
+            raise DataError("all vectors of the reference are equal")
+        return frechet_distance(one, other) / scale
+
+    if paired:
+        both = zip(_each_left_out(first), _each_left_out(second), strict=True)
+        left_out = [(second, [measure(*pair) for pair in both])]
+    else:
+        left_out = [
+            (first, [measure(rest, whole[1]) for rest in _each_left_out(first)]),
+            (second, [measure(whole[0], rest) for rest in _each_left_out(second)]),
+        ]
+    return SetDistance(measure(*whole), tuple((_tensor(found), _shares(groups)) for groups, found in left_out))
+
+
+def _groups(name: str, recordings: Sequence[Moments]) -> list[Moments]:
+    """Recordings dealt out to groups; DataError if there are too few of them, or of frames."""
+    if len(recordings) < 2:
+        raise DataError(f"{len(recordings)} recordings in the {name} set; a distance with its error takes two or more")
+    dealt = [recordings[start::_GROUPS] for start in range(min(_GROUPS, len(recordings)))]
+    groups = [functools.reduce(Moments.merge, group) for group in dealt]
+    dims, frames = len(recordings[0].mean), sum(group.count for group in groups)
+    fewest = frames - max(group.count for group in groups)
+    if fewest <= dims:
+        raise DataError(
+            f"{frames} frames in the {name} set, {fewest} without its largest recording, are too few for vectors of "
+            f"{dims} dimensions; give more or longer clips"
+        )
+    return groups
+
+
+def _each_left_out(groups: Sequence[Moments]) -> list[Moments]:
+    """Moments of all groups but the first, but the second, and so on."""
+    return [functools.reduce(Moments.merge, [*groups[:index], *groups[index + 1 :]]) for index in range(len(groups))]
+
+
+def _shares(groups: Sequence[Moments]) -> Tensor:
+    counts = _tensor([group.count for group in groups])
+    return counts / counts.sum()
+
+
+def _tensor(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 class FrechetCodecDistance(FrechetDistance):

@@ -5,12 +5,12 @@ that every solver has are checked, and it may have others.
 """
 
 from audiotok.experiments.schema import Schema
-from audiotok.schema.rules import COMMON_IDLE, COMMON_RULES, COMPRESSION_IDLE, COMPRESSION_RULES
-from audiotok.schema.sections import Common, Compression
+from audiotok.schema.rules import COMMON_IDLE, COMMON_RULES, COMPRESSION_IDLE, COMPRESSION_RULES, LM_IDLE, LM_RULES
+from audiotok.schema.sections import Common, Compression, LanguageModel
 
 SCHEMA = Schema(
-    kinds={"compression": Compression},
+    kinds={"compression": Compression, "lm": LanguageModel},
     common=Common,
-    rules={"": COMMON_RULES, "compression": COMPRESSION_RULES},
-    idle={"": COMMON_IDLE, "compression": COMPRESSION_IDLE},
+    rules={"": COMMON_RULES, "compression": COMPRESSION_RULES, "lm": LM_RULES},
+    idle={"": COMMON_IDLE, "compression": COMPRESSION_IDLE, "lm": LM_IDLE},
 )

@@ -257,11 +257,47 @@ def _audio(cfg: Plain) -> Iterator[str]:
         have, most = _get(cfg, key), _get(cfg, f"datasource.max_{key}")
         if have and most and have > most:
             yield f"{_is(cfg, key)}: the data has at most {_is(cfg, f'datasource.max_{key}')}"
+    yield from _manifests(cfg)
+
+
+def _manifests(cfg: Plain) -> Iterator[str]:
     missing = [f"datasource.{split}" for split in ("train", "valid", "evaluate", "generate")
                if "datasource" in cfg and not _get(cfg, f"datasource.{split}")]  # fmt: skip
     if missing:
         advice = "choose data such as dset=audio/demo, or name manifests made by `audiotok data prepare`"
         yield f"{', '.join(missing)} not set; {advice}"
+
+
+def _language_model(cfg: Plain) -> Iterator[str]:
+    """The model, its codec, and what is drawn from it."""
+    if not _get(cfg, "compression_model_checkpoint"):
+        yield "compression_model_checkpoint not set; give //sig/SIG, //pretrained/PATH, or demo: the codec of the codes"
+    rope = _get(cfg, "lm.positions") == "rope"
+    for width, heads, even in (("lm.dim", "lm.num_heads", rope), ("lm.depth_dim", "lm.depth_heads", False)):
+        if width == "lm.depth_dim" and _no_chain(cfg):
+            continue
+        dim, count = _get(cfg, width, 4), _get(cfg, heads, 1)
+        if dim % count:
+            yield f"{_is(cfg, width, heads)}: give channels that the heads divide"
+        elif dim < 4 or (dim // count if even else dim) % 2:
+            of = " of each head, for lm.positions=rope" if even else ""
+            yield f"{_is(cfg, width, heads)}: give an even number of channels{of}, 4 or more in all"
+    heads_of = _get(cfg, "lm.heads", ["parallel"])
+    if "parallel" not in heads_of or len(set(heads_of)) < len(heads_of):
+        yield f"{_is(cfg, 'lm.heads')}: give [parallel] or [parallel, chain]"
+    if _get(cfg, "lm.delays") and _get(cfg, "lm.pattern", "delay") not in ("delay", "coarse_first"):
+        yield f"{_is(cfg, 'lm.delays', 'lm.pattern')}: give null, or pattern delay or coarse_first"
+    guidance = _get(cfg, "generate.lm.guidance", 1)
+    if guidance != 1 and not _get(cfg, "lm.labels"):
+        yield f"{_is(cfg, 'generate.lm.guidance', 'lm.labels')}: give a guidance of 1, or lm.labels"
+    for split in ("train", "valid", "evaluate", "generate"):
+        data = _split(cfg, split)
+        if "segment_duration" in data and data["segment_duration"] is None:
+            yield f"segment_duration=null of {split}: give the seconds of a window of codes"
+    prompt, clip = _get(cfg, "generate.lm.prompt_duration", 0), _split(cfg, "generate").get("segment_duration")
+    if clip and prompt >= clip:
+        yield f"{_is(cfg, 'generate.lm.prompt_duration')}: give less than the {clip:g} s of a generated clip"
+    yield from _manifests(cfg)
 
 
 # --- Keys that do nothing in some configurations ---
@@ -289,6 +325,10 @@ def _without_adversaries(cfg: Plain) -> str:
 
 def _one_codebook(cfg: Plain) -> str:
     return "there is one codebook" if _codebooks(cfg) == 1 else ""
+
+
+def _no_chain(cfg: Plain) -> str:
+    return "" if "chain" in _get(cfg, "lm.heads", []) else _is(cfg, "lm.heads")
 
 
 def _given(key: str) -> Any:
@@ -331,5 +371,15 @@ COMPRESSION_IDLE = (
     Idle(("metrics.mmd.*",), _unless("evaluate.metrics.mmd", True)),
 )  # fmt: skip
 
+LM_IDLE = (
+    *COMMON_IDLE,
+    Idle(("lm.depth_*",), _no_chain),
+    Idle(("lm.label_dropout",), lambda cfg: "" if _get(cfg, "lm.labels") else _is(cfg, "lm.labels")),
+    Idle(("dataset.min_segment_ratio", "dataset.*.min_segment_ratio"), lambda cfg: "windows of codes have no padding"),
+    Idle(("generate.lm.top_k", "generate.lm.top_p"),
+         lambda cfg: "" if _get(cfg, "generate.lm.temperature") else _is(cfg, "generate.lm.temperature")),
+)  # fmt: skip
+
 COMMON_RULES = (_training,)
 COMPRESSION_RULES = (_training, _dependence, _network, _spectra, _discriminators, _losses, _audio)
+LM_RULES = (_training, _language_model)

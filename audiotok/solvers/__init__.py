@@ -4,9 +4,10 @@ from omegaconf import DictConfig
 
 from audiotok.errors import ConfigError
 from audiotok.solvers.compression import CompressionSolver
+from audiotok.solvers.lm import LMSolver
 from audiotok.solvers.solver import StandardSolver
 
-SOLVERS: dict[str, type[StandardSolver]] = {"compression": CompressionSolver}
+SOLVERS: dict[str, type[StandardSolver]] = {"compression": CompressionSolver, "lm": LMSolver}
 
 
 def get_solver(cfg: DictConfig) -> StandardSolver:
@@ -19,4 +20,4 @@ def get_solver(cfg: DictConfig) -> StandardSolver:
     return SOLVERS[cfg.solver](cfg)
 
 
-__all__ = ["CompressionSolver", "StandardSolver", "get_solver"]
+__all__ = ["CompressionSolver", "LMSolver", "StandardSolver", "get_solver"]

@@ -52,7 +52,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def keeping_rng(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+def keeping_rng(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches of a loader that is begun again within an epoch, with random states as they were before it.
 
     A torch `DataLoader` draws a seed for its workers when its iteration begins. The uninterrupted epoch did so once, at

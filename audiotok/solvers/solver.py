@@ -96,8 +96,8 @@ class StandardSolver(flashy.BaseSolver, ABC):
         """Set `self.dataloaders`, one for each split."""
 
     @abstractmethod
-    def run_step(self, batch: torch.Tensor) -> Metrics:
-        """One training or validation step on a batch [B, C, T]; returns its metrics, floats or 0-d tensors."""
+    def run_step(self, batch: Any) -> Metrics:
+        """One training or validation step on a batch on the device; returns its metrics, floats or 0-d tensors."""
 
     @abstractmethod
     def evaluate(self) -> Metrics:
@@ -403,19 +403,22 @@ class StandardSolver(flashy.BaseSolver, ABC):
         path = checkpoint.resolve_checkpoint(source, self.xp.dora.dir)
         state = checkpoint.load_checkpoint(path)
         weights = best_weights_of(state, path)
-        theirs = configuration_of(state, path)
-        for key in ("sample_rate", "channels"):
-            given, here = (one.get(key, (one.get("encodec") or {}).get(key)) for one in (theirs, self.cfg))
-            if given is not None and here is not None and given != here:
-                raise CheckpointError(
-                    f"{path} was trained with {key}={given}, this experiment has {key}={here}; set {key}={given}, or "
-                    "continue from a checkpoint of the same audio"
-                )
+        self.check_source(configuration_of(state, path), path)
         if found := misfit(weights, self.model.state_dict()):
             raise CheckpointError(
                 f"the weights of {path} do not fit the model: {found}; give this experiment the model of that one"
             )
         return weights
+
+    def check_source(self, cfg: DictConfig, path: Path) -> None:
+        """CheckpointError if the configuration of a checkpoint to continue from is of other data than this one."""
+        for key in ("sample_rate", "channels"):
+            given, here = (one.get(key, (one.get("encodec") or {}).get(key)) for one in (cfg, self.cfg))
+            if given is not None and here is not None and given != here:
+                raise CheckpointError(
+                    f"{path} was trained with {key}={given}, this experiment has {key}={here}; set {key}={given}, or "
+                    "continue from a checkpoint of the same audio"
+                )
 
     def _load(self, state: State) -> None:
         check_state(state, self.state_dict(), self.checkpoint_path, self.updates_per_epoch)

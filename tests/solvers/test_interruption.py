@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -238,7 +238,7 @@ def test_another_number_of_ranks_takes_over_the_averages() -> None:
     assert same.own == ranks[1]
 
 
-def launch(root: Path, music: Path, world_size: int, *arguments: str) -> list[int]:
+def launch(root: Path, music: Path, world_size: int, *arguments: str, given: Sequence[str] = (*SMALL,)) -> list[int]:
     """Train with that many ranks; returns their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -246,7 +246,7 @@ def launch(root: Path, music: Path, world_size: int, *arguments: str) -> list[in
     environment = {**os.environ, "AUDIOTOK_OUTPUT_DIR": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, str(WORKER), *arguments, *SMALL, *data_overrides(music)]
+    command = [sys.executable, str(WORKER), *arguments, *given, *data_overrides(music)]
     ranks = [
         subprocess.Popen(
             command,

@@ -57,7 +57,7 @@ def test_running_without_a_holder_is_node_fail_at_once(store: JobStore, tmp_path
     process.communicate()
     judged = store.checked(record.job_id)
     assert judged is not None and judged.state == "NODE_FAIL" and judged.is_over
-    running, waiting = _survey(store)  # a supervisor writes it down
+    running, waiting = _survey(store, {})  # a supervisor writes it down
     assert (running, waiting, store.unfinished()) == ([], None, [])
     assert (read_json(Path(record.folder) / "job.json") or {})["state"] == "NODE_FAIL"
     assert not (store.locks / record.job_id).exists()
@@ -94,7 +94,7 @@ def test_jobs_of_another_user_are_seen_and_left_alone(
         assert theirs.supervisor != store.supervisor
         theirs.mend()
         mine = queued(theirs, tmp_path)
-        found, first = _survey(theirs)
+        found, first = _survey(theirs, {})
         assert ([job.job_id for job in found], first) == (["L1"], None)  # its own file is not its own user's here
         assert theirs.own() == [] and (theirs.drafts / "L2").exists() and mine.job_id in theirs.unfinished()
         with pytest.raises(PermissionError, match="another user"):
@@ -109,7 +109,7 @@ def test_a_pending_job_that_is_held_counts_as_running(store: JobStore, tmp_path:
     first, second = queued(store, tmp_path), queued(store, tmp_path)
     process = holder(store, first.job_id)
     try:
-        running, waiting = _survey(store)
+        running, waiting = _survey(store, {})
         assert [job.job_id for job in running] == [first.job_id]
         assert waiting is not None and waiting.job_id == second.job_id
     finally:
@@ -181,7 +181,7 @@ def test_damaged_records_are_none(store: JobStore, content: str) -> None:
     (store.jobs / "L1.json").write_text(content)
     (store.queue / "L1").touch()
     assert store.read("L1") is None and store.checked("L1") is None
-    assert _survey(store) == ([], None)
+    assert _survey(store, {}) == ([], None)
     assert store.unfinished() == []
 
 

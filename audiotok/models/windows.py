@@ -1,0 +1,212 @@
+"""Encoding of long audio in windows of bounded memory, to the codes of one pass over all of it.
+
+An encoder is convolutions, an LSTM over the frames, and convolutions again. A window is read with as much audio on both
+sides as the first convolutions look at, so that its frames are those of one pass; the LSTM, which looks back without
+end, carries its state from window to window; the last convolutions wait for the frames that they look ahead. What is
+left is rounding: kernels for other shapes add up in another order, which decides a code where two vectors are equally
+near.
+
+Models that normalise over the whole of what they get (`time_group_norm`), and models of other kinds, cannot be
+continued: each of their windows is encoded by itself, as the segments of their training were.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from audiotok.errors import ConfigError
+from audiotok.models.encodec import CompressionModel, EncodecModel
+from audiotok.modules.conv import StreamableConv1d
+from audiotok.modules.lstm import StreamableLSTM
+from audiotok.modules.seanet import SEANetEncoder, SEANetResnetBlock
+
+
+@dataclass(slots=True)
+class Lane:
+    """One signal on its way through the encoder; made by `WindowEncoder.begin`.
+
+    Args:
+        scale: its volume, by which models that renormalise divide; None of others.
+    """
+
+    scale: float | None = None
+    window: int = 0  # the next one
+    state: tuple[Tensor, Tensor] | None = None  # of the LSTM, [layers, D] each
+    kept: Tensor | None = None  # frames [D, t] that the last convolutions still look at
+    kept_from: int = 0  # place of its first
+    emitted: int = 0  # frames
+    codes: list[Tensor] = field(default_factory=list)
+
+    def all_codes(self) -> Tensor:
+        """Codes [K, T] of all windows."""
+        return torch.cat(self.codes, dim=1).cpu()
+
+
+class WindowEncoder:
+    """Encodes signals window by window, several side by side.
+
+    Attributes:
+        exact: whether the codes are those of one pass; False where each window is encoded by itself.
+        frames: of a window.
+        hop: samples of a frame.
+        device: of the model.
+
+    Args:
+        model: on its device, in evaluation mode.
+        window_s: length of a window without its context, in seconds.
+
+    Raises:
+        ConfigError: if a window would hold no frame.
+    """
+
+    def __init__(self, model: CompressionModel, window_s: float) -> None:
+        self.model = model
+        self.hop = round(model.sample_rate / model.frame_rate)
+        self.frames = round(window_s * model.frame_rate)
+        if self.frames < 1:
+            raise ConfigError(f"windows of {window_s} s: shorter than a frame ({1 / model.frame_rate:.3g} s).")
+        self.device: torch.device = next(iter(model.state_dict().values())).device
+        self.exact = _continuable(model)
+        self._left = self._right = 0  # context in samples
+        if self.exact:
+            assert isinstance(model, EncodecModel) and isinstance(model.encoder, SEANetEncoder)
+            layers = list(model.encoder.model)
+            at = next((i for i, layer in enumerate(layers) if isinstance(layer, StreamableLSTM)), len(layers))
+            self._front = nn.Sequential(*layers[:at])
+            self._lstm = layers[at] if at < len(layers) else None
+            self._back = nn.Sequential(*layers[at + 1 :])
+            left, right = reach(self._front)
+            self._left, self._right = (math.ceil(each / self.hop) * self.hop for each in (left, right))
+            self._back_left, self._back_right = reach(self._back)
+
+    @property
+    def per_signal_scale(self) -> bool:
+        """Whether `begin` takes the volume of the whole signal."""
+        return self.exact and isinstance(self.model, EncodecModel) and self.model.renormalize
+
+    def begin(self, scale: float | None = None) -> Lane:
+        """A new signal, which `step` is given window by window."""
+        return Lane(scale)
+
+    def span(self, window: int) -> tuple[int, int]:
+        """First sample of a window with its context, and how many there are unless the signal ends before."""
+        first = window * self.frames * self.hop
+        start = max(0, first - self._left)
+        return start, first + self.frames * self.hop + self._right - start
+
+    def windows(self, samples: int) -> int:
+        """How many windows cover a signal: the last is the first whose span reaches its end."""
+        return max(1, math.ceil((samples - self._right) / (self.frames * self.hop)))
+
+    @torch.inference_mode()
+    def step(self, lanes: Sequence[Lane], wavs: Sequence[Tensor], last: Sequence[bool]) -> None:
+        """Encode the next window of each lane.
+
+        Args:
+            lanes: signals.
+            wavs: [C, T] of each, the samples of `span`; to the end of the signal if it is the last.
+            last: whether the signal ends with it.
+        """
+        if self.exact:
+            frames = self._run_front(lanes, wavs, last)
+            frames = self._run_lstm(lanes, frames)
+            self._run_back(lanes, frames, last)
+        else:
+            for indices, batch in _by_shape(wavs):
+                for index, codes in zip(indices, self.model.encode(batch.to(self.device))[0], strict=True):
+                    lanes[index].codes.append(codes)
+        for lane in lanes:
+            lane.window += 1
+
+    def _run_front(self, lanes: Sequence[Lane], wavs: Sequence[Tensor], last: Sequence[bool]) -> list[Tensor]:
+        """Frames [D, t] of each window by the convolutions before the LSTM, its context cut off."""
+        found = [wavs[0]] * len(lanes)
+        for indices, batch in _by_shape(wavs):
+            batch = batch.to(self.device)
+            if self.per_signal_scale:
+                scales = [lanes[index].scale or 1.0 for index in indices]
+                batch = batch / torch.tensor(scales, device=batch.device)[:, None, None]
+            for index, frames in zip(indices, self._front(batch), strict=True):
+                first = lanes[index].window * self.frames * self.hop
+                context = (first - self.span(lanes[index].window)[0]) // self.hop
+                found[index] = frames[:, context:] if last[index] else frames[:, context : context + self.frames]
+        return found
+
+    def _run_lstm(self, lanes: Sequence[Lane], frames: list[Tensor]) -> list[Tensor]:
+        """The LSTM over the frames of all lanes together, each from its state on."""
+        if self._lstm is None:
+            return frames
+        assert isinstance(self._lstm, StreamableLSTM)
+        # Zeros after the shorter ones, which end here: nothing goes on from their state.
+        batch = nn.utils.rnn.pad_sequence([each.t() for each in frames])
+        zeros = batch.new_zeros(self._lstm.lstm.num_layers, batch.shape[2])
+        states = [lane.state or (zeros, zeros) for lane in lanes]
+        start = (torch.stack([h for h, _ in states], dim=1), torch.stack([c for _, c in states], dim=1))
+        out, (h, c) = self._lstm.lstm(batch, start)
+        if self._lstm.skip:
+            out = out + batch
+        for index, lane in enumerate(lanes):
+            lane.state = (h[:, index].contiguous(), c[:, index].contiguous())
+        return [out[: each.shape[1], index].t() for index, each in enumerate(frames)]
+
+    def _run_back(self, lanes: Sequence[Lane], frames: Sequence[Tensor], last: Sequence[bool]) -> None:
+        """The convolutions after the LSTM, and the codes of all frames that they have seen enough for."""
+        assert isinstance(self.model, EncodecModel)
+        pairs = zip(lanes, frames, strict=True)
+        held = [new if lane.kept is None else torch.cat([lane.kept, new], dim=1) for lane, new in pairs]
+        for indices, batch in _by_shape(held):
+            codes = self.model.quantizer.encode(self._back(batch))
+            for index, each in zip(indices, codes, strict=True):
+                lane, end = lanes[index], lanes[index].kept_from + batch.shape[2]
+                until = end if last[index] else max(lane.emitted, end - self._back_right)
+                lane.codes.append(each[:, lane.emitted - lane.kept_from : until - lane.kept_from])
+                begin = max(0, until - self._back_left)
+                lane.kept = held[index][:, begin - lane.kept_from :].contiguous()
+                lane.kept_from, lane.emitted = begin, until
+
+
+def reach(layers: nn.Module) -> tuple[int, int]:
+    """How many samples before and after those of an output frame decide it, through convolutions and activations.
+
+    Before, also what a mirrored end of the signal looks at.
+    """
+    left, right, _ = _reach(layers)
+    return left, right
+
+
+def _reach(layer: nn.Module) -> tuple[int, int, int]:
+    """Reach on both sides, and stride."""
+    if isinstance(layer, StreamableConv1d):
+        right = 0 if layer.causal else layer.padding // 2
+        # The padding after the end mirrors so many samples, and up to a stride more to fill the last window.
+        return layer.padding + layer.stride - 1, right, layer.stride
+    if isinstance(layer, SEANetResnetBlock):
+        paths = [_reach(layer.block), _reach(layer.shortcut)]
+        return max(path[0] for path in paths), max(path[1] for path in paths), paths[0][2]
+    if isinstance(layer, nn.Sequential):
+        left = right = 0
+        jump = 1
+        for inner in layer:
+            inner_left, inner_right, stride = _reach(inner)
+            left, right, jump = left + inner_left * jump, right + inner_right * jump, jump * stride
+        return left, right, jump
+    return 0, 0, 1
+
+
+def _continuable(model: CompressionModel) -> bool:
+    """Whether windows with context give the codes of one pass."""
+    if not isinstance(model, EncodecModel) or not isinstance(model.encoder, SEANetEncoder):
+        return False
+    return not any(isinstance(module, nn.GroupNorm) for module in model.encoder.modules())
+
+
+def _by_shape(tensors: Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
+    """Batches of equal shapes, with the places of their members."""
+    groups = defaultdict[tuple[int, ...], list[int]](list)
+    for index, tensor in enumerate(tensors):
+        groups[tuple(tensor.shape)].append(index)
+    return [(indices, torch.stack([tensors[index] for index in indices])) for indices in groups.values()]

@@ -1,0 +1,337 @@
+"""The solver of language models on real files: metrics, resuming, its codec, its cache of codes, what it refuses."""
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from audiotok import train
+from audiotok.checkpoint import LAST, load_checkpoint, save_checkpoint
+from audiotok.config_text import saved_text
+from audiotok.data.manifest import read_manifest, write_manifest
+from audiotok.data.tokens import TokenSet
+from audiotok.errors import AudiotokError, CheckpointError, ConfigError, DataError
+from audiotok.models import CompressionModel, get_compression_model
+from audiotok.models.codec_lm import CodecLM
+from audiotok.models.fingerprint import codec_hash
+from audiotok.solvers import LMSolver, lm_data
+from audiotok.solvers.interruption import PROGRESS, Interrupted, StopSignals
+from audiotok.status import read_status
+from audiotok.tokenizing import tokenize
+from tests.conftest import data_overrides
+from tests.solvers.test_interruption import launch, stop_at, without_time
+
+Enter = Callable[..., AbstractContextManager[LMSolver]]
+UPDATES, EPOCHS = 3, 2
+FRAME_RATE, N_Q, BINS = 25, 2, 16
+# Per epoch 3 updates, 2 steps of valid, 2 of evaluate, 1 of generate.
+SMALL = [
+    "solver=lm/debug",
+    "device=cpu",
+    f"optim.epochs={EPOCHS}",
+    f"optim.updates_per_epoch={UPDATES}",
+    "lm.dropout=0.2",
+    "dataset.evaluate.num_samples=3",
+    "evaluate.every=1",
+    "generate.every=1",
+    "schedule.lr_scheduler=cosine",
+    "schedule.cosine.warmup=2",
+]
+
+
+@pytest.fixture(scope="module")
+def make_codec(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Function that writes a codec of random weights as an exported file."""
+
+    def make(seed: int = 0, *overrides: str) -> Path:
+        cfg = train.main.get_xp(["solver=compression/debug", "rvq.kmeans_init=false", *overrides]).cfg
+        torch.manual_seed(seed)
+        weights = get_compression_model(cfg).state_dict()
+        path = tmp_path_factory.mktemp("codec") / "codec.bin"
+        save_checkpoint({"best_state": weights, "xp.cfg": saved_text(cfg, cfg), "exported": True}, path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def codec(make_codec: Callable[..., Path]) -> Path:
+    """A codec of 2 codebooks of 16 at 25 Hz."""
+    return make_codec()
+
+
+@pytest.fixture
+def solver_in(music: Path, codec: Path) -> Enter:
+    """Function of a Dora folder and overrides: a context with the solver of that experiment, inside it."""
+
+    @contextmanager
+    def enter(root: Path, *overrides: str) -> Iterator[LMSolver]:
+        old, train.main.dora.dir = train.main.dora.dir, root
+        try:
+            given = [*SMALL, *data_overrides(music), f"compression_model_checkpoint={codec}", *overrides]
+            xp = train.main.init_xp(train.main.get_xp(given))
+            with xp.enter():
+                solver = train.get_solver(xp.cfg)
+                assert isinstance(solver, LMSolver)
+                yield solver
+        finally:
+            train.main.dora.dir = old
+
+    return enter
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, music: Path, codec: Path) -> Path:
+    """Folder of an experiment that nothing interrupts."""
+    old, train.main.dora.dir = train.main.dora.dir, tmp_path_factory.mktemp("whole")
+    try:
+        given = [*SMALL, *data_overrides(music), f"compression_model_checkpoint={codec}"]
+        xp = train.main.init_xp(train.main.get_xp(given))
+        with xp.enter():
+            train.get_solver(xp.cfg).run()
+        return Path(xp.folder)
+    finally:
+        train.main.dora.dir = old
+
+
+def test_history_has_the_metrics_of_every_stage(whole: Path) -> None:
+    history = json.loads((whole / "history.json").read_text())
+    of_all = {"ce", "ce_q1", "ce_q2", "ce_chain", "ppl", "ppl_q1", "ppl_q2", "bits_frame", "bits_s", "bits_frame_chain"}
+    for epoch in history:
+        assert set(epoch) == {"train", "valid", "evaluate", "generate"}
+        assert set(epoch["train"]) == of_all | {"loss", "grad_norm", "duration"}
+        assert set(epoch["valid"]) == of_all | {"duration"}
+        assert set(epoch["evaluate"]) >= of_all | {"duration", "protocol"}
+        for stage in ("train", "valid", "evaluate"):
+            found = epoch[stage]
+            assert found["ce"] == pytest.approx((found["ce_q1"] + found["ce_q2"]) / N_Q)
+            assert found["ppl_q2"] == pytest.approx(math.exp(found["ce_q2"]))
+            assert found["bits_frame"] == pytest.approx((found["ce_q1"] + found["ce_q2"]) / math.log(2))
+            assert found["bits_s"] == pytest.approx(FRAME_RATE * found["bits_frame"])
+            assert all(math.isfinite(value) for value in found.values())
+        # The chain adds nothing before training, and in training counts once, without the first codebook.
+        assert epoch["train"]["loss"] > epoch["train"]["ce"]
+    assert history[1]["valid"]["ce"] < history[0]["valid"]["ce"], "it learns"
+
+
+def test_evaluate_is_the_mean_over_windows_of_the_split(whole: Path, music: Path) -> None:
+    lm = CodecLM.get_pretrained(whole)
+    own = [str(meta.path) for meta in read_manifest(music / "evaluate.jsonl.gz")]
+    sets = [TokenSet.open(path) for path in sorted((whole.parents[1] / "tokens").iterdir()) if path.is_dir()]
+    assert len(sets) == 4 and {(one.n_q, one.bins, one.frame_rate) for one in sets} == {(N_Q, BINS, FRAME_RATE)}
+    found = json.loads((whole / "history.json").read_text())[-1]["evaluate"]
+    (tokens,) = (one for one in sets if [track.path for track in one.tracks] == own)
+    windows = [
+        (track, tokens.codes(track, start, FRAME_RATE))
+        for track, entry in enumerate(tokens.tracks)
+        for start in range(0, entry.frames - FRAME_RATE + 1, FRAME_RATE)
+    ]
+    windows = [windows[(2 * i + 1) * len(windows) // 6] for i in range(3)]  # evenly spread
+    totals, counts = torch.zeros(3, N_Q, dtype=torch.float64), [0] * N_Q
+    for _, codes in windows:
+        with torch.no_grad():
+            nll, alone = lm.nll(codes[None]), lm.alone.nll(codes[None]) if lm.alone is not None else None
+        assert nll.chain is not None and alone is not None and alone.chain is not None
+        for k in range(N_Q):
+            for t in range(FRAME_RATE):
+                if nll.mask[k, t]:
+                    less = alone.parallel[0, k, t] - alone.chain[0, k, t]
+                    totals[:, k] += torch.stack([nll.parallel[0, k, t], nll.chain[0, k, t], less])
+                    counts[k] += 1
+    parallel, chain, alone_gap = (row / torch.tensor(counts) for row in totals)
+    assert found["ce"] == pytest.approx(float(parallel.mean()), rel=1e-5)
+    assert found["bits_frame_chain"] == pytest.approx(float(chain.sum()) / math.log(2), rel=1e-5)
+    assert found["gap"] == pytest.approx(float((parallel - chain).sum()) / math.log(2), abs=1e-5)
+    assert found["gap_q2"] == pytest.approx(found["gap"]) and found["gap_recordings"] == len({t for t, _ in windows})
+    assert found["gap_alone"] == pytest.approx(float(alone_gap.sum()) / math.log(2), abs=1e-5)
+    assert found["gap_converged"] in (0.0, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [
+        ([1], [(1, [])]),
+        ([2, 4], [(2, []), (3, ["train", "valid"])]),
+        ([4, 6], [(3, ["train"]), (1, [])]),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    whole: Path, tmp_path: Path, solver_in: Enter, stops: list[int], expected: list[tuple[int, list[str]]]
+) -> None:
+    found = []
+    for step in stops:
+        with solver_in(tmp_path) as solver, StopSignals() as stop:
+            stop_at(solver, stop, step)
+            with pytest.raises(Interrupted):
+                solver.run()
+            progress = load_checkpoint(solver.checkpoint_path)[PROGRESS]
+            found.append((progress["updates"], list(progress["stages"])))
+    with solver_in(tmp_path) as solver:
+        solver.run()
+        assert without_time(load_checkpoint(solver.checkpoint_path)) == without_time(load_checkpoint(whole / LAST))
+    assert found == expected
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_measure_as_one(tmp_path: Path, music: Path, codec: Path) -> None:
+    histories = []
+    for ranks in (1, 2):
+        root = tmp_path / str(ranks)
+        root.mkdir()
+        more = ["lm.dropout=0", f"compression_model_checkpoint={codec}"]
+        given = [*SMALL, *more]
+        assert launch(root, music, ranks, "0", "0", given=given) == [0] * ranks, (root / "0.log").read_text()
+        (folder,) = (root / "xps").iterdir()
+        status = read_status(folder)
+        assert status is not None and status["state"] == "COMPLETED"
+        histories.append(json.loads((folder / "history.json").read_text()))
+    for one, two in zip(*histories, strict=True):
+        for stage in ("train", "valid", "evaluate"):
+            timeless = [{k: v for k, v in of[stage].items() if k != "duration"} for of in (one, two)]
+            assert timeless[1] == pytest.approx(timeless[0], rel=1e-4), stage
+    assert histories[0][-1]["evaluate"]["protocol"] == histories[1][-1]["evaluate"]["protocol"]
+
+
+def test_codes_are_made_once_for_a_codec_and_a_manifest(
+    tmp_path: Path, solver_in: Enter, make_codec: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    original = tokenize
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        if not (args[2] / "tokens.json").exists():
+            made.append(args[2])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr("audiotok.solvers.lm_data.tokenize", counted)
+    with solver_in(tmp_path) as solver:
+        first = solver.codes
+        # Several processes at once: the first makes a set, the others wait for it.
+        codec, cfg = solver.codec, solver.cfg
+        threads = [
+            threading.Thread(target=lm_data.get_token_sets, args=(cfg, codec, tmp_path / "other")) for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(made) == len(set(made)) == 8
+    with solver_in(tmp_path, "seed=5") as solver:
+        assert solver.codes == first
+    assert len(made) == 8
+    other = make_codec(1)
+    with solver_in(tmp_path, f"compression_model_checkpoint={other}") as solver:
+        assert solver.codes.codec_hash != first.codec_hash
+    assert len(made) == 12
+
+
+def test_a_trained_model_is_used_with_its_codec_alone(whole: Path, tmp_path: Path, make_codec: Callable[..., Path],
+                                                     codec: Path, solver_in: Enter) -> None:  # fmt: skip
+    own, other = (codec_hash(CompressionModel.get_pretrained(path)) for path in (codec, make_codec(1)))
+    lm = CodecLM.get_pretrained(whole, codec_hash=own)
+    assert lm.codes.codec_hash == own and (lm.n_q, lm.bins, lm.codes.frame_rate) == (N_Q, BINS, FRAME_RATE)
+    assert lm.generate(5, num_samples=2, head="chain").shape == (2, N_Q, 5)
+    with pytest.raises(CheckpointError, match=f"{own[:12]}.*{other[:12]}"):
+        CodecLM.get_pretrained(whole, codec_hash=other)
+    with pytest.raises(CheckpointError, match="no section codes"):
+        CodecLM.get_pretrained("demo")
+    with pytest.raises(DataError, match="trained without labels"):
+        lm.label_ids(["rock"])
+    with solver_in(tmp_path, f"continue_from={whole}") as solver:
+        solver.restore()
+        assert all(torch.equal(v, lm.state_dict()[k]) for k, v in solver.model.state_dict().items())
+    changed = [f"compression_model_checkpoint={make_codec(1)}", f"continue_from={whole}"]
+    with solver_in(tmp_path, *changed) as solver, pytest.raises(CheckpointError, match="reads codes of codec"):
+        solver.restore()
+    wider = make_codec(0, "rvq.n_q=3")
+    changed = [f"compression_model_checkpoint={wider}", f"continue_from={whole}"]
+    with solver_in(tmp_path, *changed) as solver, pytest.raises(CheckpointError, match="reads codes of codec"):
+        solver.restore()
+
+
+@pytest.mark.slow
+def test_a_codec_that_has_changed_under_its_name_stops_the_resumed_run(
+    tmp_path: Path, solver_in: Enter, make_codec: Callable[..., Path]
+) -> None:
+    path, other = make_codec(2), make_codec(3)
+    with solver_in(tmp_path, f"compression_model_checkpoint={path}", "optim.epochs=1") as solver:
+        solver.run()
+    path.write_bytes(other.read_bytes())
+    with (
+        solver_in(tmp_path, f"compression_model_checkpoint={path}", "optim.epochs=1") as solver,
+        pytest.raises(CheckpointError, match="reads codes of codec"),
+    ):
+        solver.run()
+
+
+@pytest.mark.slow
+def test_folders_are_labels(tmp_path: Path, solver_in: Enter, music: Path) -> None:
+    manifests = []
+    for split in ("train", "valid", "evaluate", "generate"):
+        metas = read_manifest(music / f"{split}.jsonl.gz")
+        moved = []
+        for index, meta in enumerate(metas):
+            path = tmp_path / "music" / ("ambient", "rock")[index % 2] / meta.path.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(meta.path.read_bytes())
+            moved.append(type(meta)(path, meta.duration, meta.sample_rate, meta.channels))
+        manifests.append(f"datasource.{split}={write_manifest(tmp_path / 'music' / f'{split}.jsonl.gz', moved)}")
+    with solver_in(tmp_path, *manifests, "lm.labels=folder", "optim.epochs=1") as solver:
+        solver.run()
+        folder = Path(solver.folder)
+    lm = CodecLM.get_pretrained(folder)
+    assert list(lm.codes.labels) == ["ambient", "rock"] and lm.num_labels == 2
+    assert lm.label_ids(["rock", None, "ambient"]).tolist() == [1, 2, 0]
+    with pytest.raises(DataError, match="'jazz' is unknown to this language model: it knows ambient, rock"):
+        lm.label_ids(["jazz"])
+    # The codes are the same whatever the labels are.
+    with solver_in(tmp_path, *manifests):
+        assert len([path for path in (tmp_path / "tokens").iterdir() if path.is_dir()]) == 4
+    with (
+        solver_in(tmp_path, *manifests, "lm.labels=folder", f"continue_from={folder}") as solver,
+    ):
+        assert solver.restore()
+    unseen = manifests[:1] + manifests[2:] + [f"datasource.valid={music}/valid.jsonl.gz"]
+    unseen_labels = pytest.raises(DataError, match="not among those of training")
+    with unseen_labels, solver_in(tmp_path, *unseen, "lm.labels=folder"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "message"),
+    [
+        ("compression_model_checkpoint=null", ConfigError, "compression_model_checkpoint not set"),
+        ("compression_model_checkpoint=//sig/0123abcd", CheckpointError, "no experiment 0123abcd"),
+        ("compression_model_checkpoint=/no/such.th", CheckpointError, "no checkpoint at /no/such.th"),
+        ("dataset.segment_duration=60", DataError, "train of .*a window has 1500 frames"),
+        ("lm.pattern=coarse_first lm.delays=[0,1]", ConfigError, "takes 1"),
+        ("lm.delays=[0,1,2]", ConfigError, "takes 2"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(
+    tmp_path: Path, solver_in: Enter, override: str, kind: type[AudiotokError], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught, solver_in(tmp_path, *override.split()):
+        pass
+    assert caught.value.exit_code == 2 and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_codec_in_training_is_not_taken_for_a_trained_one(tmp_path: Path, solver_in: Enter, codec: Path) -> None:
+    folder = tmp_path / "xps" / "0123abcd"
+    state = load_checkpoint(codec)
+    weights = {"best_state": {"model": state["best_state"]}, "xp.cfg": state["xp.cfg"]}
+    for epochs, best in ((0, {}), (1, weights["best_state"])):
+        save_checkpoint({**weights, "best_state": best, "history": [{}] * epochs, PROGRESS: {}}, folder / LAST)
+        refused = pytest.raises(CheckpointError, match=f"not trained yet: {epochs} of 2 epochs")
+        with refused, solver_in(tmp_path, "compression_model_checkpoint=//sig/0123abcd"):
+            pass
+    save_checkpoint({**weights, "history": [{}] * 2}, folder / LAST)
+    with solver_in(tmp_path, "compression_model_checkpoint=//sig/0123abcd") as solver:
+        assert solver.codes.codec == "//sig/0123abcd" and solver.tokens["train"].signature == "0123abcd"
