@@ -17,6 +17,7 @@ Curious Case of Neural Text Degeneration", ICLR 2020 (top-p).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from audiotok.models.patterns import Pattern, get_pattern
 from audiotok.modules.transformer import KVCache, Transformer
 
 HEADS = ("parallel", "chain")
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]  # of a batch, or on the CPU one for each clip of it
 
 
 @dataclass
@@ -65,20 +67,30 @@ class Sampling:
         if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise ConfigError(f"{self} is impossible: temperature >= 0, top_k >= 0 and 0 < top_p <= 1.")
 
-    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, logits: Tensor, generator: Generators | None = None) -> Tensor:
         """Codes [B] from logits [B, bins]."""
         if self.temperature == 0:
             return logits.argmax(dim=1)
         probabilities = (logits.double() / self.temperature).softmax(dim=1)
         if self.top_k == 0 and self.top_p == 1:
-            return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+            return _pick(probabilities, generator)[:, 0]
         probabilities, codes = probabilities.sort(dim=1, descending=True, stable=True)
         if self.top_k:
             probabilities[:, self.top_k :] = 0
             probabilities /= probabilities.sum(dim=1, keepdim=True)
         if self.top_p < 1:
             probabilities[probabilities.cumsum(dim=1) - probabilities >= self.top_p] = 0
-        return codes.gather(1, torch.multinomial(probabilities, 1, generator=generator))[:, 0]
+        return codes.gather(1, _pick(probabilities, generator))[:, 0]
+
+
+def _pick(probabilities: Tensor, generator: Generators | None) -> Tensor:
+    """Places [B, 1] drawn from probabilities [B, bins], whose rows may have any sum."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.multinomial(probabilities, 1, generator=generator)
+    cumulative = probabilities.cumsum(dim=1)
+    uniform = torch.stack([torch.rand(1, dtype=torch.float64, generator=one) for one in generator])
+    level = uniform.to(probabilities.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, level, right=True).clamp(max=probabilities.shape[1] - 1)
 
 
 class ChainHead(nn.Module):
@@ -282,7 +294,7 @@ class LMModel(nn.Module):
         guidance: float = 1.0,
         sampling: Sampling | None = None,
         head: str = "parallel",
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         use_cache: bool = True,
     ) -> Tensor:
         """Codes [B, K, timesteps] drawn from the model, which has to be in evaluation mode.
@@ -295,7 +307,8 @@ class LMModel(nn.Module):
             guidance: factor w of logits = without + w · (with - without labels); 1 for the model as it is.
             sampling: how codes are drawn; by default from all of them at temperature 1.
             head: which of `heads` draws them.
-            generator: source of randomness, on the device of the model.
+            generator: source of randomness, on the device of the model; or one for each clip, on the CPU, so that a
+                clip does not depend on the others of its batch.
             use_cache: whether each step is read once, rather than all steps for each new one.
 
         Raises:
@@ -337,7 +350,7 @@ class LMModel(nn.Module):
         guidance: float,
         sampling: Sampling,
         head: str,
-        generator: torch.Generator | None,
+        generator: Generators | None,
     ) -> None:
         """Draw the codes of one step that are -1, column [B, K], from state [B, dim], or [2 B, dim] with guidance."""
         copies = len(state) // len(column)

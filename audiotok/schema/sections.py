@@ -647,6 +647,7 @@ class GenerateLm(TypedDict, total=False):
     top_p: PositiveShare
     guidance: Real
     prompt_duration: Real
+    num_clips: Count
     seed: Seed
 
 

@@ -4,9 +4,6 @@ Source: Defossez et al., High Fidelity Neural Audio Compression, 2022 (losses, b
 al., An Independence-promoting Loss for Music Generation with Language Models, ICML 2024 (MMD over codebooks).
 """
 
-import errno
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from audiotok.adversarial import AdversarialLoss
-from audiotok.data.audio import ClipStrategy, write_audio
 from audiotok.data.names import clip_name, note_source
-from audiotok.errors import ConfigError, DataError
+from audiotok.errors import ConfigError
 from audiotok.models.encodec import CompressionModel, EncodecModel, get_compression_model
 from audiotok.solvers import builders
 from audiotok.solvers.averages import State
 from audiotok.solvers.evaluation import evaluate_codec
 from audiotok.solvers.gradient_share import GradientProbe
 from audiotok.solvers.macro_batch import MacroBatch, MMDWeight
+from audiotok.solvers.samples import save_sample
 from audiotok.solvers.solver import Metrics, StandardSolver
-
-_LIBSNDFILE_SYSTEM_ERROR = 2  # SF_ERR_SYSTEM of sndfile.h
 
 
 class CompressionSolver(StandardSolver):
@@ -181,7 +176,7 @@ class CompressionSolver(StandardSolver):
                 name = f"{clip_name(info)}.{audio.format}"
                 note_source(folder / "reference", info)
                 for parent, wav in (("reference", reference), (f"epoch_{self.epoch:04d}", estimate)):
-                    _save_sample(folder / parent / name, wav[:, : info.n_frames], self.cfg.sample_rate, audio.strategy)
+                    save_sample(folder / parent / name, wav[:, : info.n_frames], self.cfg.sample_rate, audio.strategy)
             self.after_step()
         flashy.distrib.barrier()
         return {}
@@ -193,16 +188,3 @@ class CompressionSolver(StandardSolver):
         CheckpointError if it cannot be found or read.
         """
         return CompressionModel.get_pretrained(checkpoint_path, device)
-
-
-def _save_sample(path: Path, wav: Tensor, sample_rate: int, strategy: ClipStrategy) -> None:
-    """Write a sample; DataError where its settings are to blame, OSError where the disk refuses."""
-    try:
-        write_audio(path, wav, sample_rate, strategy=strategy)
-    except DataError as error:
-        if getattr(error.__cause__, "code", None) != _LIBSNDFILE_SYSTEM_ERROR:
-            raise
-        # libsndfile reports that the system failed, not how.
-        full = shutil.disk_usage(path.parent).free < wav.nbytes  # the half-written file is gone again
-        number = errno.ENOSPC if full else errno.EIO
-        raise OSError(number, os.strerror(number), str(path)) from error

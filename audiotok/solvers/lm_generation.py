@@ -1,20 +1,147 @@
-"""The generate stage of a language model: clips drawn from it, decoded by the codec of its codes."""
+"""The generate stage of a language model: what each head draws, as audio and codes, and its distance from music.
 
-from collections.abc import Callable
+Clips are drawn from nothing and as continuations of held-out tracks, and decoded by the codec. Their distance is that
+to held-out codes decoded by the same codec, so that what the codec itself loses does not count; of continuations, to
+what really follows. Both heads draw with the same random numbers: the distance of the parallel head less that of the
+chain head is what it costs in sound to draw the codebooks of a step side by side.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
-from audiotok.data.audio import write_audio
+from audiotok.data import SegmentInfo
+from audiotok.data.names import clip_name
 from audiotok.data.tokens import TokenSet
-from audiotok.distributed import is_source
+from audiotok.distributed import gather_objects, is_source, rank, world_size
+from audiotok.errors import ConfigError, DataError
+from audiotok.files import write_json
+from audiotok.metrics.frechet import LogMelFrames, Moments, SetDistance, distance_of_sets
+from audiotok.models.codec_lm import CodecLM
 from audiotok.models.encodec import CompressionModel
-from audiotok.models.lm import LMModel, Sampling
+from audiotok.models.lm import Sampling
+from audiotok.solvers.samples import save_sample
+from audiotok.solvers.settings import settings
+
+logger = logging.getLogger(__name__)
+
+REPORT = "generate.json"
+_METRICS = {"fmd": "mel", "fcd": "codes"}  # distances, and the moments that they compare
+_SUFFIX = {"parallel": "", "chain": "_chain"}  # of the name of a metric, by head
+_CLIPS = 64  # of runs that were frozen without the key
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How clips are drawn.
+
+    Attributes:
+        frames: of a clip, with those of its prompt.
+        sampling: how codes are drawn from logits.
+        guidance: see `LMModel.generate`.
+        seed: of all clips; each derives its own from it and from its number.
+    """
+
+    frames: int
+    sampling: Sampling
+    guidance: float = 1.0
+    seed: int = 0
+
+    def __call__(
+        self,
+        lm: CodecLM,
+        numbers: Sequence[int],
+        *,
+        head: str,
+        prompt: Tensor | None = None,
+        labels: Sequence[str | None] | None = None,
+    ) -> Tensor:
+        """Codes [B, K, frames] of the clips of some numbers, which depend on nothing else of their batch.
+
+        Args:
+            lm: the language model, in evaluation mode.
+            numbers: of the clips.
+            head: which head draws.
+            prompt: codes [B, K, less than frames] that they begin with.
+            labels: of each; without effect on a model without labels.
+
+        Raises:
+            ConfigError, DataError: see `LMModel.generate`, `CodecLM.label_ids`.
+        """
+        return lm.generate(
+            self.frames,
+            num_samples=len(numbers),
+            prompt=prompt,
+            labels=lm.label_ids(labels) if labels is not None and lm.num_labels else None,
+            guidance=self.guidance,
+            sampling=self.sampling,
+            head=head,
+            generator=[_generator(self.seed, number) for number in numbers],
+        )
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    state = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A stretch of held-out codes."""
+
+    track: int
+    start: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Clips of one kind: `given` frames of each are a prompt; `written` are the numbers of those that become audio."""
+
+    windows: list[_Window]
+    given: int
+    count: int
+    written: frozenset[int]
+
+    @property
+    def kind(self) -> str:
+        return "prompted" if self.given else "unprompted"
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What is left of a clip in memory: the track that it belongs to, if any, and the moments of its frames."""
+
+    track: int | None
+    mel: Moments
+    codes: Moments
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What all parts share: models, held-out codes, how clips are drawn and where they are written."""
+
+    lm: CodecLM
+    codec: CompressionModel
+    tokens: TokenSet
+    drawing: Drawing
+    batch_size: int
+    folder: Path
+    epoch: int
+    audio: DictConfig
+    after_step: Callable[[], None]
+
+
+@torch.no_grad()
 def generate_clips(
-    lm: LMModel,
+    lm: CodecLM,
     codec: CompressionModel,
     tokens: TokenSet,
     cfg: DictConfig,
@@ -23,16 +150,198 @@ def generate_clips(
     *,
     after_step: Callable[[], None],
 ) -> dict[str, float]:
-    """Write clips drawn by the parallel head under `samples/epoch_XXXX`; returns no metrics yet."""
-    settings, data = cfg.generate.lm, {**cfg.dataset, **cfg.dataset.generate}
-    frames = max(1, round(data["segment_duration"] * tokens.frame_rate))
+    """Draw clips, write some of them below `folder/samples`, measure all; every rank must call this, all get the same.
+
+    Returns `fmd` and `fcd` of clips from nothing, `fmd_prompted` and `fcd_prompted` of continuations, by the parallel
+    head; the same with `_chain` by the chain head, and with `_gap` for the first less the second; of each `_err`, its
+    standard error over recordings. What cannot be measured is left out, with the reason in the log. They also stand
+    in `generate.json` of `folder`, with their settings.
+
+    Args:
+        lm: the language model, in evaluation mode.
+        codec: of its codes, on the same device.
+        tokens: held-out codes.
+        cfg: the configuration, of which `generate` is read and, for the clips, `dataset.generate`.
+        folder: of the experiment.
+        epoch: of the weights, for names.
+        after_step: to be called after each batch.
+
+    Raises:
+        ConfigError: for settings that cannot be used.
+        DataError: if no track is as long as a clip, or one has a label that training has not seen.
+    """
+    data, of_lm = {**settings(cfg.dataset), **settings(cfg.dataset.generate)}, settings(cfg.generate.lm)
+    seconds, prompt_s = data["segment_duration"], of_lm.get("prompt_duration", 0.0)
+    drawing = Drawing(
+        frames=max(1, round(seconds * tokens.frame_rate)),
+        sampling=Sampling(of_lm["temperature"], of_lm["top_k"], of_lm["top_p"]),
+        guidance=of_lm.get("guidance", 1.0),
+        seed=of_lm["seed"],
+    )
+    prompt = round(prompt_s * tokens.frame_rate)
+    if prompt >= drawing.frames:
+        raise ConfigError(f"generate.lm.prompt_duration={prompt_s}: give less than the {seconds:g} s of a clip")
+    batch_size = max(1, data["batch_size"] // world_size())
+    stage = _Stage(lm, codec, tokens, drawing, batch_size, folder, epoch, cfg.generate.audio, after_step)
+    written = data["num_samples"]
+    clips = max(of_lm.get("num_clips", _CLIPS), written)
+    windows = _windows(tokens, drawing.frames, clips)
+    parts = [_Part(windows, 0, clips, _spread(clips, written))]
+    if prompt:
+        parts.append(_Part(windows, prompt, len(windows), _spread(len(windows), written)))
+    metrics: dict[str, float] = {}
+    for part in parts:
+        reference = _samples(stage, part, None)
+        metrics |= _distances(part, reference, {head: _samples(stage, part, head) for head in lm.heads})
     if is_source():
-        device = lm.out_norm.weight.device
-        sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
-        generator = torch.Generator(device).manual_seed(settings.seed)
-        codes = lm.generate(frames, num_samples=data["num_samples"], sampling=sampling, generator=generator)
-        for index, wav in enumerate(codec.decode(codes).cpu()):
-            path = folder / "samples" / f"epoch_{epoch:04d}" / f"{index:03d}.{cfg.generate.audio.format}"
-            write_audio(path, wav, codec.sample_rate, strategy=cfg.generate.audio.strategy)
-    after_step()
-    return {}
+        shown = {**of_lm, "num_clips": clips, "segment_duration": seconds}
+        write_json(folder / REPORT, {"epoch": epoch, "settings": shown, "metrics": metrics}, sync=False)
+    return metrics
+
+
+def _windows(tokens: TokenSet, frames: int, most: int) -> list[_Window]:
+    """Windows of held-out codes that do not overlap, evenly spread; DataError if there is none."""
+    rooms = [track.frames // frames for track in tokens.tracks]
+    every = [_Window(track, place * frames) for track, room in enumerate(rooms) for place in range(room)]
+    if not every:
+        longest, needed = (count / tokens.frame_rate for count in (max(t.frames for t in tokens.tracks), frames))
+        raise DataError(
+            f"{tokens.folder}: every track is shorter than the {needed:.3g} s of a generated clip, the longest has "
+            f"{longest:.3g} s; lower dataset.generate.segment_duration"
+        )
+    if short := rooms.count(0):
+        logger.warning("%s: left out %d of %d tracks: shorter than a clip", tokens.folder, short, len(rooms))
+    return [every[index] for index in sorted(_spread(len(every), most))]
+
+
+def _spread(count: int, most: int) -> frozenset[int]:
+    """At most so many of the first `count` numbers, evenly spread."""
+    taken = min(count, most)
+    return frozenset((2 * i + 1) * count // (2 * taken) for i in range(taken))
+
+
+# --- Clips ---
+
+
+def _samples(stage: _Stage, part: _Part, head: str | None) -> list[_Sample]:
+    """The clips that a head draws, or without a head the held-out ones; of all processes."""
+    count = len(part.windows) if head is None else part.count
+    logger.info("%d clips, %s, %s", count, part.kind, "held out" if head is None else f"drawn by the {head} head")
+    mel_frames = LogMelFrames(stage.codec.sample_rate)
+    found: dict[int, _Sample] = {}
+    for numbers in _batches(stage, count):
+        # From nothing there may be more clips than windows, which then give their labels in turn.
+        windows = [part.windows[number % len(part.windows)] for number in numbers]
+        codes = _codes(stage, part, windows, numbers, head)
+        wavs = stage.codec.decode(codes).float().cpu()
+        begin = part.given * (wavs.shape[-1] // codes.shape[-1])
+        vectors = stage.codec.decode_latent(codes[..., part.given :]).transpose(1, 2)
+        for number, window, wav, latent in zip(numbers, windows, wavs, vectors, strict=True):
+            track = None if head is not None and not part.given else window.track
+            found[number] = _Sample(track, _moments(mel_frames, wav[:, begin:]), Moments.of(latent))
+        if head is not None or part.given:
+            _write(stage, part, head, list(zip(numbers, windows, wavs, codes, strict=True)))
+    every: dict[int, _Sample] = {}
+    for own in gather_objects(found):
+        every |= own
+    return [every[number] for number in sorted(every)]
+
+
+def _batches(stage: _Stage, count: int) -> Iterator[list[int]]:
+    """Numbers of the clips of this process, batch by batch; processes have as many batches, of which some are empty."""
+    own = range(rank(), count, world_size())
+    for first in range(0, -(-count // world_size()), stage.batch_size):
+        numbers = list(own[first : first + stage.batch_size])
+        if numbers:
+            yield numbers
+        stage.after_step()
+
+
+def _codes(stage: _Stage, part: _Part, windows: Sequence[_Window], numbers: Sequence[int], head: str | None) -> Tensor:
+    """Codes [B, K, T]: those of the windows, or what a head draws."""
+    device = stage.lm.out_norm.weight.device
+
+    def held_out(frames: int) -> Tensor:
+        return torch.stack([stage.tokens.codes(one.track, one.start, frames) for one in windows]).to(device)
+
+    if head is None:
+        return held_out(stage.drawing.frames)
+    prompt = held_out(part.given) if part.given else None
+    labels = [stage.tokens.tracks[window.track].label for window in windows]
+    return stage.drawing(stage.lm, numbers, head=head, prompt=prompt, labels=labels)
+
+
+def _moments(mel_frames: LogMelFrames, wav: Tensor) -> Moments:
+    try:
+        return Moments.of(mel_frames(wav))
+    except DataError as error:
+        raise DataError(
+            f"what is drawn of a clip is {error} ({mel_frames.n_fft} samples); raise dataset.generate.segment_duration "
+            "or lower generate.lm.prompt_duration"
+        ) from None
+
+
+def _write(stage: _Stage, part: _Part, head: str | None, clips: list[tuple[int, _Window, Tensor, Tensor]]) -> None:
+    """Write the chosen clips of a batch, with their codes [K, T] as `NAME.npy`; references beside where they are from.
+
+    A continuation and what really follows have one name, as reports expect: there is a reference for each head.
+    """
+    folder = stage.folder / "samples" / ("reference" if head is None else f"epoch_{stage.epoch:04d}")
+    for number, window, wav, codes in clips:
+        if number not in part.written:
+            continue
+        for one in stage.lm.heads if head is None else (head,):
+            info = _source(stage, window)
+            name = f"{part.kind}_{one}-{clip_name(info) if part.given else f'{number:04d}'}"
+            save_sample(
+                folder / f"{name}.{stage.audio.format}", wav, stage.codec.sample_rate, strategy=stage.audio.strategy
+            )
+            np.save(folder / f"{name}.npy", codes.cpu().numpy().astype(np.uint16))
+            if head is None:
+                prompt_s = part.given / stage.tokens.frame_rate
+                source = {"path": str(info.path), "start_s": info.start_s, "prompt_s": prompt_s}
+                write_json(folder / f"{name}.json", source, sync=False)
+
+
+def _source(stage: _Stage, window: _Window) -> SegmentInfo:
+    """Where the audio of a window is from."""
+    path, rate = Path(stage.tokens.tracks[window.track].path), stage.codec.sample_rate
+    frames = round(stage.drawing.frames / stage.tokens.frame_rate * rate)
+    track = "/".join(path.parts[-2:])  # album and title: a hash of the whole path would be another on each machine
+    return SegmentInfo(path, window.start / stage.tokens.frame_rate, frames, frames, rate, track)
+
+
+# --- Distances ---
+
+
+def _distances(part: _Part, reference: list[_Sample], drawn: dict[str, list[_Sample]]) -> dict[str, float]:
+    """Distances of what each head has drawn, and their difference, with errors."""
+    metrics: dict[str, float] = {}
+    for name, of in _METRICS.items():
+        base = f"{name}_prompted" if part.given else name
+        try:
+            found = {f"{base}{_SUFFIX[head]}": _distance(of, own, reference, part) for head, own in drawn.items()}
+        except DataError as error:
+            if is_source():
+                logger.warning("%s is left out: %s", base, error)
+            continue
+        if len(found) == 2:
+            found[f"{base}_gap"] = found[base] - found[f"{base}{_SUFFIX['chain']}"]
+        for key, one in found.items():
+            if math.isfinite(one.value):
+                metrics |= {key: one.value, f"{key}_err": one.error}
+    return metrics
+
+
+def _distance(of: str, own: list[_Sample], reference: list[_Sample], part: _Part) -> SetDistance:
+    generated, held_out = _recordings(of, own), _recordings(of, reference)
+    return distance_of_sets(generated, held_out, paired=part.given > 0, relative=of == "codes")
+
+
+def _recordings(of: str, samples: list[_Sample]) -> list[Moments]:
+    """Moments of what is one independent draw: all clips of a track, or a clip from nothing."""
+    groups: dict[tuple[int, int], list[Moments]] = {}
+    for number, sample in enumerate(samples):
+        key = (-1, number) if sample.track is None else (sample.track, 0)
+        groups.setdefault(key, []).append(getattr(sample, of))
+    return [functools.reduce(Moments.merge, groups[key]) for key in sorted(groups)]

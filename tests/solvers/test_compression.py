@@ -20,7 +20,7 @@ from audiotok.data.audio import read_audio, write_audio
 from audiotok.data.manifest import AudioMeta, write_manifest
 from audiotok.errors import CheckpointError, ConfigError, DataError, DivergedError
 from audiotok.solvers import CompressionSolver
-from audiotok.solvers.compression import _save_sample
+from audiotok.solvers.samples import save_sample
 
 pytestmark = pytest.mark.slow
 Enter = Callable[..., AbstractContextManager[CompressionSolver]]
@@ -120,11 +120,11 @@ def test_a_sample_that_the_disk_refuses_is_no_fault_of_the_data(
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         (tmp_path / f".sample.wav.{socket.gethostname()}.{os.getpid()}.tmp").symlink_to("/dev/full")
         with pytest.raises(OSError, match=os.strerror(number)) as caught:
-            _save_sample(path, wav, 16_000, "clip")
+            save_sample(path, wav, 16_000, "clip")
         assert caught.value.errno == number and list(tmp_path.iterdir()) == []
     with pytest.raises(DataError, match="extension"):
-        _save_sample(tmp_path / "sample.doc", wav, 16_000, "clip")
-    _save_sample(path, wav, 16_000, "clip")
+        save_sample(tmp_path / "sample.doc", wav, 16_000, "clip")
+    save_sample(path, wav, 16_000, "clip")
     assert path.is_file()
 
 
