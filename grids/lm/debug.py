@@ -2,11 +2,11 @@
 
 from dora import Launcher
 
-from audiotok.explorers import CompressionExplorer
+from audiotok.explorers import LMExplorer
 from audiotok.launchers.grid_file import experiments
 
 
-@CompressionExplorer
+@LMExplorer
 def explorer(launcher: Launcher) -> None:
     """One on each codec."""
     launcher.bind_(solver="lm/debug")

@@ -9,13 +9,13 @@ codecs are as good as before; three codecs a condition show the sign of a large 
 
 from dora import Launcher
 
-from audiotok.explorers import CompressionExplorer
+from audiotok.explorers import LMExplorer
 from audiotok.launchers.grid_file import experiments
 
 SEEDS = [1, 2]
 
 
-@CompressionExplorer
+@LMExplorer
 def explorer(launcher: Launcher) -> None:
     """Each codec with each seed of its language model; what is on one codec shares an array that waits for it."""
     launcher.slurm_(gpus=0, cpus_per_task=1, mem_per_gpu=4, time=60)
