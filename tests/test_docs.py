@@ -106,6 +106,15 @@ INSTEAD = (
         "no cluster bears that name here",
     ),
     Instead(
+        "docs/tokens.md",
+        "sbatch --array=1-4 --gpus=1 --cpus-per-task=8 --time=2:00:00"
+        ' --wrap="audiotok tokenize //sig/SIG data/music/train.jsonl.gz --out data/tokens/music --workers 8"',
+        "for task in 1 2 3 4; do SLURM_ARRAY_TASK_ID=$task SLURM_ARRAY_TASK_MIN=1 SLURM_ARRAY_TASK_MAX=4"
+        " SLURM_ARRAY_TASK_COUNT=4 audiotok tokenize //sig/SIG data/music/train.jsonl.gz --out data/tokens/music; done"
+        " && test -e data/tokens/music/tokens.json",
+        "SLURM: an array's variables in tests/cli/test_tokenize.py, its processes in tests/test_tokenizing.py",
+    ),
+    Instead(
         "docs/encodec_mmd.md",
         "dora run solver=compression/encodec_mmd_share_32khz dset=audio/default",
         "dora run solver=compression/encodec_mmd_share_32khz dset=audio/default device=cpu optim.epochs=1"
@@ -121,6 +130,12 @@ INSTEAD = (
         "dora grid compression.encodec_musicgen_mmd_32khz",
         "dora grid compression.encodec_musicgen_mmd_32khz --dry_run --no_monitoring",
         "GPUs for weeks at full size",
+    ),
+    Instead(
+        "docs/gap.md",
+        "audiotok gap demo --tokens data/tokens --updates 20",
+        "audiotok gap demo --tokens data/tokens --updates 2 --context 64",
+        "its tracks of music are 2.5 s long",
     ),
     Instead("docs/results.md", GRID_OF_STORED_RESULTS, "", "its results are there since the README"),
     Instead(
