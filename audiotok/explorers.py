@@ -8,6 +8,7 @@ import treetable as tt
 from dora.explore import Explorer
 
 STAGES = ("train", "valid", "evaluate")
+_Columns = tuple[tuple[str, str], ...]  # metrics, with the format of each
 
 
 def _log_ping(log: Any) -> str | None:
@@ -28,7 +29,7 @@ class CompressionExplorer(Explorer):
     Decorate the explore function of a grid file with it. What an experiment has not measured is left empty.
     """
 
-    train_metrics = (
+    train_metrics: _Columns = (
         ("epoch", ""),
         ("bandwidth", ".2f"),
         ("adv", ".4f"),
@@ -36,8 +37,14 @@ class CompressionExplorer(Explorer):
         ("mmd", ".3g"),
         ("mmd_share", ".2g"),
     )
-    valid_metrics = (("bandwidth", ".2f"), ("adv", ".4f"), ("msspec", ".4f"), ("sisnr", ".2f"), ("mmd", ".3g"))
-    evaluate_metrics = (
+    valid_metrics: _Columns = (
+        ("bandwidth", ".2f"),
+        ("adv", ".4f"),
+        ("msspec", ".4f"),
+        ("sisnr", ".2f"),
+        ("mmd", ".3g"),
+    )
+    evaluate_metrics: _Columns = (
         ("sisdr", ".2f"),
         ("mel_distance", ".3f"),
         ("mi_groups", ".4f"),
@@ -83,6 +90,22 @@ class CompressionExplorer(Explorer):
     def process_sheep(self, sheep: Any, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Both, as Dora's own monitor calls it; ours keeps the first until the history changes."""
         return self.process_live(sheep, self.process_history(history))
+
+
+class LMExplorer(CompressionExplorer):
+    """Progress of language models: how they train, what their codes cost, and what predicting them side by side does.
+
+    The gap stands beside both likelihoods that it is the difference of: codes that are harder to predict show there.
+    """
+
+    train_metrics = (("epoch", ""), ("ce", ".3f"), ("ce_chain", ".3f"), ("ppl", ".1f"))
+    valid_metrics = (("ce", ".3f"), ("ce_chain", ".3f"), ("ppl", ".1f"))
+    evaluate_metrics = (("gap", ".4f"), ("gap_err", ".4f"), ("bits_parallel", ".3f"), ("bits_chain", ".3f"))
+    generate_metrics: _Columns = (("fmd", ".3g"), ("fmd_chain", ".3g"))
+
+    def get_grid_metrics(self) -> list[Any]:
+        """Columns per stage, under their whole names."""
+        return [*super().get_grid_metrics(), _group("generate", self.generate_metrics)]
 
 
 def _group(stage: str, metrics: Sequence[tuple[str, str]], more: Sequence[Any] = ()) -> Any:

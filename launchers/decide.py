@@ -3,7 +3,8 @@
 An experiment without a job is new. One whose job waits, runs or may run is kept; one that has completed is reused.
 `--retry` submits again what failed, however it ended, with two exceptions: a run that diverged or met bad configuration
 or data would end the same way, and one that ran out of memory needs more. AUDIOTOK_RETRY=force retries those, too; so
-does a configuration that has changed since, if the experiment is frozen anew with it.
+does a configuration that has changed since, if the experiment is frozen anew with it. What needs other experiments
+waits for them, and is blocked if they have ended otherwise or are not submitted.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from dora.conf import SubmitRules
 from audiotok.experiments.frozen import FROZEN_FILE, RETRY_VARIABLE, Change
 from audiotok.launchers.profile import Profile
 from audiotok.status import JOB_FILE, State, Verdict, read_json, read_status, same_job
+from audiotok.status.judge import hold_up
 from audiotok.text import number_in
 
 FORCE = f"{RETRY_VARIABLE}=force dora grid GRID --retry"
@@ -56,6 +58,7 @@ class Decision:
     reason: str = ""  # empty where the action is clear by itself
     mem_factor: float = 1.0  # multiple of the profile's memory, for a job that is submitted
     change: Change | None = None  # of the configuration since it was frozen
+    needs: Mapping[str, State] = dataclasses.field(default_factory=dict)  # what it waits for, by signature
 
 
 def decide(
@@ -85,12 +88,25 @@ def decide(
     return dataclasses.replace(decision, reason=reason, change=change)
 
 
+def after(decision: Decision, needs: Mapping[str, Verdict]) -> Decision:
+    """The decision about an experiment that is submitted or waits in a queue and needs others, by their states."""
+    if (held := hold_up(needs)) is None:
+        return decision
+    if held.state is State.BLOCKED:
+        blocked = dataclasses.replace(decision, action=Action.BLOCKED, reason=held.reason)
+        return blocked if decision.action.submits else decision
+    states = {sig: one.state for sig, one in needs.items() if one.state is not State.COMPLETED}
+    why = f"once what it needs has completed ({', '.join(sorted(set(states.values())))} now)"
+    first = decision.reason if decision.action.submits else ""  # else it is that it waits
+    return dataclasses.replace(decision, reason="; ".join(filter(None, (first, why))), needs=states)
+
+
 def _decide(
     verdict: Verdict | None, rules: SubmitRules, previous: Mapping[str, Any], profile: Profile, force: bool, anew: bool
 ) -> Decision:
     factor = _kept_factor(previous, profile)
-    if verdict is None or verdict.state is State.NOT_STARTED:
-        return Decision(Action.NEW)
+    if verdict is None or verdict.state in (State.NOT_STARTED, State.BLOCKED):
+        return Decision(Action.NEW, mem_factor=factor)
     if verdict.state is State.COMPLETED:
         return Decision(Action.REPLACE, "completed", factor) if rules.replace_done else Decision(Action.REUSE)
     if verdict.state.live:

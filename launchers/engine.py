@@ -38,6 +38,7 @@ class Task:
     mem_factor: float = 1.0  # multiple of the profile's memory, above 1 after it ran out of memory
     environ: Mapping[str, str] = field(default_factory=dict)  # variables of its processes, in place of ours
     code: dict[str, str] | None = None  # the snapshot that it runs, for `job.json`
+    needs: Mapping[str, str] = field(default_factory=dict)  # ids of the jobs that must complete first, by signature
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ class Engine(Protocol):
     """A launcher. Registered in `launchers.shepherd.ENGINES`.
 
     It may also have two class methods: `environment(profile, environ)`, the variables that fill in what a profile
-    leaves open, for `audiotok plan`; and `try_job(profile, root)`, the checks of `audiotok doctor --try`.
+    leaves open, for `audiotok plan`; and `try_job(profile, root)`, the checks of `audiotok doctor --try`. And a method
+    `can_wait_for(job, profile)`: whether a task of that profile may wait in its queue until this job has completed;
+    without it no task has `needs`, and `dora grid` submits what needs others once they have completed.
     """
 
     name: ClassVar[str]  # in AUDIOTOK_LAUNCHER and in `job.json`
@@ -136,7 +139,7 @@ class Engine(Protocol):
         """True if it may have jobs that no `job.json` names yet, so that `refresh` is needed even without jobs."""
 
     def submit(self, tasks: Sequence[Task], profile: Profile) -> list[Job]:
-        """Submit tasks that request the same resources; called under the submission lock.
+        """Submit tasks that request the same resources and have the same `needs`; called under the submission lock.
 
         When it returns, or dies half-way, every job that the scheduler has is recorded, or adopted by the next
         `refresh`: nothing is submitted twice, nothing is lost.

@@ -6,13 +6,11 @@ at a time launches a grid, under a lock of its own; many may watch it.
 
 import contextlib
 import errno
-import importlib
 import os
 import shlex
 import shutil
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +22,13 @@ from dora.explore import Explorer, Herd
 from dora.grid import RunGridArgs, log
 from dora.main import DecoratedMain
 from dora.shep import Sheep, no_log
-from dora.utils import import_or_fatal, reliable_rmtree
+from dora.utils import reliable_rmtree
 
-from audiotok.errors import AudiotokError, ConfigError, LaunchError
+from audiotok.errors import ConfigError, LaunchError
 from audiotok.experiments.disk import experiment_bytes
-from audiotok.files import module_names, shown, write_symlink
+from audiotok.files import write_symlink
 from audiotok.launchers.decide import Action, Decision
+from audiotok.launchers.grid_file import explore, grid_names, load_explorer
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember, set_waiting, waiting_in
 from audiotok.launchers.profile import ProfileLauncher
@@ -99,45 +98,12 @@ def get_explorer(args: Any, main: DecoratedMain) -> Any:
     """The explorer of a grid; without `args.grid` list the grids and exit.
 
     Raises:
-        ConfigError: if there is no such grid (the message lists those there are), or its file has a mistake.
+        ConfigError: see `load_explorer`.
     """
-    package = main.dora.grid_package or f"{main.package}.grids"
-    folder = Path(import_or_fatal(package).__file__).parent
-    known = module_names(folder)
     if args.grid is None:
-        print(*known, sep="\n")  # noqa: T201
+        print(*grid_names(main), sep="\n")  # noqa: T201
         sys.exit(0)
-    if args.grid not in known:
-        names = ", ".join(known) or "none yet"
-        raise ConfigError(f"no grid {args.grid!r} in package {package}; choose one of: {names}.")
-    with _blaming(folder, args.grid):
-        module = importlib.import_module(f"{package}.{args.grid}")
-    if not isinstance(explorer := getattr(module, "explorer", None), Explorer):
-        found = "no `explorer`" if explorer is None else f"`explorer`, which is of the kind {type(explorer).__name__}"
-        advice = "decorate its function `explorer(launcher)` with an Explorer, such as @CompressionExplorer"
-        raise ConfigError(f"{shown(Path(str(module.__file__)))} has {found}; {advice}.")
-    return explorer
-
-
-@contextlib.contextmanager
-def _blaming(folder: Path, name: str) -> Iterator[None]:
-    """Make one line of a mistake in the file of a grid below a folder, with the line of the file."""
-    try:
-        yield
-    except SyntaxError as error:
-        file = Path(error.filename) if error.filename else folder / f"{name.replace('.', '/')}.py"
-        line = f":{error.lineno}" if error.lineno else ""
-        raise ConfigError(f"{shown(file)}{line}: it is not Python: {error.msg}.") from error
-    except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-        own = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(folder.resolve())]
-        refused = Path(frames[-1].filename).parent == Path(dora.grid.__file__).parent  # by Dora's launcher
-        is_of_user = isinstance(error, AudiotokError) or refused
-        if not own or not (is_of_user or frames[-1] is own[-1]):
-            raise  # a defect of ours or of another package
-        place = f"{shown(Path(own[-1].filename))}:{own[-1].lineno}"
-        text = str(error) if isinstance(error, AudiotokError) else f"{type(error).__name__}: {error}"
-        raise ConfigError(text if place in text else f"{place}: {text}") from error
+    return load_explorer(main, args.grid)
 
 
 class _Grid:
@@ -162,10 +128,8 @@ class _Grid:
         self.waiting: set[str] = set()  # experiments that have found no room, by any command
         self.failures: list[str] = []  # what could not be cancelled
         self.idle: list[str] = []  # overrides that do nothing
-        code = getattr(explorer.explore, "__code__", None)
-        with _blaming(Path(code.co_filename).parent, name) if code else contextlib.nullcontext():
-            # Without Dora's pool of processes for entry points that are slow to compose: ours are not.
-            explorer(ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd))
+        # Without Dora's pool of processes for entry points that are slow to compose: ours are not.
+        explore(explorer, name, ProfileLauncher(self.shepherd, slurm or main.get_slurm_config(), self.herd))
         self.root = Path(main.dora.dir)
         self.folder = self.root / main.dora._grids / name  # of its links
         self.lock = SubmitLock(self.root / "locks" / f"grid.{name}", log=log)
@@ -372,7 +336,7 @@ class _Grid:
         return {sig: f"grid{'s' * (len(names) > 1)} {', '.join(names)}" for sig, names in found.items()}
 
     def _entry(self, sheep: GridSheep, decision: Decision, name: str) -> Entry:
-        if decision.action.submits and sheep.xp.sig in self.waiting:
+        if decision.action.submits and sheep.xp.sig in self.waiting and not decision.needs:
             decision = replace(decision, reason="; ".join(filter(None, (decision.reason, WAITS))))
         profile, xp = None if decision.action is Action.CANCEL else sheep.profile, sheep.xp
         values = getattr(xp, "frozen_values", None)  # Dora's own experiments have none

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from audiotok.experiments.disk import folder_bytes
 from audiotok.launchers.decide import FORCE, Action, Decision
+from audiotok.launchers.grid_file import grid_of
 from audiotok.launchers.lock import user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import ENGINES
@@ -63,6 +64,8 @@ class Entry:
         """As plain containers; without resources if it left the grid."""
         content: dict[str, Any] = {"sig": self.sig, "name": self.name, "action": str(self.action)}
         content |= {"state": str(self.state), "reason": self.decision.reason}
+        if self.decision.needs:
+            content["needs"] = {sig: str(state) for sig, state in self.decision.needs.items()}
         if self.profile is not None:
             gpus, cpus = _resources(self.profile)
             memory = (self.profile.total_mem_gb or 0.0) * self.decision.mem_factor
@@ -205,6 +208,7 @@ def plan_text(plan: Plan, *, shown: int | None = SHOWN) -> str:
     lines = [f"Plan of {plan.grid} on {plan.launcher}: {_count(whole, 'experiment')}" + (f" ({counts})" * bool(counts))]
     if common := _common(plan.entries):
         lines.append(f"all of them: {common}")
+    lines += _chain_lines(plan.entries)
     for title, entries in _groups(plan.entries).items():
         listed = [line.replace(FORCE, FORCE.replace("GRID", plan.grid)) for line in _listed(entries, shown, common)]
         lines += ["", f"{title} ({len(entries)})", *listed]
@@ -375,6 +379,21 @@ def _first(lines: Sequence[str], shown: int | None) -> list[str]:
     first = lines if shown is None or len(lines) <= shown + 1 else lines[:shown]
     more = [f"… {len(lines) - len(first)} more (`audiotok plan` with --all lists them)"] * (len(first) < len(lines))
     return [f"    {line}" for line in [*first, *more]]
+
+
+def _chain_lines(entries: Iterable[Entry]) -> list[str]:
+    """How many wait for what, a line for each grid that they are over."""
+    waiting, needed = Counter[str](), dict[str, dict[str, State]]()
+    for entry in entries:
+        for sig, state in entry.decision.needs.items():
+            needed.setdefault(grid_of(sig), {})[sig] = state
+        waiting.update({grid_of(sig) for sig in entry.decision.needs})
+    lines = []
+    for grid, states in needed.items():
+        counts = ", ".join(f"{number} {state}" for state, number in Counter(states.values()).items())
+        what = _count(len(states), "experiment") + f" of {grid}" * bool(grid)
+        lines.append(f"chain: {waiting[grid]} wait{'s' * (waiting[grid] == 1)} for {what} ({counts})")
+    return lines
 
 
 def _request_lines(request: Request) -> list[str]:

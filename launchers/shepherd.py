@@ -7,13 +7,14 @@ it: two users who launch the same grid at once get one job each experiment.
 
 import json
 import os
+import re
 import sys
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from audiotok.experiments.frozen import FROZEN_FILE, Experiment, freeze, has_tra
 from audiotok.experiments.schema import grouped, refuse
 from audiotok.experiments.snapshot import Snapshot, take_snapshot
 from audiotok.files import write_symlink
-from audiotok.launchers.decide import Action, Decision, decide, previous_job
+from audiotok.launchers.decide import Action, Decision, after, decide, previous_job
 from audiotok.launchers.engine import Engine, Job, NoRoomError, Task, job_of
+from audiotok.launchers.grid_file import grid_of
 from audiotok.launchers.local.engine import LocalEngine
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm.engine import SlurmEngine
 from audiotok.status import JOB_FILE, State, Verdict, experiment_state, job_identity, read_json, read_status
+from audiotok.status.judge import hold_up
 
 LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngine, LocalEngine)}
@@ -41,6 +44,7 @@ ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngi
 
 ROOM_S = 60.0  # after so long there may be room again, though no job that is known here has ended
 _SHOWN = 8  # experiments logged one by one as they are submitted
+_OF_SIG = re.compile(r"""['"]?(?://pretrained/)?//sig/([0-9a-zA-Z_-]+)/?['"]?""")  # value of an override
 _DORAS_ENGINE = SlurmEngine.name  # has the jobs that Dora itself submitted, whose job.json names no engine
 
 
@@ -100,6 +104,9 @@ class GridSheep(Sheep):
         if self.job is None and (self.xp.folder / JOB_FILE).exists():  # there may be a job that we cannot see
             return Verdict(State.UNKNOWN, f"its {JOB_FILE} cannot be read; correct or delete it")
         verdict = None if self.job is None else self.shepherd.verdict(self.job.record)
+        if verdict is not None and verdict.state is State.PENDING and self.job and self.job.record.content.get("needs"):
+            held = hold_up(self.shepherd.needs(self.xp))
+            return held if held is not None and held.state is State.WAITING else verdict
         if verdict is not None and not verdict.state.failed:
             return verdict
         status = read_status(self.xp.folder) or {}
@@ -116,6 +123,13 @@ class GridSheep(Sheep):
         verdict = self.verdict()
         return None if verdict is None else verdict.state
 
+    def held(self) -> Verdict | None:
+        """WAITING or BLOCKED without a job, and why; None if that is not so."""
+        if self.waits:
+            return hold_up(self.shepherd.needs(self.xp))
+        blocked = self.job is None and self.decision is not None and self.decision.action is Action.BLOCKED
+        return Verdict(State.BLOCKED, self.decision.reason) if blocked and self.decision else None
+
     def is_done(self, mode: str = "standard") -> bool:
         """True if no job of this experiment waits or runs."""
         if mode == "force":
@@ -124,7 +138,7 @@ class GridSheep(Sheep):
 
     @property
     def waits(self) -> bool:
-        """True if it was to be submitted and found no room."""
+        """True if it was to be submitted and found no room, or must wait for others out of the queue."""
         return self.xp.sig in self.shepherd.rest
 
     @property
@@ -161,6 +175,7 @@ class _Request:
     decision: Decision
     group: int  # of what may share an array
     job_id: str | None  # its latest job when that was decided: another one means that another command submitted it
+    needs: dict[str, str] = field(default_factory=dict)  # ids of the jobs that it waits for in the queue, by signature
 
 
 class GridShepherd(Shepherd):
@@ -176,7 +191,8 @@ class GridShepherd(Shepherd):
         self._requests: list[_Request] = []
         self._to_cancel: list[Any] = []
         self._updated: set[str] = set()  # engines that have been queried
-        self.rest: dict[str, _Request] = {}  # what found no room, by signature
+        self._needed: dict[str, GridSheep] = {}  # what others need, by signature
+        self.rest: dict[str, _Request] = {}  # what found no room, or waits for others, by signature
         self.no_room = ""  # why, and how many
         self._tried_at, self._lived = 0.0, 0  # when there was no room, and how many jobs lived then
         self._launches = False  # until the first commit of a launch nothing is started
@@ -223,6 +239,23 @@ class GridShepherd(Shepherd):
             job = job_of(job.folder) or job  # the query may have recorded more of it
         return self.engines[name].verdict(job)
 
+    def needs(self, xp: XP) -> dict[str, Verdict]:
+        """States of the experiments whose checkpoints an experiment names (`continue_from=//sig/SIG`), by signature."""
+        values = dict(argument.partition("=")[::2] for argument in xp.argv)
+        sigs = [match[1] for match in map(_OF_SIG.fullmatch, values.values()) if match]
+        for sig in sigs:
+            if sig not in self._needed:
+                self._needed[sig] = GridSheep(_bare_xp(self.main, sig, [], []), self)
+        return {sig: self._state_needed(self._needed[sig]) for sig in sigs}
+
+    def _state_needed(self, sheep: GridSheep) -> Verdict:
+        if found := sheep.verdict() or experiment_state(sheep.xp.folder):
+            return found
+        folders = sorted((Path(self.main.dora.dir) / self.main.dora._grids).glob("*"))
+        linked = (folder.name for folder in folders if (folder / sheep.xp.sig).is_symlink())
+        grid = grid_of(sheep.xp.sig) or next(linked, "")
+        return Verdict(State.NOT_STARTED, f"needs `dora grid {grid}` first" if grid else "")
+
     @contextmanager
     def job_array(self, slurm_config: SlurmConfig) -> Iterator[None]:
         """What is submitted within this block goes out in arrays of its own."""
@@ -254,8 +287,12 @@ class GridShepherd(Shepherd):
             NoRoomError: if something found no room.
             LaunchError: if something could not be cancelled or submitted; what could is recorded.
         """
+        requests = self._requests
         if failures := self.carry_out():
             raise LaunchError(" ".join(failures))
+        held = [one for one in (request.sheep.held() for request in requests) if one is not None]
+        if blocked := [one.reason for one in held if one.state is State.BLOCKED]:
+            raise LaunchError(f"not submitted: it {blocked[0]}.")
         if self.rest:
             raise NoRoomError(f"{self.no_room}; the same command submits the rest as jobs end.")
 
@@ -272,10 +309,10 @@ class GridShepherd(Shepherd):
         cancels = [job.record for job in self._to_cancel if isinstance(job, _SheepJob)]
         requests, self._to_cancel, self._requests = self._requests, [], []
         blocked = [request for request in requests if request.decision.action is Action.BLOCKED]
-        for request in blocked[:_SHOWN]:
-            self.log(f"Not retried: {self.title(request.sheep)}: {request.decision.reason}")
-        if len(blocked) > _SHOWN:
-            self.log(f"Not retried: {len(blocked) - _SHOWN} more; --dry_run shows why")
+        for reason, count in list(Counter(one.decision.reason for one in blocked).items())[:_SHOWN]:
+            first = next(one.sheep for one in blocked if one.decision.reason == reason)
+            what = "Not submitted" if first.job is None else "Not retried"
+            self.log(f"{what}: {self.title(first)}{f' and {count - 1} more' * (count > 1)}: {reason}")
         launches = bool(requests)
         requests = [request for request in requests if request.decision.action.submits]
         if requests and self.main.dora.git_save:
@@ -385,14 +422,18 @@ class GridShepherd(Shepherd):
         if replaced:
             failures += self._stop(replaced)
             left = [request for request in left if self._has_ended(request.sheep)]
+        for request in left:
+            request.needs = self._jobs_needed(engine, request)
+        held = {one.sheep.xp.sig: one for one in left if len(one.needs) < len(one.decision.needs)}
+        left = [request for request in left if request.sheep.xp.sig not in held]
         groups: dict[str, list[_Request]] = {}
         for request in left:  # what requests the same resources may share an array
-            key = [request.group, request.decision.mem_factor, asdict(request.profile)]
+            key = [request.group, request.decision.mem_factor, asdict(request.profile), request.needs]
             groups.setdefault(json.dumps(key, default=str), []).append(request)
         for text, number in Counter(str(one.decision.change) for one in left if one.decision.change).items():
             self.log(f"{text[0].upper()}{text[1:]} ({number} experiment{'s' * (number > 1)})")
         waiting, full = len(left), dict[str, NoRoomError]()  # why, by queue
-        self.rest = {request.sheep.xp.sig: request for request in left}
+        self.rest = {request.sheep.xp.sig: request for request in left} | held
         for group in groups.values():
             waiting -= len(group)
             if group[0].profile.queue in full:
@@ -405,11 +446,19 @@ class GridShepherd(Shepherd):
                 more = f" Nor were {waiting} that request other resources." if waiting else ""
                 raise LaunchError(f"{error}{more}") from error
         if not full:
-            self.rest = {}
-        else:
-            counts = f"{len(left) - len(self.rest)} of {len(left)} are submitted, {len(self.rest)} wait for room"
-            self.no_room = f"{str(next(iter(full.values()))).rstrip('.')}. {counts}"
+            self.rest = held
+        if self.rest:
+            room, whole = len(self.rest) - len(held), len(left) + len(held)
+            counts = [f"{whole - len(self.rest)} of {whole} are submitted"]
+            counts += [f"{room} wait for room"] * bool(room) + [f"{len(held)} wait for others to complete"] * bool(held)
+            self.no_room = ". ".join([*(str(error).rstrip(".") for error in [*full.values()][:1]), ", ".join(counts)])
             self._tried_at, self._lived = time.monotonic(), self._count_live()
+
+    def _jobs_needed(self, engine: Engine, request: _Request) -> dict[str, str]:
+        """Ids of the jobs that it can wait for in the queue of an engine, by signature."""
+        can_wait_for: Callable[[Job, Profile], bool] = getattr(engine, "can_wait_for", lambda job, profile: False)
+        jobs = {sig: self._needed[sig].job for sig in request.decision.needs}
+        return {sig: job.job_id for sig, job in jobs.items() if job and can_wait_for(job.record, request.profile)}
 
     def _submit_group(self, engine: Engine, requests: Sequence[_Request], code: Snapshot | None) -> None:
         try:
@@ -440,6 +489,8 @@ class GridShepherd(Shepherd):
         if changed and sheep.job is not None and not request.decision.action.submits:
             user = sheep.job.record.content.get("user", "another user")
             self.log(f"{user} has submitted job {sheep.job.job_id}: {self.title(sheep)}")
+        elif request.decision.action is Action.BLOCKED:
+            self.log(f"Not submitted: {self.title(sheep)}: {request.decision.reason}")
         return request.decision.action.submits
 
     def _has_ended(self, sheep: GridSheep) -> bool:
@@ -468,7 +519,11 @@ class GridShepherd(Shepherd):
         previous = {} if sheep.job is None else previous_job(sheep.xp.folder, failed=not stays)
         if hasattr(self.main, "change") and (not stays or rules.replace or rules.replace_done or rules.update):
             change = self.main.change(sheep.xp)
-        return decide(verdict, rules, previous, profile, force=force, change=change)
+        decision = decide(verdict, rules, previous, profile, force=force, change=change)
+        if not (decision.action.submits or (verdict is not None and verdict.state is State.WAITING)):
+            return decision
+        needing = after(decision, self.needs(sheep.xp))
+        return decision if force and needing.action is Action.BLOCKED else needing
 
     def _stop(self, jobs: Iterable[Job]) -> list[str]:
         """Stop jobs; returns a line for each engine with such that could not be stopped."""
@@ -545,5 +600,6 @@ def _task(main: DecoratedMain, request: _Request, code: Snapshot | None) -> Task
         cwd=Path.cwd(),
         mem_factor=request.decision.mem_factor,
         environ={} if code is None else code.environ,
+        needs=request.needs,
         code=None if code is None else code.as_json(),
     )

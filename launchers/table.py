@@ -35,7 +35,7 @@ _MARK = 0xE000  # of the private-use area of Unicode; see `_marked`
 _COLOURED = re.compile(r"\033\[([\d;]*)m|([\ue000-\ue07f]+)")
 # Grey, blue and green; other states are yellow while they live and red once they failed.
 _COLOURS = {State.RUNNING: "34", State.COMPLETING: "34", State.COMPLETED: "32"}
-_COLOURS |= dict.fromkeys((State.NOT_STARTED, State.PENDING), "90")
+_COLOURS |= dict.fromkeys((State.NOT_STARTED, State.PENDING, State.WAITING), "90")
 
 _History = list[dict[str, Any]]
 _Rows = Sequence[Mapping[str, Any]]
@@ -52,7 +52,7 @@ def monitor(
     verdicts = [_verdict_of(sheep) for sheep in herd]
     states = [None if verdict is None else verdict.state for verdict in verdicts]
     done = [sheep.is_done() for sheep in herd]
-    finished = all(done) and not {State.UNKNOWN, State.NOT_STARTED} & {*states}
+    finished = all(done) and not {State.UNKNOWN, State.NOT_STARTED, State.WAITING} & {*states}
     if getattr(args, "silent", False):
         return finished
     progress = [_progress.read(Path(sheep.xp.folder) / STATUS_FILE) for sheep in herd]
@@ -72,6 +72,8 @@ def monitor(
 
 def _verdict_of(sheep: Any) -> Verdict | None:
     """State of a sheep and why, None if it has no job; any Dora sheep will do."""
+    if held := getattr(sheep, "held", lambda: None)():
+        return held  # type: ignore[no-any-return]
     if getattr(sheep, "waits", False):
         return Verdict(State.NOT_STARTED, WAITS)
     verdict = getattr(sheep, "verdict", None)

@@ -27,6 +27,7 @@ from audiotok.launchers.profile import Profile
 from tests.conftest import RATE, chords
 from tests.pages import PAGES, ROOT, Block, blocks
 from tests.report.conftest import add_run
+from tests.results.joined import measured
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +64,15 @@ def store_results(folder: Path) -> None:
         argv = [f"losses.mmd={weight}", f"seed={seed}"]
         sig = f"0000000{index}"
         add_run(folder / "outputs", "compression.mmd_on_off_demo", sig, argv, history, clips=["a"], state="COMPLETED")
+
+
+def store_language_models(folder: Path) -> None:
+    """Results of lm.mmd_on_off_demo, on the codecs of `store_results`, as a run leaves them."""
+    for index, (weight, codec_seed) in enumerate((weight, seed) for weight in (0, 10) for seed in (1, 2, 3)):
+        for seed in (1, 2):
+            argv = [f"compression_model_checkpoint=//sig/0000000{index}", "solver=lm/demo", f"seed={seed}"]
+            history = [{"valid": {"ce": 3.0}, "evaluate": measured(weight, codec_seed, seed), "generate": {"fmd": 1.0}}]
+            add_run(folder / "outputs", "lm.mmd_on_off_demo", f"000001{index}{seed}", argv, history, state="COMPLETED")
 
 
 class Instead(NamedTuple):
@@ -128,7 +138,11 @@ INSTEAD = (
         "its tracks of music are 2.5 s long",
     ),
     Instead("docs/results.md", GRID_OF_STORED_RESULTS, "", "its results are there since the README"),
+    Instead(
+        "docs/results.md", "dora grid lm.mmd_on_off_demo", store_language_models, "minutes: tests/solvers/test_lm.py"
+    ),
     Instead("docs/report.md", GRID_OF_STORED_RESULTS, "", "its results are there since the README"),
+    Instead("docs/launching.md", f"{GRID_OF_STORED_RESULTS} --no_monitoring", "", "likewise"),
     Instead(
         "docs/results.md", "pip install -e '.[notebooks]'", "", "needs a network; the tests have them: pyproject.toml"
     ),

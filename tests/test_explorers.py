@@ -12,7 +12,7 @@ import pytest
 import treetable as tt
 
 from audiotok import explorers
-from audiotok.explorers import CompressionExplorer, _log_ping
+from audiotok.explorers import CompressionExplorer, LMExplorer, _log_ping
 
 HISTORY: list[dict[str, dict[str, Any]]] = [
     {"train": {"adv": 2.0, "mmd": 0.5, "duration": 90.0}, "evaluate": {"sisdr": 4.25, "visqol": 3.5}},
@@ -57,6 +57,29 @@ def test_the_table_shows_every_line(explorer: CompressionExplorer) -> None:
     assert [row.split()[:4] for row in rows] == [[str(i), f"xp{i}", "RUN", f"{i:08x}"] for i in range(3)]
     assert "4.25" in rows[1] and "0.7500" in rows[1]
     assert rows[0].replace("|", "").split()[4:] == ["0"]  # no epoch yet, all else empty
+
+
+def test_a_language_model_shows_its_gap_beside_both_likelihoods() -> None:
+    explorer = LMExplorer(lambda launcher: None)
+    history = [
+        {"train": {"ce": 5.5, "duration": 60.0}},
+        {
+            "train": {"ce": 4.25, "ppl": 70.1},
+            "valid": {"ce": 4.125},
+            "evaluate": {"gap": 0.0312, "gap_err": 0.0021, "bits_parallel": 18.5312, "bits_chain": 18.5},
+            "generate": {"fmd": 1.25, "fmd_chain": 1.125},
+        },
+    ]
+    lines = []
+    for index in range(2):  # the first has nothing yet
+        meta = {"index": index, "name": f"xp{index}", "state": "RUN", "sig": f"{index:08x}", "sid": ""}
+        lines.append({"Meta": meta} | explorer.process_sheep(SimpleNamespace(log=None), history * index))
+    header, *rows = _table(explorer, lines).splitlines()[1:]
+    assert "msspec" not in header and rows[0].replace("|", "").split()[4:] == ["0"]
+    order = [header.index(name) for name in ("gap", "gap_err", "bits_parallel", "bits_chain", "fmd", "fmd_chain")]
+    assert order == sorted(order)
+    values = ["2", "4.250", "70.1", "1.0", "4.125", "0.0312", "0.0021", "18.531", "18.500", "1.25", "1.12"]
+    assert rows[1].replace("|", "").split()[4:] == values
 
 
 def test_ping_is_the_age_of_the_log(explorer: CompressionExplorer, tmp_path: Path) -> None:

@@ -1,12 +1,9 @@
 """`audiotok plan`: what launching a grid would do, before it does."""
 
 import argparse
-import importlib
 import json
-from pathlib import Path
 
 from audiotok.cli.entry_point import PACKAGE_HELP, entry_point
-from audiotok.files import module_names
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -38,11 +35,11 @@ def _plan(args: argparse.Namespace) -> int:
     from dora.grid import RunGridArgs
 
     from audiotok.launchers.grid import get_explorer, plan_grid
+    from audiotok.launchers.grid_file import grid_names
     from audiotok.launchers.plan import SHOWN, plan_text
 
     if args.grid is None:
-        package = importlib.import_module(main.dora.grid_package or f"{main.package}.grids")
-        print(*module_names(Path(str(package.__file__)).parent), sep="\n")
+        print(*grid_names(main), sep="\n")
         return 0
     rules, profile = SubmitRules(), main.get_slurm_config()
     for settings in (rules, profile):

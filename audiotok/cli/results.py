@@ -38,6 +38,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="names or patterns, such as 'sig,losses.mmd,valid.*' (default: the headline ones; csv, parquet: all)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of stdout")
+    parser.add_argument(
+        "--runs", action="store_true", help="a row per run, where runs build on codecs and a row per codec is shown"
+    )
     parser.add_argument("--samples", action="store_true", help="then list where the reconstructed samples lie")
     parser.add_argument("--check", action="store_true", help="exit with 1 unless every experiment has completed")
     parser.add_argument(
@@ -58,7 +61,7 @@ def _add_statistics(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--metric", metavar="NAMES", help="such as evaluate.sisdr,evaluate.mi (default: the headline ones)"
     )
-    group.add_argument("--seeds", metavar="NAMES", default="seed", help="parameters averaged over (default: seed)")
+    group.add_argument("--seeds", metavar="NAMES", help="parameters averaged over (default: seed,codec.seed)")
     group.add_argument("--pivot", metavar="NAME", help="one of --by, whose values become columns")
     group.add_argument(
         "--baseline", metavar="NAME=VALUE", action="append", help="compare each condition with this one, paired by seed"
@@ -83,6 +86,8 @@ def _results(args: argparse.Namespace) -> int:
         given = [f"--{name}" for name in ("metric", "pivot", "baseline") if getattr(args, name) is not None]
         if given:
             raise ResultsError(f"{', '.join(given)} needs --by, such as --by losses.mmd.")
+    elif args.runs:
+        raise ResultsError("--runs is a row per run and --by a row per condition; give one of them.")
     if args.published and (args.output is not None or args.format not in ("table", "markdown", "latex")):
         raise ResultsError("--published goes to stdout as table, markdown or latex: they are not numbers of this grid.")
     experiments = results.load_grid(args.grid, args.root)
@@ -110,12 +115,16 @@ def _may_change(record: "Experiment") -> bool:
 
 def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) -> None:
     """Print or write the requested table."""
+    from audiotok.results.joined import code_lines, codec_rows, is_joined
     from audiotok.results.metrics import unmeasured
     from audiotok.results.protocols import protocol_lines
     from audiotok.results.tables import EXACT, fitting_columns, format_table, headline_columns, write_table
 
     if args.by is not None:
         table, columns = _statistics(args, experiments), None
+    elif is_joined(experiments) and not args.runs:
+        table = codec_rows(experiments, seeds=_seeds(args), unfinished=args.unfinished)
+        columns = None if args.format in EXACT else headline_columns(experiments, table)
     else:
         table = experiments.runs
         columns = None if args.format in EXACT else headline_columns(experiments)
@@ -144,6 +153,8 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
     if args.output is None and (line := unmeasured(experiments)):
         logger.info("%s", line)
     lines = protocol_lines(experiments)
+    for line in code_lines(experiments):
+        logger.info("%s", line)
     for line in lines:
         logger.log(logging.WARNING if len(lines) > 1 else logging.INFO, "%s", line)
 
@@ -164,16 +175,20 @@ def _show_published(args: argparse.Namespace, experiments: "Experiments") -> Non
 
 def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":
     """Rows of conditions rather than of runs."""
+    from audiotok.results.joined import counts_codecs, pairing, replicates
     from audiotok.results.metrics import HEADLINE, metric_values
     from audiotok.results.statistics import compare, summarize
-    from audiotok.results.tables import summary_table
+    from audiotok.results.tables import require_columns, summary_table
 
-    by, seeds = _names(args.by), _names(args.seeds)
-    metrics = _names(args.metric) if args.metric else [name for name in HEADLINE if name in experiments.metrics]
+    by, seeds = _names(args.by), _seeds(args)
+    headline = [name for name in HEADLINE if name in experiments.metrics and not name.endswith("_err")]
+    metrics = _names(args.metric) if args.metric else headline
     if not metrics:
         raise ResultsError(f"nothing of {experiments.name} has been measured yet; see `audiotok results {args.grid}`.")
     values = {name: metric_values(experiments, name, best_by=args.best_by).to_numpy() for name in metrics}
     runs = experiments.runs.assign(**values)
+    require_columns(runs, by)
+    codecs = counts_codecs(runs, by)
     if not args.unfinished:
         left_out = runs[runs["state"] != "COMPLETED"]
         if len(left_out):
@@ -183,22 +198,35 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     mixed = [name for name in experiments.swept if name not in (*by, *seeds)]
     if mixed:
         logger.warning("averaged over %s too; add to --by to keep them apart", ", ".join(mixed))
+    if codecs:
+        logger.info("n counts codecs: runs of one codec are no independent replicates, their mean counts once")
+    runs = replicates(runs, by, metrics, codecs=codecs)
     if args.baseline is None:
-        return summary_table(summarize(runs, by, metrics, interval=args.interval), by, args.pivot)
-    if args.pivot is not None or len(seeds) != 1:
-        raise ResultsError("--baseline pairs runs by one seed parameter and takes no --pivot.")
+        table = summary_table(summarize(runs, by, metrics, interval=args.interval), by, args.pivot)
+        if codecs and args.pivot is None:
+            table.insert(len(by), "codecs", runs.groupby(by, sort=False, dropna=False).size().to_numpy())
+        return table
     baseline = dict(_condition(text, experiments) for text in args.baseline)
-    return compare(runs, by, metrics, baseline, pair=seeds[0], interval=args.interval)
+    pair = _names(args.seeds) if args.seeds else [pairing(baseline, codecs=codecs)]
+    if args.pivot is not None or len(pair) != 1:
+        raise ResultsError("--baseline pairs runs by one seed parameter and takes no --pivot.")
+    return compare(runs, by, metrics, baseline, pair=pair[0], interval=args.interval)
+
+
+def _seeds(args: argparse.Namespace) -> list[str]:
+    from audiotok.results.joined import CODEC_SEED
+
+    return _names(args.seeds) if args.seeds else ["seed", CODEC_SEED]
 
 
 def _in_words(row: Mapping[Any, Any], by: list[str]) -> str:
     """A row of a comparison as a sentence: whether the condition differs from its baseline, beyond the error."""
-    from audiotok.results.metrics import METRICS
+    from audiotok.results.metrics import known_metric
     from audiotok.results.tables import format_value
 
     condition = ", ".join(f"{name}={format_value(row[name])}" for name in by)
     difference, low, high, pairs = (row[name] for name in ("difference", "low", "high", "n"))
-    known = METRICS.get(row["metric"].partition(".")[2])
+    known = known_metric(row["metric"])
     found = f"{difference:+.3g} {known.unit if known else ''}".rstrip()
     of_pairs = "1 pair of runs" if pairs == 1 else f"{pairs} pairs of runs"
     if not low <= high:

@@ -15,15 +15,25 @@ from matplotlib.ticker import MaxNLocator
 from audiotok.errors import ResultsError
 from audiotok.report.charts import curve
 from audiotok.results.experiments import Experiments
-from audiotok.results.metrics import METRICS
-from audiotok.results.plots import MAX_GROUPS, codebook_usage, heatmap, information_matrix, learning_curves, tradeoff
+from audiotok.results.metrics import known_metric
+from audiotok.results.plots import (
+    MAX_GROUPS,
+    codebook_usage,
+    heatmap,
+    information_matrix,
+    intervals,
+    learning_curves,
+    tradeoff,
+)
 from audiotok.text import clean_text
 
-_DEPENDENCE = ("evaluate.mi_groups", "evaluate.mi", "evaluate.mmd", "valid.mmd", "train.mmd")
+_DEPENDENCE = ("evaluate.gap", "evaluate.mi_groups", "evaluate.mi", "evaluate.mmd", "valid.mmd", "train.mmd")
 _QUALITY = (
+    "codec.evaluate.visqol", "codec.evaluate.sisdr",
     "evaluate.visqol", "evaluate.sisdr", "evaluate.mel_distance", "evaluate.sisnr", "evaluate.mel", "valid.sisnr",
     "valid.msspec", "train.msspec",
 )  # fmt: skip
+_GAP, _LIKELIHOODS = ("evaluate.gap",), ("evaluate.bits_parallel", "evaluate.bits_chain")
 _SCALES = (1.0, 1.5, 3.0)
 """Small, so that the words can be read on a phone; larger ones for labels that would leave no room to draw in."""
 _SIZE_INCHES = (5.0, 3.4)
@@ -77,12 +87,19 @@ def _draw(folder: Path, name: str, title: str, make: Callable[[], Figure]) -> Pl
 def grid_plots(
     experiments: Experiments, folder: Path, by: Sequence[str], metrics: Sequence[str], seeds: str
 ) -> list[Plot]:
-    """Plots of the whole grid: dependence against quality, heatmaps, learning curves, usage of the codebooks."""
+    """Plots of the whole grid: dependence against quality, heatmaps, learning curves, usage of the codebooks.
+
+    Of language models also the gap of each condition, and beside it both likelihoods that it is the difference of.
+    """
     plots = []
     pair = [next((name for name in _first(metrics, names) if name in experiments.metrics), "") for names in _AXES]
     if all(pair):
         x, y = pair
         plots.append(_draw(folder, "tradeoff", f"{y} against {x}", partial(tradeoff, experiments, x, y, by)))
+    for name, likelihoods in (("gap", _GAP), ("likelihoods", _LIKELIHOODS)):
+        if by and all(metric in experiments.metrics for metric in likelihoods):
+            title = f"{' and '.join(likelihoods)}, mean and 95 % interval"
+            plots.append(_draw(folder, name, title, partial(intervals, experiments, likelihoods, by)))
     if len(by) >= 2:
         evaluated = [name for name in metrics if name.startswith("evaluate.") and _directed(name)]
         for index, name in enumerate((evaluated or list(metrics))[:_MAX_HEATMAPS]):
@@ -156,5 +173,5 @@ def _first(chosen: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _directed(name: str) -> bool:
-    metric = METRICS.get(name.partition(".")[2])
+    metric = known_metric(name)
     return metric is not None and metric.direction != "neutral"

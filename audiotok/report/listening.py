@@ -8,6 +8,8 @@ on one scale.
 import contextlib
 import hashlib
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,7 @@ ROWS = 112
 COLUMNS = 480
 WINDOW_S = 0.05
 _COLOURS = "magma"
+_DRAWN = re.compile(r"(?:un)?prompted_(?:parallel|chain)(?=-)")
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -65,6 +68,8 @@ class Listening:
 def choose_clips(samples: pd.DataFrame, per_run: int) -> tuple[list[Clip], int]:
     """Choose the clips of each run's last epoch with samples; those that most runs have come first.
 
+    Of a language model there are clips of several kinds, drawn by each head: as many of each.
+
     Args:
         samples: `Experiments.samples`.
         per_run: clips of each run.
@@ -81,6 +86,11 @@ def choose_clips(samples: pd.DataFrame, per_run: int) -> tuple[list[Clip], int]:
     left_out = 0
     for sig, rows in estimates.groupby("sig", observed=True):
         records = sorted(rows.to_dict("records"), key=lambda row: (-spread[row["clip"]], natural(row["clip"])))
+        turns = Counter[str]()
+        for row in records:
+            row["turn"] = turns[kind := _kind(row["clip"])]
+            turns[kind] += 1
+        records.sort(key=lambda row: row["turn"] if len(turns) > 1 else 0)
         left_out += max(0, len(records) - per_run)
         for row in records[:per_run]:
             reference = references.get((sig, row["clip"]))
@@ -90,6 +100,12 @@ def choose_clips(samples: pd.DataFrame, per_run: int) -> tuple[list[Clip], int]:
             takes.append(_Take(str(sig), int(row["epoch"]), row["path"]))
     order = sorted(groups, key=lambda key: (-len(groups[key]), natural(key[0]), key[1]))
     return [Clip(key[0], tuple(groups[key])) for key in order], left_out
+
+
+def _kind(clip: str) -> str:
+    """Kind of a clip that a language model draws, such as `prompted_chain`; the same for all others."""
+    found = _DRAWN.match(clip)
+    return found[0] if found else ""
 
 
 def write_clips(clips: Sequence[Clip], folder: Path, limit_bytes: float) -> Listening:

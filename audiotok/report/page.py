@@ -17,9 +17,16 @@ from audiotok.report.figures import curve_metrics, grid_plots, matrix_plot
 from audiotok.report.folder import INDEX, staged
 from audiotok.report.listening import LOWEST_HZ, RANGE_DB, REFERENCE, Listening, choose_clips, write_clips
 from audiotok.report.runs import Run, run_pages
-from audiotok.report.table import compare_conditions, condition_columns, metric_of, published_columns, run_columns
+from audiotok.report.table import (
+    codec_columns,
+    compare_conditions,
+    condition_columns,
+    published_columns,
+    run_columns,
+)
 from audiotok.results.experiments import Experiments
-from audiotok.results.metrics import HEADLINE, require_metric, unmeasured
+from audiotok.results.joined import CODEC_SEED, code_lines, counts_codecs, is_joined
+from audiotok.results.metrics import CODEC, HEADLINE, known_metric, require_metric, unmeasured
 from audiotok.results.protocols import protocol_lines
 from audiotok.results.published import REMARK
 from audiotok.text import clean_text
@@ -53,7 +60,7 @@ class ReportOptions:
         """
         if self.by is None:
             several = len(experiments.runs) > 1
-            return [name for name in experiments.swept if name != self.seeds] if several else []
+            return [name for name in experiments.swept if name not in (self.seeds, CODEC_SEED)] if several else []
         missing = [name for name in self.by if name not in experiments.parameters]
         if missing:
             known = ", ".join(experiments.parameters) or "none"
@@ -69,7 +76,7 @@ class ReportOptions:
         unknown = [name for name in self.baseline or () if name not in by]
         if unknown:
             raise ResultsError(f"baseline {', '.join(unknown)} is not among the conditions: {', '.join(by) or 'none'}.")
-        if self.baseline and self.seeds not in experiments.parameters:
+        if self.baseline and self.seeds not in experiments.parameters and not counts_codecs(experiments.runs, by):
             raise ResultsError(
                 f"no parameter {self.seeds!r} in {experiments.name} to pair the runs of two conditions by; "
                 "name it with seeds (--seeds), or leave the baseline out."
@@ -106,6 +113,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
     runs = list(run_pages(experiments))
     statistics = _statistics(experiments, by, metrics, options)
     seeds = options.seeds if options.seeds in experiments.parameters else "runs"
+    averaged = "codecs, each the mean of its runs" if counts_codecs(experiments.runs, by) else seeds
     with staged(output) as stage:
         for name in ("assets", "runs"):
             (stage / name).mkdir()
@@ -122,12 +130,17 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 runs=runs,
                 unfinished=[run for run in runs if run.state != "COMPLETED" or run.problems],
                 columns=run_columns(experiments, metrics),
-                notes=[line for line in (unmeasured(experiments), *protocol_lines(experiments)) if line],
+                codecs=codec_columns(experiments, metrics, options.seeds) if is_joined(experiments) else [],
+                notes=[
+                    line
+                    for line in (unmeasured(experiments), *code_lines(experiments), *protocol_lines(experiments))
+                    if line
+                ],
                 published=published_columns(experiments),
                 remark=REMARK,
                 plots=grid_plots(experiments, stage, by, metrics, seeds),
                 by=by,
-                seeds=seeds,
+                seeds=averaged,
                 listening=listening,
                 data=_page_data(experiments, runs, listening),
                 script=_script(),
@@ -140,7 +153,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
 
 
 def _statistics(experiments: Experiments, by: list[str], metrics: list[str], options: ReportOptions) -> dict[str, Any]:
-    directed = [name for name in metrics if metric_of(experiments, name).direction != "neutral"]
+    directed = [name for name in metrics if (known := known_metric(name)) and known.direction != "neutral"]
     metrics = metrics if options.metrics else directed  # the mean of a p-value means little, unless it is requested
     measured = bool(metrics) and not experiments.runs.empty
     compared = []
@@ -157,7 +170,9 @@ def _statistics(experiments: Experiments, by: list[str], metrics: list[str], opt
 def _write_run_pages(experiments: Experiments, runs: list[Run], metrics: list[str], stage: Path) -> None:
     template = _environment().get_template("run.html")
     measured = [
-        name for name in experiments.metrics if name.count("_q") == 0 and not name.endswith((".duration", ".protocol"))
+        name
+        for name in experiments.metrics
+        if name.count("_q") == 0 and not name.endswith((".duration", ".protocol")) and not name.startswith(CODEC)
     ]
     every = [name for name in measured if name not in metrics]
     rest = every[:MAX_CHARTS]

@@ -10,6 +10,7 @@ from typing import Any
 from audiotok.files import is_file_in
 from audiotok.report.table import clock_text
 from audiotok.results.experiments import Experiment, Experiments
+from audiotok.results.metrics import CODEC
 from audiotok.results.protocols import describe, read_protocol
 from audiotok.results.tables import format_value
 from audiotok.status import JOB_FILE, read_json
@@ -26,7 +27,8 @@ class _Parameter:
 
     name: str  # dotted key
     value: str  # of this run
-    source: str  # `override` of this run, or `configuration`: others override it, this run has the default
+    # `override` of this run; `configuration`: others override it, this run has the default; `codec` that it builds on.
+    source: str
     others: list[tuple[str, int]]  # values of the other runs and how many have each; empty if all have the same
 
 
@@ -61,6 +63,7 @@ def run_pages(experiments: Experiments) -> Iterator[Run]:
         for name, column in texts.items():
             others = counts[name] - Counter([column[place]]) if name in exact else Counter()
             source = "override" if name in record.overrides else "configuration"
+            source = "codec" if name.startswith(CODEC) and name not in record.overrides else source
             parameter = _Parameter(clean_text(name), column[place], source, list(others.items()))
             (own if name in exact else common).append(parameter)
         neighbours = [

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from audiotok.results.experiments import Experiments
-from audiotok.results.metrics import METRICS, Metric
+from audiotok.results.joined import codec_rows, counts_codecs, pairing, replicates
+from audiotok.results.metrics import Metric, known_metric, several_codecs
 from audiotok.results.published import published_table
 from audiotok.results.statistics import compare, summarize
 from audiotok.results.tables import (
@@ -60,8 +61,14 @@ class Column:
 
 
 def metric_of(experiments: Experiments, name: str) -> Metric:
-    """What is known of a column; nothing of one that is not measured: `losses.mmd` is a parameter."""
-    return METRICS.get(name.partition(".")[2], _NO_METRIC) if name in experiments.metrics else _NO_METRIC
+    """What is known of a column; nothing of one that is not measured: `losses.mmd` is a parameter.
+
+    What is about the codes of one codec has no better direction where there are several.
+    """
+    metric = known_metric(name) if name in experiments.metrics else None
+    if metric is not None and metric.of_codes and several_codecs(experiments.runs):
+        return metric._replace(direction="neutral")
+    return metric or _NO_METRIC
 
 
 def run_columns(experiments: Experiments, metrics: Sequence[str]) -> list[Column]:
@@ -75,6 +82,14 @@ def run_columns(experiments: Experiments, metrics: Sequence[str]) -> list[Column
         _column(name, runs[name].tolist(), metric_of(experiments, name), filtered=name in filtered)
         for name in [*names, *metrics, *notes]
     ]
+
+
+def codec_columns(experiments: Experiments, metrics: Sequence[str], seeds: str) -> list[Column]:
+    """Columns of the table of codecs: each one's parameters and metrics, and those of the runs on it over seeds."""
+    table = codec_rows(experiments, seeds=[seeds], unfinished=True)
+    names = [*table.columns[: table.columns.get_loc("n")], "n", *metrics]
+    columns = {str(name): table[name].tolist() for name in names}
+    return [_column(name, items, metric_of(experiments, name), filtered=False) for name, items in columns.items()]
 
 
 def published_columns(experiments: Experiments) -> list[Column]:
@@ -117,11 +132,12 @@ class _Comparison:
 
 def condition_columns(experiments: Experiments, by: Sequence[str], metrics: Sequence[str]) -> list[Column]:
     """One row per condition: its parameters, its runs, and `mean ± std` of each metric, the best marked."""
-    summary = summarize(experiments.runs, by, metrics, interval="t")
+    codecs = counts_codecs(experiments.runs, by)
+    summary = summarize(replicates(experiments.runs, by, metrics, codecs=codecs), by, metrics, interval="t")
     table = summary_table(summary, by)
     columns = [_plain(name, table[name].tolist()) for name in by]
     most = summary["n"].to_numpy().reshape(-1, len(metrics)).max(axis=1).tolist()
-    columns.append(_plain("runs", most))
+    columns.append(_plain("codecs" if codecs else "runs", most))
     for name in metrics:
         estimates = table[name].tolist()
         metric = metric_of(experiments, name)
@@ -136,8 +152,11 @@ def condition_columns(experiments: Experiments, by: Sequence[str], metrics: Sequ
 def compare_conditions(
     experiments: Experiments, by: Sequence[str], metrics: Sequence[str], baseline: Mapping[str, Any], seeds: str
 ) -> list[_Comparison]:
-    """Each condition against the baseline, paired by seed; see `statistics.compare`."""
-    table = compare(experiments.runs, by, metrics, baseline, pair=seeds)
+    """Each condition against the baseline, paired by seed, of runs on several codecs as in `joined.pairing`."""
+    codecs = counts_codecs(experiments.runs, by)
+    pair = pairing(baseline, codecs=True) if codecs else seeds
+    runs = replicates(experiments.runs, by, metrics, codecs=codecs)
+    table = compare(runs, by, metrics, baseline, pair=pair)
     return [_comparison(experiments, by, row) for row in table.to_dict("records")]
 
 

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import compress
 from pathlib import Path
@@ -30,11 +30,20 @@ from audiotok.results.folders import (
     require_signatures,
     samples_frame,
 )
-from audiotok.results.metrics import metric_direction, metric_rank
+from audiotok.results.joined import (
+    CHECKPOINT,
+    CODEC_SIG,
+    codec_frame,
+    codec_reference,
+    codec_signatures,
+    is_joined,
+    missing_codecs,
+)
+from audiotok.results.metrics import CODEC, metric_direction, metric_rank
 from audiotok.results.read import History, encodable, hashable, natural, read_history, stage_rank
 from audiotok.text import clean_text, number_in
 
-BEST_BY = "valid.msspec"
+BEST_BY = ("valid.msspec", "valid.ce")  # of codecs, of language models: the first that any run has
 _KEYS = ("sig", "stage", "epoch")
 _MAX_LOGGED = 10
 _MAX_TEXT = 200  # characters of the name of a host or a commit
@@ -120,7 +129,9 @@ def _load_records(folders: Mapping[Path, Sequence[Path]], *, cached: bool = True
     """Read experiments, given by results folder, in that order."""
     for use_cache in (cached, cached, False):  # another process may rewrite the cache meanwhile
         shards = [shard for root, paths in folders.items() for shard in _shards(root, paths, cached=use_cache)]
-        keys = list(dict.fromkeys(key for shard in shards for values in shard.overrides.values() for key in values))
+        each = [values for shard in shards for values in shard.overrides.values()]
+        of_codec = any(str(values.get("solver")).startswith("lm/") for values in each)  # a preset may name the codec
+        keys = list(dict.fromkeys([*(key for values in each for key in values), *([CHECKPOINT] if of_codec else [])]))
         with contextlib.suppress(StaleCacheError):
             places = load_shards(shards, keys)
             break
@@ -167,7 +178,8 @@ class Experiments:
 
     name: str  # name of the grid, or `signatures`, or `all`
     roots: tuple[Path, ...]  # results folders
-    runs: pd.DataFrame  # one row per experiment, sorted by its parameters; columns in docs/results.md
+    # One row per experiment, sorted by its parameters, those of its codec first; columns in docs/results.md.
+    runs: pd.DataFrame
     parameters: tuple[str, ...]  # columns of `runs` that are parameters
     metrics: tuple[str, ...]  # columns of `runs` that are metrics, `stage.metric` each
     records: tuple[Experiment, ...]  # what the rows were made of, in the same order
@@ -201,24 +213,29 @@ class Experiments:
 
     @property
     def swept(self) -> list[str]:
-        """Parameters that differ between the experiments; all of them when there is one experiment."""
+        """Parameters that differ between the experiments; all of them when there is one experiment.
+
+        Of the codec that a run builds on, its own parameters stand for the key that names it.
+        """
+        names = [name for name in self.parameters if name != CHECKPOINT or not is_joined(self)]
         if len(self.runs) == 1:
-            return list(self.parameters)
-        return [name for name in self.parameters if self.runs[name].map(repr).nunique() > 1]
+            return names
+        return [name for name in names if self.runs[name].map(repr).nunique() > 1]
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.runs["state"].value_counts().items())
         return f"{self.name}: {len(self.runs)} experiments ({counts or 'none'})"
 
 
-def load_grid(name: str, root: Roots = None, *, best_by: str = BEST_BY) -> Experiments:
+def load_grid(name: str, root: Roots = None, *, best_by: str | None = None) -> Experiments:
     """Load a grid.
 
     Args:
         name: name of the grid as given to `dora grid`, e.g. `compression.encodec_mmd_32khz`.
         root: results folder, or several; default $AUDIOTOK_OUTPUT_DIR, else ./outputs. Of an experiment that is in
             several, the one with the latest sign of life counts, and its `problems` name the others.
-        best_by: `stage.metric` that chooses `best_epoch`; its direction is the one declared in METRICS.
+        best_by: `stage.metric` that chooses `best_epoch`, in the direction declared in METRICS; default `valid.msspec`,
+            or `valid.ce` where no run has that.
 
     Raises:
         ResultsError: if the folder or the grid does not exist, or `best_by` has no better direction.
@@ -226,18 +243,21 @@ def load_grid(name: str, root: Roots = None, *, best_by: str = BEST_BY) -> Exper
     return _load(name, output_roots(root), grid_signatures(root, name), best_by, grid=name)
 
 
-def load_sigs(sigs: Iterable[str], root: Roots = None, *, best_by: str = BEST_BY) -> Experiments:
+def load_sigs(sigs: Iterable[str], root: Roots = None, *, best_by: str | None = None) -> Experiments:
     """Load experiments by signature, from any grid; see `load_grid`."""
     return _load("signatures", output_roots(root), require_signatures(root, sigs), best_by)
 
 
-def load_all(root: Roots = None, *, best_by: str = BEST_BY) -> Experiments:
+def load_all(root: Roots = None, *, best_by: str | None = None) -> Experiments:
     """Load every experiment of a results folder, or of several; see `load_grid`."""
     return _load("all", output_roots(root), list_signatures(root), best_by)
 
 
-def _load(name: str, roots: Sequence[Path], sigs: Sequence[str], best_by: str, grid: str | None = None) -> Experiments:
-    highest = metric_direction(best_by) == "higher"  # first: an error before a thousand files are read
+def _load(
+    name: str, roots: Sequence[Path], sigs: Sequence[str], best_by: str | None, grid: str | None = None
+) -> Experiments:
+    if best_by is not None:
+        metric_direction(best_by)  # first: an error before a thousand files are read
     folders = {root: experiment_folders(root, sigs, grid) for root in roots}
     found = {sig for each in folders.values() for sig in each}
     folders[roots[0]] |= {sig: roots[0] / "xps" / sig for sig in sigs if sig not in found}  # rows for what is missing
@@ -245,13 +265,41 @@ def _load(name: str, roots: Sequence[Path], sigs: Sequence[str], best_by: str, g
     gc.disable()  # the collector would go over a million new objects again and again, and find nothing to free
     try:
         records = _newest(_load_records({root: list(each.values()) for root, each in folders.items()}))
-        return _tables(name, roots, records, best_by, highest=highest)
+        return _with_codecs(_tables(name, roots, records, best_by))
     finally:
         if enabled:
             gc.enable()
 
 
-def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by: str, *, highest: bool) -> Experiments:
+def _with_codecs(experiments: Experiments) -> Experiments:
+    """Add columns of the codecs that runs build on, by which they are sorted then; see docs/results.md."""
+    references = [codec_reference(record) for record in experiments.records]
+    if not any(references):
+        return experiments
+    sigs, roots = codec_signatures(experiments.records), experiments.roots
+    found = {root: list(experiment_folders(root, sigs).values()) for root in roots}
+    codecs = _tables("codecs", roots, _newest(_load_records(found)), None)
+    if line := missing_codecs(sigs, codecs):
+        logger.warning("%s: %s", experiments.name, clean_text(line))
+    frame, parameters, metrics = codec_frame(references, codecs)
+    own = experiments.runs.columns
+    frame = frame.rename(columns={name: _distinct(name, set(own), CODEC) for name in frame.columns})
+    runs = pd.concat([experiments.runs, frame], axis=1)
+    first = ["sig", CODEC_SIG, *parameters, *experiments.parameters]
+    last = [f"{CODEC}state", *experiments.metrics, *metrics, "problems"]
+    runs = runs[[*first, *(name for name in own if name not in {*first, *last}), *last]]
+    values = [runs[name].tolist() for name in parameters]
+    order = sorted(range(len(runs)), key=lambda row: [natural(column[row]) for column in values])
+    return replace(
+        experiments,
+        runs=runs.iloc[order].reset_index(drop=True),
+        parameters=(*parameters, *experiments.parameters),
+        metrics=(*experiments.metrics, *metrics),
+        records=tuple(experiments.records[row] for row in order),
+    )
+
+
+def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by: str | None) -> Experiments:
     # Parameters in the order they appear; the seed last, since repeats belong together.
     keys = dict.fromkeys(key for record in records for key in record.overrides)
     order = sorted(keys, key=lambda key: key.rpartition(".")[2] == "seed")
@@ -261,7 +309,8 @@ def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by
     last = _last_values(records)
     metrics = sorted(last, key=metric_rank)
     columns: dict[str, Any] = {"sig": [record.sig for record in records]}
-    best = _best_epochs(records, best_by, highest=highest)
+    best_by = best_by or next((column for column in BEST_BY if column in last), BEST_BY[0])
+    best = _best_epochs(records, best_by, highest=metric_direction(best_by) == "higher")
     facts = {
         "state": [record.state for record in records],
         "reason": [record.reason for record in records],

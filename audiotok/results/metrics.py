@@ -4,6 +4,7 @@ Names are those the solver writes into `history.json`, whatever the stage (`trai
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, Protocol
 
@@ -22,6 +23,7 @@ class Metric(NamedTuple):
     direction: Direction  # neutral ones cannot choose a best epoch
     unit: str  # empty if it has none
     description: str  # a few words for a report
+    of_codes: bool = False  # whether it is about the codes of one codec, and says nothing between codecs
 
 
 METRICS: dict[str, Metric] = {
@@ -32,8 +34,30 @@ METRICS: dict[str, Metric] = {
     "visqol": Metric("higher", "MOS", "ViSQOL, audio mode, from 1 to 5"),
     "pesq": Metric("higher", "MOS", "PESQ of speech, from 1 to 4.64"),
     "stoi": Metric("higher", "", "short-time objective intelligibility of speech, up to 1"),
-    "fcd": Metric("lower", "", "Fréchet distance of the codec's own vectors after a second pass, over their variance"),
+    "gap": Metric("lower", "bit", "what predicting codebooks side by side costs: bits_parallel - bits_chain, a frame"),
+    "bits_parallel": Metric("lower", "bit", "negative log-likelihood of a frame, codebooks side by side", True),
+    "bits_chain": Metric("lower", "bit", "negative log-likelihood of a frame, codebooks one after another", True),
+    "gap_alone": Metric("lower", "bit", "gap without the past: what the codebooks of a frame share"),
+    "bits_alone": Metric("lower", "bit", "negative log-likelihood of a frame without the past, side by side", True),
+    "gap_recordings": Metric("neutral", "", "recordings that the gap is over"),
+    "ce": Metric("lower", "nat", "cross-entropy of a code, mean over codebooks", True),
+    "ce_chain": Metric("lower", "nat", "cross-entropy of a code given those before it in the frame", True),
+    "ppl": Metric("lower", "", "perplexity of a code, mean over codebooks", True),
+    "bits_frame": Metric("lower", "bit", "negative log-likelihood of a frame", True),
+    "bits_frame_chain": Metric("lower", "bit", "negative log-likelihood of a frame by the chain head", True),
+    "bits_s": Metric("lower", "bit/s", "negative log-likelihood of a second", True),
     "fmd": Metric("lower", "", "Fréchet distance of log-mel frames"),
+    "fmd_chain": Metric("lower", "", "fmd of what the chain head draws"),
+    "fmd_gap": Metric("lower", "", "fmd - fmd_chain: what drawing codebooks side by side costs in sound"),
+    "fmd_prompted": Metric("lower", "", "fmd of continuations"),
+    "fmd_prompted_chain": Metric("lower", "", "fmd of continuations that the chain head draws"),
+    "fmd_prompted_gap": Metric("lower", "", "fmd_prompted - fmd_prompted_chain"),
+    "fcd": Metric("lower", "", "Fréchet distance of the codec's own vectors, over their variance", True),
+    "fcd_chain": Metric("lower", "", "fcd of what the chain head draws", True),
+    "fcd_gap": Metric("lower", "", "fcd - fcd_chain", True),
+    "fcd_prompted": Metric("lower", "", "fcd of continuations", True),
+    "fcd_prompted_chain": Metric("lower", "", "fcd of continuations that the chain head draws", True),
+    "fcd_prompted_gap": Metric("lower", "", "fcd_prompted - fcd_prompted_chain", True),
     "mel": Metric("lower", "", "L1 distance between log-mel spectrograms"),
     "msspec": Metric("lower", "", "L1 and L2 distance between mel spectrograms at several scales"),
     "mrstft": Metric("lower", "", "distance between magnitude spectrograms at several scales"),
@@ -66,16 +90,41 @@ METRICS: dict[str, Metric] = {
 }
 
 HEADLINE = (
+    "evaluate.gap", "evaluate.bits_parallel", "evaluate.bits_chain", "evaluate.gap_err", "evaluate.gap_alone",
+    "generate.fmd", "generate.fmd_chain", "generate.fmd_gap", "codec.evaluate.sisdr", "codec.evaluate.mi_groups",
+    "valid.ce", "evaluate.ce", "evaluate.bits_frame",
     "train.mmd", "valid.msspec", "valid.sisnr", "valid.mmd", "evaluate.sisdr", "evaluate.mel_distance",
     "evaluate.stft_distance", "evaluate.visqol", "evaluate.sisnr", "evaluate.mel", "evaluate.mi_groups", "evaluate.mmd",
     "evaluate.mmd_p", "evaluate.usage",
 )  # fmt: skip
-"""The columns that a table shows by default: how good the codec is, and how independent its codebooks."""
+"""The columns that a table shows by default, of those that there are: of a language model the gap beside both
+likelihoods that it is the difference of; of a codec how good it is, and how independent its codebooks."""
+CODEC = "codec."  # begins columns that a run has from the codec that it builds on
 _OF_SHUFFLES = ("evaluate.mi_groups", "evaluate.mmd", "evaluate.mmd_p")
 _WHY_MISSING = (
     "What cannot be measured, such as p-values from few clips, or is switched off is left out; the run's log says why."
 )
 _ORDER = {name: rank for rank, name in enumerate(METRICS)}
+_OF_CODEBOOKS = re.compile(r"(?:_q[0-9]{1,2})+\Z")
+
+
+def known_metric(column: str) -> Metric | None:
+    """What is declared of the metric of a column `stage.metric` or `codec.stage.metric`, or follows; None if nothing.
+
+    Of `ce_q1` it is what is declared of `ce`; `gap_err` is the standard error of `gap`.
+    """
+    _, _, name = column.removeprefix(CODEC).partition(".")
+    found = METRICS.get(name) or METRICS.get(_OF_CODEBOOKS.sub("", name))
+    if found is None and name.endswith("_err") and (of := known_metric(f".{name.removesuffix('_err')}")) is not None:
+        return Metric("neutral", of.unit, f"standard error over recordings: {of.description}", of.of_codes)
+    return found
+
+
+def several_codecs(table: pd.DataFrame) -> bool:
+    """Whether a table is about several codecs, whose codes have no likelihoods that compare (`Metric.of_codes`)."""
+    if f"{CODEC}sig" in table.columns:
+        return bool(table[f"{CODEC}sig"].nunique(dropna=False) > 1)
+    return any(str(name).startswith(CODEC) for name in table.columns)
 
 
 def metric_direction(column: str) -> Literal["higher", "lower"]:
@@ -84,8 +133,7 @@ def metric_direction(column: str) -> Literal["higher", "lower"]:
     Raises:
         ResultsError: if the metric is unknown, or has no better direction.
     """
-    _, _, name = column.partition(".")
-    metric = METRICS.get(name)
+    metric = known_metric(column)
     if metric is None or metric.direction == "neutral":
         allowed = ", ".join(name for name, known in METRICS.items() if known.direction != "neutral")
         found = "has no better direction" if metric else "is not a known stage.metric"
@@ -154,7 +202,7 @@ def metric_values(experiments: _Runs, name: str, *, best_by: str | None = None) 
         experiments: the runs.
         name: `stage.metric`.
         best_by: `stage.metric` whose best epoch counts, the first among equals and among the epochs that have
-            measured both; None: the last epoch that has measured `name`.
+            measured both; None: the last epoch that has measured `name`, as always for columns of the codec.
 
     Returns:
         float64 Series over signatures, in the order of `runs`; NaN where nothing was measured, or not a number.
@@ -163,7 +211,7 @@ def metric_values(experiments: _Runs, name: str, *, best_by: str | None = None) 
         ResultsError: if no run has a metric of that name, or `best_by` has no better direction.
     """
     require_metric(experiments, name)
-    if best_by is None:
+    if best_by is None or name.startswith(CODEC):
         return experiments.runs.set_index("sig")[name].astype(np.float64)
     sign = _sign(best_by)
     require_metric(experiments, best_by)

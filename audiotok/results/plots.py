@@ -1,4 +1,4 @@
-"""Figures of a grid: learning curves, heatmap, trade-off with its Pareto front, codebooks of one run.
+"""Figures of a grid: learning curves, heatmap, trade-off with its Pareto front, intervals, codebooks of one run.
 
 Each function returns a matplotlib `Figure`, which shows itself in a notebook, and raises `ResultsError` for a metric, a
 parameter or a run that the grid has not, and for more than MAX_GROUPS groups. Readable in print and by colour-blind
@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 
 from audiotok.errors import ResultsError
 from audiotok.results.experiments import Experiments
-from audiotok.results.metrics import METRICS, metric_values, pareto_front, require_metric
+from audiotok.results.joined import counts_codecs, replicates
+from audiotok.results.metrics import CODEC, known_metric, metric_values, pareto_front, require_metric
 from audiotok.results.statistics import summarize
 from audiotok.results.tables import format_value
 from audiotok.text import clean_text
@@ -43,6 +44,8 @@ def learning_curves(experiments: Experiments, metric: str, by: Sequence[str], *,
         seeds: parameter that is averaged over; named in the title.
     """
     require_metric(experiments, metric)
+    if metric.startswith(CODEC):
+        raise ResultsError(f"{metric} is of the codecs that {experiments.name} builds on, measured once: no curve.")
     stage, _, column = metric.partition(".")
     curves = experiments.read_history([stage], [column])[["sig", "epoch", column]].dropna().astype({"sig": str})
     curves = curves.merge(experiments.runs[["sig", *_known(experiments, by)]].astype({"sig": str}), on="sig")
@@ -71,7 +74,8 @@ def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, b
         best_by: as in `metric_values`.
     """
     runs = experiments.runs.assign(**{metric: metric_values(experiments, metric, best_by=best_by).to_numpy()})
-    summary = summarize(runs, _known(experiments, [rows, columns]), [metric])
+    by = _known(experiments, [rows, columns])
+    summary = summarize(replicates(runs, by, [metric], codecs=counts_codecs(runs, by)), by, [metric])
     ticks = [list(dict.fromkeys(summary[name])) for name in (rows, columns)]
     means, spreads = (np.full([len(names) for names in ticks], np.nan) for _ in range(2))
     for record in summary.to_dict("records"):
@@ -86,7 +90,7 @@ def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, b
 
 
 def tradeoff(experiments: Experiments, x: str, y: str, by: Sequence[str] = (), *, best_by: str | None = None) -> Figure:
-    """One point a run, such as dependence against quality, and the Pareto front.
+    """One point a run, such as dependence against quality, and the Pareto front; of runs on several codecs one a codec.
 
     Args:
         experiments: the runs.
@@ -95,18 +99,58 @@ def tradeoff(experiments: Experiments, x: str, y: str, by: Sequence[str] = (), *
         by: parameters that give a point its colour and marker.
         best_by: as in `metric_values`.
     """
-    points = experiments.runs[["sig", *_known(experiments, by)]].copy()
-    points[x], points[y] = (metric_values(experiments, name, best_by=best_by).to_numpy() for name in (x, y))
+    values = {name: metric_values(experiments, name, best_by=best_by).to_numpy() for name in (x, y)}
+    _known(experiments, by)
+    codecs = counts_codecs(experiments.runs, [])
+    points = experiments.runs.assign(**values)
+    if codecs:
+        points = replicates(points, by, [x, y], codecs=True)
     points = points.replace([np.inf, -np.inf], np.nan).dropna(subset=[x, y])
     figure, axes = _new_figure(f"{y} against {x}\n{experiments.name}", metric_label(x), metric_label(y))
     front = points[pareto_front(points, x, y)].sort_values([x, y])
     axes.plot(front[x], front[y], color="#666666", linewidth=1.2, zorder=1, label="Pareto front")
     groups = list(points.groupby(list(by), sort=False, dropna=False)) if by else [("all runs", points)]
     for (group, members), style in zip(_check_count(groups), _styles(), strict=False):
-        label = _name(by, group, len(members)) if by else f"runs ({len(members)})"
+        things = "codecs" if codecs else "runs"
+        label = _name(by, group, len(members), things) if by else f"{things} ({len(members)})"
         look = {"color": style["color"], "marker": style["marker"], "edgecolors": "white", "s": 55}
         axes.scatter(members[x], members[y], label=label, **look)
     _add_legend(axes)
+    return figure
+
+
+def intervals(experiments: Experiments, metrics: Sequence[str], by: Sequence[str]) -> Figure:
+    """Mean and 95 % interval (Student's) of metrics of one unit for each condition, a point where there is no interval.
+
+    Args:
+        experiments: the runs; of runs on several codecs a codec counts once (`joined.replicates`).
+        metrics: `stage.metric` names, which share an axis.
+        by: parameters that make a condition.
+    """
+    for metric in metrics:
+        require_metric(experiments, metric)
+    runs = experiments.runs
+    codecs = counts_codecs(runs, _known(experiments, by))
+    summary = summarize(replicates(runs, by, metrics, codecs=codecs), by, metrics, interval="t")
+    what = " and ".join(metrics)
+    figure, axes = _new_figure(f"{what}\n{experiments.name}, mean and 95 % interval", "", metric_label(metrics[0]))
+    labels = list[str]()
+    for place, (metric, style) in enumerate(zip(metrics, _styles(), strict=False)):
+        rows = summary[summary["metric"] == metric]
+        _check_count(list(rows.index))
+        low, mean, high = (rows[name].to_numpy(float) for name in ("low", "mean", "high"))
+        sizes = np.nan_to_num(np.stack([mean - low, high - mean]))
+        look = {"color": style["color"], "marker": style["marker"], "linestyle": "none", "capsize": 4}
+        shift = (place - (len(metrics) - 1) / 2) * 0.2
+        axes.errorbar(np.arange(len(rows)) + shift, mean, yerr=sizes, label=metric, **look)
+        things = "codecs" if codecs else "runs"
+        groups = rows[[*by, "n"]].itertuples(index=False)
+        labels = [_name(by, tuple(group)[:-1], group[-1], things).replace(", ", "\n") for group in groups]
+    axes.set_xticks(range(len(labels)), labels)
+    axes.margins(x=0.2)
+    if len(metrics) > 1:
+        _add_legend(axes)
+        axes.set_ylabel(_plain_text(metric_label(metrics[0]).replace(metrics[0], "", 1).strip(", ")))
     return figure
 
 
@@ -165,16 +209,16 @@ def _run(experiments: Experiments, sig: str) -> "pd.Series[Any]":
     return rows.iloc[0]
 
 
-def _name(by: Sequence[str], group: Any, runs: int) -> str:
+def _name(by: Sequence[str], group: Any, runs: int, things: str = "runs") -> str:
     values = group if isinstance(group, tuple) and len(by) == len(group) else (group,)
     pairs = zip(by, map(format_value, values), strict=True)
     text = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in pairs)
-    return _plain_text(text if runs == 1 else f"{text} ({runs} runs)")
+    return _plain_text(text if runs == 1 else f"{text} ({runs} {things})")
 
 
 def metric_label(name: str) -> str:
     """Axis label of a `stage.metric`: its name, unit and direction."""
-    metric = METRICS.get(name.rpartition(".")[2])
+    metric = known_metric(name)
     if metric is None:
         return name
     unit, better = metric.unit and f", {metric.unit}", _BETTER[metric.direction]

@@ -22,7 +22,7 @@ from audiotok import files
 from audiotok.files import MAX_DIGITS, UnreadableError
 
 FROZEN_FILE = "frozen.json"
-STAGES = ("train", "valid", "evaluate")
+STAGES = ("train", "valid", "evaluate", "generate")
 
 History = list[dict[str, dict[str, float]]]
 """One {stage: {metric: number}} per epoch, epoch 1 first. A metric may be in some epochs only: evaluation is rare."""

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from audiotok.errors import ResultsError
+from audiotok.results.tables import require_columns
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -182,9 +183,7 @@ def _by_pair(members: pd.DataFrame, pair: str, by: Sequence[str], group: tuple[A
 
 
 def _check(runs: pd.DataFrame, names: Sequence[str], confidence: float) -> None:
-    missing = [name for name in names if name not in runs.columns]
-    if missing:
-        raise ResultsError(f"no column {', '.join(missing)}; there are: {', '.join(map(str, runs.columns))}.")
+    require_columns(runs, names)
     if not 0 < confidence < 1:
         raise ResultsError(f"confidence={confidence}; give a number between 0 and 1, such as 0.95.")
 

@@ -13,21 +13,26 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 
 from audiotok.errors import ResultsError
-from audiotok.results.experiments import Experiments
-from audiotok.results.metrics import HEADLINE, METRICS, Direction
+from audiotok.results.metrics import CODEC, HEADLINE, Direction, known_metric, several_codecs
 from audiotok.text import clean_text
+
+if TYPE_CHECKING:
+    from audiotok.results.experiments import Experiments
 
 TableFormat = Literal["table", "csv", "markdown", "latex", "parquet"]
 EXACT: tuple[str, ...] = ("csv", "parquet")  # formats for programs: every column, every digit
 MISSING = "-"
 _MAX_TEXT = 60
+_MAX_LISTED = 20  # names of columns in a message
 _MAX_CLEANED = 1000  # of a text of megabytes, of which so few are shown
+_SMALL = 1e-3  # numbers below it, an MMD for example, are in scientific notation
+_DECIMALS = 6  # at most, but for means with a small spread
 _SHORT_NUMBER = 7  # characters: a number as short as that was typed by a person, and is shown as it is
 _MEASURED = ("train", "valid", "evaluate", "generate")
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
@@ -73,9 +78,14 @@ def format_table(
     values = [frame.iloc[:, index].tolist() for index in range(len(headers))]
     cells = [format_column(items) for items in values]
     numeric = [all(map(is_numeric, items)) for items in values]
-    directions: list[Direction] = [_direction(header) if bold else "neutral" for header in headers]
-    best = list(map(best_rows, values, directions))
-    return {"table": _terminal, "markdown": _markdown, "latex": _latex}[fmt](headers, cells, numeric, best)
+    several = several_codecs(runs)
+    directions = [_direction(header, several) for header in headers]
+    best = [best_rows(items, way) if bold else set() for items, way in zip(values, directions, strict=True)]
+    if fmt == "latex":
+        arrows = [_ARROWS.get(direction, "") for direction in directions]
+        headers = [f"{_for_latex(header)} {arrow}".rstrip() for header, arrow in zip(headers, arrows, strict=True)]
+        return _latex(headers, cells, numeric, best)
+    return {"table": _terminal, "markdown": _markdown}[fmt](headers, cells, numeric, best)
 
 
 def fitting_columns(table: pd.DataFrame, columns: Sequence[str] | None, width: int) -> list[str]:
@@ -125,12 +135,32 @@ def _select_columns(available: Iterable[str], patterns: Iterable[str]) -> list[s
     return list(selected)
 
 
-def headline_columns(experiments: Experiments) -> list[str]:
-    """Columns worth reading first: what was swept, how it went, and the headline metrics."""
-    runs = experiments.runs
-    notes = [name for name in ("reason", "problems") if (runs[name] != "").any()]
+def require_columns(runs: pd.DataFrame, names: Iterable[str]) -> None:
+    """Check that columns exist.
+
+    Raises:
+        ResultsError: naming those that do not, and the nearest that do.
+    """
+    missing = [name for name in names if name not in runs.columns]
+    if missing:
+        names = list(map(str, runs.columns))
+        names = list(dict.fromkeys([*get_close_matches(missing[0], names, n=5, cutoff=0.3), *names]))
+        more = f", ... ({len(names) - _MAX_LISTED} more)" * (len(names) > _MAX_LISTED)
+        raise ResultsError(f"no column {', '.join(missing)}; there are: {', '.join(names[:_MAX_LISTED])}{more}.")
+
+
+def headline_columns(experiments: "Experiments", table: pd.DataFrame | None = None) -> list[str]:
+    """Columns worth reading first: what was swept, how it went, and the headline metrics.
+
+    Args:
+        experiments: the runs.
+        table: of them, whose columns are chosen from; default `runs`. One of codecs has a column `n`.
+    """
+    runs = experiments.runs if table is None else table
+    notes = [name for name in ("reason", "problems") if name in runs and (runs[name] != "").any()]
     measured = [column for column in HEADLINE if column in runs.columns]
-    return ["sig", *experiments.swept, "state", "epochs", "duration", *measured, *notes]
+    first = ["sig", f"{CODEC}sig", *experiments.swept, "state", "n", "epochs", "duration"]
+    return [name for name in [*first, *measured, *notes] if name in runs.columns]
 
 
 def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = None) -> pd.DataFrame:
@@ -169,10 +199,11 @@ def best_rows(items: Sequence[Any], direction: Direction) -> set[int]:
     return set(np.flatnonzero(finite == best).tolist())
 
 
-def _direction(header: str) -> Direction:
-    stage, _, name = header.partition(" ")[0].partition(".")  # `losses.mmd` is a parameter, `evaluate.mmd` is measured
-    metric = METRICS.get(name) if stage in _MEASURED else None
-    return metric.direction if metric else "neutral"
+def _direction(header: str, several: bool) -> Direction:
+    """Which way a column is better; what is about the codes of one codec is not better than that of another."""
+    name = header.partition(" ")[0]  # `losses.mmd` is a parameter, `evaluate.mmd` is measured
+    metric = known_metric(name) if name.removeprefix(CODEC).partition(".")[0] in _MEASURED else None
+    return "neutral" if metric is None or (metric.of_codes and several) else metric.direction
 
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:
@@ -210,14 +241,16 @@ def _markdown(headers: list[str], cells: list[list[str]], numeric: list[bool], b
 def _latex(headers: list[str], cells: list[list[str]], numeric: list[bool], best: list[set[int]]) -> str:
     columns = []
     for header, column, winners in zip(headers, cells, best, strict=True):
-        arrow = _ARROWS.get(_direction(header), "")
-        head, *escaped = ("".join(_LATEX.get(char, char) for char in text) for text in (header, *column))
-        marked = [rf"\textbf{{{text}}}" if row in winners else text for row, text in enumerate(escaped)]
-        columns.append([f"{head} {arrow}".rstrip(), *marked])
+        escaped = enumerate(map(_for_latex, column))
+        columns.append([header, *(rf"\textbf{{{text}}}" if row in winners else text for row, text in escaped)])
     lines = [f"{' & '.join(row)} \\\\\n" for row in zip(*columns, strict=True)]
     alignment = "".join("r" if right else "l" for right in numeric)
     begin = f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{alignment}}}\n\\toprule\n"
     return begin + lines[0] + "\\midrule\n" + "".join(lines[1:]) + "\\bottomrule\n\\end{tabular}\n"
+
+
+def _for_latex(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in text)
 
 
 class Estimate(NamedTuple):
@@ -252,6 +285,8 @@ def format_value(value: Any, decimals: int | None = None) -> str:
         short = f"{value:g}"
         if len(short) <= _SHORT_NUMBER and float(short) == value:
             return short
+        if 0 < abs(value) < _SMALL:
+            return f"{value:.3e}"
         return f"{value:.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
     text = clean_text(str(value)[:_MAX_CLEANED])
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
@@ -285,7 +320,9 @@ def _decimals(floats: Sequence[float]) -> int | None:
     sizes = [abs(value) for value in floats if value]
     if not sizes or all(len(f"{value:g}") <= _SHORT_NUMBER and float(f"{value:g}") == value for value in floats):
         return None
-    decimals = min(max(3 - math.floor(math.log10(max(sizes))), 0), 6)
+    if max(sizes) < _SMALL:
+        return None  # in scientific notation, where four digits of each fit
+    decimals = min(max(3 - math.floor(math.log10(max(sizes))), 0), _DECIMALS)
     return decimals if min(sizes) >= 10.0 ** (1 - decimals) else None
 
 
@@ -300,5 +337,10 @@ def _estimate_decimals(estimates: Sequence[Estimate]) -> int:
 def _format_estimate(value: Estimate, decimals: int) -> str:
     if not math.isfinite(value.mean):
         return MISSING
+    if 0 < abs(value.mean) < _SMALL and decimals > _DECIMALS:
+        spread = value.std if math.isfinite(value.std) and value.std > 0 else abs(value.mean) / 100
+        digits = min(max(math.floor(math.log10(abs(value.mean))) - math.floor(math.log10(spread)) + 1, 1), 6)
+        mean = f"{value.mean:.{digits}e}"
+        return mean if not math.isfinite(value.std) else f"{mean} ± {value.std:.1e}"
     mean = f"{value.mean:.{decimals}f}"
     return mean if not math.isfinite(value.std) else f"{mean} ± {value.std:.{decimals}f}"

@@ -1,9 +1,9 @@
 """The state of an experiment, from its scheduler and from the three files of its folder; times are unix seconds.
 
-- `job.json`, by the launcher that submitted the job: launcher, job_id, submitted; `cancelled` (time) once one of our
-  commands cancelled it; `verdict` {state, reason, time} once its end is known. A local job's holds all of its record
-  (`launchers.local.queue.JobRecord`), with state and lock; a SLURM job's the token of its submission, the cluster, and
-  the uid of its user.
+- `job.json`, by the launcher that submitted the job: launcher, job_id, submitted; `needs`, the ids of the jobs that it
+  waits for, by the signatures of their experiments; `cancelled` (time) once one of our commands cancelled it; `verdict`
+  {state, reason, time} once its end is known. A local job's holds all of its record, with state and lock
+  (`launchers.local.queue.JobRecord`); a SLURM job's the token of its submission, the cluster, and the uid of its user.
 - `task.json`, by the parent of the training process inside a SLURM job: job_id, token, attempt, started, updated
   (heartbeat), ended, state (RUNNING, REQUEUED, or how it ended), reason, exit_code.
 - `status.json`, by the trainer: state (RUNNING, COMPLETED, FAILED, DIVERGED or INTERRUPTED), reason, kind (one of

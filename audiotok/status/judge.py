@@ -1,7 +1,7 @@
 """One verdict on an experiment, from the three files of its folder and from its scheduler."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,24 @@ def experiment_state(folder: Path, *, stale_s: float | None = None) -> Verdict |
         job = read_json(folder / JOB_FILE) or job  # it may have ended properly between the two looks
         word = SchedulerWord(State.NODE_FAIL, "its process vanished") if _has_no_process(job) else None
     return judge(job, task, status, word, stale_s=stale_s)
+
+
+def hold_up(needs: Mapping[str, Verdict]) -> Verdict | None:
+    """What keeps an experiment from starting, by the states of those that it needs: WAITING or BLOCKED, and why."""
+    waits = []
+    for sig, (state, reason) in needs.items():
+        if state is State.NOT_STARTED:
+            return Verdict(State.BLOCKED, reason or f"needs {sig}, which is not submitted")
+        if not state.live and state is not State.COMPLETED:
+            return Verdict(State.BLOCKED, f"needs {sig}, which is {state}{f': {reason}' if reason else ''}")
+        waits += [f"{sig} ({state})"] if state.live else []
+    return Verdict(State.WAITING, f"for {', '.join(waits)}") if waits else None
+
+
+def unmet(folder: Path, needs: Iterable[str]) -> Verdict | None:
+    """`hold_up` of an experiment from the folders beside its own alone; `needs` are signatures."""
+    not_started = Verdict(State.NOT_STARTED, "")
+    return hold_up({sig: experiment_state(folder.parent / sig) or not_started for sig in needs})
 
 
 def queued_elsewhere(job: Content) -> str:

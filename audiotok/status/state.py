@@ -14,6 +14,7 @@ class State(StrEnum):
     """State of an experiment or a job. Equal to its name as text, and written to JSON as that."""
 
     NOT_STARTED = "NOT_STARTED"  # neither submitted nor run by hand
+    WAITING = "WAITING"  # for an experiment that it needs
     PENDING = "PENDING"
     CONFIGURING = "CONFIGURING"
     RUNNING = "RUNNING"
@@ -34,6 +35,7 @@ class State(StrEnum):
     INTERRUPTED = "INTERRUPTED"  # stopped by a signal while it ran by hand
     STALE = "STALE"  # reported RUNNING, with a heartbeat that is too old
     MISSING = "MISSING"  # the record of its job is gone
+    BLOCKED = "BLOCKED"  # never began, as an experiment that it needs has ended without its result
 
     @classmethod
     def of(cls, word: object) -> "State":
@@ -57,8 +59,12 @@ class State(StrEnum):
         return self in _SETTLED
 
 
-_LIVE = frozenset(map(State, ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "UNKNOWN")))
-_SETTLED = frozenset(map(State, ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY")))
+_LIVE = frozenset(
+    map(State, ("PENDING", "WAITING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "UNKNOWN"))
+)
+_SETTLED = frozenset(
+    map(State, ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BLOCKED"))
+)
 
 
 class Verdict(NamedTuple):

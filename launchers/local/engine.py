@@ -104,6 +104,7 @@ class LocalEngine:
                     checkpoint_s=profile.signal_s,
                     max_num_timeout=profile.max_num_timeout,
                     code=task.code,
+                    needs=dict(task.needs),
                     **share,
                 )
                 self.store.add(record, {**os.environ, **profile.environment(), **task.environ})
@@ -111,6 +112,11 @@ class LocalEngine:
                 jobs.append(Job(task.folder, record.to_json()))
             self._start({job.job_id for job in jobs})
         return jobs
+
+    def can_wait_for(self, job: Job, profile: Profile) -> bool:
+        """True if a task may wait for this job: the same user's, in this queue."""
+        record = self.store.checked(job.job_id) if job.engine == self.name else None
+        return record is not None and not record.is_over and self.store.is_ours(record)
 
     def refresh(self, *, repair: bool = True) -> None:
         """Read the states of all jobs that are not over; `repair` completes submissions of commands that died."""
@@ -177,11 +183,7 @@ class LocalEngine:
             return True
         if record.state == State.RUNNING and self.store.is_held(job_id):
             return False
-        with self.store.holding(job_id) as held:  # a runner may have taken it since
-            record = self.store.read(job_id) if held else None
-            if record is not None and record.state == State.PENDING:
-                self.store.finish(record, State.CANCELLED, "cancelled before it started")
-        return held
+        return self.store.finish_waiting(job_id, State.CANCELLED, "cancelled before it started")
 
     def _start(self, queued: Collection[str]) -> None:
         """Have a supervisor start the jobs of this user; names those that were not `queued` by this command."""

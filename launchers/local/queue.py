@@ -80,6 +80,7 @@ class JobRecord:
     lock: str = ""
     launcher: str = "local"
     code: dict[str, str] | None = None  # the snapshot that it runs
+    needs: dict[str, str] = field(default_factory=dict)  # ids of the jobs that must complete first, by signature
     cancelled: float | None = None  # when one of our commands cancelled it
 
     @property
@@ -158,6 +159,14 @@ class JobStore:
         self.write(record)
         self.forget(record.job_id)
 
+    def finish_waiting(self, job_id: str, state: str, reason: str) -> bool:
+        """Give a job that waits its final state; False if a runner has it."""
+        with self.holding(job_id) as held:
+            record = self.read(job_id) if held else None
+            if record is not None and record.state == State.PENDING:
+                self.finish(record, state, reason)
+        return held
+
     def queue_again(self, record: JobRecord, reason: str, exit_code: int | None) -> None:
         """Put a job that was stopped at the end of the queue; only under its lock, which goes."""
         record.state, record.reason, record.exit_code, record.ended = "PENDING", reason, exit_code, time.time()
@@ -185,7 +194,7 @@ class JobStore:
         except TypeError:
             return None
         sound = record.launcher == "local" and record.job_id == job_id and isinstance(record.folder, str)
-        return record if sound else None
+        return record if sound and isinstance(record.needs, dict) else None
 
     def checked(self, job_id: str) -> JobRecord | None:
         """The record, as NODE_FAIL if it is RUNNING and no process holds its lock, or waits in another folder."""

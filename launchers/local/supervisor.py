@@ -5,6 +5,7 @@ so it can be killed at any moment: running jobs continue under their runners, an
 another supervisor, which finds everything as it was. It leaves when nothing is left to do. Standard library only.
 """
 
+import math
 import os
 import signal
 import subprocess as sp
@@ -19,8 +20,11 @@ from audiotok.errors import LaunchError
 from audiotok.launchers.local import claims
 from audiotok.launchers.local.queue import VANISHED, JobRecord, JobStore
 from audiotok.launchers.local.runner import LOCK_VARIABLE
+from audiotok.status import State
+from audiotok.status.judge import unmet
 
 LINGER_S = 3.0  # a supervisor without work waits this long for more before it leaves
+LOOK_S = 1.0  # between two looks at the experiments that a job needs
 START_S = 30.0  # a runner must have started its job within this time
 # Where `audiotok` is imported from: the checkout, or the site-packages of an installed wheel. This file may be reached
 # through the symlink audiotok/launchers, so its own path does not show that.
@@ -48,10 +52,10 @@ def supervise(root: Path) -> None:
     store = JobStore(root)
     with ExitStack() as stack:
         held = stack.enter_context(store.holding(store.supervisor))
-        idle_since = time.monotonic()
+        idle_since, looks = time.monotonic(), dict[str, float]()
         while held:
-            running, waiting = _survey(store)
-            if running or waiting is not None:
+            running, waiting = _survey(store, looks)
+            if running or waiting is not None or looks:
                 idle_since = time.monotonic()
             if waiting is not None and _may_start(waiting, running):
                 _start(store, waiting, running)
@@ -67,15 +71,18 @@ def supervise(root: Path) -> None:
             time.sleep(0.2)
 
 
-def _survey(store: JobStore) -> tuple[list[JobRecord], JobRecord | None]:
-    """The running jobs of all users and the first pending one of this user; records those of his that vanished.
+def _survey(store: JobStore, looks: dict[str, float]) -> tuple[list[JobRecord], JobRecord | None]:
+    """The running jobs of all users and the first of this user that may start; ends those of his that never can.
 
-    Of those behind it only what has a lock is read: a job that no runner ever started has none.
+    Of those behind it only what has a lock is read (a job that no runner ever started has none), and every LOOK_S what
+    waits for other experiments: `looks` says when next, by job, infinity for one that has all that it needs.
     """
-    started, own = {path.name for path in store.locks.iterdir()}, set(store.own())
+    started, own, now = {path.name for path in store.locks.iterdir()}, set(store.own()), time.monotonic()
     running, waiting = [], None
-    for job_id in store.unfinished():
-        if job_id not in started and (waiting is not None or job_id not in own):
+    for job_id in (unfinished := store.unfinished()):
+        look_at = looks.get(job_id, now)
+        is_due = look_at <= now or (waiting is None and look_at == math.inf)
+        if job_id not in started and not (is_due and job_id in own):
             continue
         record = store.checked(job_id)
         if record is not None and not record.is_over and store.is_held(job_id):
@@ -83,9 +90,16 @@ def _survey(store: JobStore) -> tuple[list[JobRecord], JobRecord | None]:
         elif job_id not in own:
             continue
         elif record is not None and record.state == "PENDING":
-            waiting = waiting or record
+            lacking = unmet(Path(record.folder), record.needs)
+            looks[job_id] = now + LOOK_S if lacking else math.inf
+            if lacking is None:
+                waiting = waiting or record
+            elif lacking.state is State.BLOCKED:
+                store.finish_waiting(job_id, State.BLOCKED, lacking.reason)
         else:
             _bury(store, job_id)
+    for job_id in looks.keys() - {*unfinished}:
+        del looks[job_id]
     return running, waiting
 
 
@@ -111,10 +125,7 @@ def _start(store: JobStore, job: JobRecord, running: Sequence[JobRecord]) -> Non
         time.sleep(0.02)
     if process.poll() == claims.BUSY:
         return
-    with store.holding(job.job_id) as held:
-        record = store.read(job.job_id)
-        if held and record is not None and record.state == "PENDING":
-            store.finish(record, "FAILED", f"could not be started; see {_log_file(store)}")
+    store.finish_waiting(job.job_id, "FAILED", f"could not be started; see {_log_file(store)}")
 
 
 def _bury(store: JobStore, job_id: str) -> None:

@@ -22,7 +22,7 @@ from dora.main import DecoratedMain
 from audiotok.errors import LaunchError
 from audiotok.files import read_json, write_json
 from audiotok.launchers.child import last_error
-from audiotok.launchers.engine import Check, Job, NoAnswerError, NoRoomError, Task
+from audiotok.launchers.engine import Check, Job, NoAnswerError, NoRoomError, Task, job_of
 from audiotok.launchers.lock import SubmitLock, user_and_host
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm import commands
@@ -32,7 +32,7 @@ from audiotok.launchers.slurm.sbatch import max_array_size, open_environment, se
 from audiotok.launchers.slurm.submissions import SUBMISSION_FILE, WITHDRAWN, Submission, SubmissionBook, claim
 from audiotok.launchers.slurm.trial import try_job
 from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict, same_job
-from audiotok.status.judge import STALE_S, judge
+from audiotok.status.judge import STALE_S, hold_up, judge
 from audiotok.text import number_in
 
 STOP_S = 60.0  # SLURM gives a job KillWait (30 s by default) between SIGTERM and SIGKILL
@@ -129,6 +129,12 @@ class SlurmEngine:
             raise refusal
         return jobs
 
+    def can_wait_for(self, job: Job, profile: Profile) -> bool:
+        """True if a task may depend on this job: of the same user and cluster, and known to SLURM."""
+        cluster = _requested_clusters(profile) or self._cluster
+        here = job.engine == self.name and str(job.content.get("cluster") or cluster) == cluster
+        return here and job.content.get("uid") == os.getuid() and self._lives(job)
+
     def refresh(self, *, repair: bool = True) -> None:
         """Query all jobs at once; adopt or withdraw what a dead command sent, and record how jobs have ended.
 
@@ -220,7 +226,14 @@ class SlurmEngine:
             words = ["-u", *safe, "-m", "audiotok.launchers.slurm.inside", str(submission.folder)]
             array, factor = len(tasks) if len(tasks) > 1 else None, tasks[0].mem_factor
             sent = send(
-                profile, submission.token, submission.folder, words, array=array, mem_factor=factor, environ=environ
+                profile,
+                submission.token,
+                submission.folder,
+                words,
+                array=array,
+                mem_factor=factor,
+                environ=environ,
+                after=list(tasks[0].needs.values()),
             )
         except NoAnswerError:
             raise  # SLURM may have the job: the next query shows
@@ -423,7 +436,21 @@ class SlurmEngine:
         if not (task or status or word.live) and word.state in (State.COMPLETED, State.FAILED):
             log = self.book.root / _key(job.content)[0] / job.log.name
             word = word._replace(reason=f"ended before Python started: {last_error(log) or f'{log} is empty or gone'}")
-        return judge(job.content, task, status, word) or Verdict(State.UNKNOWN, "")
+        verdict = judge(job.content, task, status, word) or Verdict(State.UNKNOWN, "")
+        if verdict.state is State.CANCELLED and not task and "cancelled" not in job.content:
+            return self._blocked(job) or verdict
+        return verdict
+
+    def _blocked(self, job: Job) -> Verdict | None:
+        """BLOCKED if SLURM has cancelled a job that never began as one that it depended on has failed, else None."""
+        needs = job.content.get("needs")
+        for sig, job_id in needs.items() if isinstance(needs, dict) else ():
+            needed = job_of(job.folder.parent / sig)
+            if needed is None or needed.job_id != job_id:
+                return Verdict(State.BLOCKED, f"needs {sig}, whose job {job_id} has ended without its result")
+            if (verdict := self.verdict(needed)).state.failed:
+                return hold_up({sig: verdict})
+        return None
 
     def _look_after_closed(self, opened: Collection[str]) -> None:
         """Open submissions again of which a job was queued again; cancel jobs that came after they were withdrawn."""

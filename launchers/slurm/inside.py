@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from typing import Any
 from audiotok.files import read_json, read_text, write_json
 from audiotok.launchers import child
 from audiotok.launchers.slurm.submissions import SUBMISSION_FILE, TASKS_FILE, WITHDRAWN, claim, is_superseded
-from audiotok.status import JOB_FILE, TASK_FILE, same_job
+from audiotok.status import JOB_FILE, TASK_FILE, State, same_job
+from audiotok.status.judge import unmet
 
 CAUSES = {signal.SIGUSR2: "TIMEOUT", signal.SIGTERM: "PREEMPTED", signal.SIGINT: "CANCELLED"}
 POLL_S = 1.0
 BEAT_S = 15.0
 RESERVE_S = 15.0  # of these, kept to request the requeue
 LINGER_S = 900.0  # a task that has stopped stays so long
+SEEN_S = 90.0  # what another node has written is seen within this time
 REFUSED = 4  # exit code of a job that must not start
 COMMAND_S = 60.0  # SLURM's commands get so long within a job
 REQUEUE_CODE = 200  # exit code with which a task in a container leaves the requeue to the script of its job
@@ -136,6 +138,10 @@ def main(folder: Path) -> int:
         return REFUSED
     profile = submission.get("profile") or {}
     task_file = TaskFile(Path(task["folder"]), here, folder.name)
+    if blocked := _blocked(task_file.folder, task.get("needs") or {}):
+        task_file.end(child.Outcome(State.BLOCKED, blocked, REFUSED))
+        _log(f"job {here.job_id} does not start {task['folder']}: {blocked}")
+        return REFUSED
     task_file.beat()
     ended, signalled = _run(task, signals, task_file, profile), signals.count
     if ended.state in ("TIMEOUT", "PREEMPTED") and here.rank == 0:
@@ -170,6 +176,16 @@ def _refusal(folder: Path, submission: Mapping[str, Any], task: Mapping[str, Any
         return f"SLURM has taken its submission twice, also as job {recorded if claimed == job_id else claimed}"
     job = read_json(Path(task["folder"]) / JOB_FILE) or {}
     return f"it was submitted again, as job {job.get('job_id')}" if is_superseded(task, folder.name, job) else ""
+
+
+def _blocked(folder: Path, needs: Iterable[str]) -> str:
+    """Why an experiment cannot begin for want of those that it needs, whose jobs have ended; "" if it can."""
+    deadline = time.monotonic() + SEEN_S
+    while (held := unmet(folder, needs)) and held.state.live and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    if held and held.state.live:
+        return f"what it needs is not complete, though its job ended well: {held.reason.removeprefix('for ')}"
+    return held.reason if held else ""
 
 
 def _run(

@@ -45,7 +45,7 @@ _OF_A_JOB = re.compile(r"SLURM_(?!CONF$|CONF_SERVER$|JWT$|CLUSTERS$|CLUSTER_NAME
 _INPUT = re.compile(r"^(?:SBATCH_|SLURM_(?=CLUSTERS$))")
 # Options that sbatch reads from SBATCH_NAME where the name is another, and those that are never left open.
 _VARIABLES = {"array-inx": "array", "mem-per-node": "mem", "timelimit": "time"}
-_NEVER_OPEN = {"array", "error", "get-user-env", "input", "no-requeue", "wait"}
+_NEVER_OPEN = {"array", "error", "get-user-env", "input", "kill-invalid-dep", "no-requeue", "wait"}
 _MEMORY = {"mem", "mem-per-cpu", "mem-per-gpu"}  # one of a group decides about all of them
 _GPUS = {"cpus-per-gpu", "gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task", "gres"}
 
@@ -124,6 +124,7 @@ def make_script(
     array: int | None = None,
     mem_factor: float = 1,
     environ: Mapping[str, str] | None = None,
+    after: Sequence[str] = (),
 ) -> str:
     """The script, to the letter, that sbatch gets.
 
@@ -136,6 +137,7 @@ def make_script(
         array: number of jobs of the array, None for a single job.
         mem_factor: how many times the memory of the profile, at most its `max_mem_gb`.
         environ: more variables of the job than those of the profile.
+        after: ids of the jobs that must end well before it starts; if one does not, SLURM cancels it.
 
     Raises:
         ConfigError: if the profile holds a value that cannot be used.
@@ -145,6 +147,10 @@ def make_script(
     options["output"] = log.replace("%t", "0")
     if array is not None:
         options["array"] = f"0-{array - 1}%{min(array, int(profile.array_parallelism))}"
+    if after:
+        own = str(options.get("dependency") or "")  # of the profile
+        options["dependency"] = ",".join(filter(None, (f"afterok:{':'.join(after)}", own)))
+        options["kill-on-invalid-dep"] = "yes"
     lines = ["#!/bin/bash", "", "# Parameters"]
     lines += [f"#SBATCH --{k}" + f"={shlex.quote(str(v))}" * (v is not True) for k, v in sorted(options.items())]
     variables = sorted({**profile.environment(), **(environ or {})}.items())
@@ -204,6 +210,7 @@ def send(
     array: int | None = None,
     mem_factor: float = 1.0,
     environ: Mapping[str, str] | None = None,
+    after: Sequence[str] = (),
 ) -> Sent:
     """Submit the script of `make_script`, whose arguments these are; it stays in the folder as `submission.sh`.
 
@@ -217,7 +224,7 @@ def send(
         raise LaunchError("no sbatch or srun on PATH; set AUDIOTOK_LAUNCHER=local to run right here.")
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "submission.sh"
-    text = make_script(profile, name, folder, command, array=array, mem_factor=mem_factor, environ=environ)
+    text = make_script(profile, name, folder, command, array=array, mem_factor=mem_factor, environ=environ, after=after)
     script.touch(mode=0o600)  # the results folder may be of many, and setup lines hold what is of one
     script.write_text(text, encoding="utf-8")
     variables, began = sbatch_environment(profile), time.monotonic()

@@ -110,6 +110,7 @@ class SubmissionBook:
         jobs = []
         for index, (job_id, task) in enumerate(zip(ids, submission.tasks, strict=True)):
             own = {"job_id": job_id, "index": index, "sig": task["sig"], "name": task["name"]}
+            own |= {"needs": task["needs"]} if task.get("needs") else {}
             log = {"log": str(submission.folder / f"{job_id}_0_log.out")}
             jobs.append(Job(self.experiment(task), {**common, **own, **log}))
         return jobs
@@ -160,7 +161,7 @@ class SubmissionBook:
         lines: list[dict[str, Any]] = [
             {"sig": t.sig, "name": t.name, "folder": str(t.folder.absolute()), "cwd": str(t.cwd), "command": t.command}
             | {"python": sys.executable}  # ours, which a job in a container replaces in the command
-            | {"after": job_name(read_json(t.folder / JOB_FILE))}
+            | {"after": job_name(read_json(t.folder / JOB_FILE)), "needs": dict(t.needs)}
             for t in tasks
         ]
         content: dict[str, Any] = {"token": token, "user": user_and_host(), "uid": os.getuid(), "time": time.time()}

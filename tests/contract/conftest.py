@@ -15,7 +15,7 @@ AT_ONCE = 2  # jobs that run at the same time
 
 
 class House:
-    """The tiny project with a launcher.
+    """The tiny project with a launcher, which has what needs others `waits_in_queue`.
 
     Attributes:
         project: the project.
@@ -30,6 +30,8 @@ class House:
         self.limit = {"time": 1, "signal_s": 50} if cluster is None else {"time": 2, "signal_s": 60}
         self.restarted = "0" if cluster is None else "1"
         self._cluster = cluster
+
+    waits_in_queue = True
 
     def kill_daemon(self) -> None:
         """Kill what looks after the queue: the supervisor of local jobs, the controller of SLURM."""

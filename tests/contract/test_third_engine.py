@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract import test_commands, test_ends
+from tests.contract import test_commands, test_ends, test_over
 from tests.contract.conftest import House
 from tests.fakes.tiny import FAKES, REPOSITORY, TinyProject
 
@@ -19,12 +19,14 @@ from tinyxp.engine import FakeEngine
 ENGINES[FakeEngine.name] = FakeEngine
 """
 
-for module in (test_commands, test_ends):
+for module in (test_commands, test_ends, test_over):
     globals().update({name: value for name, value in vars(module).items() if name.startswith("test_")})
 
 
 class HouseWithoutDaemon(House):
-    """The tiny project with an engine that has no daemon."""
+    """The tiny project with an engine that has no daemon, and no `can_wait_for`."""
+
+    waits_in_queue = False
 
     def kill_daemon(self) -> None:
         """There is none."""

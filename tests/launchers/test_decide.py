@@ -26,7 +26,7 @@ LATEST: Mapping[str, Any] = {"job_id": "7_0"}
 NO_RULES, RETRY = SubmitRules(), SubmitRules(retry=True)
 ALL = SubmitRules(retry=True, update=True, replace=True, replace_done=True)
 LIVE_STATES = {state for state in State if state.live}
-FAILURE_STATES = {state for state in State if state.failed}
+FAILURE_STATES = {state for state in State if state.failed} - {State.BLOCKED}  # which never ran
 _OOM = {"profile": Profile(mem_gb=40.0).as_json()}
 UNBLOCKED = sorted(FAILURE_STATES - {"DIVERGED", "OUT_OF_MEMORY"})
 
@@ -52,6 +52,7 @@ def _ran_out(profile: Profile, factor: float = 1.0) -> dict[str, Any]:
 @pytest.mark.parametrize("rules", [NO_RULES, ALL])
 def test_without_a_job_it_is_new(rules: SubmitRules) -> None:
     assert _decide(None, rules, {}) == Decision(Action.NEW)
+    assert _decide("BLOCKED", rules) == Decision(Action.NEW)
 
 
 def test_what_is_done_is_run_again_only_when_told_so() -> None:

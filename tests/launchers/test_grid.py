@@ -191,7 +191,7 @@ def test_grids_are_listed_by_their_dotted_names(tmp_path: Path) -> None:
 
 def test_an_unknown_grid_lists_those_there_are() -> None:
     main = SimpleNamespace(dora=SimpleNamespace(grid_package="tests.fakes.tinyproject.tinyxp.grids"), package="x")
-    with pytest.raises(ConfigError, match="choose one of: fleet, many, slow"):
+    with pytest.raises(ConfigError, match="choose one of: fleet, many, over, slow"):
         get_explorer(SimpleNamespace(grid="nope"), cast(Any, main))
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ class Main(DecoratedMain):
         self.package, self.main_module, self.name = "tiny", "train", "tiny"
 
     def get_xp(self, argv: Sequence[str]) -> XP:
-        xp = XP(self.dora, None, list(argv), sig="x" + "_".join(argv).replace("=", ""))
+        xp = XP(self.dora, None, list(argv), sig="x" + re.sub(r"\W", "", "_".join(argv)))
         xp.delta = [(argument.split("=")[0], argument.split("=")[1]) for argument in argv]
         return xp
 

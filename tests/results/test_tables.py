@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from audiotok.errors import ResultsError
 from audiotok.results import format_table, headline_columns, load_grid
-from audiotok.results.tables import _select_columns
+from audiotok.results.tables import Estimate, _select_columns
 from audiotok.text import clean_text
 
 GRID = "compression.encodec_mmd_demo"
@@ -65,6 +65,23 @@ def test_rounding_is_per_column() -> None:
         "wide": ("1.235e-07", "1235", "1.5"),
         "long": ("123457", "98765", "2000"),
     }
+
+
+def test_small_numbers_are_in_scientific_notation() -> None:
+    frame = pd.DataFrame(
+        {
+            "valid.mmd": [1.86e-5, 2.3456789e-4, 0.0],
+            "evaluate.mmd": [Estimate(1.8634e-5, 1.2e-7, 3), Estimate(2.1e-5, math.nan, 1), Estimate(4.1e-5, 3e-6, 2)],
+            "evaluate.mi": [Estimate(0.0213, 0.0012, 3), Estimate(0.0004, 0.0001, 3), Estimate(math.nan, math.nan, 0)],
+        }
+    )
+    rows = [line.split(" | ") for line in format_table(frame, "markdown").splitlines()[2:]]
+    cells = [[cell.strip("| ") for cell in row] for row in rows]
+    assert cells == [
+        ["1.860e-05", "1.863e-05 ± 1.2e-07", "0.0213 ± 0.0012"],
+        ["2.346e-04", "2.100e-05", "0.0004 ± 0.0001"],
+        ["0", "4.10e-05 ± 3.0e-06", "-"],
+    ]
 
 
 def test_csv_loses_nothing(runs: pd.DataFrame) -> None:

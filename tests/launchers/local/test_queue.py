@@ -1,5 +1,6 @@
 """The book of local jobs: locks, verdicts, the queue."""
 
+import math
 import os
 import shutil
 import subprocess as sp
@@ -11,7 +12,7 @@ import pytest
 from audiotok.errors import LaunchError
 from audiotok.launchers.local.queue import JobRecord, JobStore
 from audiotok.launchers.local.supervisor import _IMPORT_ROOT, _free_devices, _may_start, _survey
-from audiotok.status import read_json, write_json
+from audiotok.status import experiment_state, read_json, write_json
 from tests.fakes.tiny import REPOSITORY
 
 
@@ -57,7 +58,7 @@ def test_running_without_a_holder_is_node_fail_at_once(store: JobStore, tmp_path
     process.communicate()
     judged = store.checked(record.job_id)
     assert judged is not None and judged.state == "NODE_FAIL" and judged.is_over
-    running, waiting = _survey(store)  # a supervisor writes it down
+    running, waiting = _survey(store, {})  # a supervisor writes it down
     assert (running, waiting, store.unfinished()) == ([], None, [])
     assert (read_json(Path(record.folder) / "job.json") or {})["state"] == "NODE_FAIL"
     assert not (store.locks / record.job_id).exists()
@@ -94,7 +95,7 @@ def test_jobs_of_another_user_are_seen_and_left_alone(
         assert theirs.supervisor != store.supervisor
         theirs.mend()
         mine = queued(theirs, tmp_path)
-        found, first = _survey(theirs)
+        found, first = _survey(theirs, {})
         assert ([job.job_id for job in found], first) == (["L1"], None)  # its own file is not its own user's here
         assert theirs.own() == [] and (theirs.drafts / "L2").exists() and mine.job_id in theirs.unfinished()
         with pytest.raises(PermissionError, match="another user"):
@@ -109,12 +110,44 @@ def test_a_pending_job_that_is_held_counts_as_running(store: JobStore, tmp_path:
     first, second = queued(store, tmp_path), queued(store, tmp_path)
     process = holder(store, first.job_id)
     try:
-        running, waiting = _survey(store)
+        running, waiting = _survey(store, {})
         assert [job.job_id for job in running] == [first.job_id]
         assert waiting is not None and waiting.job_id == second.job_id
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_job_that_needs_others_leaves_its_place_to_those_behind_until_they_have_completed(
+    store: JobStore, tmp_path: Path
+) -> None:
+    first, second, third = (queued(store, tmp_path) for _ in range(3))
+    for record, name in ((first, "codec"), (third, "lost")):
+        record.needs = {name: "L9"}
+        store.write(record)
+    looks: dict[str, float] = {}
+
+    def survey(state: str) -> JobRecord | None:
+        (tmp_path / "codec").mkdir(exist_ok=True)
+        write_json(
+            tmp_path / "codec" / "job.json", {"job_id": "L9", "launcher": "local", "state": state, "reason": "x"}
+        )
+        return _survey(store, looks)[1]
+
+    found = survey("SUSPENDED")
+    assert found is not None and found.job_id == second.job_id
+    assert experiment_state(tmp_path / third.job_id) == ("BLOCKED", "needs lost, which is not submitted")
+    assert looks[first.job_id] < looks[second.job_id] == math.inf
+    found = survey("COMPLETED")
+    assert found is not None and found.job_id == second.job_id  # it is not looked at yet
+    looks[first.job_id] = 0.0
+    found = survey("COMPLETED")
+    assert found is not None and found.job_id == first.job_id
+    looks.clear()
+    found = survey("DIVERGED")
+    assert found is not None and found.job_id == second.job_id
+    assert experiment_state(tmp_path / first.job_id) == ("BLOCKED", "needs codec, which is DIVERGED: x")
+    assert store.unfinished() == [second.job_id]
 
 
 def test_a_lock_has_one_holder(store: JobStore) -> None:
@@ -181,7 +214,7 @@ def test_damaged_records_are_none(store: JobStore, content: str) -> None:
     (store.jobs / "L1.json").write_text(content)
     (store.queue / "L1").touch()
     assert store.read("L1") is None and store.checked("L1") is None
-    assert _survey(store) == ([], None)
+    assert _survey(store, {}) == ([], None)
     assert store.unfinished() == []
 
 

@@ -1,5 +1,6 @@
 """The engine for SLURM, with fakes for all of SLURM's commands: what it asks, records, adopts and forgets."""
 
+import dataclasses
 import os
 import shutil
 import time
@@ -137,6 +138,62 @@ def test_an_array_is_one_call_and_one_job_file_each(slurm: Cluster) -> None:
     assert "#SBATCH --array=0-3%" in script and f"-m audiotok.launchers.slurm.inside {folder}" in script
     assert f"#SBATCH --job-name={folder.name}" in script
     assert states(slurm.engine, jobs) == ["PENDING"] * 4
+
+
+def test_only_a_job_that_slurm_lists_here_as_ours_can_be_waited_for(slurm: Cluster) -> None:
+    jobs = slurm.submit(1)
+    profile = Profile(gpus=0)
+    assert slurm.engine.can_wait_for(jobs[0], profile)
+    for changes in ({"uid": os.getuid() + 1}, {"cluster": "elsewhere"}, {"launcher": "local"}, {"job_id": "7"}):
+        assert not slurm.engine.can_wait_for(Job(jobs[0].folder, {**jobs[0].content, **changes}), profile), changes
+    there = Profile(gpus=0, sbatch={"clusters": "elsewhere"})
+    job = Job(jobs[0].folder, {**jobs[0].content, "cluster": "here"})
+    assert not slurm.engine.can_wait_for(job, there)
+
+
+def waiting(slurm: Cluster) -> tuple[Job, Job]:
+    """A job, and one that depends on it, both submitted a while ago."""
+    (needed,) = slurm.submit(1)
+    (task,) = slurm.tasks(1, first=1)
+    slurm.answer("sbatch", "Submitted batch job 102\n")
+    task = dataclasses.replace(task, needs={needed.content["sig"]: needed.job_id})
+    (job,) = slurm.engine.submit([task], Profile(gpus=0, max_array_size=10))
+    assert "#SBATCH --dependency=afterok:101\n" in (slurm.answers / "script").read_text()
+    assert job_of(job.folder) == job and job.content["needs"] == {"sig0": "101"}
+    slurm.pass_time()
+    return needed, job
+
+
+def test_a_job_that_slurm_cancelled_for_the_one_it_needs_is_blocked_for_good(slurm: Cluster) -> None:
+    needed, job = waiting(slurm)
+    slurm.end(needed, "FAILED", reason="no audio")
+    slurm.engine.refresh()  # neither is listed any more
+    assert states(slurm.engine, [needed, job]) == ["FAILED", "BLOCKED"]
+    assert experiment_state(job.folder) == ("BLOCKED", "needs sig0, which is FAILED: no audio")
+    slurm.engine = slurm.another_process()
+    slurm.engine.refresh()
+    assert states(slurm.engine, [job]) == ["BLOCKED"]
+
+
+def test_a_job_whose_need_was_submitted_again_is_blocked_and_not_stuck(slurm: Cluster) -> None:
+    needed, job = waiting(slurm)
+    write_json(needed.folder / "job.json", {**needed.content, "job_id": "103", "token": "later"})
+    slurm.engine.refresh()
+    assert states(slurm.engine, [job]) == ["BLOCKED"]
+    found = experiment_state(job.folder)
+    assert found is not None and "whose job 101 has ended" in found.reason
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_job_that_somebody_cancelled_is_not_blocked(slurm: Cluster, ours: bool) -> None:
+    needed, job = waiting(slurm)
+    if ours:
+        slurm.end(needed, "FAILED")
+        write_json(job.folder / "job.json", {**job.content, "cancelled": time.time()})
+    else:
+        slurm.end(needed, "COMPLETED")
+    slurm.engine.refresh()
+    assert states(slurm.engine, [job]) == ["CANCELLED"]
 
 
 def test_an_array_is_split_at_the_size_of_the_site(slurm: Cluster) -> None:

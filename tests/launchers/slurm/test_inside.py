@@ -44,13 +44,16 @@ RUNNING = "JobId=7 JobState=RUNNING Reason=None Restarts=0 PreemptTime=None"
 class Job:
     """A submission of one task, and the folder of its experiment."""
 
-    def __init__(self, folder: Path, command: Sequence[str], after: str | None = None, **profile: Any) -> None:
+    def __init__(
+        self, folder: Path, command: Sequence[str], after: str | None = None, needs: Sequence[str] = (), **profile: Any
+    ) -> None:
         self.root, self.token, self.folder = folder, folder / "pkg_1", folder / "xp"
         for path in (self.token, self.folder, folder / "bin"):
             path.mkdir()
         line = {"sig": "abcd", "folder": str(self.folder), "command": list(command), "cwd": str(self.folder)}
         line |= {} if after is None else {"after": after}
-        (self.token / "tasks.jsonl").write_text('{"not": "this one"}\n' + json.dumps(line) + "\n")
+        text = json.dumps({**line, "needs": dict.fromkeys(needs, "4")} if needs else line)
+        (self.token / "tasks.jsonl").write_text(f'{{"not": "this one"}}\n{text}\n')
         profile = {"signal_s": 20, "max_num_timeout": 1, **profile}
         (self.token / "submission.json").write_text(json.dumps({"profile": profile}))
         (self.folder / "job.json").write_text(json.dumps({"job_id": "5_1"}))
@@ -170,6 +173,17 @@ def test_a_failure_has_a_reason_from_the_log(tmp_path: Path, script: str, code: 
     job = Job(tmp_path, ["sh", "-c", script])
     assert job.run() == code
     assert job.told("state", "reason") == ("FAILED", reason)
+
+
+@pytest.mark.parametrize(("state", "code"), [("COMPLETED", 0), ("FAILED", REFUSED)])
+def test_what_needs_another_experiment_begins_only_if_that_has_completed(tmp_path: Path, state: str, code: int) -> None:
+    """SLURM takes a script that ends with 0 for a success, whatever became of the training."""
+    job = Job(tmp_path, ["sh", "-c", "exit 0"], needs=["codec"])
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "codec" / "task.json").write_text(json.dumps({"job_id": "4", "state": state, "reason": "no data"}))
+    assert job.run() == code
+    reason = "needs codec, which is FAILED: no data"
+    assert job.told("state", "reason") == (("COMPLETED", "") if code == 0 else ("BLOCKED", reason))
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:

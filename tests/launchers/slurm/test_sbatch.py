@@ -139,6 +139,14 @@ def test_what_every_job_asks_for() -> None:
         assert f"_log.out {cores}--kill-on-bad-exit=1" in srun
 
 
+def test_what_needs_other_jobs_starts_after_all_of_them_or_never() -> None:
+    found = directives(script({}, 2, after=["101_3", "104"]))
+    assert (found["dependency"], found["kill-on-invalid-dep"]) == ("afterok:101_3:104", "yes")
+    profile = {"sbatch": {"dependency": "singleton"}}
+    assert directives(script(profile, after=["7"]))["dependency"] == "afterok:7,singleton"
+    assert "dependency" not in directives(script({}))
+
+
 def test_memory_after_running_out_of_it() -> None:
     values = {"gpus": 0, "mem_gb": 10, "max_mem_gb": 12}
     assert [directives(script(values, mem_factor=f))["mem"] for f in (1.0, 1.1, 2.0)] == ["10240M", "11264M", "12288M"]

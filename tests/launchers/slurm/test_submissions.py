@@ -36,6 +36,7 @@ def test_everything_stands_before_it_is_sent(tmp_path: Path) -> None:
         "cwd": str(tmp_path),
         "python": sys.executable,
         "after": None,
+        "needs": {},
     }
     content = read_json(submission.folder / "submission.json")
     assert content is not None

@@ -1,0 +1,186 @@
+"""Runs that build on codecs, as language models do: columns of the codec, and which runs are replicates of a condition.
+
+The runs of one codec share its weights, so they are no independent replicates of how that codec was trained: where a
+condition has several codecs, each counts once, with the mean over its runs.
+"""
+
+import re
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from audiotok.results.metrics import CODEC, known_metric, several_codecs
+from audiotok.results.tables import Estimate, require_columns
+
+if TYPE_CHECKING:
+    from audiotok.results.experiments import Experiment, Experiments
+
+CHECKPOINT = "compression_model_checkpoint"
+CODEC_SIG = f"{CODEC}sig"
+CODEC_SEED = f"{CODEC}seed"
+_SIGNATURE = re.compile(r"//sig/([0-9a-f]{4,64})\Z")
+_MAX_NAMED = 5
+
+
+def codec_reference(record: "Experiment") -> str | None:
+    """Codec of a run: a signature, or else as the run names it, such as `//pretrained/demo`; None if it names none."""
+    value = record.overrides.get(CHECKPOINT, record.configured.get(CHECKPOINT))
+    if not isinstance(value, str) or not value:
+        return None
+    found = _SIGNATURE.match(value)
+    return found[1] if found else value
+
+
+def codec_signatures(records: Iterable["Experiment"]) -> list[str]:
+    """Signatures of the codecs of some runs, each once."""
+    references = dict.fromkeys(map(codec_reference, records))
+    return [name for name in references if name is not None and _SIGNATURE.match(f"//sig/{name}")]
+
+
+def codec_frame(references: Sequence[str | None], codecs: "Experiments") -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Columns of the codecs of some runs, a row per run; missing where the codec has no folder.
+
+    Returns:
+        The columns, each beginning with `codec.`, and the names of those that are parameters and metrics.
+    """
+    names = {name: f"{CODEC}{name}" for name in ("state", *codecs.parameters, *codecs.metrics) if name != "sig"}
+    names["state"] = f"{CODEC}state"
+    known = codecs.runs.set_index("sig")[list(names)]
+    there = {str(sig): row for row, sig in enumerate(known.index)}
+    rows = [there.get(name or "", -1) for name in references]
+    frame = pd.DataFrame({CODEC_SIG: list(references)}, dtype=object)
+    for name, column in names.items():
+        if name in codecs.metrics:
+            values = known[name].to_numpy(np.float64)
+            frame[column] = [values[row] if row >= 0 else np.nan for row in rows]
+        else:
+            items = known[name].tolist()
+            frame[column] = pd.Series([items[row] if row >= 0 else None for row in rows], dtype=object)
+    return frame, [names[name] for name in codecs.parameters], [names[name] for name in codecs.metrics]
+
+
+def missing_codecs(references: Iterable[str], codecs: "Experiments") -> str:
+    """A line that names the codecs that have no folder; empty without such."""
+    lost = [name for name in references if name not in set(codecs.runs["sig"])]
+    if not lost:
+        return ""
+    more = f" and {len(lost) - _MAX_NAMED} more" * (len(lost) > _MAX_NAMED)
+    where = " or ".join(str(root / "xps") for root in codecs.roots)
+    return f"no folder of the codec {', '.join(lost[:_MAX_NAMED])}{more} in {where}: its columns, codec.*, are empty"
+
+
+def is_joined(experiments: "Experiments") -> bool:
+    """Whether runs name the codec that they build on."""
+    return CODEC_SIG in experiments.runs.columns
+
+
+def counts_codecs(runs: pd.DataFrame, by: Sequence[str]) -> bool:
+    """Whether a condition has several codecs, so that codecs rather than runs are its replicates."""
+    if CODEC_SIG not in runs.columns:
+        return False
+    codecs = [runs[CODEC_SIG]] if not by else [members[CODEC_SIG] for _, members in _groups(runs, by)]
+    return any(each.nunique(dropna=False) > 1 for each in codecs)
+
+
+def replicates(runs: pd.DataFrame, by: Sequence[str], metrics: Sequence[str], *, codecs: bool) -> pd.DataFrame:
+    """The independent observations of each condition, a row each.
+
+    Args:
+        runs: one row per run.
+        by: columns that make a condition.
+        metrics: columns to average.
+        codecs: whether they are codecs (`counts_codecs`): then the mean over the runs of each codec in each condition;
+            its `sig` is the codec's. Else the runs themselves, but what was measured of a codec stands in its first
+            run only, for more runs of it measure nothing new of it.
+
+    Raises:
+        ResultsError: if a column does not exist.
+    """
+    require_columns(runs, [*by, *metrics])
+    if CODEC_SIG not in runs.columns:
+        return runs
+    keys = list(dict.fromkeys([*by, CODEC_SIG]))
+    finite = runs.assign(**{name: _finite(runs[name]) for name in metrics})
+    if not codecs:
+        again = finite.duplicated(keys).to_numpy()
+        own = [name for name in metrics if name.startswith(CODEC)]
+        return finite.assign(**{name: finite[name].mask(again) for name in own})
+    constant = [name for name in runs.columns if str(name).startswith(CODEC) and name not in (*keys, *metrics)]
+    rows = []
+    for _, members in _groups(finite, keys):
+        first = members.iloc[0]
+        row: dict[Hashable, Any] = {name: first[name] for name in (*keys, *constant)}
+        rows.append(row | {name: members[name].mean() for name in metrics} | {"sig": first[CODEC_SIG]})
+    return pd.DataFrame(rows, columns=[*keys, *constant, *metrics, "sig"])
+
+
+def pairing(baseline: Iterable[str], *, codecs: bool) -> str:
+    """Column by which conditions are paired with a baseline, given its parameters.
+
+    Runs are paired by their seed. Codecs (see `replicates`) by theirs where the baseline is one of codecs; otherwise
+    both conditions have the same codecs, and each is its own pair.
+    """
+    if not codecs:
+        return "seed"
+    return CODEC_SEED if any(name.startswith(CODEC) for name in baseline) else CODEC_SIG
+
+
+def codec_rows(
+    experiments: "Experiments", *, seeds: Sequence[str] = ("seed",), unfinished: bool = False
+) -> pd.DataFrame:
+    """A row per codec, and per value of what else differs: its columns, and its runs averaged over the seeds.
+
+    Returns:
+        `codec.sig`, the parameters that differ, `state` (how many runs are in which), `n` (runs that count: those that
+        have completed, or all if `unfinished`), then the metrics: of the codec as they are, of its runs an `Estimate`.
+    """
+    runs = experiments.runs
+    swept = [name for name in experiments.swept if name.startswith(CODEC) or name not in seeds]
+    keys = list(dict.fromkeys([CODEC_SIG, *swept]))
+    metrics = list(experiments.metrics)
+    finite = runs.assign(**{name: _finite(runs[name]) for name in metrics})
+    own = [name for name in metrics if not name.startswith(CODEC)]
+    rows = []
+    for _, members in _groups(finite, keys):
+        counted = members if unfinished else members[members["state"] == "COMPLETED"]
+        first = members.iloc[0]
+        row: dict[str, Any] = {name: first[name] for name in keys}
+        states = members["state"].value_counts().items()
+        row |= {"state": ", ".join(f"{count} {state}" for state, count in states), "n": len(counted)}
+        means, spreads, counts = counted[own].mean(), counted[own].std(ddof=1), counted[own].count()
+        for name in metrics:
+            codec = name.startswith(CODEC)
+            row[name] = first[name] if codec else Estimate(means[name], spreads[name], int(counts[name]))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=[*keys, "state", "n", *metrics])
+
+
+def code_lines(experiments: "Experiments") -> list[str]:
+    """Lines about what the numbers of language models over several codecs say of them, and what they do not."""
+    runs = experiments.runs
+    if not any(map(_of_codes, experiments.metrics)) or not is_joined(experiments) or not several_codecs(runs):
+        return []
+    lines = [
+        "ce, ppl and bits are of each codec's own codes: fewer bits of worse codes are no gain, so none is best; "
+        "the gap compares within one pattern and frame rate"
+    ]
+    if f"{CODEC}evaluate.protocol" in runs and runs[f"{CODEC}evaluate.protocol"].nunique() > 1:
+        lines.append("codec.evaluate was measured in different ways; see `audiotok results` of the grid of the codecs")
+    return lines
+
+
+def _of_codes(column: str) -> bool:
+    metric = None if column.startswith(CODEC) else known_metric(column)
+    return metric is not None and metric.of_codes
+
+
+def _finite(values: "pd.Series[Any]") -> "pd.Series[Any]":
+    numbers = values.astype(np.float64)
+    return numbers.where(np.isfinite(numbers))
+
+
+def _groups(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[Any, pd.DataFrame]]:
+    """Groups in the order in which they first appear."""
+    return list(runs.groupby(list(by), sort=False, dropna=False))
