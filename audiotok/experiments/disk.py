@@ -1,8 +1,8 @@
 """How much disk an experiment takes: its folder, or by its configuration networks, checkpoints that are kept, samples.
 
 Without torch, which a launch must not import: the counts are those of the layers in `audiotok.modules`,
-`audiotok.quantization` and `audiotok.adversarial`, and the tests compare them with the built networks. What is small
-(history, logs, the averages of the balancer) is left out.
+`audiotok.quantization`, `audiotok.models` and `audiotok.adversarial`, and the tests compare them with the built
+networks. What is small (history, logs, the averages of the balancer) is left out.
 """
 
 import os
@@ -12,6 +12,9 @@ from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from audiotok.cluster import output_dir
+from audiotok.files import read_json
 
 _FLOAT = 4  # bytes of a weight and of a sample in memory
 _SAMPLE = {"wav": 2.0, "flac": 2.0, "ogg": 0.25}  # bytes of a written sample; flac at most
@@ -42,6 +45,8 @@ def experiment_bytes(cfg: _Section) -> int | None:
         cfg: its configuration as plain containers, resolved.
     """
     try:
+        if cfg["solver"] == "lm":
+            return _language_model(cfg)
         return _checkpoints(cfg) + _samples(cfg)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # the run itself names the mistake
         return None
@@ -75,6 +80,60 @@ def adversary_size(name: str, section: _Section) -> Size:
     return {"msstftd": _stft, "mpd": _period, "msd": _scale}[name](section)
 
 
+def language_model_size(lm: _Section, n_q: int, bins: int) -> Size:
+    """A language model over the codes of n_q codebooks; without labels, which the data decides."""
+    dim = lm["dim"]
+    attn, ff = bool(lm["bias_attn"]), bool(lm["bias_ff"])
+    found = _layers(dim, lm["hidden_scale"] * dim, lm["num_layers"], attn=attn, ff=ff) + 2 * dim
+    found += n_q * ((bins + 1) * dim + dim * bins + bins * bool(lm["bias_proj"]))
+    chained = "chain" in lm["heads"] and n_q > 1
+    found += _chain_head(lm, dim, n_q, bins) if chained else 0
+    if lm.get("no_context"):
+        found += n_q * bins + (_chain_head(lm, 1, n_q, bins) if n_q > 1 else 0)
+    return Size(found)
+
+
+def _chain_head(lm: _Section, state: int, n_q: int, bins: int) -> int:
+    dim = lm["depth_dim"]
+    layers = _layers(dim, 4 * dim, lm["depth_layers"], attn=True, ff=True) + 2 * dim
+    return int(layers + (state + 1) * dim + (n_q - 1) * ((bins + 1) * dim + (dim + 1) * bins))
+
+
+def _layers(dim: int, hidden: int, count: int, *, attn: bool, ff: bool) -> int:
+    """Parameters of the layers of a transformer."""
+    one: int = 4 * dim * dim + 2 * dim * hidden + 4 * dim + 4 * dim * attn + (hidden + dim) * ff
+    return count * one
+
+
+def _language_model(cfg: _Section) -> int:
+    """Bytes of the checkpoints and samples of a language model."""
+    codec = _codec_of(str(cfg["compression_model_checkpoint"]))
+    size = language_model_size(cfg["lm"], codec["rvq"]["n_q"], codec["rvq"]["bins"]).parameters
+    states = {"model": size, "best_state": size, "optimizer": 2 * size, "ema": size * bool(cfg["optim"]["ema"]["use"])}
+    keep = cfg["checkpoint"]
+    names = keep["keep_every_states"]
+    kept = sum(value for name, value in states.items() if not names or name in names)
+    weights: int = _FLOAT * (sum(states.values()) + len(_kept_copies(cfg)) * kept)
+    audio = {"sample_rate": codec["sample_rate"], "channels": codec["channels"]}
+    return weights + len(cfg["lm"]["heads"]) * _samples({**cfg, **audio})
+
+
+def _codec_of(name: str) -> _Section:
+    """Configuration of a codec: of an experiment that is there, else one of usual size, near enough for a plan."""
+    frozen = output_dir(os.environ) / "xps" / name.removeprefix("//sig/") / "frozen.json"
+    content = read_json(frozen) if name.startswith("//sig/") else None
+    cfg = (content or {}).get("cfg")
+    bins = 1024 if name == "demo" else 2048
+    return cfg if isinstance(cfg, dict) else {"rvq": {"n_q": 4, "bins": bins}, "sample_rate": 32000, "channels": 1}
+
+
+def _kept_copies(cfg: _Section) -> range:
+    """Epochs whose checkpoints are kept beside the last one."""
+    every, last = cfg["checkpoint"]["save_every"], cfg["checkpoint"]["keep_last"]
+    copies = range(every, cfg["optim"]["epochs"] + 1, every) if every else range(0)
+    return copies[-last:] if last else copies
+
+
 def _checkpoints(cfg: _Section) -> int:
     """Bytes of the last checkpoint and of the copies that are kept."""
     optim, keep, mmd, data = cfg["optim"], cfg["checkpoint"], cfg["mmd"], cfg["dataset"]
@@ -92,10 +151,8 @@ def _checkpoints(cfg: _Section) -> int:
         found = states | {"macro_batch": pending * (epoch * updates % mmd["num_batches_mmd"])}
         return sum(size for name, size in found.items() if not names or name in names)
 
-    every = keep["save_every"]
-    copies = range(every, optim["epochs"] + 1, every) if every else range(0)
-    kept = copies[-keep["keep_last"] :] if keep["keep_last"] else copies
-    return _FLOAT * (values(optim["epochs"]) + sum(values(epoch, keep["keep_every_states"]) for epoch in kept))
+    kept = (values(epoch, keep["keep_every_states"]) for epoch in _kept_copies(cfg))
+    return _FLOAT * (values(optim["epochs"]) + sum(kept))
 
 
 def _samples(cfg: _Section) -> int:

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from audiotok import train
-from audiotok.experiments.disk import adversary_size, experiment_bytes, model_size
+from audiotok.experiments.disk import adversary_size, experiment_bytes, language_model_size, model_size
+from audiotok.files import write_json
 from audiotok.models import get_compression_model
+from audiotok.models.codec_lm import get_language_model
 from audiotok.solvers import builders
 
 PRESETS = sorted(
@@ -50,6 +53,40 @@ def test_sizes_are_those_of_the_networks(preset: str, overrides: list[str]) -> N
     assert tuple(model_size(values)) == counted(model)
     for name, loss in adversaries.items():
         assert tuple(adversary_size(name, values[name])) == counted(loss.adversary), name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["lm.heads=[parallel]", "lm.no_context=false", "lm.bias_attn=true", "lm.hidden_scale=2"],
+        ["lm.no_context=true", "lm.bias_ff=true", "lm.bias_proj=true", "lm.positions=rope"],
+    ],
+)
+@pytest.mark.parametrize(("n_q", "bins"), [(1, 16), (4, 1024)])
+@pytest.mark.parametrize("preset", ["debug", "demo", "musicgen_small"])
+def test_the_size_of_a_language_model_is_that_of_the_network(
+    preset: str, overrides: list[str], n_q: int, bins: int
+) -> None:
+    xp = train.main.get_xp([f"solver=lm/{preset}", "compression_model_checkpoint=demo", *overrides])
+    codes = {"codec": "", "codec_hash": "", "n_q": n_q, "bins": bins, "frame_rate": 50.0, "sample_rate": 32000}
+    with torch.device("meta"):
+        model = get_language_model(OmegaConf.create({"lm": xp.cfg.lm, "codes": {**codes, "channels": 1}}))
+    assert tuple(language_model_size(xp.frozen_values()["lm"], n_q, bins)) == counted(model)
+
+
+def test_the_codec_of_a_language_model_is_that_of_its_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUDIOTOK_OUTPUT_DIR", str(tmp_path))
+    overrides = ["solver=lm/debug", "dset=audio/demo", "compression_model_checkpoint=//sig/0123abcd"]
+    unknown = experiment_bytes(train.main.get_xp(overrides).frozen_values())
+    cfg = {"rvq": {"n_q": 2, "bins": 16}, "sample_rate": 16000, "channels": 1}
+    folder = tmp_path / "xps" / "0123abcd"
+    folder.mkdir(parents=True)
+    write_json(folder / "frozen.json", {"cfg": cfg})
+    known = experiment_bytes(train.main.get_xp(overrides).frozen_values())
+    assert unknown is not None and known is not None and 0 < known < unknown / 2
 
 
 @pytest.mark.slow
