@@ -57,11 +57,13 @@ def import_audiocraft(clone: Path) -> tuple[Any, Any]:
         package.__path__ = [str(clone / "audiocraft" / name.strip("."))]
         sys.modules[package.__name__] = package
     ops = _Everything("xformers.ops")
-    ops.unbind = torch.unbind
-    for module in (ops, _Everything("xformers"), _Everything("audiocraft.modules.conditioners")):
+    xformers = _Everything("xformers")
+    ops.__dict__["unbind"], xformers.__dict__["ops"] = torch.unbind, ops
+    for module in (ops, xformers, _Everything("audiocraft.modules.conditioners")):
         sys.modules[module.__name__] = module
-    sys.modules["xformers"].ops = ops
-    lm, patterns = (importlib.import_module(f"audiocraft.{name}") for name in ("models.lm", "modules.codebooks_patterns"))
+    lm, patterns = (
+        importlib.import_module(f"audiocraft.{name}") for name in ("models.lm", "modules.codebooks_patterns")
+    )
     return lm, patterns
 
 
