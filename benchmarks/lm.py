@@ -37,6 +37,7 @@ ATTENTION: dict[str, dict[str, bool]] = {
     "theirs, sdpa": {"memory_efficient": True},
     "theirs, custom": {"custom": True},
 }
+BFLOAT16 = "ours, bfloat16"
 Run = Callable[[], object]
 Times = dict[str, float]
 
@@ -132,6 +133,16 @@ def generation(model: Any, batch: int, frames: int, *, greedy: bool) -> Callable
     )
 
 
+def in_bfloat16(run: Run) -> Run:
+    """The same within autocast."""
+
+    def rough() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            run()
+
+    return rough
+
+
 def in_turns(runs: Mapping[str, Run], rounds: int, *, warm: bool) -> Times:
     """Median CPU seconds of each; with `warm` the first round does not count."""
     found: dict[str, list[float]] = {name: [] for name in runs}
@@ -154,10 +165,10 @@ def check(models: Mapping[str, Any], bins: int) -> None:
 
 
 def row(case: str, times: Times, scale: float, digits: int) -> str:
-    """One line of a table: scale / seconds of each, and the fastest of theirs over ours."""
+    """One line of a table: scale / seconds of each, and the fastest of theirs over each of ours."""
     cells = [f"{scale / seconds if scale else seconds:.{digits}f}" for seconds in times.values()]
     others = [seconds for name, seconds in times.items() if name.startswith("theirs")]
-    ratio = [f"{min(others) / times['ours']:.2f}"] if others else []
+    ratio = [f"{min(others) / seconds:.2f}" for name, seconds in times.items() if others and name.startswith("ours")]
     line = "| " + " | ".join([case, *cells, *ratio]) + " |"
     print(line, file=sys.stderr, flush=True)
     return line
@@ -165,7 +176,8 @@ def row(case: str, times: Times, scale: float, digits: int) -> str:
 
 def table(first: str, names: list[str], rows: list[str]) -> str:
     """A table with its heading."""
-    heading = [first, *names, *(["times faster"] if len(names) > 1 else [])]
+    faster = ["times faster", "times faster, bfloat16"][: sum(name.startswith("ours") for name in names)]
+    heading = [first, *names, *(faster if any(name.startswith("theirs") for name in names) else [])]
     return "\n".join(["| " + " | ".join(heading) + " |", "| --- " * len(heading) + "|", *rows])
 
 
@@ -173,13 +185,14 @@ def main() -> None:
     """Measure all, and write docs/benchmarks/lm.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audiocraft", type=Path, metavar="CLONE")
-    parser.add_argument("--quick", action="store_true", help="few rounds of short clips, and no page")
+    parser.add_argument("--quick", action="store_true", help="short clips, and no page")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--only", choices=("training", "generation"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     modules = import_audiocraft(options.audiocraft) if options.audiocraft else None
-    rounds, lengths = (3, (50,)) if options.quick else (5, (150, 500))
+    rounds, lengths = options.rounds, (50,) if options.quick else (150, 500)
     updates: list[str] = []
     tokens: list[str] = []
     for size_name in options.sizes:
@@ -191,16 +204,18 @@ def main() -> None:
         check(models, size["bins"])
         # By default theirs projects all past keys again at each step: minutes for 500 frames.
         fast = {name: model for name, model in models.items() if name != "theirs, default"}
-        for batch, frames, greedy in itertools.product((1, 4), lengths, (True, False)):
-            if options.only != "training" and (frames == lengths[0] or not greedy):
-                runs = {name: generation(model, batch, frames, greedy=greedy) for name, model in fast.items()}
-                times = in_turns(runs, rounds, warm=frames == lengths[0])
+        cases = [(batch, frames, False) for frames in lengths for batch in (1, 4, 8) if batch == 1 or frames < 500]
+        for batch, frames, greedy in [(1, lengths[0], True), *cases]:
+            if options.only != "training":
+                runs: dict[str, Run] = {m: generation(fast[m], batch, frames, greedy=greedy) for m in fast}
+                runs[BFLOAT16] = in_bfloat16(runs["ours"])
                 case = f"{size_name}, {batch} × {frames}, {'greedy' if greedy else 'top-k 250'}"
+                times = in_turns(runs, rounds, warm=False)
                 tokens.append(row(case, times, batch * frames * K, 0))
         codes = torch.randint(size["bins"], (size["batch"], K, STEPS))
         if options.only != "generation":
             steps = {name: training(m, our_loss if name == "ours" else their_loss, codes) for name, m in models.items()}
-            times = in_turns(steps, 3 * rounds, warm=True)
+            times = in_turns(steps, rounds, warm=True)
             updates.append(row(f"{size_name}, {size['batch']} × {STEPS}", times, 0, 3))
     names = [name for name in ("ours", *ATTENTION) if modules is not None or name == "ours"]
     page = "\n\n".join(
@@ -210,7 +225,7 @@ def main() -> None:
             "Seconds of an update (forward, backward, AdamW), clips × frames:",
             table("model", names, updates),
             "Codes per second of a whole call of `generate`, clips × frames:",
-            table("model", [name for name in names if name != "theirs, default"], tokens),
+            table("model", [*(name for name in names if name != "theirs, default"), BFLOAT16], tokens),
         ]
     )
     print(page) if options.quick else write_page("lm.md", page + "\n")
