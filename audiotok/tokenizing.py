@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from audiotok import __version__
@@ -47,6 +48,7 @@ class Statistics:
     failed: int = 0
     elapsed_s: float = 0.0
     encoding_s: float = 0.0  # of elapsed_s
+    encoding_cpu_s: float = 0.0  # of the encoding thread
 
 
 def tokenize(model: CompressionModel, manifests: Sequence[Path], out: Path, *, codec: str, **options: Any) -> TokenSet:
@@ -238,14 +240,21 @@ class _Run:
             track.lane.window == track.windows - 1 or wav.shape[1] < self.encoder.span(track.lane.window)[1]
             for track, wav in zip(now, wavs, strict=True)
         ]
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.thread_time()
         if now:
             firsts = [self.encoder.span(track.lane.window)[0] for track in now]
-            self.encoder.step([track.lane for track in now], wavs, last)
+            try:
+                self.encoder.step([track.lane for track in now], wavs, last)
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(
+                    f"{len(now)} tracks side by side exceed the memory of the device: lower the batch size or the "
+                    "window; the same command then goes on."
+                ) from error
             for track, wav, first in zip(now, wavs, firsts, strict=True):
                 track.samples = first + wav.shape[1]
         codes = [track.lane.all_codes() if ends else None for track, ends in zip(now, last, strict=True)]
         self.stats.encoding_s += time.perf_counter() - started
+        self.stats.encoding_cpu_s += time.thread_time() - cpu
         for track, each in zip(now, codes, strict=True):
             if each is not None:
                 self._finish(track, each)

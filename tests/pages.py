@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
-    "launching", "data", "encodec_mmd", "mmd", "dependence", "lm", "gap", "metrics", "generation", "results", "report",
-    "extending", "MAP",
+    "launching", "data", "encodec_mmd", "mmd", "dependence", "tokens", "lm", "gap", "metrics", "generation", "results",
+    "report", "extending", "MAP",
 )))  # fmt: skip
 
 

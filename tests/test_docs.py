@@ -96,6 +96,15 @@ INSTEAD = (
         "no cluster bears that name here",
     ),
     Instead(
+        "docs/tokens.md",
+        "sbatch --array=1-4 --gpus=1 --cpus-per-task=8 --time=2:00:00"
+        ' --wrap="audiotok tokenize //sig/SIG data/music/train.jsonl.gz --out data/tokens/music --workers 8"',
+        "for task in 1 2 3 4; do SLURM_ARRAY_TASK_ID=$task SLURM_ARRAY_TASK_MIN=1 SLURM_ARRAY_TASK_MAX=4"
+        " SLURM_ARRAY_TASK_COUNT=4 audiotok tokenize //sig/SIG data/music/train.jsonl.gz --out data/tokens/music; done"
+        " && test -e data/tokens/music/tokens.json",
+        "SLURM: an array's variables in tests/cli/test_tokenize.py, its processes in tests/test_tokenizing.py",
+    ),
+    Instead(
         "docs/encodec_mmd.md",
         "dora run solver=compression/encodec_mmd_share_32khz dset=audio/default",
         "dora run solver=compression/encodec_mmd_share_32khz dset=audio/default device=cpu optim.epochs=1"

@@ -12,7 +12,7 @@ from audiotok import train
 from audiotok.experiments.overrides import leaves_of
 from audiotok.models.codec_lm import get_language_model
 from audiotok.models.lm import HEADS
-from audiotok.models.patterns import PATTERNS
+from audiotok.models.patterns import PATTERNS, _pattern
 from audiotok.modules.transformer import POSITIONS
 from audiotok.schema import SCHEMA, sections
 from tests.test_schema import changed, choices, config, hints
@@ -37,6 +37,7 @@ def test_presets_are_accepted_and_all_their_keys_are_known(preset: str) -> None:
 
 
 def _model(preset: str, n_q: int, bins: int) -> nn.Module:
+    _pattern.cache_clear()  # or it is one that was made on the CPU
     codes = {**CODES, "n_q": n_q, "bins": bins}
     with torch.device("meta"):
         return get_language_model(OmegaConf.create({**config(f"solver=lm/{preset}", *GIVEN), "codes": codes}))

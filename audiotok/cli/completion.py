@@ -15,7 +15,7 @@ from audiotok.cluster import output_dir
 from audiotok.files import module_names
 
 _SHELLS = ("bash", "zsh")
-_NAMES = ("grids", "results", "signatures")
+_NAMES = ("grids", "results", "signatures", "codecs")
 # What completes the arguments of commands: `audiotok plan GRID`, `dora info -f SIG`.
 _ARGUMENTS = {
     "audiotok": {
@@ -23,6 +23,7 @@ _ARGUMENTS = {
         "results": {"grid": "results"},
         "report": {"grid": "results"},
         "requeue": {"sigs": "signatures"},
+        "tokenize": {"codec": "codecs"},
     },
     "dora": {
         "grid": {"grid": "grids"},
@@ -40,7 +41,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.description = (
         "Print the script that completes `audiotok` and `dora` in a shell: options, names of grids and signatures; or "
         "the names themselves, one a line: of the grids that can be run from here, of those with results, of "
-        "experiments."
+        "experiments, and of codecs as `tokenize` takes them."
     )
     parser.add_argument("what", choices=(*_SHELLS, *_NAMES), help="a shell, or the names that are listed")
     parser.set_defaults(run=_completion)
@@ -54,13 +55,16 @@ def _completion(args: argparse.Namespace) -> None:
 
 
 def _names(kind: str) -> list[str]:
-    """Names of grids that can be run from here, of grids that have results, or of experiments."""
+    """Names of grids that can be run from here, of grids that have results, of experiments, or of codecs."""
     if kind == "grids":
         package = package_here()
         places = [package] if Path(package, "__init__.py").exists() else []
         if not places and (found := importlib.util.find_spec(package)):  # found without being imported
             places = list(found.submodule_search_locations or ())
         return [name for place in places for name in module_names(Path(place, "grids"))]
+    if kind == "codecs":
+        own = sorted(path.stem for path in Path(__file__).parent.parent.glob("models/weights/*.bin"))
+        return own + [f"//sig/{name}" for name in _names("signatures")]
     folder = output_dir(os.environ) / {"results": "grids", "signatures": "xps"}[kind]
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
@@ -78,6 +82,8 @@ def _scripts(shell: str, ours: argparse.ArgumentParser) -> Iterator[str]:
                 action.complete = shtab.cmd(f"audiotok completion {names} 2>/dev/null")  # type: ignore[attr-defined]
             elif action.metavar == "DIR":
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+            elif action.metavar == "MANIFEST":
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
         yield shtab.complete(parser, shell)
 
 

@@ -71,8 +71,8 @@ def _gap(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     fit = GapFit()
     if args.updates is not None:
-        if args.updates < 1:
-            raise ConfigError(f"--updates {args.updates}: a fit takes 1 or more.")
+        if args.updates < 2:
+            raise ConfigError(f"--updates {args.updates}: a fit takes 2 or more.")
         fit = replace(fit, updates=args.updates, min_updates=min(args.updates, fit.min_updates))
     if args.context is not None:
         if args.context < 8:

@@ -104,7 +104,7 @@ def _tokenize(args: argparse.Namespace) -> int:
     if tokens is not None:
         seconds = sum(track.duration for track in tokens.tracks)
         frames = sum(track.frames for track in tokens.tracks)
-        labels = f", {len(tokens.labels)} labels" if tokens.labels else ""
+        labels = f", labels: {len(tokens.labels)}" if tokens.labels else ""
         print(
             f"{args.out}: {len(tokens.tracks)} tracks, {seconds / 3600:.3g} h, {frames * tokens.n_q} tokens "
             f"({tokens.n_q} × {tokens.bins} at {tokens.frame_rate:g} Hz){labels}"

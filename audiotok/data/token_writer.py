@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ _NAMED = 5
 _SET = "set.json"
 _IDENTITY = ("format", "codec_hash", "n_q", "manifests", "label", "window_s")
 Entry = dict[str, Any]
+_FAILED: Mapping[str, type] = {"track": int, "error": str}
+_SHARD = re.compile(r"codes-\d+-of-\d+-(\d+)\.u16")
+_DONE: Mapping[str, type] = {"track": int, "shard": str, "start": int, "frames": int, "duration": float}
 
 
 class TokenWriter:
@@ -89,8 +93,8 @@ class TokenWriter:
         own = [each for each in _read_ledger(self._ledger) if "error" not in each]
         if not own:
             return 0, 0
-        last = max(own, key=lambda each: (str(each["shard"]), int(each["start"])))
-        number = int(str(last["shard"]).rpartition("-")[2].removesuffix(".u16"))
+        last = max(own, key=lambda each: (each["shard"], each["start"]))
+        number = int(_SHARD.sub(r"\1", last["shard"]))
         with contextlib.suppress(OSError):
             size = (self.folder / last["shard"]).stat().st_size // (CODE.itemsize * self.header["n_q"])
             if size >= last["start"] + last["frames"]:
@@ -114,6 +118,7 @@ def writing(folder: Path, header: Mapping[str, Any], part: tuple[int, int]) -> I
         if not held:
             raise DataError(f"{folder}: another process makes part {part[0]} of {part[1]}; wait for it, or stop it.")
         if (folder / NAME).exists():
+            shutil.rmtree(folder / MAKING, ignore_errors=True)  # made again for this lock
             yield None
             return
         yield TokenWriter(folder, header, part)
@@ -180,7 +185,7 @@ def entries(folder: Path, n_q: int) -> Iterator[Entry]:
     for ledger in sorted((folder / MAKING).glob("*.jsonl")):
         for entry in _read_ledger(ledger):
             if "error" not in entry:
-                shard = str(entry["shard"])
+                shard = entry["shard"]
                 if shard not in sizes:
                     with contextlib.suppress(OSError):
                         sizes[shard] = (folder / shard).stat().st_size
@@ -205,7 +210,7 @@ def _write(
         path, label = tracks[index]
         row = {"path": path, "duration": entry["duration"], "frames": entry["frames"], "label": label}
         row |= {"shard": places[entry["shard"]], "start": entry["start"]}
-        rows.append(row if entry["scale"] is None else row | {"scale": entry["scale"]})
+        rows.append(row if entry.get("scale") is None else row | {"scale": entry["scale"]})
     content = dict(header) | {"shards": [{"file": name, "frames": lengths[name]} for name in places], "tracks": rows}
     content["left_out"] = [{"path": tracks[index][0], "reason": reason} for index, reason in bad.items()]
     with _writable(folder):
@@ -234,9 +239,15 @@ def _read_ledger(path: Path) -> list[Entry]:
     for line in lines:
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
-            if isinstance(entry, dict) and isinstance(entry.get("track"), int):
+            done = isinstance(entry, dict) and _is_of(entry, _DONE) and _SHARD.fullmatch(entry["shard"])
+            if done or (isinstance(entry, dict) and _is_of(entry, _FAILED)):
                 found.append(entry)
     return found
+
+
+def _is_of(entry: Entry, kinds: Mapping[str, Any]) -> bool:
+    """Whether a line has these entries, of these kinds, and numbers from 0 up."""
+    return all(isinstance(entry.get(key), kind) and entry[key] >= kind() for key, kind in kinds.items())
 
 
 def _difference(key: str, found: Mapping[str, Any]) -> str:
@@ -270,6 +281,8 @@ def _writable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if (folder / NAME).exists():
+            raise DataError(f"{folder}: another process has completed it meanwhile; nothing is left to do.") from error
         raise DataError(
             f"{folder} cannot be written to: {error.strerror or error}. Free some space or check its permissions; the "
             "same command then goes on."

@@ -274,7 +274,7 @@ def _parse(folder: Path) -> TokenSet:
     if not tracks:
         raise DataError(f"{path} names no tracks: the token set is empty. {HINT}")
     return TokenSet(
-        folder=folder,
+        folder=folder.absolute(),  # maps are made later, perhaps from another current folder
         codec=values.text("codec"),
         codec_hash=values.text("codec_hash"),
         signature=values.text_or_none("signature"),
@@ -316,7 +316,10 @@ def _check_shard(folder: Path, name: str, frames: int, n_q: int) -> None:
         raise DataError(f"{folder / NAME} names the shard {name!r}, which is no file of its folder. {HINT}")
     size, expected = path.stat().st_size, frames * n_q * CODE.itemsize
     if size < expected:
-        raise DataError(f"{path} has {size} bytes, not {expected}: it is truncated or of another set. {HINT}")
+        raise DataError(
+            f"{path} has {size} bytes, not {expected}: it is truncated or of another set. Remove {folder} and make the "
+            "set again."
+        )
 
 
 class _Values:

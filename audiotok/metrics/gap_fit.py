@@ -64,8 +64,11 @@ class GapFit:
 
     def __post_init__(self) -> None:
         """ConfigError for a value that cannot be."""
-        if min(self.updates, self.min_updates, self.batch_size) < 1 or not 0 <= self.warmup < self.context:
-            raise ConfigError(f"{self} is impossible: updates and batch_size from 1, warmup from 0 and below context.")
+        enough = self.updates > 1 and self.min_updates > 1 and self.batch_size > 0
+        if not enough or not 0 <= self.warmup < self.context:
+            raise ConfigError(
+                f"{self} is impossible: updates and min_updates from 2, batch_size from 1, warmup below context."
+            )
 
 
 def factorisation_gap(
@@ -360,10 +363,8 @@ def _averaged(mean: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
 
 
 def _checks(fit: GapFit) -> list[int]:
-    """Updates after which the state is measured: the last, and each time four fifths of those."""
-    checks: list[int] = []
-    check = float(fit.updates)
-    while round(check) >= 1 and (check > fit.min_updates / 2 or len(checks) < 2):
-        checks.append(round(check))
-        check *= _CHECK
-    return sorted(set(checks))
+    """Updates after which the state is measured: the last, and each time four fifths of those; two or more."""
+    checks = [fit.updates]
+    while len(checks) < 2 or checks[-1] > fit.min_updates / 2:
+        checks.append(min(round(checks[-1] * _CHECK), checks[-1] - 1))
+    return checks[::-1]

@@ -24,6 +24,8 @@ from audiotok.modules.conv import StreamableConv1d
 from audiotok.modules.lstm import StreamableLSTM
 from audiotok.modules.seanet import SEANetEncoder, SEANetResnetBlock
 
+LONGEST_S = 3600
+
 
 @dataclass(slots=True)
 class Lane:
@@ -60,15 +62,16 @@ class WindowEncoder:
         window_s: length of a window without its context, in seconds.
 
     Raises:
-        ConfigError: if a window would hold no frame.
+        ConfigError: if a window would hold no frame, or more than `LONGEST_S`.
     """
 
     def __init__(self, model: CompressionModel, window_s: float) -> None:
         self.model = model
         self.hop = round(model.sample_rate / model.frame_rate)
+        if not 1 / model.frame_rate <= window_s <= LONGEST_S:
+            frame = f"{1 / model.frame_rate:.3g}"
+            raise ConfigError(f"windows of {window_s} s; expected from {frame} s (a frame) to {LONGEST_S}.")
         self.frames = round(window_s * model.frame_rate)
-        if self.frames < 1:
-            raise ConfigError(f"windows of {window_s} s: shorter than a frame ({1 / model.frame_rate:.3g} s).")
         self.device: torch.device = next(iter(model.state_dict().values())).device
         self.exact = _continuable(model)
         self._left = self._right = 0  # context in samples
@@ -77,7 +80,8 @@ class WindowEncoder:
             layers = list(model.encoder.model)
             at = next((i for i, layer in enumerate(layers) if isinstance(layer, StreamableLSTM)), len(layers))
             self._front = nn.Sequential(*layers[:at])
-            self._lstm = layers[at] if at < len(layers) else None
+            lstm = layers[at] if at < len(layers) else None
+            self._lstm = lstm if isinstance(lstm, StreamableLSTM) else None
             self._back = nn.Sequential(*layers[at + 1 :])
             left, right = reach(self._front)
             self._left, self._right = (math.ceil(each / self.hop) * self.hop for each in (left, right))
@@ -136,22 +140,31 @@ class WindowEncoder:
                 found[index] = frames[:, context:] if last[index] else frames[:, context : context + self.frames]
         return found
 
-    def _run_lstm(self, lanes: Sequence[Lane], frames: list[Tensor]) -> list[Tensor]:
-        """The LSTM over the frames of all lanes together, each from its state on."""
+    def _run_lstm(self, lanes: Sequence[Lane], frames: Sequence[Tensor]) -> list[Tensor]:
+        """The LSTM over the frames of all lanes, each from its state on."""
         if self._lstm is None:
-            return frames
-        assert isinstance(self._lstm, StreamableLSTM)
-        # Zeros after the shorter ones, which end here: nothing goes on from their state.
-        batch = nn.utils.rnn.pad_sequence([each.t() for each in frames])
-        zeros = batch.new_zeros(self._lstm.lstm.num_layers, batch.shape[2])
+            return list(frames)
+        # Zeros follow what is shorter than a window, which ends here: nothing goes on from its state. What is longer
+        # ends here, too, and would put zeros after those that go on.
+        found = list(frames)
+        for longer in (False, True):
+            if indices := [i for i, each in enumerate(frames) if (each.shape[1] > self.frames) is longer]:
+                batch = nn.utils.rnn.pad_sequence([frames[i].t() for i in indices])
+                out = self._continued(self._lstm, [lanes[i] for i in indices], batch)
+                for place, i in enumerate(indices):
+                    found[i] = out[: frames[i].shape[1], place].t()
+        return found
+
+    def _continued(self, layer: StreamableLSTM, lanes: Sequence[Lane], batch: Tensor) -> Tensor:
+        """The LSTM layer over frames [t, B, D], from the states of the lanes, which it moves on."""
+        zeros = batch.new_zeros(layer.lstm.num_layers, batch.shape[2])
         states = [lane.state or (zeros, zeros) for lane in lanes]
         start = (torch.stack([h for h, _ in states], dim=1), torch.stack([c for _, c in states], dim=1))
-        out, (h, c) = self._lstm.lstm(batch, start)
-        if self._lstm.skip:
-            out = out + batch
-        for index, lane in enumerate(lanes):
-            lane.state = (h[:, index].contiguous(), c[:, index].contiguous())
-        return [out[: each.shape[1], index].t() for index, each in enumerate(frames)]
+        out: Tensor
+        out, (h, c) = layer.lstm(batch, start)
+        for place, lane in enumerate(lanes):
+            lane.state = (h[:, place].contiguous(), c[:, place].contiguous())
+        return out + batch if layer.skip else out
 
     def _run_back(self, lanes: Sequence[Lane], frames: Sequence[Tensor], last: Sequence[bool]) -> None:
         """The convolutions after the LSTM, and the codes of all frames that they have seen enough for."""

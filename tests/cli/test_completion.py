@@ -58,6 +58,8 @@ def complete(script: Path, folder: Path, line: str) -> list[str]:
         ("audiotok results ", ["sweep"]),
         ("audiotok report s", ["sweep"]),
         ("audiotok requeue ", [SIG]),
+        ("audiotok tokenize ", ["demo", f"//sig/{SIG}"]),
+        ("audiotok tokenize //sig/0", [f"//sig/{SIG}"]),
         ("audiotok plan --f", ["--format"]),
         ("audiotok plan --format j", ["json"]),
         ("dora gr", ["grid"]),
@@ -84,7 +86,7 @@ def test_a_profile_that_is_not_there_completes_nothing(
     assert main(["completion", "signatures"]) == 2 and capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("names", ["grids", "results", "signatures"])
+@pytest.mark.parametrize("names", ["grids", "results", "signatures", "codecs"])
 def test_names_are_read_without_anything_slow_and_nothing_is_written(names: str, folder: Path) -> None:
     code = (
         f"import sys; from audiotok.cli import main; main(['completion', '{names}']); "
@@ -93,7 +95,7 @@ def test_names_are_read_without_anything_slow_and_nothing_is_written(names: str,
     before = sorted(folder.rglob("*"))
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = sp.run([sys.executable, "-c", code], cwd=folder, env=environ, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]" and len(done.stdout.splitlines()) == 2
+    assert done.stdout.splitlines()[-1] == "[]" and len(done.stdout.splitlines()) == 2 + (names == "codecs")
     assert sorted(folder.rglob("*")) == before
 
 
@@ -101,8 +103,5 @@ def test_zsh_gets_the_same_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "zsh"]) == 0
     told = capsys.readouterr().out
     assert "#compdef audiotok" in told and "#compdef dora" in told
-    assert {name for name in ("grids", "results", "signatures") if f"($(audiotok completion {name} 2>" in told} == {
-        "grids",
-        "results",
-        "signatures",
-    }
+    kinds = {"grids", "results", "signatures", "codecs"}
+    assert {name for name in kinds if f"($(audiotok completion {name} 2>" in told} == kinds

@@ -54,7 +54,7 @@ def test_table(tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_and_held_out(tokens: Path, others: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--held-out", str(others), "--updates", "1", "--pattern", "parallel", "--json"]
+    options = ["--held-out", str(others), "--updates", "2", "--pattern", "parallel", "--json"]
     assert main(["gap", "demo", "--tokens", str(tokens), *options]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["pattern"] == "parallel" and found["frame_rate"] == 50 and len(found["codec_hash"]) == 64
@@ -69,7 +69,7 @@ def test_json_and_held_out(tokens: Path, others: Path, capsys: pytest.CaptureFix
         (["--tokens", "nowhere"], "nowhere"),
         (["--tokens", "OTHERS"], "2 recording(s) are too few for the factorisation gap"),
         (["--tokens", "TOKENS", "--held-out", "TOKENS"], "is in --tokens and in --held-out"),
-        (["--tokens", "TOKENS", "--updates", "0"], "--updates 0: a fit takes 1 or more"),
+        (["--tokens", "TOKENS", "--updates", "1"], "--updates 1: a fit takes 2 or more"),
         (["--tokens", "TOKENS", "--pattern", "zigzag"], "Pattern 'zigzag' is unknown"),
         (["--tokens", "SHORT"], "longest has 400"),
         (["--tokens", "SHORT", "--context", "64"], "1 recording(s) are too few"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audiotok.errors import ConfigError, DataError
 from audiotok.metrics import GapFit, factorisation_gap
-from audiotok.metrics.gap_fit import split_recordings
+from audiotok.metrics.gap_fit import _checks, split_recordings
 
 CLIPS, FRAMES, BINS = 240, 48, 4
 TRACKS = torch.arange(CLIPS) // 6
@@ -184,15 +184,24 @@ def test_parts_are_whole_recordings(number: int) -> None:
     ],
 )
 def test_what_cannot_be_measured(changes: dict[str, Any], error: type[Exception], message: str) -> None:
-    options: dict[str, Any] = {"codes": independent(), "bins": BINS, "tracks": TRACKS, "fit": replace(FIT, updates=1)}
+    options: dict[str, Any] = {"codes": independent(), "bins": BINS, "tracks": TRACKS, "fit": replace(FIT, updates=2)}
     with pytest.raises(error, match=message):
         factorisation_gap(**(options | changes))
 
 
-@pytest.mark.parametrize("changes", [{"updates": 0}, {"batch_size": 0}, {"warmup": 48}, {"warmup": -1}])
+@pytest.mark.parametrize(
+    "changes", [{"updates": 1}, {"min_updates": 1}, {"batch_size": 0}, {"warmup": 48}, {"warmup": -1}]
+)
 def test_a_fit_that_cannot_be(changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="is impossible"):
         replace(FIT, **changes)
+
+
+def test_two_checks_at_least() -> None:
+    """The fall since the check before is always finite."""
+    assert _checks(replace(FIT, updates=2, min_updates=300)) == [1, 2]
+    assert _checks(replace(FIT, updates=10, min_updates=10)) == [5, 6, 8, 10]
+    assert _checks(replace(FIT, updates=1000, min_updates=300)) == [134, 168, 210, 262, 328, 410, 512, 640, 800, 1000]
 
 
 def test_clips_just_long_enough() -> None:
