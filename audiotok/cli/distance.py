@@ -49,10 +49,13 @@ def _distance(args: argparse.Namespace) -> None:
 
     distance, generated, reference, used = folder_distance(args.generated, args.reference, embedding)
     print(f"distance   {distance.value:.6g} ± {distance.error:.3g}  ({used.name})")
-    dims = len(reference.files[0].mean)
+    dims = len(next(iter(reference.files.values())).mean)
+    pairs = ", each a draw with the file of its name" if len(distance.left_out) == 1 else ""
     for name, one, folder in (("generated", generated, args.generated), ("reference", reference, args.reference)):
         resampled = f", {one.resampled} of them resampled" if one.resampled else ""
-        print(f"{name}  {len(one.files)} files{resampled}, {one.frames} vectors of {dims} dimensions  ({folder})")
+        print(
+            f"{name}  {len(one.files)} files{pairs}{resampled}, {one.frames} vectors of {dims} dimensions  ({folder})"
+        )
     print(
         f"bias       none to first order: extrapolated to infinitely many files by the jackknife; measured on these "
         f"alone it is {distance.plain:.6g}"

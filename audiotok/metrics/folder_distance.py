@@ -1,10 +1,14 @@
-"""Fréchet distance between the audio in two folders, whose files are independent draws."""
+"""Fréchet distance between the audio in two folders, whose files are independent draws.
+
+Folders with files of the same names are taken to hold versions of the same recordings, which count as one draw: that is
+right of unrelated files, too.
+"""
 
 import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,15 +26,15 @@ _PIECE_S = 30.0  # of a file at once, at most
 
 @dataclass(frozen=True)
 class FolderMoments:
-    """What is left of the audio of a folder: moments of each file, and how many files have been resampled."""
+    """What is left of the audio of a folder: moments of files by their names, and how many have been resampled."""
 
-    files: Sequence[Moments]
+    files: dict[str, Moments]
     resampled: int
 
     @property
     def frames(self) -> int:
         """Vectors in all."""
-        return sum(one.count for one in self.files)
+        return sum(one.count for one in self.files.values())
 
 
 def folder_distance(
@@ -46,18 +50,39 @@ def folder_distance(
         embedding: makes an embedding, given the lowest sample rate of all files in Hz.
 
     Returns:
-        The distance, what it is made of, and the embedding.
+        The distance, what is compared (of the generated and of the reference folder), and the embedding.
 
     Raises:
         DataError: if a folder holds less than two files that can be used, or too few frames.
     """
     files = [_audio_of(folder) for folder in (generated, reference)]
     chosen = embedding(min(info.sample_rate for found in files for info in found.values()))
+    names = [
+        {_name(folder, path) for path in found} for folder, found in zip((generated, reference), files, strict=True)
+    ]
     first, second = _moments(generated, files[0], chosen), _moments(reference, files[1], chosen)
-    dims = {len(one.mean) for one in (*first.files, *second.files)}
+    dims = {len(one.mean) for found in (first, second) for one in found.files.values()}
     if len(dims) > 1:
         raise DataError(f"vectors of {sorted(dims)} dimensions from {chosen.name}; all have to have as many")
-    return distance_of_sets(first.files, second.files, relative=chosen.relative), first, second, chosen
+    common = first.files.keys() & second.files.keys()
+    paired = names[0] == names[1]
+    if paired:
+        first, second = (
+            replace(one, files={name: one.files[name] for name in sorted(common)}) for one in (first, second)
+        )
+    elif common:
+        logger.warning(
+            "%d files have the same name in both folders, and others have not: where they are versions of one "
+            "recording, the distance comes out too low; compare folders with the same names, or with no name in common",
+            len(common),
+        )
+    sets = [list(one.files.values()) for one in (first, second)]
+    return distance_of_sets(*sets, paired=paired, relative=chosen.relative), first, second, chosen
+
+
+def _name(folder: Path, path: Path) -> str:
+    """Name of a file within its folder, without its format."""
+    return path.relative_to(folder.absolute()).with_suffix("").as_posix()
 
 
 def _audio_of(folder: Path) -> dict[Path, AudioInfo]:
@@ -76,12 +101,13 @@ def _audio_of(folder: Path) -> dict[Path, AudioInfo]:
 
 
 def _moments(folder: Path, files: dict[Path, AudioInfo], embedding: Embedding) -> FolderMoments:
-    moments: list[Moments] = []
+    moments: dict[str, Moments] = {}
     problems: list[str] = []
     resampled = 0
     for path, info in files.items():
         try:
-            moments.append(_of_file(path, info, embedding))
+            name, own = _name(folder, path), _of_file(path, info, embedding)
+            moments[name] = moments[name].merge(own) if name in moments else own  # one recording in two formats
             resampled += info.sample_rate != embedding.sample_rate
         except DataError as error:
             problems.append(str(error))

@@ -15,7 +15,7 @@ Curious Case of Neural Text Degeneration", ICLR 2020 (top-p).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from audiotok.errors import ConfigError, DataError
 from audiotok.models.patterns import Pattern, get_pattern
+from audiotok.modules.decoding import Decoder, Product, prepare
 from audiotok.modules.transformer import KVCache, Transformer
 
 HEADS = ("parallel", "chain")
@@ -68,29 +69,33 @@ class Sampling:
             raise ConfigError(f"{self} is impossible: temperature >= 0, top_k >= 0 and 0 < top_p <= 1.")
 
     def draw(self, logits: Tensor, generator: Generators | None = None) -> Tensor:
-        """Codes [B] from logits [B, bins]."""
+        """Codes [...] from logits [..., bins]; with a generator for each clip the first axis is that of clips."""
         if self.temperature == 0:
-            return logits.argmax(dim=1)
-        probabilities = (logits.double() / self.temperature).softmax(dim=1)
-        if self.top_k == 0 and self.top_p == 1:
-            return _pick(probabilities, generator)[:, 0]
-        probabilities, codes = probabilities.sort(dim=1, descending=True, stable=True)
-        if self.top_k:
-            probabilities[:, self.top_k :] = 0
-            probabilities /= probabilities.sum(dim=1, keepdim=True)
+            return logits.argmax(dim=-1)
+        scores, bins = logits.to(torch.promote_types(logits.dtype, torch.float32)), logits.shape[-1]
+        codes = None
+        if self.top_k or self.top_p < 1:
+            scores, codes = scores.topk(min(self.top_k or bins, bins), dim=-1)
         if self.top_p < 1:
-            probabilities[probabilities.cumsum(dim=1) - probabilities >= self.top_p] = 0
-        return codes.gather(1, _pick(probabilities, generator))[:, 0]
+            probabilities = (scores.double() / self.temperature).softmax(dim=-1)
+            above = probabilities.cumsum(dim=-1) - probabilities
+            scores = scores.masked_fill(above >= self.top_p, -math.inf)
+        # With Gumbel noise -log(E), E exponential, the greatest is a draw by the softmax of scores / temperature. A
+        # third of the time of softmax and torch.multinomial, and the bins that are left out need no noise.
+        noise = _exponential(scores, generator).log_()
+        drawn = (scores - self.temperature * noise).argmax(dim=-1, keepdim=True)
+        return (drawn if codes is None else codes.gather(-1, drawn))[..., 0]
 
 
-def _pick(probabilities: Tensor, generator: Generators | None) -> Tensor:
-    """Places [B, 1] drawn from probabilities [B, bins], whose rows may have any sum."""
+def _exponential(like: Tensor, generator: Generators | None) -> Tensor:
+    """Exponential noise of the shape of scores [..., bins]."""
     if generator is None or isinstance(generator, torch.Generator):
-        return torch.multinomial(probabilities, 1, generator=generator)
-    cumulative = probabilities.cumsum(dim=1)
-    uniform = torch.stack([torch.rand(1, dtype=torch.float64, generator=one) for one in generator])
-    level = uniform.to(probabilities.device) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, level, right=True).clamp(max=probabilities.shape[1] - 1)
+        return torch.empty_like(like).exponential_(generator=generator)
+    noise = torch.empty(like.shape, dtype=like.dtype)
+    for own, one in zip(noise.view(len(like), -1, like.shape[-1]), generator, strict=True):
+        for codebook in own:  # one by one, as the chain head draws: both heads get the same noise
+            codebook.exponential_(generator=one)
+    return noise.to(like.device)
 
 
 class ChainHead(nn.Module):
@@ -232,13 +237,20 @@ class LMModel(nn.Module):
 
     def state(self, sequence: Tensor, labels: Tensor | None = None, cache: list[KVCache] | None = None) -> Tensor:
         """State [B, S, dim] after each step of sequence [B, K, S], which follows the steps in the cache."""
-        x = sum((emb(sequence[:, k]) for k, emb in enumerate(self.emb)), torch.zeros((), device=sequence.device))
+        x = self._embed(sequence)
         if self.label_emb is not None and not (cache and cache[0].length):
             if labels is None:
                 labels = sequence.new_full((len(sequence),), self.no_label)
             x = torch.cat([self.label_emb(labels)[:, None], x], dim=1)
         state: Tensor = self.out_norm(self.transformer(x, cache))
         return state[:, -sequence.shape[2] :]  # without the label
+
+    def _embed(self, sequence: Tensor) -> Tensor:
+        """Sum [B, ..., dim] of the embeddings of the codebooks of sequence [B, K, ...]."""
+        x: Tensor = self.emb[0](sequence[:, 0])
+        for k, emb in enumerate(self.emb[1:], start=1):
+            x = x + emb(sequence[:, k])
+        return x
 
     def nll(self, codes: Tensor, labels: Tensor | None = None, *, valid_only: bool = True) -> CodeNLL:
         """Negative log-likelihood of codes [B, K, T], with all codes before them as context.
@@ -269,7 +281,7 @@ class LMModel(nn.Module):
         if self.depth is not None:
             # The parallel logits are a constant here, so that the chain's loss does not change the parallel head.
             added = self.depth(state.flatten(0, 1), targets[:, :-1].transpose(1, 2).flatten(0, 1))
-            both = [x.detach() + more.view_as(x) for x, more in zip(logits[1:], added, strict=True)]
+            both = [more.view_as(x).add_(x.detach()) for x, more in zip(logits[1:], added, strict=True)]
             later = [self._cross_entropy(x, targets[:, k]) for k, x in enumerate(both, start=1)]
             in_steps = torch.stack([parallel[:, 0].detach(), *later], dim=1)
             chain, _ = pattern.undo(F.pad(in_steps, (1, 0)), 0.0)
@@ -312,6 +324,9 @@ class LMModel(nn.Module):
                 clip does not depend on the others of its batch.
             use_cache: whether each step is read once, rather than all steps for each new one.
 
+        Within torch.autocast the weights are kept in its type. In bfloat16 they are read in half of the time, and codes
+        are others than in float32.
+
         Raises:
             ConfigError: for a head that the model does not have, or guidance without labels.
             DataError: for a prompt or labels that do not fit.
@@ -330,43 +345,22 @@ class LMModel(nn.Module):
         if given >= timesteps:
             raise DataError(f"A prompt of {given} frames leaves nothing of the {timesteps} to generate.")
         pattern = self.pattern(timesteps)
-        sequence, mask = pattern.build(F.pad(prompt, (0, timesteps - given), value=-1), self.special_token)
-        cache = self.transformer.new_cache(pattern.length + 1) if use_cache else None
-        guided = guidance != 1
-        if guided and labels is not None:
+        sequence, _ = pattern.build(F.pad(prompt, (0, timesteps - given), value=-1), self.special_token)
+        copies = 1 if guidance == 1 else 2
+        if copies == 2 and labels is not None:
             labels = torch.cat([labels, torch.full_like(labels, self.no_label)])
-        read, real = 0, mask.T.tolist()
+        rows = copies * len(sequence)
+        cache = self.transformer.new_cache(pattern.length + 1) if use_cache else None
+        decoder: Decoder | None = None
+        drawer = _Drawer(self, head == "chain", rows, guidance, sampling or Sampling(), generator)
         for step in range(int(pattern.steps[:, given].min()), pattern.length):
-            steps = sequence[..., read:step]
-            state = self.state(torch.cat([steps, steps]) if guided else steps, labels, cache)[:, -1]
-            self._fill(sequence[..., step], real[step], state, guidance, sampling or Sampling(), head, generator)
-            read = step if use_cache else 0
+            if decoder is None:
+                state = self.state(sequence[..., :step].repeat(copies, 1, 1), labels, cache)[:, -1]
+                decoder = Decoder(self.transformer, cache, rows) if cache is not None else None
+            else:
+                state = self.out_norm(decoder.read(self._embed(sequence[..., step - 1].repeat(copies, 1))))
+            drawer.fill(sequence[..., step], state)
         return pattern.undo(sequence, self.special_token)[0]
-
-    def _fill(
-        self,
-        column: Tensor,
-        real: list[bool],
-        state: Tensor,
-        guidance: float,
-        sampling: Sampling,
-        head: str,
-        generator: Generators | None,
-    ) -> None:
-        """Draw the codes of one step that are -1, column [B, K], from state [B, dim], or [2 B, dim] with guidance."""
-        copies = len(state) // len(column)
-        chain = self.depth if head == "chain" else None
-        cache = chain.transformer.new_cache(self.n_q - 1) if chain is not None else None
-        for k, linear in enumerate(self.linears):
-            added = chain(state, column[:, k - 1 : k].repeat(copies, 1), cache)[0] if chain is not None and k else 0
-            if not real[k]:
-                continue
-            logits = linear(state) + added
-            if copies == 2:
-                with_label, without = logits.chunk(2)
-                logits = without + guidance * (with_label - without)
-            drawn = sampling.draw(logits, generator)
-            column[:, k] = torch.where(column[:, k] == -1, drawn, column[:, k])
 
     def _check(self, codes: Tensor, labels: Tensor | None) -> None:
         """DataError for codes or labels that this model cannot read."""
@@ -383,6 +377,64 @@ class LMModel(nn.Module):
             raise DataError(f"Labels are {list(labels.shape)} for {codes.shape[0]} clips; give one for each.")
         if int(labels.min()) < 0 or int(labels.max()) > self.no_label:
             raise DataError(f"Labels have to be from 0 to {self.no_label}, which stands for no label.")
+
+
+class _Drawer:
+    """Draws the codes of a step from its state.
+
+    Args:
+        model: of which the weights of the heads are copied.
+        chain: whether the chain head draws, if there is one.
+        rows: states of a step.
+        guidance, sampling, generator: see `LMModel.generate`.
+    """
+
+    def __init__(
+        self,
+        model: LMModel,
+        chain: bool,
+        rows: int,
+        guidance: float,
+        sampling: Sampling,
+        generator: Generators | None,
+    ) -> None:
+        self.shape = (rows, model.n_q, model.bins)
+        self.guidance, self.sampling, self.generator = guidance, sampling, generator
+        self.heads = _prepare(model.linears, rows)
+        self.depth = model.depth if chain else None
+        if self.depth is not None:
+            self.in_proj = _prepare([self.depth.in_proj], rows)
+            self.linears = [_prepare([linear], rows) for linear in self.depth.linears]
+            self.decoder = Decoder(self.depth.transformer, self.depth.transformer.new_cache(model.n_q - 1), rows)
+
+    def fill(self, column: Tensor, state: Tensor) -> None:
+        """Draw the codes that are -1 of column [B, K] from state [B, dim], or [2 B, dim] with guidance."""
+        logits = self.heads(state).view(self.shape)
+        if self.depth is None:
+            column.copy_(torch.where(column == -1, self._draw(logits), column))
+            return
+        projected, copies = self.in_proj(state), len(state) // len(column)
+        for cache in self.decoder.cache:
+            cache.length = 0
+        for k in range(column.shape[1]):
+            each = logits[:, k]
+            if k:
+                x = projected + self.depth.emb[k - 1](column[:, k - 1].repeat(copies))
+                each = each + self.linears[k - 1](self.depth.out_norm(self.decoder.read(x)))
+            column[:, k] = torch.where(column[:, k] == -1, self._draw(each), column[:, k])
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        """Codes [B, ...] from logits [B, ..., bins], or [2 B, ..., bins] with guidance."""
+        if self.guidance != 1:
+            with_label, without = logits.chunk(2)
+            logits = without + self.guidance * (with_label - without)
+        return self.sampling.draw(logits, self.generator)
+
+
+def _prepare(linears: Iterable[nn.Module], rows: int) -> Product:
+    """As `prepare`, of linear layers."""
+    each = [linear for linear in linears if isinstance(linear, nn.Linear)]
+    return prepare([linear.weight for linear in each], [linear.bias for linear in each], rows)
 
 
 def _embedding(size: int, dim: int) -> nn.Embedding:

@@ -26,16 +26,19 @@ class KVCache:
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
-        self._memory: Tensor | None = None
+        self._memory: tuple[Tensor, Tensor] | None = None
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of further steps; returns those of all steps so far, as views."""
         if self._memory is None:
-            self._memory = key.new_empty(2, *key.shape[:2], self.capacity, key.shape[3])
-        start, self.length = self.length, self.length + key.shape[2]
-        self._memory[0, :, :, start : self.length] = key
-        self._memory[1, :, :, start : self.length] = value
-        return self._memory[0, :, :, : self.length], self._memory[1, :, :, : self.length]
+            shape = (*key.shape[:2], self.capacity, key.shape[3])
+            self._memory = key.new_empty(shape), value.new_empty(shape)
+        keys, values = self._memory
+        start, steps = self.length, key.shape[2]
+        self.length += steps
+        keys.narrow(2, start, steps).copy_(key)
+        values.narrow(2, start, steps).copy_(value)
+        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
 
 
 class CausalAttention(nn.Module):
@@ -68,7 +71,7 @@ class CausalAttention(nn.Module):
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = projected.view(batch, steps, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if rotation is not None:
-            query, key = _rotate(query, rotation), _rotate(key, rotation)
+            query, key = rotate(query, rotation), rotate(key, rotation)
         past = 0
         if cache is not None:
             past = cache.length
@@ -142,7 +145,7 @@ class Transformer(nn.Module):
                 f"A transformer of {dim} channels and {num_heads} heads with {positions} positions: the channels have "
                 "to be a multiple of the heads, at least 4, and even (with rope those of each head)."
             )
-        self.positions, self.head_dim = positions, dim // num_heads
+        self.positions, self.dim, self.head_dim = positions, dim, dim // num_heads
         self.layers = nn.ModuleList(
             TransformerLayer(dim, num_heads, hidden, dropout, bias_attn, bias_ff) for _ in range(num_layers)
         )
@@ -154,18 +157,22 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, cache: list[KVCache] | None = None) -> Tensor:
         """Run over x [B, S, dim], which follows the steps in the cache; those are extended by the steps of x."""
-        start = cache[0].length if cache else 0
-        # AudioCraft's positions have this precision; in bfloat16 neighbouring steps of a long sequence would be one.
-        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        time = torch.arange(start, start + x.shape[1], device=x.device, dtype=exact)
-        rotation = None
-        if self.positions == "sin":
-            x = x + _sinusoids(time, x.shape[2]).to(x)
-        else:
-            rotation = _rotation(time, self.head_dim)
+        added, rotation = self.position_tables(cache[0].length if cache else 0, x.shape[1])
+        if added is not None:
+            x = x + added.to(x)
         for index, layer in enumerate(self.layers):
             x = layer(x, rotation, cache[index] if cache else None)
         return x
+
+    def position_tables(self, start: int, steps: int) -> tuple[Tensor | None, Tensor | None]:
+        """What `sin` adds to the input [S, dim] at steps from `start` on, and by what `rope` turns them [S, D / 2]."""
+        like = next(self.parameters())
+        # AudioCraft's positions have this precision; in bfloat16 neighbouring steps of a long sequence would be one.
+        exact = torch.float64 if like.dtype == torch.float64 else torch.float32
+        time = torch.arange(start, start + steps, device=like.device, dtype=exact)
+        if self.positions == "sin":
+            return _sinusoids(time, self.dim), None
+        return None, _rotation(time, self.head_dim)
 
 
 def _sinusoids(time: Tensor, dim: int) -> Tensor:
@@ -183,7 +190,7 @@ def _rotation(time: Tensor, dim: int) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn neighbouring channels of x [B, H, S, D] by rotation [S, D / 2], in float32 or better."""
     exact = x if x.dtype == torch.float64 else x.float()
     pairs = torch.view_as_complex(exact.reshape(*x.shape[:-1], -1, 2))

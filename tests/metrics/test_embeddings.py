@@ -81,7 +81,7 @@ def music(folder: Path, count: int, seed: int, *, rate: int = 8000, seconds: flo
     for index in range(count):
         noise = torch.randn(1, int(seconds * rate * (1 + index % 3)), generator=generator)
         noise[:, 1:] += slope * noise[:, :-1]
-        write_audio(folder / f"{index}.wav", 0.1 * noise, rate)
+        write_audio(folder / f"{seed}-{index}.wav", 0.1 * noise, rate)
     return folder
 
 
@@ -134,6 +134,23 @@ def test_folders_are_compared_at_the_lowest_rate_file_by_file(tmp_path: Path) ->
     assert only.value == pytest.approx(wanted.value, rel=1e-9)
     assert only.error == pytest.approx(wanted.error, rel=1e-9)
     assert distance.value > 0
+
+
+def test_files_of_the_same_names_are_versions_of_recordings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    a = music(tmp_path / "a", 5, 1)
+    for path in a.glob("*"):
+        wav, rate = read_audio(path)
+        write_audio((tmp_path / "b" / path.name).with_suffix(".flac"), 0.9 * wav + 1e-3 * torch.randn_like(wav), rate)
+    b = tmp_path / "b"
+    distance = folder_distance(a, b, LogMelEmbedding)[0]
+    sets = ([Moments.of(LogMelFrames(8000)(read_audio(path)[0])) for path in sorted(x.glob("*"))] for x in (a, b))
+    wanted = distance_of_sets(*sets, paired=True)
+    assert distance.value == pytest.approx(wanted.value, rel=1e-9)
+    assert distance.error == pytest.approx(wanted.error, rel=1e-9)
+    assert "the same name" not in caplog.text
+    (b / "1-0.flac").rename(b / "another.flac")
+    assert folder_distance(a, b, LogMelEmbedding)[0].value < distance.value
+    assert "4 files have the same name in both folders" in caplog.text
 
 
 def test_long_files_are_read_in_equal_pieces(tmp_path: Path) -> None:
@@ -223,7 +240,7 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = music(tmp_path / "a", 3, 1)  # 3, 6 and 9 s
     with pytest.raises(DataError, match=r"vectors of \[3, 6, 9\] dimensions"):
         folder_distance(folder, folder, Odd)
-    for path in (folder / "1.wav", folder / "2.wav"):
+    for path in (folder / "1-1.wav", folder / "1-2.wav"):
         write_audio(path, torch.from_numpy(np.zeros((1, 16000), np.float32)), 8000)
     with pytest.raises(DataError, match=r"a has 1 files .* not finite"):
         folder_distance(folder, folder, Odd)
