@@ -130,6 +130,9 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
         columns = None if args.format in EXACT else headline_columns(experiments)
     if args.columns is not None:
         columns = _names(args.columns)
+        of_runs = [name for name in columns if name not in table and name in experiments.runs]
+        if of_runs and args.by is None:
+            raise ResultsError(f"--columns {', '.join(of_runs)}: of runs, not of codecs; --runs shows a row per run.")
     if args.output is not None:
         write_table(table, args.output, args.format, columns, bold=True)
         logger.info("wrote %s", args.output)

@@ -49,15 +49,15 @@ def codec_frame(references: Sequence[str | None], codecs: "Experiments") -> tupl
     names["state"] = f"{CODEC}state"
     known = codecs.runs.set_index("sig")[list(names)]
     there = {str(sig): row for row, sig in enumerate(known.index)}
-    rows = [there.get(name or "", -1) for name in references]
-    frame = pd.DataFrame({CODEC_SIG: list(references)}, dtype=object)
+    rows = [there.get(name or "", -1) for name in references]  # -1: what stands after the last one, which is missing
+    columns: dict[str, Any] = {CODEC_SIG: pd.Series(list(references), dtype=object)}
     for name, column in names.items():
         if name in codecs.metrics:
-            values = known[name].to_numpy(np.float64)
-            frame[column] = [values[row] if row >= 0 else np.nan for row in rows]
+            columns[column] = np.append(known[name].to_numpy(np.float64), np.nan)[rows]
         else:
-            items = known[name].tolist()
-            frame[column] = pd.Series([items[row] if row >= 0 else None for row in rows], dtype=object)
+            items = [*known[name].tolist(), None]
+            columns[column] = pd.Series([items[row] for row in rows], dtype=object)
+    frame = pd.DataFrame(columns)
     return frame, [names[name] for name in codecs.parameters], [names[name] for name in codecs.metrics]
 
 
@@ -77,11 +77,11 @@ def is_joined(experiments: "Experiments") -> bool:
 
 
 def counts_codecs(runs: pd.DataFrame, by: Sequence[str]) -> bool:
-    """Whether a condition has several codecs, so that codecs rather than runs are its replicates."""
+    """Whether any condition has several codecs, so that codecs rather than runs are the replicates of them all."""
     if CODEC_SIG not in runs.columns:
         return False
     codecs = [runs[CODEC_SIG]] if not by else [members[CODEC_SIG] for _, members in _groups(runs, by)]
-    return any(each.nunique(dropna=False) > 1 for each in codecs)
+    return any(each.nunique() > 1 for each in codecs)
 
 
 def replicates(runs: pd.DataFrame, by: Sequence[str], metrics: Sequence[str], *, codecs: bool) -> pd.DataFrame:
@@ -91,9 +91,9 @@ def replicates(runs: pd.DataFrame, by: Sequence[str], metrics: Sequence[str], *,
         runs: one row per run.
         by: columns that make a condition.
         metrics: columns to average.
-        codecs: whether they are codecs (`counts_codecs`): then the mean over the runs of each codec in each condition;
-            its `sig` is the codec's. Else the runs themselves, but what was measured of a codec stands in its first
-            run only, for more runs of it measure nothing new of it.
+        codecs: whether they are codecs (`counts_codecs`): then the mean over the runs of each codec in each condition,
+            with the codec's `sig`; a run on no codec stands for itself. Else the runs themselves, but what was measured
+            of a codec stands in its first run only, for more runs of it measure nothing new of it.
 
     Raises:
         ResultsError: if a column does not exist.
@@ -102,7 +102,8 @@ def replicates(runs: pd.DataFrame, by: Sequence[str], metrics: Sequence[str], *,
     if CODEC_SIG not in runs.columns:
         return runs
     keys = list(dict.fromkeys([*by, CODEC_SIG]))
-    finite = runs.assign(**{name: _finite(runs[name]) for name in metrics})
+    units = runs[CODEC_SIG].where(runs[CODEC_SIG].notna(), runs["sig"])
+    finite = runs.assign(**{name: _finite(runs[name]) for name in metrics}, **{CODEC_SIG: units})
     if not codecs:
         again = finite.duplicated(keys).to_numpy()
         own = [name for name in metrics if name.startswith(CODEC)]

@@ -13,7 +13,7 @@ from scipy import stats
 
 from audiotok import cli
 from audiotok.errors import ResultsError
-from audiotok.results import load_grid
+from audiotok.results import load_all, load_grid
 from audiotok.results.joined import codec_rows, counts_codecs, replicates
 from audiotok.results.metrics import known_metric, metric_direction, metric_values, several_codecs
 from audiotok.results.plots import learning_curves, tradeoff
@@ -138,6 +138,17 @@ def test_codecs_not_their_runs_are_the_replicates_of_a_condition(root: Path) -> 
     assert row["n"] == 3 and row["difference"] == pytest.approx(-0.01)
 
 
+def test_among_other_experiments_a_run_on_no_codec_stands_for_itself(root: Path) -> None:
+    runs = load_all(root).runs  # the codecs too, whose `losses.mmd` is their own
+    assert len(runs) == 18 and runs["codec.sig"].isna().sum() == 6
+    by, metrics = ["losses.mmd"], ["evaluate.sisdr", "evaluate.gap"]
+    counts = summarize(replicates(runs, by, metrics, codecs=counts_codecs(runs, by)), by, metrics)
+    counts = counts[counts["n"] > 0][["losses.mmd", "metric", "n"]].fillna(-1)
+    assert sorted(counts.itertuples(index=False, name=None), key=str) == [
+        (-1, "evaluate.gap", 6), (0, "evaluate.sisdr", 3), (10, "evaluate.sisdr", 3),
+    ]  # fmt: skip
+
+
 def test_nesting_keeps_the_rate_of_false_findings(tmp_path: Path) -> None:
     """Codecs that differ while their runs do not: taking runs for replicates would find a difference that is none."""
     rng = np.random.default_rng(0)
@@ -227,6 +238,7 @@ def test_conditions_of_language_models_are_paired_by_codec(root: Path, capsys: p
         (["--by", "codec.losses.mdm"], "no column codec.losses.mdm; there are: codec.losses.mmd"),
         (["--by", "codec.seed", "--metric", "codec.evaluate.sisdx"], "codec.evaluate.sisdr"),
         (["--columns", "codec.x"], "no column 'codec.x'"),
+        (["--columns", "sig,host,codec.seed"], "--columns sig, host: of runs, not of codecs; --runs shows"),
         (["--by", "codec.losses.mmd", "--runs"], "give one of them"),
         (["--by", "codec.losses.mmd", "--baseline", "codec.losses.mmd=7"], "no run has it"),
         (["--by", "codec.losses.mmd", "--baseline", "codec.x=7"], "NAME=VALUE expected"),
