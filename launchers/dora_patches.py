@@ -22,7 +22,7 @@ from audiotok.launchers.profile import ProfileLauncher, profile_of
 from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
 from audiotok.launchers.table import load_history, monitor
 from audiotok.launchers.watch import follow, left_alone
-from audiotok.status import experiment_state
+from audiotok.status import State, experiment_state
 from audiotok.terminal import in_colour, prepare_streams
 
 
@@ -63,8 +63,9 @@ class InfoShepherd(OneShepherd):
         by_hand = experiment_state(sheep.xp.folder) if sheep.verdict() is None else None
         state, reason = sheep.verdict() or by_hand or ("none: it was neither submitted nor run here", "")
         self.log(f"State is {state}{' of a run by hand' if by_hand else ''}{f': {reason}' if reason else ''}")
-        for sig, (needed, why) in self.needs(sheep.xp).items():
-            self.log(f"Needs {sig}, which is {needed}{f': {why}' if why else ''}")
+        if state not in (State.WAITING, State.BLOCKED):
+            for sig, (needed, why) in self.needs(sheep.xp).items():
+                self.log(f"Needs {sig}, which is {needed}{f': {why}' if why else ''}")
         logs = [sheep.xp.folder / name for name in ("solver.log.0", f"{self.main.main_module}.log")]
         if by_hand and (log := next(filter(Path.exists, logs), None)):
             self.log(f"Log of that run is {log}")

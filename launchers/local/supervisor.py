@@ -5,6 +5,7 @@ so it can be killed at any moment: running jobs continue under their runners, an
 another supervisor, which finds everything as it was. It leaves when nothing is left to do. Standard library only.
 """
 
+import math
 import os
 import signal
 import subprocess as sp
@@ -74,12 +75,13 @@ def _survey(store: JobStore, looks: dict[str, float]) -> tuple[list[JobRecord], 
     """The running jobs of all users and the first of this user that may start; ends those of his that never can.
 
     Of those behind it only what has a lock is read (a job that no runner ever started has none), and every LOOK_S what
-    waits for other experiments: `looks` says when next, by job.
+    waits for other experiments: `looks` says when next, by job, infinity for one that has all that it needs.
     """
     started, own, now = {path.name for path in store.locks.iterdir()}, set(store.own()), time.monotonic()
     running, waiting = [], None
     for job_id in (unfinished := store.unfinished()):
-        is_due = looks[job_id] <= now if job_id in looks else waiting is None
+        look_at = looks.get(job_id, now)
+        is_due = look_at <= now or (waiting is None and look_at == math.inf)
         if job_id not in started and not (is_due and job_id in own):
             continue
         record = store.checked(job_id)
@@ -88,13 +90,12 @@ def _survey(store: JobStore, looks: dict[str, float]) -> tuple[list[JobRecord], 
         elif job_id not in own:
             continue
         elif record is not None and record.state == "PENDING":
-            unmet_needs = unmet(Path(record.folder), record.needs)
-            if unmet_needs is None:
+            lacking = unmet(Path(record.folder), record.needs)
+            looks[job_id] = now + LOOK_S if lacking else math.inf
+            if lacking is None:
                 waiting = waiting or record
-            elif unmet_needs.state is State.WAITING:
-                looks[job_id] = now + LOOK_S
-            else:
-                store.finish_waiting(job_id, State.BLOCKED, unmet_needs.reason)
+            elif lacking.state is State.BLOCKED:
+                store.finish_waiting(job_id, State.BLOCKED, lacking.reason)
         else:
             _bury(store, job_id)
     for job_id in looks.keys() - {*unfinished}:

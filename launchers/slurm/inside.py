@@ -183,6 +183,8 @@ def _blocked(folder: Path, needs: Iterable[str]) -> str:
     deadline = time.monotonic() + SEEN_S
     while (held := unmet(folder, needs)) and held.state.live and time.monotonic() < deadline:
         time.sleep(POLL_S)
+    if held and held.state.live:
+        return f"what it needs is not complete, though its job ended well: {held.reason.removeprefix('for ')}"
     return held.reason if held else ""
 
 

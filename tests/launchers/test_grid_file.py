@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from dora.explore import Herd
 
+from audiotok import train
 from audiotok.errors import ConfigError
 from audiotok.launchers.grid_file import experiments, explore, grid_of, load_explorer
 from audiotok.launchers.profile import Profile, ProfileLauncher
-from audiotok.launchers.shepherd import GridShepherd
+from audiotok.launchers.shepherd import GridSheep, GridShepherd
 from tests.launchers.test_shepherd import Main
 
 HEAD = "from dora.explore import Explorer\nfrom audiotok.launchers.grid_file import experiments\n"
@@ -114,3 +115,15 @@ def test_an_unknown_grid_names_those_there_are(grids: Callable[..., Main]) -> No
         explored(main, "over")
     with pytest.raises(ConfigError, match="outside of a grid file"):
         experiments("over")
+
+
+@pytest.mark.parametrize(
+    ("name", "codecs", "seeds"), [("debug", "debug", 1), ("mmd_on_off_demo", "mmd_on_off_demo", 2)]
+)
+def test_a_grid_of_language_models_has_each_codec_with_each_seed(name: str, codecs: str, seeds: int) -> None:
+    herd, grid = Herd(), f"lm.{name}"
+    explore(load_explorer(train.main, grid), grid, ProfileLauncher(GridShepherd(train.main), Profile(), herd))
+    needed = [list(sheep.shepherd.needs(sheep.xp)) for sheep in herd.sheeps.values() if isinstance(sheep, GridSheep)]
+    found = experiments(f"compression.{codecs}", train.main)
+    assert needed == [[codec.sig] for codec in found for _ in range(seeds)]
+    assert len(found) == (6 if codecs == "mmd_on_off_demo" else 4)

@@ -21,7 +21,7 @@ from audiotok.launchers.plan import (
     remember,
 )
 from audiotok.launchers.profile import Profile
-from audiotok.status import STATUS_FILE
+from audiotok.status import STATUS_FILE, State
 
 GRID = "compression.sweep"
 
@@ -65,6 +65,21 @@ def test_hours_are_those_of_what_is_submitted(tmp_path: Path) -> None:
     assert request.cpu_hours == pytest.approx(16 * 10 * 10 + 4 * 1.5)
     assert request.likely_gpu_hours is None and request.disk_bytes is None and request.finished == 0
     assert request.free_bytes is not None and request.free_bytes > 0
+
+
+def test_the_chain_says_how_many_wait_for_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiotok.launchers.plan.grid_of", {"a": "codecs", "b": "codecs", "c": ""}.__getitem__)
+    needs = [{"a": State.RUNNING}, {"a": State.RUNNING, "b": State.PENDING}, {"c": State.PENDING}, {}]
+    entries = [_entry(tmp_path, n, Action.NEW) for n in range(4)]
+    entries = [
+        replace(entry, decision=replace(entry.decision, needs=some)) for entry, some in zip(entries, needs, strict=True)
+    ]
+    plan = _plan(tmp_path, *entries)
+    assert [line for line in plan_text(plan).splitlines() if line.startswith("chain")] == [
+        "chain: 2 wait for 2 experiments of codecs (1 RUNNING, 1 PENDING)",
+        "chain: 1 waits for 1 experiment (1 PENDING)",
+    ]
+    assert [one.get("needs") for one in plan.as_json()["experiments"]] == [*needs[:3], None]
 
 
 def test_finished_experiments_tell_what_is_likely(tmp_path: Path) -> None:

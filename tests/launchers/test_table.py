@@ -135,6 +135,8 @@ def test_a_row_for_each_and_a_line_of_totals(herd: list[_Sheep]) -> None:
         (["COMPLETED", "RUNNING"], False),
         (["COMPLETED", "PENDING"], False),
         (["COMPLETED", "UNKNOWN"], False),  # nobody answers, so nobody knows that it has ended
+        (["COMPLETED", "WAITING"], False),  # also without a job
+        (["COMPLETED", "BLOCKED"], True),
     ],
 )
 def test_it_ends_when_all_has_ended(tmp_path: Path, states: list[str | None], finished: bool) -> None:

@@ -1,5 +1,6 @@
 """The book of local jobs: locks, verdicts, the queue."""
 
+import math
 import os
 import shutil
 import subprocess as sp
@@ -11,7 +12,7 @@ import pytest
 from audiotok.errors import LaunchError
 from audiotok.launchers.local.queue import JobRecord, JobStore
 from audiotok.launchers.local.supervisor import _IMPORT_ROOT, _free_devices, _may_start, _survey
-from audiotok.status import read_json, write_json
+from audiotok.status import experiment_state, read_json, write_json
 from tests.fakes.tiny import REPOSITORY
 
 
@@ -115,6 +116,38 @@ def test_a_pending_job_that_is_held_counts_as_running(store: JobStore, tmp_path:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_job_that_needs_others_leaves_its_place_to_those_behind_until_they_have_completed(
+    store: JobStore, tmp_path: Path
+) -> None:
+    first, second, third = (queued(store, tmp_path) for _ in range(3))
+    for record, name in ((first, "codec"), (third, "lost")):
+        record.needs = {name: "L9"}
+        store.write(record)
+    looks: dict[str, float] = {}
+
+    def survey(state: str) -> JobRecord | None:
+        (tmp_path / "codec").mkdir(exist_ok=True)
+        write_json(
+            tmp_path / "codec" / "job.json", {"job_id": "L9", "launcher": "local", "state": state, "reason": "x"}
+        )
+        return _survey(store, looks)[1]
+
+    found = survey("SUSPENDED")
+    assert found is not None and found.job_id == second.job_id
+    assert experiment_state(tmp_path / third.job_id) == ("BLOCKED", "needs lost, which is not submitted")
+    assert looks[first.job_id] < looks[second.job_id] == math.inf
+    found = survey("COMPLETED")
+    assert found is not None and found.job_id == second.job_id  # it is not looked at yet
+    looks[first.job_id] = 0.0
+    found = survey("COMPLETED")
+    assert found is not None and found.job_id == first.job_id
+    looks.clear()
+    found = survey("DIVERGED")
+    assert found is not None and found.job_id == second.job_id
+    assert experiment_state(tmp_path / first.job_id) == ("BLOCKED", "needs codec, which is DIVERGED: x")
+    assert store.unfinished() == [second.job_id]
 
 
 def test_a_lock_has_one_holder(store: JobStore) -> None:
