@@ -14,8 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from audiotok import adversarial, data, losses, metrics, models, modules, quantization
 from audiotok.adversarial import discriminators
+from audiotok.data import tokens
 from audiotok.data.manifest import AudioMeta
 from audiotok.metrics import frechet, perceptual, quality
+from audiotok.models import codec_lm, lm, no_context
+from audiotok.modules import transformer
 from audiotok.modules.seanet import SEANetDecoderOptions, SEANetOptions
 from audiotok.quantization import QuantizedResult
 from audiotok.solvers.macro_batch import MMDWeight
@@ -69,6 +72,16 @@ SECTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
     frechet.FrechetCodecDistance: ("metrics.fcd",),
     frechet.FrechetMelDistance: ("metrics.fmd",),
     frechet.LogMelFrames: ("metrics.fmd",),
+    tokens.TokenDataset: ("dataset",),
+    codec_lm.CodecLM: ("lm",),
+    codec_lm.CodeFormat: (),
+    lm.ChainHead: ("lm",),
+    lm.LMModel: ("lm",),
+    lm.Sampling: ("generate.lm",),
+    no_context.NoContextModel: (),  # its chain head is as wide as that of its model
+    transformer.CausalAttention: (),  # biases are those of PyTorch; a language model gives its own
+    transformer.Transformer: (),
+    transformer.TransformerLayer: (),
 }
 # Keys that are called otherwise than the parameter.
 KEYS: dict[tuple[Callable[..., Any], str], str] = {
@@ -82,8 +95,14 @@ KEYS: dict[tuple[Callable[..., Any], str], str] = {
 
 @pytest.fixture(scope="module")
 def cfg() -> DictConfig:
+    """Of a codec, with the sections that only a language model has."""
     with initialize_config_dir(str(Path(__file__).parent.parent / "config"), version_base="1.3"):
-        return compose("config", ["solver=compression/default"])
+        language_model, codec = (compose("config", [f"solver={kind}/default"]) for kind in ("lm", "compression"))
+    for one in (language_model, codec):
+        OmegaConf.set_struct(one, False)
+    merged = OmegaConf.merge(language_model, codec)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def defaults(target: Callable[..., Any]) -> dict[str, Any]:
@@ -131,16 +150,9 @@ def test_a_default_is_that_of_the_configuration(target: Callable[..., Any], cfg:
 
 def test_every_class_with_defaults_is_compared() -> None:
     found = {kind for kind in classes() if "__init__" in vars(kind) and defaults(kind)}
-    results = {"PrepareReport", "Scan", "SegmentInfo"}
-    language_model = {
-        "CausalAttention",
-        "ChainHead",
-        "LMModel",
-        "Sampling",
-        "Transformer",
-        "TransformerLayer",
-    }  # has no file
-    assert {kind.__name__ for kind in found - SECTIONS.keys()} == results | language_model
+    results = {"PrepareReport", "Scan", "SegmentInfo", "TokenSet", "TokenTrack"}
+    alone = {"GapFit", "GapMeter", "Lane"}  # of commands, which have options of their own
+    assert {kind.__name__ for kind in found - SECTIONS.keys()} == results | alone
 
 
 def test_renamed_keys_exist(cfg: DictConfig) -> None:

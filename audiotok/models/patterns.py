@@ -97,10 +97,11 @@ def get_pattern(name: str, n_q: int, timesteps: int, delays: Sequence[int] | Non
 @lru_cache(100)
 def _pattern(name: str, n_q: int, timesteps: int, delays: tuple[int, ...]) -> Pattern:
     """As `get_pattern`, of checked arguments; a result is shared and not to be changed."""
-    time = 1 + torch.arange(timesteps)
-    late = torch.tensor(delays or [0]).reshape(-1, 1)
+    with torch.device("cpu"):  # also where a model is being built on another, such as meta
+        time, books = 1 + torch.arange(timesteps), torch.arange(n_q)[:, None]
+        late = torch.tensor(delays or [0]).reshape(-1, 1)
     if name == "flatten":
-        steps = n_q * (time - 1) + 1 + torch.arange(n_q)[:, None]
+        steps = n_q * (time - 1) + 1 + books
     elif name == "coarse_first" and n_q > 1:
         steps = torch.cat([time[None], timesteps + time + late])
     else:

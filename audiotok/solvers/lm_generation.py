@@ -52,8 +52,8 @@ class Drawing:
 
     frames: int
     sampling: Sampling
-    guidance: float = 1.0
-    seed: int = 0
+    guidance: float
+    seed: int
 
     def __call__(
         self,

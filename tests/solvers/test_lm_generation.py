@@ -99,11 +99,11 @@ def generate(lm: CodecLM, codec: CompressionModel, tokens: TokenSet, folder: Pat
 
 def test_a_clip_is_the_same_in_every_batch_and_both_heads_share_their_random_numbers() -> None:
     lm = language_model()
-    drawing = Drawing(frames=12, sampling=Sampling(top_k=5, top_p=0.9), seed=7)
+    drawing = Drawing(frames=12, sampling=Sampling(top_k=5, top_p=0.9), guidance=1.0, seed=7)
     whole = drawing(lm, range(5), head="chain")
     assert whole.shape == (5, N_Q, 12)
     assert torch.equal(drawing(lm, [4, 1], head="chain"), whole[[4, 1]])
-    other = Drawing(frames=12, sampling=drawing.sampling, seed=8)
+    other = Drawing(frames=12, sampling=drawing.sampling, guidance=1.0, seed=8)
     assert not torch.equal(other(lm, range(5), head="chain"), whole)
     first = drawing(lm, range(5), head="parallel")[:, 0, 0]
     assert torch.equal(first, whole[:, 0, 0])  # of the first codebook of the first step both heads have one law
