@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="audiotok", description="Grids of neural audio codec experiments.")
     parser.add_argument("--version", action="version", version=f"audiotok {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (results, report, plan, requeue, data, tokenize, generate, distance, doctor, init, completion):
+    for command in (results, report, plan, requeue, data, tokenize, gap, generate, distance, doctor, init, completion):
         command.add_to(commands)
     parser.set_defaults(whole=parser)
     return parser

@@ -198,7 +198,8 @@ class LMSolver(StandardSolver):
     def generate(self) -> Metrics:
         """Draw clips, and write them and their codes under `samples/` of the experiment."""
         self.model.eval()
-        tokens, folder = self.tokens["generate"], Path(self.folder)
+        # A distance takes several recordings: those of both splits that nothing was chosen by.
+        held_out, folder = [self.tokens["generate"], self.tokens["evaluate"]], Path(self.folder)
         return dict(
-            generate_clips(self.model, self.codec, tokens, self.cfg, folder, self.epoch, after_step=self.after_step)
+            generate_clips(self.model, self.codec, held_out, self.cfg, folder, self.epoch, after_step=self.after_step)
         )

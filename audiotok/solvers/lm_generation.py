@@ -20,7 +20,7 @@ from torch import Tensor
 
 from audiotok.data import SegmentInfo
 from audiotok.data.names import clip_name
-from audiotok.data.tokens import TokenSet
+from audiotok.data.tokens import TokenSet, TokenTrack
 from audiotok.distributed import gather_objects, is_source, rank, world_size
 from audiotok.errors import ConfigError, DataError
 from audiotok.files import write_json
@@ -94,6 +94,27 @@ def _generator(seed: int, number: int) -> torch.Generator:
 
 
 @dataclass(frozen=True)
+class _HeldOut:
+    """Tracks of some token sets, each recording once."""
+
+    tracks: list[tuple[TokenSet, int]]
+
+    @staticmethod
+    def of(sets: Sequence[TokenSet]) -> "_HeldOut":
+        found = {track.path: (tokens, i) for tokens in reversed(sets) for i, track in enumerate(tokens.tracks)}
+        return _HeldOut([found[path] for path in sorted(found)])
+
+    def track(self, number: int) -> TokenTrack:
+        tokens, index = self.tracks[number]
+        return tokens.tracks[index]
+
+    def codes(self, window: "_Window", frames: int) -> Tensor:
+        """Codes [K, frames] from the start of a window on."""
+        tokens, index = self.tracks[window.track]
+        return tokens.codes(index, window.start, frames)
+
+
+@dataclass(frozen=True)
 class _Window:
     """A stretch of held-out codes."""
 
@@ -130,7 +151,7 @@ class _Stage:
 
     lm: CodecLM
     codec: CompressionModel
-    tokens: TokenSet
+    held_out: _HeldOut
     drawing: Drawing
     batch_size: int
     folder: Path
@@ -143,7 +164,7 @@ class _Stage:
 def generate_clips(
     lm: CodecLM,
     codec: CompressionModel,
-    tokens: TokenSet,
+    tokens: Sequence[TokenSet],
     cfg: DictConfig,
     folder: Path,
     epoch: int,
@@ -160,7 +181,7 @@ def generate_clips(
     Args:
         lm: the language model, in evaluation mode.
         codec: of its codes, on the same device.
-        tokens: held-out codes.
+        tokens: held-out codes, of one split or more; a recording that several have counts once.
         cfg: the configuration, of which `generate` is read and, for the clips, `dataset.generate`.
         folder: of the experiment.
         epoch: of the weights, for names.
@@ -173,19 +194,20 @@ def generate_clips(
     data, of_lm = {**settings(cfg.dataset), **settings(cfg.dataset.generate)}, settings(cfg.generate.lm)
     seconds, prompt_s = data["segment_duration"], of_lm.get("prompt_duration", 0.0)
     drawing = Drawing(
-        frames=max(1, round(seconds * tokens.frame_rate)),
+        frames=max(1, round(seconds * codec.frame_rate)),
         sampling=Sampling(of_lm["temperature"], of_lm["top_k"], of_lm["top_p"]),
         guidance=of_lm.get("guidance", 1.0),
         seed=of_lm["seed"],
     )
-    prompt = round(prompt_s * tokens.frame_rate)
+    prompt = round(prompt_s * codec.frame_rate)
     if prompt >= drawing.frames:
         raise ConfigError(f"generate.lm.prompt_duration={prompt_s}: give less than the {seconds:g} s of a clip")
     batch_size = max(1, data["batch_size"] // world_size())
-    stage = _Stage(lm, codec, tokens, drawing, batch_size, folder, epoch, cfg.generate.audio, after_step)
+    held_out = _HeldOut.of(tokens)
+    stage = _Stage(lm, codec, held_out, drawing, batch_size, folder, epoch, cfg.generate.audio, after_step)
     written = data["num_samples"]
     clips = max(of_lm.get("num_clips", _CLIPS), written)
-    windows = _windows(tokens, drawing.frames, clips)
+    windows = _windows(held_out, drawing.frames, clips, codec.frame_rate)
     parts = [_Part(windows, 0, clips, _spread(clips, written))]
     if prompt:
         parts.append(_Part(windows, prompt, len(windows), _spread(len(windows), written)))
@@ -199,18 +221,19 @@ def generate_clips(
     return metrics
 
 
-def _windows(tokens: TokenSet, frames: int, most: int) -> list[_Window]:
+def _windows(held_out: _HeldOut, frames: int, most: int, frame_rate: float) -> list[_Window]:
     """Windows of held-out codes that do not overlap, evenly spread; DataError if there is none."""
-    rooms = [track.frames // frames for track in tokens.tracks]
+    lengths = [held_out.track(number).frames for number in range(len(held_out.tracks))]
+    rooms = [length // frames for length in lengths]
     every = [_Window(track, place * frames) for track, room in enumerate(rooms) for place in range(room)]
+    where = held_out.tracks[0][0].folder
     if not every:
-        longest, needed = (count / tokens.frame_rate for count in (max(t.frames for t in tokens.tracks), frames))
         raise DataError(
-            f"{tokens.folder}: every track is shorter than the {needed:.3g} s of a generated clip, the longest has "
-            f"{longest:.3g} s; lower dataset.generate.segment_duration"
+            f"{where}: every track is shorter than the {frames / frame_rate:.3g} s of a generated clip, the longest "
+            f"has {max(lengths) / frame_rate:.3g} s; lower dataset.generate.segment_duration"
         )
     if short := rooms.count(0):
-        logger.warning("%s: left out %d of %d tracks: shorter than a clip", tokens.folder, short, len(rooms))
+        logger.warning("%s: left out %d of %d tracks: shorter than a clip", where, short, len(rooms))
     return [every[index] for index in sorted(_spread(len(every), most))]
 
 
@@ -262,12 +285,12 @@ def _codes(stage: _Stage, part: _Part, windows: Sequence[_Window], numbers: Sequ
     device = stage.lm.out_norm.weight.device
 
     def held_out(frames: int) -> Tensor:
-        return torch.stack([stage.tokens.codes(one.track, one.start, frames) for one in windows]).to(device)
+        return torch.stack([stage.held_out.codes(window, frames) for window in windows]).to(device)
 
     if head is None:
         return held_out(stage.drawing.frames)
     prompt = held_out(part.given) if part.given else None
-    labels = [stage.tokens.tracks[window.track].label for window in windows]
+    labels = [stage.held_out.track(window.track).label for window in windows]
     return stage.drawing(stage.lm, numbers, head=head, prompt=prompt, labels=labels)
 
 
@@ -298,17 +321,17 @@ def _write(stage: _Stage, part: _Part, head: str | None, clips: list[tuple[int, 
             )
             np.save(folder / f"{name}.npy", codes.cpu().numpy().astype(np.uint16))
             if head is None:
-                prompt_s = part.given / stage.tokens.frame_rate
+                prompt_s = part.given / stage.codec.frame_rate
                 source = {"path": str(info.path), "start_s": info.start_s, "prompt_s": prompt_s}
                 write_json(folder / f"{name}.json", source, sync=False)
 
 
 def _source(stage: _Stage, window: _Window) -> SegmentInfo:
     """Where the audio of a window is from."""
-    path, rate = Path(stage.tokens.tracks[window.track].path), stage.codec.sample_rate
-    frames = round(stage.drawing.frames / stage.tokens.frame_rate * rate)
+    path, rate = Path(stage.held_out.track(window.track).path), stage.codec.sample_rate
+    frames = round(stage.drawing.frames / stage.codec.frame_rate * rate)
     track = "/".join(path.parts[-2:])  # album and title: a hash of the whole path would be another on each machine
-    return SegmentInfo(path, window.start / stage.tokens.frame_rate, frames, frames, rate, track)
+    return SegmentInfo(path, window.start / stage.codec.frame_rate, frames, frames, rate, track)
 
 
 # --- Distances ---

@@ -94,7 +94,7 @@ def configuration(**lm: Any) -> DictConfig:
 
 
 def generate(lm: CodecLM, codec: CompressionModel, tokens: TokenSet, folder: Path, **options: Any) -> dict[str, float]:
-    return generate_clips(lm, codec, tokens, configuration(**options), folder, 3, after_step=lambda: None)
+    return generate_clips(lm, codec, [tokens], configuration(**options), folder, 3, after_step=lambda: None)
 
 
 def test_a_clip_is_the_same_in_every_batch_and_both_heads_share_their_random_numbers() -> None:
@@ -213,7 +213,7 @@ def test_batches_change_nothing(
     lm, steps = language_model(), list[int]()
     before = torch.random.get_rng_state()
     cfg = configuration(batch_size=4, num_samples=9)
-    found = generate_clips(lm, codec, tokens, cfg, tmp_path, 3, after_step=lambda: steps.append(1))
+    found = generate_clips(lm, codec, [tokens, tokens], cfg, tmp_path, 3, after_step=lambda: steps.append(1))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     assert codes_below(tmp_path) == codes_below(folder)
@@ -248,7 +248,7 @@ def test_two_processes_make_what_one_makes(
         monkeypatch.setattr(lm_generation, "is_source", lambda rank=rank: rank == 0)
         monkeypatch.setattr(lm_generation, "gather_objects", partial(gather, rank=rank))
         cfg = configuration(batch_size=4, num_samples=9)
-        found = generate_clips(lm, codec, tokens, cfg, tmp_path, 3, after_step=partial(after_step, rank))
+        found = generate_clips(lm, codec, [tokens, tokens], cfg, tmp_path, 3, after_step=partial(after_step, rank))
     folder, wanted = made
     assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     assert steps[0] == steps[1] > 0
