@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
-    "launching", "data", "encodec_mmd", "mmd", "dependence", "metrics", "results", "report", "extending", "MAP",
+    "launching", "data", "encodec_mmd", "mmd", "dependence", "gap", "metrics", "results", "report", "extending", "MAP",
 )))  # fmt: skip
 
 

@@ -122,6 +122,12 @@ INSTEAD = (
         "dora grid compression.encodec_musicgen_mmd_32khz --dry_run --no_monitoring",
         "GPUs for weeks at full size",
     ),
+    Instead(
+        "docs/gap.md",
+        "audiotok gap demo --tokens data/tokens --updates 20",
+        "audiotok gap demo --tokens data/tokens --updates 2 --context 64",
+        "its tracks of music are 2.5 s long",
+    ),
     Instead("docs/results.md", GRID_OF_STORED_RESULTS, "", "its results are there since the README"),
     Instead(
         "docs/results.md", "dora grid lm.mmd_on_off_demo", store_language_models, "minutes: tests/solvers/test_lm.py"

@@ -45,6 +45,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     text = "one fit each, with parts of its own, such as 0,1,2 (default: 0)"
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="N,N", help=text)
     parser.add_argument("--updates", type=int, metavar="N", help="of a fit, at most (default: as GapFit has it)")
+    text = "frames that the model sees at most (default: 256); a track needs almost twice as many"
+    parser.add_argument("--context", type=int, metavar="FRAMES", help=text)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda if any")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=_gap)
@@ -72,6 +74,10 @@ def _gap(args: argparse.Namespace) -> None:
         if args.updates < 1:
             raise ConfigError(f"--updates {args.updates}: a fit takes 1 or more.")
         fit = replace(fit, updates=args.updates, min_updates=min(args.updates, fit.min_updates))
+    if args.context is not None:
+        if args.context < 8:
+            raise ConfigError(f"--context {args.context}: a window takes 8 frames or more.")
+        fit = replace(fit, context=args.context, warmup=min(fit.warmup, args.context // 4))
     hash_of_codec = codec_hash(CompressionModel.get_pretrained(args.codec))
     sets = [TokenSet.open(folder, codec_hash=hash_of_codec) for folder in (args.tokens, args.held_out) if folder]
     codes, tracks, held_out = _clips(sets, fit)
@@ -100,7 +106,7 @@ def _gap(args: argparse.Namespace) -> None:
         fits = [{"seed": seed, **one} for seed, one in zip(args.seeds, found, strict=True)]
         print(json.dumps({**of_all, "frame_rate": sets[0].frame_rate, "fits": fits}, indent=2))
     else:
-        print("\n".join(_table(args, sets[0], found)))
+        print("\n".join(_table(args, sets[0], found, fit.tolerance)))
 
 
 def _clips(sets: "Sequence[TokenSet]", fit: "GapFit") -> "tuple[Tensor, Tensor, list[int] | None]":
@@ -127,7 +133,9 @@ def _clips(sets: "Sequence[TokenSet]", fit: "GapFit") -> "tuple[Tensor, Tensor, 
     return torch.stack(codes), owners, sorted({owner for owner in tracks if owner >= len(sets[0].tracks)})
 
 
-def _table(args: argparse.Namespace, tokens: "TokenSet", found: Sequence[Mapping[str, float]]) -> list[str]:
+def _table(
+    args: argparse.Namespace, tokens: "TokenSet", found: Sequence[Mapping[str, float]], tolerance: float
+) -> list[str]:
     """Means over the fits as lines."""
     first = found[0]
     names = ["gap", *(name for name in first if name.startswith("gap_q") and not name.endswith("_err"))]
@@ -153,6 +161,10 @@ def _table(args: argparse.Namespace, tokens: "TokenSet", found: Sequence[Mapping
     lacking = [f"{seed}" for seed, one in zip(args.seeds, found, strict=True) if not one["gap_converged"]]
     if lacking:
         lines += ["", f"not converged: seed {', '.join(lacking)}; the gap may still change, give more --updates"]
+    if (fall := max(one["gap_alone_fall"] for one in found)) > tolerance:
+        lines += [
+            f"gap_alone is too low: without context the NLL still fell by {fall:.3f} bits/frame in the last fifth"
+        ]
     return lines
 
 

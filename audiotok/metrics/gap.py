@@ -78,6 +78,12 @@ class GapMeter:
         for owner, sums in other._sums.items():
             self._sums[owner] = self._sums[owner] + sums if owner in self._sums else sums
 
+    def chain_bits(self) -> Floats:
+        """Bits of each codebook by the chain head, with and without context, [2, K]."""
+        total: Floats = np.sum(list(self._sums.values()), axis=0)
+        bits: Floats = total[[_CHAIN, _ALONE_CHAIN]] / total[_COUNT]
+        return bits
+
     def compute(self, *, seed: int = 0) -> dict[str, float]:
         """Metrics of all that was added, in bits per frame; lower is better.
 

@@ -25,6 +25,8 @@ _CHOOSE_WINDOWS = 64  # at most, evenly spread: a check costs as much as a few u
 _CHECK = 0.8  # updates at a check, over those at the next one
 _MEMORY = 8  # weights are a mean over about the last 1 / (_MEMORY + 1) of the updates
 _HOLD = 200  # updates before the rate falls
+_FACTORS = (1.0, 0.75, 0.5, 0.25, 0.0)
+_ALONE = 2  # one window of so many is enough for the heads without context
 _BATCH = 16  # windows, without gradients
 _RECORDINGS = 4  # two are measured
 
@@ -49,12 +51,12 @@ class GapFit:
     dim: int = 128
     num_heads: int = 4
     num_layers: int = 2
-    dropout: float = 0.1
+    dropout: float = 0.0
     depth_dim: int = 64
     depth_layers: int = 2
     context: int = 256
     warmup: int = 32
-    batch_size: int = 8
+    batch_size: int = 4
     lr: float = 3e-3
     updates: int = 1000
     min_updates: int = 300
@@ -91,6 +93,7 @@ def factorisation_gap(
 
         - `gap_converged`: 1, or 0 if the valid NLL of a head was still falling at the last update, of which the log
           warns; and `gap_fall`, by how many bits per frame in the last fifth of the updates (negative: it rose);
+        - `gap_alone_fall`: by how many that of the chain head without context fell then, which ends no fit;
         - `gap_updates`: how many updates there were;
         - `gap_recordings_fit`, `gap_recordings_choose`: recordings in the other parts than the measured one.
 
@@ -216,7 +219,8 @@ class _Fitting:
             (math.inf, self._state(0)),
             (math.inf, self._state(1)),
         ]  # of the model, and of the heads without context
-        last, fall, done = (math.inf, math.inf), math.inf, 0
+        last: tuple[float, ...] = (math.inf,) * 3  # bits of the heads, and of the chain head without context
+        falls, done = last, 0
         for check in checks:
             while done < check:
                 next(updates)
@@ -232,14 +236,17 @@ class _Fitting:
                 (now, self._state(i)) if now < old[0] else old
                 for i, (now, old) in enumerate(zip(sums, best, strict=True))
             ]
-            fall = max(before - after for before, after in zip(last, heads, strict=True))
+            now = (*heads, found["bits_alone"] - found["gap_alone"])
+            falls = tuple(before - after for before, after in zip(last, now, strict=True))
             logger.debug("update %d: %.3f and %.3f bits, gap without context %.3f", done, *heads, found["gap_alone"])
-            if done >= self.fit.min_updates and fall <= self.fit.tolerance:
+            if done >= self.fit.min_updates and max(falls[:2]) <= self.fit.tolerance:
                 break
-            last = heads
+            last = now
         for module, (_, state) in zip(self._modules(), best, strict=True):
             module.load_state_dict(state)
+        self._shrink()
         metrics = self._measure(self.others[1]).compute(seed=seed)
+        fall = max(falls[:2])
         converged = fall <= self.fit.tolerance
         if not converged:
             logger.warning(
@@ -247,22 +254,24 @@ class _Fitting:
                 "%.3f bits per frame (%.3f allowed); give more updates",
                 *(done, fall, self.fit.tolerance),
             )
-        metrics |= {"gap_converged": float(converged), "gap_fall": fall, "gap_updates": float(done)}
+        metrics |= {"gap_converged": float(converged), "gap_fall": fall, "gap_alone_fall": falls[2]}
+        metrics |= {"gap_updates": float(done)}
         return metrics | {
             f"gap_recordings_{name}": float(len(self.parts[i])) for i, name in enumerate(("fit", "choose"))
         }
 
     def _updates(self, seed: int) -> Iterator[None]:
         """Each step makes one update."""
-        fit, modules = self.fit, (self.model, self.alone)
+        fit = self.fit
+        modules: tuple[LMModel | NoContextModel, ...] = (self.model, self.alone)
         optimizer = torch.optim.AdamW([p for m in modules for p in m.parameters()], lr=fit.lr, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda done: min((done + 1) / 50, 1.0, math.sqrt(_HOLD / (done + 1)))
         )
         rng = np.random.default_rng([seed, 1])
         order: list[int] = []
-        for module in modules:
-            module.train()
+        self.model.train()
+        self.alone.train()
         while True:
             while len(order) < fit.batch_size:
                 order += rng.permutation(len(self.fitted)).tolist()
@@ -271,8 +280,8 @@ class _Fitting:
             batch = [self.fitted[i, :, start : start + self.frames] for i, start in zip(chosen, starts, strict=True)]
             codes = torch.stack(batch).to(self.device)
             loss = torch.zeros((), device=self.device)
-            for module in modules:
-                nll = module.nll(codes)
+            for module, few in zip(modules, (len(codes), -(-len(codes) // _ALONE)), strict=True):
+                nll = module.nll(codes[:few])
                 assert nll.chain is not None
                 loss = loss + nll.parallel.mean() + nll.chain[:, 1:].sum() / nll.chain.numel()
             optimizer.zero_grad()
@@ -301,6 +310,33 @@ class _Fitting:
             owners = self.tracks[[clip for clip, _ in part]]
             meter.update(lm.nll(codes), owners, alone.nll(codes))
         return meter
+
+    @torch.no_grad()
+    def _shrink(self) -> None:
+        """Scale what the chain head adds to the logits of each codebook by the factor that the choose part likes best.
+
+        A head that has learned from few frames adds noise beside what it knows, and would lose more bits by it than
+        weakly dependent codebooks have to give.
+        """
+        depths = [module.depth for module in self._modules() if module.depth is not None]
+        if not depths:  # a single codebook
+            return
+        # Of both heads, with and without context, and each codebook: the parameters of its last layer and their values.
+        layers = [[[(p, p.clone()) for p in linear.parameters()] for linear in depth.linears] for depth in depths]
+
+        def scale(factors: npt.NDArray[np.float64]) -> None:
+            for linears, of_head in zip(layers, factors.tolist(), strict=True):
+                for parameters, factor in zip(linears, of_head, strict=True):
+                    for parameter, value in parameters:
+                        parameter.copy_(value * factor)
+
+        bits = []
+        for factor in _FACTORS:
+            scale(np.full((2, len(layers[0])), factor))
+            bits.append(self._measure(self.others[0], _CHOOSE_WINDOWS).chain_bits()[:, 1:])
+        factors = np.array(_FACTORS)[np.argmin(bits, axis=0)]
+        logger.debug("the chain head is scaled by %s, without context by %s", *factors.tolist())
+        scale(factors)
 
     def _modules(self) -> tuple[LMModel, NoContextModel]:
         """The averaged ones."""
