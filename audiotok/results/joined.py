@@ -159,14 +159,21 @@ def codec_rows(
 
 
 def code_lines(experiments: "Experiments") -> list[str]:
-    """Lines about what the numbers of language models over several codecs say of them, and what they do not."""
+    """Lines about what the numbers of language models say of the codecs that they are on, and what they do not."""
     runs = experiments.runs
+    lines = []
+    if "evaluate.gap_converged" in runs and (falling := runs["sig"][runs["evaluate.gap_converged"] == 0].tolist()):
+        more = f" and {len(falling) - _MAX_NAMED} more" * (len(falling) > _MAX_NAMED)
+        lines.append(
+            f"not converged, so that their gaps mean little: {', '.join(falling[:_MAX_NAMED])}{more}; the valid curves "
+            "still fall, train longer (optim.epochs)"
+        )
     if not any(map(_of_codes, experiments.metrics)) or not is_joined(experiments) or not several_codecs(runs):
-        return []
-    lines = [
+        return lines
+    lines.append(
         "ce, ppl and bits are of each codec's own codes: fewer bits of worse codes are no gain, so none is best; "
         "the gap compares within one pattern and frame rate"
-    ]
+    )
     if f"{CODEC}evaluate.protocol" in runs and runs[f"{CODEC}evaluate.protocol"].nunique() > 1:
         lines.append("codec.evaluate was measured in different ways; see `audiotok results` of the grid of the codecs")
     return lines

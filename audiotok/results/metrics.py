@@ -39,6 +39,8 @@ METRICS: dict[str, Metric] = {
     "bits_chain": Metric("lower", "bit", "negative log-likelihood of a frame, codebooks one after another", True),
     "gap_alone": Metric("lower", "bit", "gap without the past: what the codebooks of a frame share"),
     "bits_alone": Metric("lower", "bit", "negative log-likelihood of a frame without the past, side by side", True),
+    "gap_converged": Metric("neutral", "", "1 if the valid curves of both heads no longer fall, else 0"),
+    "gap_fall": Metric("neutral", "bit", "by how much a frame the valid curves fell at last"),
     "gap_recordings": Metric("neutral", "", "recordings that the gap is over"),
     "ce": Metric("lower", "nat", "cross-entropy of a code, mean over codebooks", True),
     "ce_chain": Metric("lower", "nat", "cross-entropy of a code given those before it in the frame", True),

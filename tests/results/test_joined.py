@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from scipy import stats
 from audiotok import cli
 from audiotok.errors import ResultsError
 from audiotok.results import load_all, load_grid
-from audiotok.results.joined import codec_rows, counts_codecs, replicates
+from audiotok.results.joined import code_lines, codec_rows, counts_codecs, replicates
 from audiotok.results.metrics import known_metric, metric_direction, metric_values, several_codecs
 from audiotok.results.plots import learning_curves, tradeoff
 from audiotok.results.statistics import compare, summarize
@@ -273,6 +274,19 @@ def test_what_follows_from_a_metric() -> None:
     lower = ("evaluate.ce_q1", "valid.ce", "generate.fmd_chain", "evaluate.bits_chain", "evaluate.gap_alone")
     assert {metric_direction(name) for name in lower} == {"lower"}
     assert metric_direction("codec.evaluate.sisdr") == "higher"
+
+
+def test_gaps_that_have_not_converged_are_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert not any("not converged" in line for line in code_lines(load_grid(GRID, root)))
+    for sig, converged in (("1a800100", 0.0), ("1a800200", 1.0)):
+        (root / "xps" / sig / "history.json").write_text(
+            json.dumps([{"evaluate": {"gap": 0.1, "gap_converged": converged}}])
+        )
+    caplog.set_level(logging.INFO)
+    assert results(root, "--columns", "codec.seed") == 0
+    assert [record.message.partition(";")[0] for record in caplog.records if "not converged" in record.message] == [
+        "not converged, so that their gaps mean little: 1a800100"
+    ]
 
 
 def test_one_codec_has_a_best_likelihood(root: Path) -> None:
