@@ -207,7 +207,7 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     runs = replicates(runs, by, metrics, codecs=codecs)
     if args.baseline is None:
         table = summary_table(summarize(runs, by, metrics, interval=args.interval), by, args.pivot)
-        if codecs and args.pivot is None:
+        if codecs and args.pivot is None and len(runs):
             table.insert(len(by), "codecs", runs.groupby(by, sort=False, dropna=False).size().to_numpy())
         return table
     baseline = dict(_condition(text, experiments) for text in args.baseline)

@@ -122,6 +122,21 @@ def test_runs_that_have_not_completed_keep_their_row(root: Path) -> None:
     assert codec_rows(load_grid(GRID, root), unfinished=True)["n"].tolist() == [2] * 6
 
 
+def test_a_grid_that_waits_shows_its_codecs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (root / "xps").glob("1a*"):
+        (folder / "history.json").unlink()
+        (folder / "status.json").unlink()
+    assert results(root, "--format", "csv") == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert [(row["state"], row["n"], float(row["codec.evaluate.sisdr"])) for row in rows][:2] == [
+        ("2 NOT_STARTED", "0", 5.1),
+        ("2 NOT_STARTED", "0", 5.2),
+    ]
+    for arguments in (["--by", "codec.losses.mmd"], ["--by", "codec.losses.mmd", "--baseline", "codec.losses.mmd=0"]):
+        assert results(root, *arguments) in (0, 2)
+        assert "Traceback" not in capsys.readouterr().err
+
+
 def test_codecs_not_their_runs_are_the_replicates_of_a_condition(root: Path) -> None:
     runs = load_grid(GRID, root).runs
     assert counts_codecs(runs, ["codec.losses.mmd"]) and not counts_codecs(runs, ["codec.sig"])
