@@ -133,7 +133,7 @@ def test_a_grid_that_waits_shows_its_codecs(root: Path, capsys: pytest.CaptureFi
         ("2 NOT_STARTED", "0", 5.2),
     ]
     for arguments in (["--by", "codec.losses.mmd"], ["--by", "codec.losses.mmd", "--baseline", "codec.losses.mmd=0"]):
-        assert results(root, *arguments) in (0, 2)
+        assert results(root, *arguments) == 0
         assert "Traceback" not in capsys.readouterr().err
 
 
