@@ -84,6 +84,7 @@ METRICS: dict[str, Metric] = {
     "adv": Metric("neutral", "", "adversarial loss of the generator"),
     "feat": Metric("neutral", "", "feature matching loss"),
     "d_loss": Metric("neutral", "", "loss of the discriminators"),
+    "loss": Metric("neutral", "", "sum that a language model is trained on: of both heads, and of those without context"),
     "g_loss": Metric("neutral", "", "sum of the balanced losses of the generator"),
     "penalty": Metric("neutral", "", "commitment loss of the quantizer"),
     "grad_norm": Metric("neutral", "", "norm of the gradient of the codec, before clipping"),
@@ -94,7 +95,7 @@ METRICS: dict[str, Metric] = {
 HEADLINE = (
     "evaluate.gap", "evaluate.bits_parallel", "evaluate.bits_chain", "evaluate.gap_err", "evaluate.gap_alone",
     "generate.fmd", "generate.fmd_chain", "generate.fmd_gap", "codec.evaluate.sisdr", "codec.evaluate.mi_groups",
-    "valid.ce", "evaluate.ce", "evaluate.bits_frame",
+    "codec.evaluate.mel_distance", "codec.evaluate.visqol", "valid.ce", "evaluate.ce", "evaluate.bits_frame",
     "train.mmd", "valid.msspec", "valid.sisnr", "valid.mmd", "evaluate.sisdr", "evaluate.mel_distance",
     "evaluate.stft_distance", "evaluate.visqol", "evaluate.sisnr", "evaluate.mel", "evaluate.mi_groups", "evaluate.mmd",
     "evaluate.mmd_p", "evaluate.usage",
