@@ -84,7 +84,7 @@ METRICS: dict[str, Metric] = {
     "adv": Metric("neutral", "", "adversarial loss of the generator"),
     "feat": Metric("neutral", "", "feature matching loss"),
     "d_loss": Metric("neutral", "", "loss of the discriminators"),
-    "loss": Metric("neutral", "", "sum that a language model is trained on: of both heads, and of those without context"),
+    "loss": Metric("neutral", "", "sum that a language model is trained on: cross-entropies of all its heads"),
     "g_loss": Metric("neutral", "", "sum of the balanced losses of the generator"),
     "penalty": Metric("neutral", "", "commitment loss of the quantizer"),
     "grad_norm": Metric("neutral", "", "norm of the gradient of the codec, before clipping"),
