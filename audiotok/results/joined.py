@@ -26,17 +26,20 @@ _MAX_NAMED = 5
 
 def codec_reference(record: "Experiment") -> str | None:
     """Codec of a run: a signature, or else as the run names it, such as `//pretrained/demo`; None if it names none."""
-    value = record.overrides.get(CHECKPOINT, record.configured.get(CHECKPOINT))
-    if not isinstance(value, str) or not value:
-        return None
+    value = _checkpoint(record)
     found = _SIGNATURE.match(value)
-    return found[1] if found else value
+    return found[1] if found else value or None
 
 
 def codec_signatures(records: Iterable["Experiment"]) -> list[str]:
     """Signatures of the codecs of some runs, each once."""
-    references = dict.fromkeys(map(codec_reference, records))
-    return [name for name in references if name is not None and _SIGNATURE.match(f"//sig/{name}")]
+    found = (_SIGNATURE.match(value) for value in dict.fromkeys(map(_checkpoint, records)))
+    return [match[1] for match in found if match]
+
+
+def _checkpoint(record: "Experiment") -> str:
+    value = record.overrides.get(CHECKPOINT, record.configured.get(CHECKPOINT))
+    return value if isinstance(value, str) else ""
 
 
 def codec_frame(references: Sequence[str | None], codecs: "Experiments") -> tuple[pd.DataFrame, list[str], list[str]]:
@@ -45,8 +48,7 @@ def codec_frame(references: Sequence[str | None], codecs: "Experiments") -> tupl
     Returns:
         The columns, each beginning with `codec.`, and the names of those that are parameters and metrics.
     """
-    names = {name: f"{CODEC}{name}" for name in ("state", *codecs.parameters, *codecs.metrics) if name != "sig"}
-    names["state"] = f"{CODEC}state"
+    names = {name: f"{CODEC}{name}" for name in ("state", *codecs.parameters, *codecs.metrics)}
     known = codecs.runs.set_index("sig")[list(names)]
     there = {str(sig): row for row, sig in enumerate(known.index)}
     rows = [there.get(name or "", -1) for name in references]  # -1: what stands after the last one, which is missing
@@ -57,13 +59,13 @@ def codec_frame(references: Sequence[str | None], codecs: "Experiments") -> tupl
         else:
             items = [*known[name].tolist(), None]
             columns[column] = pd.Series([items[row] for row in rows], dtype=object)
-    frame = pd.DataFrame(columns)
-    return frame, [names[name] for name in codecs.parameters], [names[name] for name in codecs.metrics]
+    return pd.DataFrame(columns), [names[name] for name in codecs.parameters], [names[name] for name in codecs.metrics]
 
 
 def missing_codecs(references: Iterable[str], codecs: "Experiments") -> str:
     """A line that names the codecs that have no folder; empty without such."""
-    lost = [name for name in references if name not in set(codecs.runs["sig"])]
+    there = set(codecs.runs["sig"])
+    lost = [name for name in references if name not in there]
     if not lost:
         return ""
     more = f" and {len(lost) - _MAX_NAMED} more" * (len(lost) > _MAX_NAMED)

@@ -98,6 +98,14 @@ def test_a_codec_that_is_no_experiment_and_one_that_a_preset_names(tmp_path: Pat
     assert first["codec.seed"] is None and np.isnan(first["codec.evaluate.sisdr"])
 
 
+def test_a_run_with_keys_of_that_name_is_shown_as_it_is(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = f"compression_model_checkpoint=//sig/{codec_sig(0, 1)}"
+    add_run(root, GRID, "00000009", [checkpoint, "codec.seed=5"], [], "COMPLETED")
+    grid = load_grid(GRID, root)
+    assert "codec.evaluate.sisdr" not in grid.runs and len(grid.runs) == 13 and "no codecs are shown" in caplog.text
+    assert results(root, "--by", "codec.seed", "--metric", "evaluate.gap") == 0
+
+
 def test_a_row_per_codec_holds_means_over_its_runs(root: Path) -> None:
     grid = load_grid(GRID, root)
     table = codec_rows(grid)
