@@ -115,7 +115,7 @@ def _may_change(record: "Experiment") -> bool:
 
 def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) -> None:
     """Print or write the requested table."""
-    from audiotok.results.joined import code_lines, codec_rows, is_joined
+    from audiotok.results.joined import code_lines, codec_rows, counts_codecs, is_joined
     from audiotok.results.metrics import unmeasured
     from audiotok.results.protocols import protocol_lines
     from audiotok.results.tables import EXACT, fitting_columns, format_table, headline_columns, write_table
@@ -130,6 +130,9 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
         columns = None if args.format in EXACT else headline_columns(experiments)
     if args.columns is not None:
         columns = _names(args.columns)
+        of_runs = [name for name in columns if name not in table and name in experiments.runs]
+        if of_runs and args.by is None:
+            raise ResultsError(f"--columns {', '.join(of_runs)}: of runs, not of codecs; --runs shows a row per run.")
     if args.output is not None:
         write_table(table, args.output, args.format, columns, bold=True)
         logger.info("wrote %s", args.output)
@@ -143,8 +146,9 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
         text = format_table(table, args.format, columns, bold=bold)
         print(HOME_AND_CLEAR * clear + text, end="", flush=True)
         if args.baseline is not None:
+            things = "codecs" if counts_codecs(experiments.runs, _names(args.by)) else "runs"
             for row in table.to_dict("records"):
-                logger.info("%s", clean_text(_in_words(row, _names(args.by))))
+                logger.info("%s", clean_text(_in_words(row, _names(args.by), things)))
         if left_out:
             logger.info("no room for %s; --columns NAMES chooses", ", ".join(left_out))
     if args.published:
@@ -203,7 +207,7 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     runs = replicates(runs, by, metrics, codecs=codecs)
     if args.baseline is None:
         table = summary_table(summarize(runs, by, metrics, interval=args.interval), by, args.pivot)
-        if codecs and args.pivot is None:
+        if codecs and args.pivot is None and len(runs):
             table.insert(len(by), "codecs", runs.groupby(by, sort=False, dropna=False).size().to_numpy())
         return table
     baseline = dict(_condition(text, experiments) for text in args.baseline)
@@ -219,7 +223,7 @@ def _seeds(args: argparse.Namespace) -> list[str]:
     return _names(args.seeds) if args.seeds else ["seed", CODEC_SEED]
 
 
-def _in_words(row: Mapping[Any, Any], by: list[str]) -> str:
+def _in_words(row: Mapping[Any, Any], by: list[str], things: str = "runs") -> str:
     """A row of a comparison as a sentence: whether the condition differs from its baseline, beyond the error."""
     from audiotok.results.metrics import known_metric
     from audiotok.results.tables import format_value
@@ -228,7 +232,7 @@ def _in_words(row: Mapping[Any, Any], by: list[str]) -> str:
     difference, low, high, pairs = (row[name] for name in ("difference", "low", "high", "n"))
     known = known_metric(row["metric"])
     found = f"{difference:+.3g} {known.unit if known else ''}".rstrip()
-    of_pairs = "1 pair of runs" if pairs == 1 else f"{pairs} pairs of runs"
+    of_pairs = f"1 pair of {things}" if pairs == 1 else f"{pairs} pairs of {things}"
     if not low <= high:
         verdict = f"{of_pairs}, too few for an error" + (f" ({found})" if pairs else "")
     else:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ ROWS = 112
 COLUMNS = 480
 WINDOW_S = 0.05
 _COLOURS = "magma"
-_DRAWN = re.compile(r"(?:un)?prompted_(?:parallel|chain)(?=-)")
+_DRAWN = re.compile(r"((?:un)?prompted)_(parallel|chain)-(.+)", re.DOTALL)
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -41,7 +41,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 class _Take:
     """One recording of a clip."""
 
-    run: str  # signature, or `reference`
+    run: str  # signature, with the head of a language model; or `reference`
     epoch: int | None  # epoch of the reconstruction, None for a reference
     source: Path  # the file
 
@@ -68,7 +68,8 @@ class Listening:
 def choose_clips(samples: pd.DataFrame, per_run: int) -> tuple[list[Clip], int]:
     """Choose the clips of each run's last epoch with samples; those that most runs have come first.
 
-    Of a language model there are clips of several kinds, drawn by each head: as many of each.
+    What the heads of a language model draw of one clip are recordings of that clip, by `SIG parallel` and `SIG chain`;
+    of clips from nothing and of continuations as many are chosen.
 
     Args:
         samples: `Experiments.samples`.
@@ -80,32 +81,43 @@ def choose_clips(samples: pd.DataFrame, per_run: int) -> tuple[list[Clip], int]:
     estimates = samples[samples["kind"] == "estimate"]
     last = estimates.groupby("sig", observed=True)["epoch"].transform("max")
     estimates = estimates[estimates["epoch"] == last]
+    estimates = estimates.assign(name=[_drawn(clip)[0] for clip in estimates["clip"]])
     references = samples[samples["kind"] == REFERENCE].set_index(["sig", "clip"])["path"].to_dict()
-    spread = estimates["clip"].value_counts().to_dict()
+    spread = estimates["name"].value_counts().to_dict()
     groups: dict[tuple[str, str], list[_Take]] = {}
     left_out = 0
     for sig, rows in estimates.groupby("sig", observed=True):
-        records = sorted(rows.to_dict("records"), key=lambda row: (-spread[row["clip"]], natural(row["clip"])))
-        turns = Counter[str]()
-        for row in records:
-            row["turn"] = turns[kind := _kind(row["clip"])]
-            turns[kind] += 1
-        records.sort(key=lambda row: row["turn"] if len(turns) > 1 else 0)
-        left_out += max(0, len(records) - per_run)
-        for row in records[:per_run]:
-            reference = references.get((sig, row["clip"]))
-            takes = groups.setdefault((row["clip"], _fingerprint(reference)), [])
-            if reference is not None and not takes:
-                takes.append(_Take(REFERENCE, None, reference))
-            takes.append(_Take(str(sig), int(row["epoch"]), row["path"]))
+        own: dict[str, list[dict[Hashable, Any]]] = {}
+        for row in rows.to_dict("records"):
+            own.setdefault(row["name"], []).append(row)
+        names = _dealt(sorted(own, key=lambda name: (-spread[name], natural(name))))
+        left_out += sum(len(own[name]) for name in names[per_run:])
+        for name in names[:per_run]:
+            for row in sorted(own[name], key=lambda row: _drawn(row["clip"])[1], reverse=True):  # parallel, chain
+                reference = references.get((sig, row["clip"]))
+                takes = groups.setdefault((name, _fingerprint(reference)), [])
+                if reference is not None and not takes:
+                    takes.append(_Take(REFERENCE, None, reference))
+                takes.append(_Take(f"{sig} {_drawn(row['clip'])[1]}".rstrip(), int(row["epoch"]), row["path"]))
     order = sorted(groups, key=lambda key: (-len(groups[key]), natural(key[0]), key[1]))
     return [Clip(key[0], tuple(groups[key])) for key in order], left_out
 
 
-def _kind(clip: str) -> str:
-    """Kind of a clip that a language model draws, such as `prompted_chain`; the same for all others."""
+def _drawn(clip: str) -> tuple[str, str]:
+    """Name of a clip without the head of the language model that has drawn it, and that head; empty for all others."""
     found = _DRAWN.match(clip)
-    return found[0] if found else ""
+    return (f"{found[1]}-{found[3]}", found[2]) if found else (clip, "")
+
+
+def _dealt(names: Sequence[str]) -> list[str]:
+    """Names with clips from nothing and continuations in turn; in the order given where there are no such two kinds."""
+    kinds = [name.partition("-")[0] if name.startswith(("prompted-", "unprompted-")) else "" for name in names]
+    turns = Counter[str]()
+    places = []
+    for kind in kinds:
+        places.append(turns[kind])
+        turns[kind] += 1
+    return [name for _, name in sorted(zip(places, names, strict=True), key=lambda pair: pair[0])]
 
 
 def write_clips(clips: Sequence[Clip], folder: Path, limit_bytes: float) -> Listening:

@@ -210,12 +210,16 @@ def _shared(experiments: Experiments) -> dict[str, Any]:
 
 def _page_data(experiments: Experiments, runs: list[Run], listening: Listening) -> dict[str, Any]:
     """What the script of the page works on."""
+    labels = {run.sig: run.label for run in runs}
+    takes = {take["run"] for clip in listening.clips for take in clip["takes"]}
+    of_heads = [take.split(" ") for take in sorted(takes) if " " in take]
+    heads = {f"{sig} {head}": ", ".join(filter(None, (labels[sig], f"{head} head"))) for sig, head in of_heads}
     return {
         "grid": clean_text(experiments.name),
         "lowest_hz": LOWEST_HZ,
         "range_db": RANGE_DB,
         "reference": REFERENCE,
-        "runs": {run.sig: run.label for run in runs},
+        "runs": labels | heads,
         "clips": listening.clips,
     }
 

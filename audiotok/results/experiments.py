@@ -283,7 +283,9 @@ def _with_codecs(experiments: Experiments) -> Experiments:
         logger.warning("%s: %s", experiments.name, clean_text(line))
     frame, parameters, metrics = codec_frame(references, codecs)
     own = experiments.runs.columns
-    frame = frame.rename(columns={name: _distinct(name, set(own), CODEC) for name in frame.columns})
+    if not own.intersection(frame.columns).empty:
+        logger.warning("%s: runs have own keys that begin with %s; no codecs are shown", experiments.name, CODEC)
+        return experiments
     runs = pd.concat([experiments.runs, frame], axis=1)
     first = ["sig", CODEC_SIG, *parameters, *experiments.parameters]
     last = [f"{CODEC}state", *experiments.metrics, *metrics, "problems"]

@@ -26,17 +26,20 @@ _MAX_NAMED = 5
 
 def codec_reference(record: "Experiment") -> str | None:
     """Codec of a run: a signature, or else as the run names it, such as `//pretrained/demo`; None if it names none."""
-    value = record.overrides.get(CHECKPOINT, record.configured.get(CHECKPOINT))
-    if not isinstance(value, str) or not value:
-        return None
+    value = _checkpoint(record)
     found = _SIGNATURE.match(value)
-    return found[1] if found else value
+    return found[1] if found else value or None
 
 
 def codec_signatures(records: Iterable["Experiment"]) -> list[str]:
     """Signatures of the codecs of some runs, each once."""
-    references = dict.fromkeys(map(codec_reference, records))
-    return [name for name in references if name is not None and _SIGNATURE.match(f"//sig/{name}")]
+    found = (_SIGNATURE.match(value) for value in dict.fromkeys(map(_checkpoint, records)))
+    return [match[1] for match in found if match]
+
+
+def _checkpoint(record: "Experiment") -> str:
+    value = record.overrides.get(CHECKPOINT, record.configured.get(CHECKPOINT))
+    return value if isinstance(value, str) else ""
 
 
 def codec_frame(references: Sequence[str | None], codecs: "Experiments") -> tuple[pd.DataFrame, list[str], list[str]]:
@@ -45,25 +48,24 @@ def codec_frame(references: Sequence[str | None], codecs: "Experiments") -> tupl
     Returns:
         The columns, each beginning with `codec.`, and the names of those that are parameters and metrics.
     """
-    names = {name: f"{CODEC}{name}" for name in ("state", *codecs.parameters, *codecs.metrics) if name != "sig"}
-    names["state"] = f"{CODEC}state"
+    names = {name: f"{CODEC}{name}" for name in ("state", *codecs.parameters, *codecs.metrics)}
     known = codecs.runs.set_index("sig")[list(names)]
     there = {str(sig): row for row, sig in enumerate(known.index)}
-    rows = [there.get(name or "", -1) for name in references]
-    frame = pd.DataFrame({CODEC_SIG: list(references)}, dtype=object)
+    rows = [there.get(name or "", -1) for name in references]  # -1: what stands after the last one, which is missing
+    columns: dict[str, Any] = {CODEC_SIG: pd.Series(list(references), dtype=object)}
     for name, column in names.items():
         if name in codecs.metrics:
-            values = known[name].to_numpy(np.float64)
-            frame[column] = [values[row] if row >= 0 else np.nan for row in rows]
+            columns[column] = np.append(known[name].to_numpy(np.float64), np.nan)[rows]
         else:
-            items = known[name].tolist()
-            frame[column] = pd.Series([items[row] if row >= 0 else None for row in rows], dtype=object)
-    return frame, [names[name] for name in codecs.parameters], [names[name] for name in codecs.metrics]
+            items = [*known[name].tolist(), None]
+            columns[column] = pd.Series([items[row] for row in rows], dtype=object)
+    return pd.DataFrame(columns), [names[name] for name in codecs.parameters], [names[name] for name in codecs.metrics]
 
 
 def missing_codecs(references: Iterable[str], codecs: "Experiments") -> str:
     """A line that names the codecs that have no folder; empty without such."""
-    lost = [name for name in references if name not in set(codecs.runs["sig"])]
+    there = set(codecs.runs["sig"])
+    lost = [name for name in references if name not in there]
     if not lost:
         return ""
     more = f" and {len(lost) - _MAX_NAMED} more" * (len(lost) > _MAX_NAMED)
@@ -77,11 +79,11 @@ def is_joined(experiments: "Experiments") -> bool:
 
 
 def counts_codecs(runs: pd.DataFrame, by: Sequence[str]) -> bool:
-    """Whether a condition has several codecs, so that codecs rather than runs are its replicates."""
+    """Whether any condition has several codecs, so that codecs rather than runs are the replicates of them all."""
     if CODEC_SIG not in runs.columns:
         return False
     codecs = [runs[CODEC_SIG]] if not by else [members[CODEC_SIG] for _, members in _groups(runs, by)]
-    return any(each.nunique(dropna=False) > 1 for each in codecs)
+    return any(each.nunique() > 1 for each in codecs)
 
 
 def replicates(runs: pd.DataFrame, by: Sequence[str], metrics: Sequence[str], *, codecs: bool) -> pd.DataFrame:
@@ -91,9 +93,9 @@ def replicates(runs: pd.DataFrame, by: Sequence[str], metrics: Sequence[str], *,
         runs: one row per run.
         by: columns that make a condition.
         metrics: columns to average.
-        codecs: whether they are codecs (`counts_codecs`): then the mean over the runs of each codec in each condition;
-            its `sig` is the codec's. Else the runs themselves, but what was measured of a codec stands in its first
-            run only, for more runs of it measure nothing new of it.
+        codecs: whether they are codecs (`counts_codecs`): then the mean over the runs of each codec in each condition,
+            with the codec's `sig`; a run on no codec stands for itself. Else the runs themselves, but what was measured
+            of a codec stands in its first run only, for more runs of it measure nothing new of it.
 
     Raises:
         ResultsError: if a column does not exist.
@@ -102,7 +104,8 @@ def replicates(runs: pd.DataFrame, by: Sequence[str], metrics: Sequence[str], *,
     if CODEC_SIG not in runs.columns:
         return runs
     keys = list(dict.fromkeys([*by, CODEC_SIG]))
-    finite = runs.assign(**{name: _finite(runs[name]) for name in metrics})
+    units = runs[CODEC_SIG].where(runs[CODEC_SIG].notna(), runs["sig"])
+    finite = runs.assign(**{name: _finite(runs[name]) for name in metrics}, **{CODEC_SIG: units})
     if not codecs:
         again = finite.duplicated(keys).to_numpy()
         own = [name for name in metrics if name.startswith(CODEC)]
@@ -158,14 +161,21 @@ def codec_rows(
 
 
 def code_lines(experiments: "Experiments") -> list[str]:
-    """Lines about what the numbers of language models over several codecs say of them, and what they do not."""
+    """Lines about what the numbers of language models say of the codecs that they are on, and what they do not."""
     runs = experiments.runs
+    lines = []
+    if "evaluate.gap_converged" in runs and (falling := runs["sig"][runs["evaluate.gap_converged"] == 0].tolist()):
+        more = f" and {len(falling) - _MAX_NAMED} more" * (len(falling) > _MAX_NAMED)
+        lines.append(
+            f"not converged, so that their gaps mean little: {', '.join(falling[:_MAX_NAMED])}{more}; the valid curves "
+            "still fall, train longer (optim.epochs)"
+        )
     if not any(map(_of_codes, experiments.metrics)) or not is_joined(experiments) or not several_codecs(runs):
-        return []
-    lines = [
+        return lines
+    lines.append(
         "ce, ppl and bits are of each codec's own codes: fewer bits of worse codes are no gain, so none is best; "
         "the gap compares within one pattern and frame rate"
-    ]
+    )
     if f"{CODEC}evaluate.protocol" in runs and runs[f"{CODEC}evaluate.protocol"].nunique() > 1:
         lines.append("codec.evaluate was measured in different ways; see `audiotok results` of the grid of the codecs")
     return lines

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -13,8 +14,8 @@ from scipy import stats
 
 from audiotok import cli
 from audiotok.errors import ResultsError
-from audiotok.results import load_grid
-from audiotok.results.joined import codec_rows, counts_codecs, replicates
+from audiotok.results import load_all, load_grid
+from audiotok.results.joined import code_lines, codec_rows, counts_codecs, replicates
 from audiotok.results.metrics import known_metric, metric_direction, metric_values, several_codecs
 from audiotok.results.plots import learning_curves, tradeoff
 from audiotok.results.statistics import compare, summarize
@@ -97,6 +98,14 @@ def test_a_codec_that_is_no_experiment_and_one_that_a_preset_names(tmp_path: Pat
     assert first["codec.seed"] is None and np.isnan(first["codec.evaluate.sisdr"])
 
 
+def test_a_run_with_keys_of_that_name_is_shown_as_it_is(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = f"compression_model_checkpoint=//sig/{codec_sig(0, 1)}"
+    add_run(root, GRID, "00000009", [checkpoint, "codec.seed=5"], [], "COMPLETED")
+    grid = load_grid(GRID, root)
+    assert "codec.evaluate.sisdr" not in grid.runs and len(grid.runs) == 13 and "no codecs are shown" in caplog.text
+    assert results(root, "--by", "codec.seed", "--metric", "evaluate.gap") == 0
+
+
 def test_a_row_per_codec_holds_means_over_its_runs(root: Path) -> None:
     grid = load_grid(GRID, root)
     table = codec_rows(grid)
@@ -121,6 +130,21 @@ def test_runs_that_have_not_completed_keep_their_row(root: Path) -> None:
     assert codec_rows(load_grid(GRID, root), unfinished=True)["n"].tolist() == [2] * 6
 
 
+def test_a_grid_that_waits_shows_its_codecs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (root / "xps").glob("1a*"):
+        (folder / "history.json").unlink()
+        (folder / "status.json").unlink()
+    assert results(root, "--format", "csv") == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert [(row["state"], row["n"], float(row["codec.evaluate.sisdr"])) for row in rows][:2] == [
+        ("2 NOT_STARTED", "0", 5.1),
+        ("2 NOT_STARTED", "0", 5.2),
+    ]
+    for arguments in (["--by", "codec.losses.mmd"], ["--by", "codec.losses.mmd", "--baseline", "codec.losses.mmd=0"]):
+        assert results(root, *arguments) == 0
+        assert "Traceback" not in capsys.readouterr().err
+
+
 def test_codecs_not_their_runs_are_the_replicates_of_a_condition(root: Path) -> None:
     runs = load_grid(GRID, root).runs
     assert counts_codecs(runs, ["codec.losses.mmd"]) and not counts_codecs(runs, ["codec.sig"])
@@ -136,6 +160,17 @@ def test_codecs_not_their_runs_are_the_replicates_of_a_condition(root: Path) -> 
         "records"
     )[0]
     assert row["n"] == 3 and row["difference"] == pytest.approx(-0.01)
+
+
+def test_among_other_experiments_a_run_on_no_codec_stands_for_itself(root: Path) -> None:
+    runs = load_all(root).runs  # the codecs too, whose `losses.mmd` is their own
+    assert len(runs) == 18 and runs["codec.sig"].isna().sum() == 6
+    by, metrics = ["losses.mmd"], ["evaluate.sisdr", "evaluate.gap"]
+    counts = summarize(replicates(runs, by, metrics, codecs=counts_codecs(runs, by)), by, metrics)
+    counts = counts[counts["n"] > 0][["losses.mmd", "metric", "n"]].fillna(-1)
+    assert sorted(counts.itertuples(index=False, name=None), key=str) == [
+        (-1, "evaluate.gap", 6), (0, "evaluate.sisdr", 3), (10, "evaluate.sisdr", 3),
+    ]  # fmt: skip
 
 
 def test_nesting_keeps_the_rate_of_false_findings(tmp_path: Path) -> None:
@@ -207,6 +242,7 @@ def test_the_command_averages_within_codecs_first(
     assert results(root, "--by", "codec.losses.mmd", *baseline, "--metric", "evaluate.gap", "--format", "csv") == 0
     (row,) = rows_of(capsys.readouterr().out)
     assert row["n"] == "3" and float(row["difference"]) == pytest.approx(-0.01)
+    assert "evaluate.gap lower (-0.01 bit, 95 % interval" in caplog.text and "3 pairs of codecs)" in caplog.text
 
 
 def test_conditions_of_language_models_are_paired_by_codec(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,6 +263,7 @@ def test_conditions_of_language_models_are_paired_by_codec(root: Path, capsys: p
         (["--by", "codec.losses.mdm"], "no column codec.losses.mdm; there are: codec.losses.mmd"),
         (["--by", "codec.seed", "--metric", "codec.evaluate.sisdx"], "codec.evaluate.sisdr"),
         (["--columns", "codec.x"], "no column 'codec.x'"),
+        (["--columns", "sig,host,codec.seed"], "--columns sig, host: of runs, not of codecs; --runs shows"),
         (["--by", "codec.losses.mmd", "--runs"], "give one of them"),
         (["--by", "codec.losses.mmd", "--baseline", "codec.losses.mmd=7"], "no run has it"),
         (["--by", "codec.losses.mmd", "--baseline", "codec.x=7"], "NAME=VALUE expected"),
@@ -260,6 +297,19 @@ def test_what_follows_from_a_metric() -> None:
     lower = ("evaluate.ce_q1", "valid.ce", "generate.fmd_chain", "evaluate.bits_chain", "evaluate.gap_alone")
     assert {metric_direction(name) for name in lower} == {"lower"}
     assert metric_direction("codec.evaluate.sisdr") == "higher"
+
+
+def test_gaps_that_have_not_converged_are_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert not any("not converged" in line for line in code_lines(load_grid(GRID, root)))
+    for sig, converged in (("1a800100", 0.0), ("1a800200", 1.0)):
+        (root / "xps" / sig / "history.json").write_text(
+            json.dumps([{"evaluate": {"gap": 0.1, "gap_converged": converged}}])
+        )
+    caplog.set_level(logging.INFO)
+    assert results(root, "--columns", "codec.seed") == 0
+    assert [record.message.partition(";")[0] for record in caplog.records if "not converged" in record.message] == [
+        "not converged, so that their gaps mean little: 1a800100"
+    ]
 
 
 def test_one_codec_has_a_best_likelihood(root: Path) -> None:

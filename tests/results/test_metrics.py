@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from audiotok.errors import ResultsError
+from audiotok.metrics.gap import GapMeter
+from audiotok.models.lm import CodeNLL
 from audiotok.results import Experiments, load_grid
-from audiotok.results.metrics import metric_values, pareto_front, require_metric, unmeasured
+from audiotok.results.metrics import known_metric, metric_values, pareto_front, require_metric, unmeasured
+from audiotok.solvers.lm_evaluation import mean_entropies, with_bits
+from audiotok.solvers.lm_generation import _METRICS
 
 GRID = "compression.encodec_mmd_demo"
 NAN = math.nan
@@ -111,3 +116,15 @@ def test_nothing_is_said_where_all_was_measured_or_nothing(
     make_experiment("00000001", [], [{"evaluate": whole}], status=done)
     make_experiment("00000002", [], [{"valid": {"sisnr": 1.0}}], status=done)
     assert unmeasured(load_grid(GRID, root)) == ""
+
+
+def test_what_a_language_model_measures_is_declared() -> None:
+    nll = CodeNLL(torch.rand(2, 3, 8), torch.rand(2, 3, 8), torch.ones(3, 8, dtype=torch.bool))
+    names = set(with_bits({name: float(value) for name, value in mean_entropies(nll).items()}, 50.0))
+    meter = GapMeter()
+    meter.update(nll, torch.arange(2), nll)
+    names |= set(meter.compute())
+    parts = itertools.product(_METRICS, ("", "_prompted"), ("", "_chain", "_gap"), ("", "_err"))
+    names |= {"".join(part) for part in parts}
+    assert {"gap_q2_err", "ce_q3", "bits_chain", "fmd_prompted_gap_err"} <= names
+    assert {name for name in names if known_metric(f"evaluate.{name}") is None} == set()
