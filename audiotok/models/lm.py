@@ -233,9 +233,10 @@ class LMModel(nn.Module):
 
     def _embed(self, sequence: Tensor) -> Tensor:
         """Sum [B, ..., dim] of the embeddings of the codebooks of sequence [B, K, ...]."""
-        x: Tensor = self.emb[0](sequence[:, 0])
-        for k, emb in enumerate(self.emb[1:], start=1):
-            x = x + emb(sequence[:, k])
+        first, *others = (emb(codes) for emb, codes in zip(self.emb, sequence.unbind(1), strict=True))
+        x: Tensor = first
+        for embedded in others:
+            x = x + embedded
         return x
 
     def nll(self, codes: Tensor, labels: Tensor | None = None, *, valid_only: bool = True) -> CodeNLL:
