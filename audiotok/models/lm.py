@@ -268,7 +268,7 @@ class LMModel(nn.Module):
         if self.depth is not None:
             # The parallel logits are a constant here, so that the chain's loss does not change the parallel head.
             added = self.depth(state.flatten(0, 1), targets[:, :-1].transpose(1, 2).flatten(0, 1))
-            both = [more.view_as(x).add_(x.detach()) for x, more in zip(logits[1:], added, strict=True)]
+            both = [x.detach() + more.view_as(x) for x, more in zip(logits[1:], added, strict=True)]
             later = [self._cross_entropy(x, targets[:, k]) for k, x in enumerate(both, start=1)]
             in_steps = torch.stack([parallel[:, 0].detach(), *later], dim=1)
             chain, _ = pattern.undo(F.pad(in_steps, (1, 0)), 0.0)
