@@ -247,9 +247,10 @@ class LMModel(nn.Module):
 
     def _embed(self, sequence: Tensor) -> Tensor:
         """Sum [B, ..., dim] of the embeddings of the codebooks of sequence [B, K, ...]."""
-        x: Tensor = self.emb[0](sequence[:, 0])
-        for k, emb in enumerate(self.emb[1:], start=1):
-            x = x + emb(sequence[:, k])
+        first, *others = (emb(codes) for emb, codes in zip(self.emb, sequence.unbind(1), strict=True))
+        x: Tensor = first
+        for embedded in others:
+            x = x + embedded
         return x
 
     def nll(self, codes: Tensor, labels: Tensor | None = None, *, valid_only: bool = True) -> CodeNLL:
@@ -281,7 +282,7 @@ class LMModel(nn.Module):
         if self.depth is not None:
             # The parallel logits are a constant here, so that the chain's loss does not change the parallel head.
             added = self.depth(state.flatten(0, 1), targets[:, :-1].transpose(1, 2).flatten(0, 1))
-            both = [more.view_as(x).add_(x.detach()) for x, more in zip(logits[1:], added, strict=True)]
+            both = [x.detach() + more.view_as(x) for x, more in zip(logits[1:], added, strict=True)]
             later = [self._cross_entropy(x, targets[:, k]) for k, x in enumerate(both, start=1)]
             in_steps = torch.stack([parallel[:, 0].detach(), *later], dim=1)
             chain, _ = pattern.undo(F.pad(in_steps, (1, 0)), 0.0)

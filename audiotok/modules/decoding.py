@@ -23,9 +23,9 @@ def prepare(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: in
     """
     weight = weights[0].detach() if len(weights) == 1 else torch.cat([each.detach() for each in weights])
     bias = None if biases[0] is None else torch.cat([each.detach() for each in biases if each is not None])
-    device = weight.device.type
+    device, rough = weight.device.type, False
     if torch.is_autocast_enabled(device) and weight.dtype == torch.float32:
-        dtype = torch.get_autocast_dtype(device)
+        dtype, rough = torch.get_autocast_dtype(device), True
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     if device == "cpu" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         # Packed by oneDNN a product with four rows takes half of the time of F.linear, which packs each time.
@@ -35,7 +35,9 @@ def prepare(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: in
     if device == "cpu" and rows == 1 and weight.shape[0] > weight.shape[1]:
         # Long rows of memory are read 1.3 (1024 channels) to 2 times (256 channels) as fast as short ones.
         weight = weight.t().contiguous().t()
-    return lambda x: F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+    if rough:
+        return lambda x: F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+    return lambda x: F.linear(x, weight, bias)
 
 
 class Decoder:
