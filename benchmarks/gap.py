@@ -21,7 +21,18 @@ from audiotok.metrics import GapFit, GapMeter, factorisation_gap
 from audiotok.models.lm import CodeNLL
 
 CLIPS, FRAMES, BINS = 240, 48, 4
-FIT = GapFit(dim=32, num_heads=2, num_layers=1, depth_dim=32, context=48, warmup=6, batch_size=12, lr=1e-2, updates=200)
+FIT = GapFit(
+    dim=32,
+    num_heads=2,
+    num_layers=1,
+    depth_dim=32,
+    context=48,
+    warmup=6,
+    batch_size=12,
+    lr=1e-2,
+    updates=250,
+    code_scale=1.0,
+)
 
 
 def main() -> None:

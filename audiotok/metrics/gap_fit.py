@@ -38,6 +38,8 @@ class GapFit:
     Attributes:
         dim, num_heads, num_layers, dropout: of the trunk, with rotary positions.
         depth_dim, depth_layers: of the chain head.
+        code_scale: the chain head begins with embeddings so many times as large as a language model's. Of large tables
+            each code is seen rarely, and is learned faster where the state does not drown it; small ones need 1.
         context: frames of a window, which is what the model sees at most.
         warmup: first frames of a held-out window, which are context only.
         batch_size: windows an update.
@@ -54,6 +56,7 @@ class GapFit:
     dropout: float = 0.0
     depth_dim: int = 64
     depth_layers: int = 2
+    code_scale: float = 8.0
     context: int = 256
     warmup: int = 32
     batch_size: int = 4
@@ -210,7 +213,11 @@ class _Fitting:
         fitted, *self.others = (torch.isin(tracks, torch.tensor(part)) for part in parts)
         self.codes, self.tracks, self.fitted = codes, tracks, codes[fitted]
         counts = torch.stack([torch.bincount(self.fitted[:, k].flatten(), minlength=bins) for k in range(n_q)])
-        with torch.no_grad():  # the best law that knows nothing, but for the rarest codes
+        with torch.no_grad():
+            for module in (self.model, self.alone):
+                for parameter in module.depth.emb.parameters() if module.depth is not None else ():
+                    parameter.mul_(fit.code_scale)
+            # The best law that knows nothing, but for the rarest codes.
             self.alone.logits.copy_((counts + 0.5).log() - (counts + 0.5).log().mean(dim=1, keepdim=True))
         self.average = AveragedModel(nn.ModuleList([self.model, self.alone]), avg_fn=_averaged)
 

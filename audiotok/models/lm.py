@@ -127,8 +127,7 @@ class ChainHead(nn.Module):
     ) -> None:
         super().__init__()
         self.in_proj = nn.Linear(state_dim, dim)
-        # Larger than the state that is added to them: codes that are drowned in it are learned many times more slowly.
-        self.emb = nn.ModuleList(nn.Embedding(bins + 1, dim) for _ in range(n_q - 1))
+        self.emb = nn.ModuleList(_embedding(bins + 1, dim) for _ in range(n_q - 1))
         self.transformer = Transformer(dim, num_heads, num_layers, hidden_scale * dim, dropout)
         self.out_norm = nn.LayerNorm(dim)
         linears = [nn.Linear(dim, bins) for _ in range(n_q - 1)]

@@ -123,9 +123,9 @@ def test_patterns_and_resources_are_those_of_dora_grid(project: TinyProject) -> 
 
 
 def test_mistakes_are_one_line(project: TinyProject) -> None:
-    assert _audiotok(project).stdout.split() == ["fleet", "many", "slow"]
+    assert _audiotok(project).stdout.split() == ["fleet", "many", "over", "slow"]
     failed = _audiotok(project, "none", code=2)
-    assert failed.stdout == "" and "choose one of: fleet, many, slow" in failed.stderr.splitlines()[-1]
+    assert failed.stdout == "" and "choose one of: fleet, many, over, slow" in failed.stderr.splitlines()[-1]
     gone = _audiotok(project, "many", "-P", "gone", code=2)
     assert gone.stderr.startswith("error: no module gone.train") and len(gone.stderr.splitlines()) == 1
 

@@ -23,12 +23,13 @@ FIT = GapFit(
     num_layers=1,
     dropout=0.0,
     depth_dim=32,
+    code_scale=1.0,
     context=48,
     warmup=6,
     batch_size=12,
     lr=1e-2,
-    updates=190,
-    min_updates=190,
+    updates=250,
+    min_updates=250,
 )
 
 
