@@ -88,18 +88,19 @@ def configuration_of(state: dict[str, Any], path: Path) -> DictConfig:
         raise CheckpointError(f"{path} cannot be used: {error}; was it written by a solver?") from error
 
 
-def check_trained(name: str) -> None:
+def check_trained(name: str, root: Path | None = None) -> None:
     """Check that the experiment of a signature has trained to its end: until then its best state may become another.
 
     Args:
         name: as `load_pretrained` reads it; only of //sig/SIG anything is asked.
+        root: Dora's folder, for signatures; by default that of this process.
 
     Raises:
         CheckpointError: if epochs are left, or there is no such checkpoint.
     """
     if not name.removeprefix(PRETRAINED_PREFIX).startswith("//sig/"):
         return
-    path = resolve_checkpoint(name)
+    path = resolve_checkpoint(name, root)
     state = load_checkpoint(path)
     done, cfg = state.get("history"), configuration_of(state, path)
     epochs = (cfg.get("optim") or {}).get("epochs")

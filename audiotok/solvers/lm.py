@@ -62,7 +62,7 @@ class LMSolver(StandardSolver):
         """Model and optimiser."""
         seed_everything(self.cfg.seed)  # loading the codec, and making codes or not, has drawn random numbers
         self.model = get_language_model(self._with_codes).to(self.device)
-        self.optimizer = builders.get_optimizer(self.model.trunk_parameters(), self.cfg.optim)
+        self.optimizer = builders.get_optimizer(self.model.trunk_parameters(), self.cfg.optim, fused=True)
         if self.model.alone is not None:
             self.model.alone.logits.data = lm_data.log_counts(self.tokens["train"]).to(self.device)
             # Without weight decay: it would pull these laws away from the frequencies, which they begin with.

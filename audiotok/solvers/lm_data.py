@@ -13,16 +13,16 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from audiotok.checkpoint import load_checkpoint, resolve_checkpoint
+from audiotok.checkpoint import resolve_checkpoint
 from audiotok.data import AudioLoader, get_loader
 from audiotok.data.limits import require_open_files
 from audiotok.data.manifest import read_labels
 from audiotok.data.tokens import TokenDataset, TokenSet
-from audiotok.errors import CheckpointError, ConfigError, DataError
+from audiotok.errors import ConfigError, DataError
 from audiotok.files import NoLocksError, hold_lock
 from audiotok.models.encodec import CompressionModel
 from audiotok.models.fingerprint import codec_hash
-from audiotok.models.pretrained import configuration_of
+from audiotok.models.pretrained import check_trained
 from audiotok.solvers.builders import HELD_OUT_SEED, SPLITS
 from audiotok.solvers.settings import settings
 from audiotok.tokenizing import manifest_hash, tokenize
@@ -64,24 +64,10 @@ def load_codec(name: str | None, root: Path, device: torch.device) -> Compressio
             "compression_model_checkpoint is not set; give the codec whose codes are modelled: //sig/SIG of an "
             "experiment, //pretrained/PATH of a file, or demo"
         )
-    path = resolve_checkpoint(name, root)
-    if name.startswith("//sig/"):
-        _check_trained(name, path)
-    codec = CompressionModel.get_pretrained(path, device)
+    check_trained(name, root)
+    codec = CompressionModel.get_pretrained(resolve_checkpoint(name, root), device)
     codec.cardinality  # noqa: B018  refuses a codec without codes
     return codec
-
-
-def _check_trained(name: str, path: Path) -> None:
-    """CheckpointError for an experiment that is still training: its codes would be those of another codec later."""
-    state = load_checkpoint(path)
-    done, cfg = state.get("history"), configuration_of(state, path)
-    epochs = (cfg.get("optim") or {}).get("epochs")
-    if isinstance(done, list) and isinstance(epochs, int) and len(done) < epochs:
-        raise CheckpointError(
-            f"codec {name} is not trained yet: {len(done)} of {epochs} epochs are done; wait for it, or give the "
-            f"codec as it is now a name of its own: copy {path} and give //pretrained/COPY"
-        )
 
 
 def get_token_sets(cfg: DictConfig, codec: CompressionModel, root: Path) -> dict[str, TokenSet]:
