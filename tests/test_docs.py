@@ -88,6 +88,16 @@ GRID_OF_STORED_RESULTS = "dora grid compression.mmd_on_off_demo"
 INSTEAD = (
     Instead("README.md", "make test", "", "it runs this very test"),
     Instead("README.md", GRID_OF_STORED_RESULTS, store_results, "minutes; as the demo grid, which runs here"),
+    Instead("README.md", f"{GRID_OF_STORED_RESULTS} --no_monitoring", "", "its results are there since above"),
+    Instead("README.md", "dora grid lm.mmd_on_off_demo", store_language_models, "minutes: tests/solvers/test_lm.py"),
+    Instead(
+        "README.md",
+        "audiotok tokenize demo data/demo/train.jsonl.gz --out data/tokens/demo"
+        " && audiotok gap demo --tokens data/tokens/demo",
+        "audiotok tokenize demo data/demo/train.jsonl.gz --out data/tokens/demo"
+        " && audiotok gap demo --tokens data/tokens/demo --updates 2 --context 64",
+        "its tracks of music are 2.5 s long",
+    ),
     Instead("README.md", "pip install .", "", "needs a network: tests/test_wheel.py installs the wheel"),
     Instead(
         "docs/launching.md", "scontrol show config | grep ClusterName", "", "SLURM: tests/cluster/test_docs_on_slurm.py"
@@ -133,16 +143,15 @@ INSTEAD = (
     ),
     Instead(
         "docs/gap.md",
-        "audiotok gap demo --tokens data/tokens --updates 20",
-        "audiotok gap demo --tokens data/tokens --updates 2 --context 64",
+        "audiotok gap demo --tokens data/tokens/demo --updates 20",
+        "audiotok gap demo --tokens data/tokens/demo --updates 2 --context 64",
         "its tracks of music are 2.5 s long",
     ),
     Instead("docs/results.md", GRID_OF_STORED_RESULTS, "", "its results are there since the README"),
-    Instead(
-        "docs/results.md", "dora grid lm.mmd_on_off_demo", store_language_models, "minutes: tests/solvers/test_lm.py"
-    ),
+    Instead("docs/results.md", "dora grid lm.mmd_on_off_demo", "", "its results are there since the README"),
     Instead("docs/report.md", GRID_OF_STORED_RESULTS, "", "its results are there since the README"),
     Instead("docs/launching.md", f"{GRID_OF_STORED_RESULTS} --no_monitoring", "", "likewise"),
+    Instead("docs/launching.md", "dora grid lm.mmd_on_off_demo", "", "likewise"),
     Instead(
         "docs/results.md", "pip install -e '.[notebooks]'", "", "needs a network; the tests have them: pyproject.toml"
     ),
