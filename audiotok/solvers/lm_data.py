@@ -19,7 +19,7 @@ from audiotok.data.limits import require_open_files
 from audiotok.data.manifest import read_labels
 from audiotok.data.tokens import TokenDataset, TokenSet
 from audiotok.errors import ConfigError, DataError
-from audiotok.files import NoLocksError, hold_lock
+from audiotok.files import NoLocksError, hold_lock, is_locked
 from audiotok.models.encodec import CompressionModel
 from audiotok.models.fingerprint import codec_hash
 from audiotok.models.pretrained import check_trained
@@ -96,6 +96,8 @@ def _token_set(
     """The set in a folder, made by the first process that comes; the others wait for it."""
     lock = folder.with_name(f"{folder.name}.lock")
     options = {**options, "codec": name, "progress": _Progress(manifest, name)}
+    if is_locked(lock):
+        logger.info("waiting for %s: another process makes the codes of %s", folder, manifest)
     try:
         with hold_lock(lock, patience_s=_PATIENCE_S):
             tokenize(codec, [manifest], folder, **options)

@@ -17,6 +17,7 @@ from audiotok.config_text import saved_text
 from audiotok.data.manifest import read_manifest, write_manifest
 from audiotok.data.tokens import TokenSet
 from audiotok.errors import AudiotokError, CheckpointError, ConfigError, DataError
+from audiotok.files import hold_lock
 from audiotok.models import CompressionModel, get_compression_model
 from audiotok.models.codec_lm import CodecLM
 from audiotok.models.fingerprint import codec_hash
@@ -233,6 +234,31 @@ def test_codes_are_made_once_for_a_codec_and_a_manifest(
     with solver_in(tmp_path, f"compression_model_checkpoint={other}") as solver:
         assert solver.codes.codec_hash != first.codec_hash
     assert len(made) == 12
+
+
+def test_what_waits_for_codes_of_another_process_says_so(
+    tmp_path: Path, solver_in: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages: list[str] = []
+    waits = threading.Event()
+
+    def logged(text: str, *values: object) -> None:
+        messages.append(text % values)
+        if text.startswith("waiting"):
+            waits.set()
+
+    with solver_in(tmp_path) as solver:
+        monkeypatch.setattr(lm_data.logger, "info", logged)
+        lm_data.get_token_sets(solver.cfg, solver.codec, tmp_path)  # all there, and nobody makes them
+        assert messages == []
+        folder = solver.tokens["valid"].folder
+        with hold_lock(folder.with_name(f"{folder.name}.lock")):
+            job = threading.Thread(target=lm_data.get_token_sets, args=(solver.cfg, solver.codec, tmp_path))
+            job.start()
+            assert waits.wait(60)
+        job.join()
+    manifest = solver.cfg.datasource.valid
+    assert messages == [f"waiting for {folder}: another process makes the codes of {manifest}"]
 
 
 def test_a_trained_model_is_used_with_its_codec_alone(whole: Path, tmp_path: Path, make_codec: Callable[..., Path],
