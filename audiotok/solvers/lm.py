@@ -191,7 +191,8 @@ class LMSolver(StandardSolver):
         fall = max(curve[before - 1] - curve[-1] for curve in curves) if before > 0 else math.inf
         converged = fall <= GapFit.tolerance
         if not converged and epoch == self.cfg.optim.epochs:
-            found = f"{fall:.3f} bits per frame in the last {epoch - before} epochs" if before > 0 else "one epoch"
+            last = f"{epoch - before} epochs" if epoch - before > 1 else "epoch"
+            found = f"{fall:.3f} bits per frame in the last {last}" if before > 0 else "one epoch"
             self.logger.warning("the gap has not converged: the valid curves still fall (%s); train longer", found)
         return {"gap_converged": float(converged)} | ({"gap_fall": fall} if before > 0 else {})
 
