@@ -147,6 +147,8 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
         print(HOME_AND_CLEAR * clear + text, end="", flush=True)
         if args.baseline is not None:
             things = "codecs" if counts_codecs(experiments.runs, _names(args.by)) else "runs"
+            if table.empty:
+                logger.info("no condition but the baseline has runs that count: nothing is compared yet")
             for row in table.to_dict("records"):
                 logger.info("%s", clean_text(_in_words(row, _names(args.by), things)))
         if left_out:

@@ -12,7 +12,7 @@ from audiotok.report.table import clock_text
 from audiotok.results.experiments import Experiment, Experiments
 from audiotok.results.metrics import CODEC
 from audiotok.results.protocols import describe, read_protocol
-from audiotok.results.tables import format_value
+from audiotok.results.tables import format_value, short_names
 from audiotok.status import JOB_FILE, read_json
 from audiotok.text import clean_text
 
@@ -90,7 +90,7 @@ def run_pages(experiments: Experiments) -> Iterator[Run]:
 
 def _run_label(values: Mapping[str, str]) -> str:
     """Swept parameters in a few words: the last part of each name, and the value."""
-    return ", ".join(f"{clean_text(name.rpartition('.')[2])}={value}" for name, value in values.items())
+    return ", ".join(f"{clean_text(short)}={values[name]}" for name, short in short_names(values).items())
 
 
 def _log_file(record: Experiment) -> Path | None:

@@ -137,7 +137,8 @@ def codec_rows(
 
     Returns:
         `codec.sig`, the parameters that differ, `state` (how many runs are in which), `n` (runs that count: those that
-        have completed, or all if `unfinished`), then the metrics: of the codec as they are, of its runs an `Estimate`.
+        have completed, or all that have measured anything if `unfinished`), then the metrics: of the codec as they
+        are, of its runs an `Estimate`.
     """
     runs = experiments.runs
     swept = [name for name in experiments.swept if name.startswith(CODEC) or name not in seeds]
@@ -147,7 +148,8 @@ def codec_rows(
     own = [name for name in metrics if not name.startswith(CODEC)]
     rows = []
     for _, members in _groups(finite, keys):
-        counted = members if unfinished else members[members["state"] == "COMPLETED"]
+        counts_here = members[own].notna().any(axis=1) if unfinished else members["state"] == "COMPLETED"
+        counted = members[counts_here]
         first = members.iloc[0]
         row: dict[str, Any] = {name: first[name] for name in keys}
         states = members["state"].value_counts().items()

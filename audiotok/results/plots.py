@@ -22,7 +22,7 @@ from audiotok.results.experiments import Experiments
 from audiotok.results.joined import counts_codecs, replicates
 from audiotok.results.metrics import CODEC, known_metric, metric_values, pareto_front, require_metric
 from audiotok.results.statistics import summarize
-from audiotok.results.tables import format_value
+from audiotok.results.tables import format_value, short_names
 from audiotok.text import clean_text
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -211,8 +211,8 @@ def _run(experiments: Experiments, sig: str) -> "pd.Series[Any]":
 
 def _name(by: Sequence[str], group: Any, runs: int, things: str = "runs") -> str:
     values = group if isinstance(group, tuple) and len(by) == len(group) else (group,)
-    pairs = zip(by, map(format_value, values), strict=True)
-    text = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in pairs)
+    pairs = zip(short_names(by).values(), map(format_value, values), strict=True)
+    text = ", ".join(f"{name}={value}" for name, value in pairs)
     return _plain_text(text if runs == 1 else f"{text} ({runs} {things})")
 
 

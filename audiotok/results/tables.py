@@ -135,6 +135,13 @@ def _select_columns(available: Iterable[str], patterns: Iterable[str]) -> list[s
     return list(selected)
 
 
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """The last part of each name, and the whole name where two would be the same."""
+    last = {name: name.rpartition(".")[2] for name in names}
+    shared = list(last.values())
+    return {name: short if shared.count(short) == 1 else name for name, short in last.items()}
+
+
 def require_columns(runs: pd.DataFrame, names: Iterable[str]) -> None:
     """Check that columns exist.
 

@@ -53,7 +53,7 @@ def test_the_page_has_the_codecs_the_gap_and_both_likelihoods(
     assert all(name in statistics for name in (">gap", ">bits_parallel", ">bits_chain"))
     assert "codec.evaluate.sisdr against evaluate.gap" in page
     data = json.loads(re.findall(r'id="report-data">(.*?)</script>', page, re.DOTALL)[0])
-    assert data["runs"]["1a800100 chain"] == "mmd=0, seed=1, seed=1, chain head"
+    assert data["runs"]["1a800100 chain"] == "mmd=0, codec.seed=1, seed=1, chain head"
     run = (tmp_path / "report/runs/1a800100.html").read_text()
     assert '<td class="soft">codec</td>' in run
 

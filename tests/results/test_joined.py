@@ -19,6 +19,7 @@ from audiotok.results.joined import code_lines, codec_rows, counts_codecs, repli
 from audiotok.results.metrics import known_metric, metric_direction, metric_values, several_codecs
 from audiotok.results.plots import learning_curves, tradeoff
 from audiotok.results.statistics import compare, summarize
+from audiotok.results.tables import short_names
 from tests.results.joined import CODECS, GRID, add_run, codec_sig, fill, measured
 
 
@@ -128,6 +129,8 @@ def test_runs_that_have_not_completed_keep_their_row(root: Path) -> None:
     assert row["n"] == 1 and row["state"] in ("1 COMPLETED, 1 FAILED", "1 FAILED, 1 COMPLETED")
     assert row["evaluate.gap"].mean == measured(0, 1, 2)["gap"] and np.isnan(row["evaluate.gap"].std)
     assert codec_rows(load_grid(GRID, root), unfinished=True)["n"].tolist() == [2] * 6
+    (root / "xps" / "1a800100" / "history.json").write_text("[]")
+    assert codec_rows(load_grid(GRID, root), unfinished=True)["n"].tolist() == [1, *[2] * 5]
 
 
 def test_a_grid_that_waits_shows_its_codecs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +246,21 @@ def test_the_command_averages_within_codecs_first(
     (row,) = rows_of(capsys.readouterr().out)
     assert row["n"] == "3" and float(row["difference"]) == pytest.approx(-0.01)
     assert "evaluate.gap lower (-0.01 bit, 95 % interval" in caplog.text and "3 pairs of codecs)" in caplog.text
+
+
+def test_a_baseline_alone_is_compared_with_nothing(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for codec_seed in (1, 2, 3):
+        for seed in (1, 2):
+            (root / "xps" / f"1a{9 - codec_seed}10{seed}00" / "status.json").write_text('{"state": "RUNNING"}')
+    baseline = ["--by", "codec.losses.mmd", "--baseline", "codec.losses.mmd=0"]
+    assert results(root, *baseline, "--metric", "evaluate.gap") == 0
+    assert "nothing is compared yet" in caplog.text
+
+
+def test_short_names_are_whole_where_two_would_be_the_same() -> None:
+    names = ["codec.losses.mmd", "codec.seed", "seed"]
+    assert short_names(names) == {"codec.losses.mmd": "mmd", "codec.seed": "codec.seed", "seed": "seed"}
 
 
 def test_conditions_of_language_models_are_paired_by_codec(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
