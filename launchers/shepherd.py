@@ -7,7 +7,6 @@ it: two users who launch the same grid at once get one job each experiment.
 
 import json
 import os
-import re
 import sys
 import time
 import weakref
@@ -33,10 +32,11 @@ from audiotok.launchers.engine import Engine, Job, NoRoomError, Task, job_of
 from audiotok.launchers.grid_file import grid_of
 from audiotok.launchers.local.engine import LocalEngine
 from audiotok.launchers.lock import SubmitLock
+from audiotok.launchers.needs import WAITS, grids_waiting, needed_by
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.slurm.engine import SlurmEngine
 from audiotok.status import JOB_FILE, State, Verdict, experiment_state, job_identity, read_json, read_status
-from audiotok.status.judge import hold_up
+from audiotok.status.judge import hold_up, waiting
 
 LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngine, LocalEngine)}
@@ -44,7 +44,6 @@ ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngi
 
 ROOM_S = 60.0  # after so long there may be room again, though no job that is known here has ended
 _SHOWN = 8  # experiments logged one by one as they are submitted
-_OF_SIG = re.compile(r"""['"]?(?://pretrained/)?//sig/([0-9a-zA-Z_-]+)/?['"]?""")  # value of an override
 _DORAS_ENGINE = SlurmEngine.name  # has the jobs that Dora itself submitted, whose job.json names no engine
 
 
@@ -105,8 +104,7 @@ class GridSheep(Sheep):
             return Verdict(State.UNKNOWN, f"its {JOB_FILE} cannot be read; correct or delete it")
         verdict = None if self.job is None else self.shepherd.verdict(self.job.record)
         if verdict is not None and verdict.state is State.PENDING and self.job and self.job.record.content.get("needs"):
-            held = hold_up(self.shepherd.needs(self.xp))
-            return held if held is not None and held.state is State.WAITING else verdict
+            return waiting(verdict, hold_up(self.shepherd.needs(self.xp)))
         if verdict is not None and not verdict.state.failed:
             return verdict
         status = read_status(self.xp.folder) or {}
@@ -124,22 +122,18 @@ class GridSheep(Sheep):
         return None if verdict is None else verdict.state
 
     def held(self) -> Verdict | None:
-        """WAITING or BLOCKED without a job, and why; None if that is not so."""
-        if self.waits:
-            return hold_up(self.shepherd.needs(self.xp))
-        blocked = self.job is None and self.decision is not None and self.decision.action is Action.BLOCKED
-        return Verdict(State.BLOCKED, self.decision.reason) if blocked and self.decision else None
+        """WAITING or BLOCKED without having begun, and why; None if that is not so."""
+        if self.xp.sig in self.shepherd.rest:
+            return hold_up(self.shepherd.needs(self.xp)) or Verdict(State.WAITING, WAITS)
+        if self.decision and self.decision.action is Action.BLOCKED and self.state() in (None, State.BLOCKED):
+            return Verdict(State.BLOCKED, self.decision.reason)
+        return None
 
     def is_done(self, mode: str = "standard") -> bool:
         """True if no job of this experiment waits or runs."""
         if mode == "force":
             self.shepherd.update()
         return self.job is None or self.job.is_done()
-
-    @property
-    def waits(self) -> bool:
-        """True if it was to be submitted and found no room, or must wait for others out of the queue."""
-        return self.xp.sig in self.shepherd.rest
 
     @property
     def current_job_id(self) -> str | None:
@@ -192,6 +186,8 @@ class GridShepherd(Shepherd):
         self._to_cancel: list[Any] = []
         self._updated: set[str] = set()  # engines that have been queried
         self._needed: dict[str, GridSheep] = {}  # what others need, by signature
+        self._waiting: dict[str, str] | None = None  # `grids_waiting` as of the last update, if it was looked at
+        self._asked: set[str] = set()  # experiments that this command submits next, or that it has in `rest`
         self.rest: dict[str, _Request] = {}  # what found no room, or waits for others, by signature
         self.no_room = ""  # why, and how many
         self._tried_at, self._lived = 0.0, 0  # when there was no room, and how many jobs lived then
@@ -220,6 +216,7 @@ class GridShepherd(Shepherd):
         Returns:
             True if one of them is a scheduler of many users, which is to be spared.
         """
+        self._waiting = None
         used = {self._engine_name(sheep.job.record) for sheep in self.herd if sheep.job is not None}
         queried = [name for name, engine in self.engines.items() if name in (*used, *names) or engine.has_open()]
         for name in queried:
@@ -241,8 +238,7 @@ class GridShepherd(Shepherd):
 
     def needs(self, xp: XP) -> dict[str, Verdict]:
         """States of the experiments whose checkpoints an experiment names (`continue_from=//sig/SIG`), by signature."""
-        values = dict(argument.partition("=")[::2] for argument in xp.argv)
-        sigs = [match[1] for match in map(_OF_SIG.fullmatch, values.values()) if match]
+        sigs = needed_by(xp.argv)
         for sig in sigs:
             if sig not in self._needed:
                 self._needed[sig] = GridSheep(_bare_xp(self.main, sig, [], []), self)
@@ -251,9 +247,16 @@ class GridShepherd(Shepherd):
     def _state_needed(self, sheep: GridSheep) -> Verdict:
         if found := sheep.verdict() or experiment_state(sheep.xp.folder):
             return found
-        folders = sorted((Path(self.main.dora.dir) / self.main.dora._grids).glob("*"))
-        linked = (folder.name for folder in folders if (folder / sheep.xp.sig).is_symlink())
-        grid = grid_of(sheep.xp.sig) or next(linked, "")
+        sig, root = sheep.xp.sig, Path(self.main.dora.dir)
+        if sig in self._asked:
+            return Verdict(State.WAITING, "to be submitted")
+        self._waiting = grids_waiting(root) if self._waiting is None else self._waiting
+        if grid := self._waiting.get(sig):
+            return Verdict(State.WAITING, f"for `dora grid {grid}` to send it")
+        linked = (
+            folder.name for folder in sorted((root / self.main.dora._grids).glob("*")) if (folder / sig).is_symlink()
+        )
+        grid = grid_of(sig) or next(linked, "")
         return Verdict(State.NOT_STARTED, f"needs `dora grid {grid}` first" if grid else "")
 
     @contextmanager
@@ -271,6 +274,8 @@ class GridShepherd(Shepherd):
         assert isinstance(sheep, GridSheep)
         sheep.profile = Profile.of(slurm_config)
         sheep.decision = self._decide(sheep, sheep.profile, rules)
+        if sheep.decision.action.submits:
+            self._asked.add(sheep.xp.sig)
         group = self._groups if self._in_job_array else 0
         self._requests.append(_Request(sheep, sheep.profile, rules, sheep.decision, group, sheep.current_job_id))
 
@@ -326,6 +331,8 @@ class GridShepherd(Shepherd):
                         self._submit_requests(self.engines[detect(os.environ)], requests, failures)
                 except LaunchError as error:
                     raise LaunchError(" ".join([*failures, str(error)])) from error
+                finally:
+                    self._asked = set(self.rest)
         if launches:
             self._launches = True
             self._resume()
