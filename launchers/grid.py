@@ -33,7 +33,8 @@ from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.needs import WAITS, set_waiting, waiting_in
 from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember
 from audiotok.launchers.profile import ProfileLauncher
-from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
+from audiotok.launchers.sheep import GridSheep
+from audiotok.launchers.shepherd import GridShepherd, detect
 from audiotok.launchers.table import monitor, names_of
 from audiotok.launchers.watch import again, follow, watch
 

@@ -10,7 +10,8 @@ from audiotok.launchers.decide import Action, Decision, after
 from audiotok.launchers.engine import Job
 from audiotok.launchers.needs import set_waiting
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.shepherd import GridSheep, GridShepherd
+from audiotok.launchers.sheep import GridSheep
+from audiotok.launchers.shepherd import GridShepherd
 from audiotok.status import State, Verdict, experiment_state, write_json
 from audiotok.status.judge import hold_up, unmet
 from tests.launchers.test_shepherd import Engine, House, house
@@ -24,7 +25,7 @@ class Waiting(Engine):
     """An engine with which a task can wait for a job."""
 
     def can_wait_for(self, job: Job, profile: Profile) -> bool:
-        return True
+        return self.states[job.job_id].state.live
 
 
 def shepherd_of(house: House, engine: type[Engine] = Waiting) -> tuple[GridShepherd, Engine]:
@@ -71,7 +72,7 @@ def test_what_cannot_wait_in_a_queue_goes_out_when_the_other_has_completed(house
         ("WAITING", "for xindex0 (PENDING)"),
         ("WAITING", "for xindex1 (PENDING)"),
     ]
-    assert shepherd.no_room == "0 of 2 are submitted, 2 wait for others to complete"
+    assert shepherd.no_room == "0 of 2 are submitted, 2 wait for others"
     assert not shepherd.may_have_room()
     house.states[str(codecs[0].current_job_id)] = Verdict(State.COMPLETED, "")
     house.states[str(codecs[1].current_job_id)] = FAILED
@@ -141,6 +142,9 @@ def test_a_chain_within_one_grid_goes_out_link_by_link(house: House) -> None:
         "BLOCKED",
         f"needs {sigs[1]}, which is BLOCKED: needs {sigs[0]}, which is FAILED",
     )
+    for sheep in sheeps:
+        shepherd.maybe_submit_lazy(sheep, Profile(), SubmitRules(retry=True))
+    assert shepherd.carry_out() == [] and engine.submitted[3:] == [sigs[:1]] and list(shepherd.rest) == sigs[1:2]
 
 
 def test_what_runs_by_hand_is_waited_for_and_what_it_left_is_seen(house: House) -> None:

@@ -18,7 +18,8 @@ from audiotok.launchers.decide import previous_job
 from audiotok.launchers.engine import Check, Job, NoRoomError, Task
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.shepherd import ENGINES, GridSheep, GridShepherd, detect
+from audiotok.launchers.sheep import GridSheep
+from audiotok.launchers.shepherd import ENGINES, GridShepherd, detect
 from audiotok.status import State, Verdict, write_json
 from tests.fakes.tiny import REPOSITORY
 
