@@ -102,7 +102,9 @@ def option_advice(
         group, _, option = argument.lstrip("+").partition("=")
         if missing == f"{group}/{option}":
             known = nearest_first(option, options.get(group, ()))
-            return f"no {option!r} in config group {group}; choose one of: {', '.join(known) or 'none yet'}"
+            more = f" and {len(known) - _SHOWN} more" * (len(known) > _SHOWN)
+            some = ", ".join(known[:_SHOWN]) or "none yet"
+            return f"no {option!r} in config group {group}; choose one of: {some}{more}"
         if f"Could not override '{group}'" in str(error) and "/" in group:
             first, _, rest = group.partition("/")
             return f"override {argument!r}: {group} is not chosen by itself; write {first}={rest}/{option}"

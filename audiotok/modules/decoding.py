@@ -27,11 +27,6 @@ def prepare(weights: Sequence[Tensor], biases: Sequence[Tensor | None], rows: in
     if torch.is_autocast_enabled(device) and weight.dtype == torch.float32:
         dtype, rough = torch.get_autocast_dtype(device), True
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    if device == "cpu" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        # Packed by oneDNN a product with four rows takes half of the time of F.linear, which packs each time.
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        product = torch.ops.mkldnn._linear_pointwise.default
-        return lambda x: product(x.bfloat16(), packed, bias, "none", [], "").to(x.dtype)
     if device == "cpu" and rows == 1 and weight.shape[0] > weight.shape[1]:
         # Long rows of memory are read 1.3 (1024 channels) to 2 times (256 channels) as fast as short ones.
         weight = weight.t().contiguous().t()

@@ -86,7 +86,7 @@ def test_options_of_sbatch_may_be_added() -> None:
     ("override", "said"),
     [
         ("solver=compression/demoo", "no 'compression/demoo' in config group solver; choose one of: compression/demo,"),
-        ("solver=demo", "no 'demo' in config group solver; choose one of: compression/demo,"),
+        ("solver=demo", "no 'demo' in config group solver; choose one of: lm/demo, compression/demo,"),
         ("dset=audio/dem", "no 'audio/dem' in config group dset; choose one of: audio/demo,"),
         ("model=encodec/large", "no 'encodec/large' in config group model; choose one of: encodec/"),
         ("cluster=h100", "no 'h100' in config group cluster; choose one of: h100x8,"),

@@ -265,7 +265,11 @@ def test_experiments_that_left_a_grid_are_cancelled(project: TinyProject) -> Non
 @pytest.mark.parametrize(
     ("arguments", "environ", "words"),
     [
-        (("grid", "flet"), {}, "error: no grid 'flet' in package tinyxp.grids; choose one of: fleet, many, slow."),
+        (
+            ("grid", "flet"),
+            {},
+            "error: no grid 'flet' in package tinyxp.grids; choose one of: fleet, many, over, slow.",
+        ),
         (("grid", "fleet"), {"AUDIOTOK_LAUNCHER": "pbs"}, "error: AUDIOTOK_LAUNCHER='pbs'"),
         (("grid", "fleet"), {"AUDIOTOK_LOCAL_SLOTS": "many"}, "error: AUDIOTOK_LOCAL_SLOTS='many'"),
         (("grid", "fleet"), {"AUDIOTOK_LAUNCHER": "slurm", "PATH": "/nowhere"}, "error: SLURM does not answer"),
