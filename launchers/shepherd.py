@@ -37,6 +37,7 @@ from audiotok.launchers.profile import Profile
 from audiotok.launchers.sheep import GridSheep, SheepJob
 from audiotok.launchers.slurm.engine import SlurmEngine
 from audiotok.status import JOB_FILE, State, Verdict, experiment_state, read_json
+from audiotok.status.judge import hold_up
 
 LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngine, LocalEngine)}
@@ -260,9 +261,12 @@ class GridShepherd(Shepherd):
         return grouped(((self.title(one), line) for one, checked in found for line in checked.idle), len(found))
 
     def may_have_room(self) -> bool:
-        """True if something found no room and there may be some by now: a job has ended, or time has passed."""
+        """True if something waits that may go out by now: a job or what it needs has ended, or time has passed."""
         waited = time.monotonic() - self._tried_at > ROOM_S
-        return bool(self.rest) and (waited or self._count_live() < self._lived)
+        if self.rest and (waited or self._count_live() < self._lived):
+            return True
+        held = [hold_up(self.needs(one.sheep.xp)) for one in self.rest.values() if one.is_held]
+        return any(one is None or one.state is State.BLOCKED for one in held)
 
     def submit_rest(self, sigs: Container[str]) -> list[str]:
         """Like `carry_out`, for what found no room; of these experiments only: the others wait no longer.

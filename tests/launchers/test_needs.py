@@ -158,6 +158,22 @@ def test_what_runs_by_hand_is_waited_for_and_what_it_left_is_seen(house: House) 
     assert unmet(house.folder / "xps" / "other", ["xindex0"]) == found
 
 
+@pytest.mark.parametrize("state", ["COMPLETED", "INTERRUPTED"])
+def test_the_end_of_a_run_by_hand_is_seen_at_once(house: House, state: str) -> None:
+    folder = house.folder / "xps" / "xindex0"
+    folder.mkdir(parents=True)
+    write_json(folder / "status.json", {"state": "RUNNING", "started": 1.0, "updated": 4e9})
+    shepherd, engine = shepherd_of(house)
+    (sheep,) = over(shepherd, 0)
+    shepherd.carry_out()
+    assert sheep.held() == ("WAITING", "for xindex0 (RUNNING)") and not shepherd.may_have_room()
+    write_json(folder / "status.json", {"state": state, "started": 1.0, "updated": 4e9})
+    assert shepherd.may_have_room()
+    shepherd.submit_rest({sheep.xp.sig})
+    assert not shepherd.rest and not shepherd.may_have_room()
+    assert len(engine.submitted) == (state == "COMPLETED") and bool(sheep.held()) == (state == "INTERRUPTED")
+
+
 def test_force_begins_from_what_has_failed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     codecs, _ = house.launch(1)
     house.states[str(codecs[0].current_job_id)] = FAILED
