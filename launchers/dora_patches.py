@@ -19,7 +19,8 @@ from audiotok.errors import AudiotokError
 from audiotok.experiments.frozen import FROZEN_VARIABLE
 from audiotok.launchers.grid import get_explorer, run_grid
 from audiotok.launchers.profile import ProfileLauncher, profile_of
-from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
+from audiotok.launchers.sheep import GridSheep
+from audiotok.launchers.shepherd import GridShepherd, detect
 from audiotok.launchers.table import load_history, monitor
 from audiotok.launchers.watch import follow, left_alone
 from audiotok.status import State, experiment_state

@@ -30,10 +30,12 @@ from audiotok.files import write_symlink
 from audiotok.launchers.decide import Action, Decision
 from audiotok.launchers.grid_file import explore, grid_names, load_explorer
 from audiotok.launchers.lock import SubmitLock
-from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember, set_waiting, waiting_in
+from audiotok.launchers.needs import WAITS, set_waiting, waiting_in
+from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember
 from audiotok.launchers.profile import ProfileLauncher
-from audiotok.launchers.shepherd import GridSheep, GridShepherd, detect
-from audiotok.launchers.table import WAITS, monitor, names_of
+from audiotok.launchers.sheep import GridSheep
+from audiotok.launchers.shepherd import GridShepherd, detect
+from audiotok.launchers.table import monitor, names_of
 from audiotok.launchers.watch import again, follow, watch
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
@@ -125,7 +127,7 @@ class _Grid:
         self.gone: list[GridSheep] = []  # linked in its folder, but no longer in its file
         self.unlinked: list[str] = []  # links that `launch` removes, with those of `gone` whose jobs have ended
         self.held: dict[str, str] = {}  # the other grids that hold an experiment, by signature
-        self.waiting: set[str] = set()  # experiments that have found no room, by any command
+        self.waiting: set[str] = set()  # experiments that any command was to submit, and that wait
         self.failures: list[str] = []  # what could not be cancelled
         self.idle: list[str] = []  # overrides that do nothing
         # Without Dora's pool of processes for entry points that are slow to compose: ours are not.
@@ -233,7 +235,7 @@ class _Grid:
             (self.folder / sig).unlink(missing_ok=True)
         selected = {sheep.xp.sig for sheep in self.sheeps}
         if self.args.cancel and (count := len(self.waiting & selected)):
-            self.log(f"{count} that wait for room are not submitted any more.")
+            self.log(f"{count} that wait are not submitted any more.")
         if self.shepherd.rest:
             self.log(f"{self.shepherd.no_room}: `dora grid {self.name}` sends them as jobs end.")
         try:

@@ -21,6 +21,7 @@ from audiotok.experiments.disk import folder_bytes
 from audiotok.launchers.decide import FORCE, Action, Decision
 from audiotok.launchers.grid_file import grid_of
 from audiotok.launchers.lock import user_and_host
+from audiotok.launchers.needs import record_path
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import ENGINES
 from audiotok.launchers.table import PRESET
@@ -177,28 +178,9 @@ def remember(root: Path, grid: str, entries: Iterable[Entry], sigs: Iterable[str
     experiments = {sig: {"name": one.name, "profile": number[keys[sig]]} for sig, one in known.items()}
     content = {"grid": grid, "time": time.time(), "user": user_and_host()}
     content |= {"profiles": [json.loads(key) for key in number], "experiments": experiments}
-    path = _path(root, grid)
+    path = record_path(root, grid)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
-
-
-def waiting_in(root: Path, grid: str) -> set[str]:
-    """Signatures of the experiments of a grid that were to be submitted and wait for room."""
-    waiting = (read_json(_path(root, grid)) or {}).get("waiting")
-    return set(map(str, waiting)) if isinstance(waiting, list) else set()
-
-
-def set_waiting(root: Path, grid: str, sigs: Iterable[str]) -> None:
-    """Record which experiments wait for room; called under the lock of the grid.
-
-    Raises:
-        OSError: if the disk refuses.
-    """
-    path, waiting = _path(root, grid), sorted(sigs)
-    content = read_json(path) or {}
-    if waiting != content.get("waiting", []):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**content, "waiting": waiting})
 
 
 def plan_text(plan: Plan, *, shown: int | None = SHOWN) -> str:
@@ -289,13 +271,9 @@ def _recorded(profile: Mapping[str, Any]) -> dict[str, Any]:
     return {**profile, **{name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in texts.items()}}
 
 
-def _path(root: Path, grid: str) -> Path:
-    return root / "plans" / f"{grid}.json"
-
-
 def _read(root: Path, grid: str) -> tuple[dict[str, Any] | None, dict[str, _Member]]:
     """The record of the last launch, whole and by signature; a damaged file counts as none."""
-    content = read_json(_path(root, grid)) or {}
+    content = read_json(record_path(root, grid)) or {}
     try:
         profiles, known = content["profiles"], content["experiments"].items()
         return content, {sig: _Member(str(one["name"]), _recorded(profiles[one["profile"]])) for sig, one in known}

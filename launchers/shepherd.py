@@ -7,7 +7,6 @@ it: two users who launch the same grid at once get one job each experiment.
 
 import json
 import os
-import re
 import sys
 import time
 import weakref
@@ -33,9 +32,11 @@ from audiotok.launchers.engine import Engine, Job, NoRoomError, Task, job_of
 from audiotok.launchers.grid_file import grid_of
 from audiotok.launchers.local.engine import LocalEngine
 from audiotok.launchers.lock import SubmitLock
+from audiotok.launchers.needs import grids_waiting, needed_by
 from audiotok.launchers.profile import Profile
+from audiotok.launchers.sheep import GridSheep, SheepJob
 from audiotok.launchers.slurm.engine import SlurmEngine
-from audiotok.status import JOB_FILE, State, Verdict, experiment_state, job_identity, read_json, read_status
+from audiotok.status import JOB_FILE, State, Verdict, experiment_state, read_json
 from audiotok.status.judge import hold_up
 
 LAUNCHER_VARIABLE = "AUDIOTOK_LAUNCHER"
@@ -44,7 +45,6 @@ ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (SlurmEngi
 
 ROOM_S = 60.0  # after so long there may be room again, though no job that is known here has ended
 _SHOWN = 8  # experiments logged one by one as they are submitted
-_OF_SIG = re.compile(r"""['"]?(?://pretrained/)?//sig/([0-9a-zA-Z_-]+)/?['"]?""")  # value of an override
 _DORAS_ENGINE = SlurmEngine.name  # has the jobs that Dora itself submitted, whose job.json names no engine
 
 
@@ -63,108 +63,6 @@ def detect(environ: Mapping[str, str]) -> str:
     return name
 
 
-class _SheepJob:
-    """The latest job of an experiment, with what Dora and its explorers use of a submitit job."""
-
-    def __init__(self, job: Job, shepherd: "GridShepherd") -> None:
-        self.record, self.job_id = job, job.job_id
-        self._shepherd = shepherd
-
-    @property
-    def state(self) -> State:
-        return self._shepherd.verdict(self.record).state
-
-    def is_done(self) -> bool:
-        # A job that looks at itself must not wait for its own end.
-        return not self.state.live or self.job_id == job_identity(os.environ)[1]
-
-    def cancel(self, check: bool = True) -> None:
-        self._shepherd.cancel([self.record])
-
-
-class GridSheep(Sheep):
-    """An experiment and its latest job."""
-
-    def __init__(self, xp: XP, shepherd: "GridShepherd") -> None:
-        # Dora's own constructor would unpickle job.pkl; here job.json names the job.
-        self.xp, self.shepherd = xp, shepherd
-        self.decision: Decision | None = None  # of the last `maybe_submit_lazy`
-        self.profile: Profile | None = None  # what its job would request then
-        self._other_jobs, self._dependent_jobs = [], []
-        shepherd.herd.add(self)
-        self.reload()
-
-    def reload(self) -> None:
-        """Read its latest job again."""
-        job = job_of(self.xp.folder)
-        self.job: _SheepJob | None = None if job is None else _SheepJob(job, self.shepherd)  # type: ignore[assignment]
-
-    def verdict(self) -> Verdict | None:
-        """State and reason as of the shepherd's last update; None without a job and without a completed run by hand."""
-        if self.job is None and (self.xp.folder / JOB_FILE).exists():  # there may be a job that we cannot see
-            return Verdict(State.UNKNOWN, f"its {JOB_FILE} cannot be read; correct or delete it")
-        verdict = None if self.job is None else self.shepherd.verdict(self.job.record)
-        if verdict is not None and verdict.state is State.PENDING and self.job and self.job.record.content.get("needs"):
-            held = hold_up(self.shepherd.needs(self.xp))
-            return held if held is not None and held.state is State.WAITING else verdict
-        if verdict is not None and not verdict.state.failed:
-            return verdict
-        status = read_status(self.xp.folder) or {}
-        if status.get("state") == State.COMPLETED and (self.job is None or status.get("job_id") is None):
-            by_hand = experiment_state(self.xp.folder)
-            if by_hand is not None and by_hand.state is State.COMPLETED:
-                return by_hand  # after its job had failed
-        return verdict
-
-    def state(self, mode: str = "standard") -> State | None:
-        """The state alone; mode `force` queries the engines first."""
-        if mode == "force":
-            self.shepherd.update()
-        verdict = self.verdict()
-        return None if verdict is None else verdict.state
-
-    def held(self) -> Verdict | None:
-        """WAITING or BLOCKED without a job, and why; None if that is not so."""
-        if self.waits:
-            return hold_up(self.shepherd.needs(self.xp))
-        blocked = self.job is None and self.decision is not None and self.decision.action is Action.BLOCKED
-        return Verdict(State.BLOCKED, self.decision.reason) if blocked and self.decision else None
-
-    def is_done(self, mode: str = "standard") -> bool:
-        """True if no job of this experiment waits or runs."""
-        if mode == "force":
-            self.shepherd.update()
-        return self.job is None or self.job.is_done()
-
-    @property
-    def waits(self) -> bool:
-        """True if it was to be submitted and found no room, or must wait for others out of the queue."""
-        return self.xp.sig in self.shepherd.rest
-
-    @property
-    def current_job_id(self) -> str | None:
-        """Id of its job in its engine."""
-        return None if self.job is None else self.job.job_id
-
-    @property
-    def log(self) -> Path | None:
-        """File with the output of its first process; it may not exist yet. None without a job.
-
-        Raises:
-            LaunchError: if something else stands there, such as a pipe, which would be read for ever.
-        """
-        path = None if self.job is None else self.shepherd.find_moved(self.job.record.log)
-        if path is not None and path.exists() and not path.is_file():
-            raise LaunchError(f"{path}, a log, is no file but a pipe, a device or a folder: remove it.")
-        return path
-
-    def __repr__(self) -> str:
-        state, reason = self.verdict() or experiment_state(self.xp.folder) or (None, "")
-        job_id = "" if self.job is None else f"sid={self.job.job_id}, "
-        reason = f" ({reason})" if reason else ""
-        return f"Sheep({self.xp.sig}, state={state}{reason}, {job_id}argv={self.xp.argv})"
-
-
 @dataclass
 class _Request:
     """An experiment to decide about, and to submit if need be, with the next commit."""
@@ -176,6 +74,11 @@ class _Request:
     group: int  # of what may share an array
     job_id: str | None  # its latest job when that was decided: another one means that another command submitted it
     needs: dict[str, str] = field(default_factory=dict)  # ids of the jobs that it waits for in the queue, by signature
+
+    @property
+    def is_held(self) -> bool:
+        """True if it needs others that it cannot wait for in the queue."""
+        return len(self.needs) < len(self.decision.needs)
 
 
 class GridShepherd(Shepherd):
@@ -192,6 +95,8 @@ class GridShepherd(Shepherd):
         self._to_cancel: list[Any] = []
         self._updated: set[str] = set()  # engines that have been queried
         self._needed: dict[str, GridSheep] = {}  # what others need, by signature
+        self._waiting: dict[str, str] | None = None  # `grids_waiting` as of the last update, if it was looked at
+        self._asked: set[str] = set()  # experiments that this command submits next, or that it has in `rest`
         self.rest: dict[str, _Request] = {}  # what found no room, or waits for others, by signature
         self.no_room = ""  # why, and how many
         self._tried_at, self._lived = 0.0, 0  # when there was no room, and how many jobs lived then
@@ -220,6 +125,7 @@ class GridShepherd(Shepherd):
         Returns:
             True if one of them is a scheduler of many users, which is to be spared.
         """
+        self._waiting = None
         used = {self._engine_name(sheep.job.record) for sheep in self.herd if sheep.job is not None}
         queried = [name for name, engine in self.engines.items() if name in (*used, *names) or engine.has_open()]
         for name in queried:
@@ -241,20 +147,25 @@ class GridShepherd(Shepherd):
 
     def needs(self, xp: XP) -> dict[str, Verdict]:
         """States of the experiments whose checkpoints an experiment names (`continue_from=//sig/SIG`), by signature."""
-        values = dict(argument.partition("=")[::2] for argument in xp.argv)
-        sigs = [match[1] for match in map(_OF_SIG.fullmatch, values.values()) if match]
+        sigs = needed_by(xp.argv)
         for sig in sigs:
             if sig not in self._needed:
                 self._needed[sig] = GridSheep(_bare_xp(self.main, sig, [], []), self)
         return {sig: self._state_needed(self._needed[sig]) for sig in sigs}
 
     def _state_needed(self, sheep: GridSheep) -> Verdict:
-        if found := sheep.verdict() or experiment_state(sheep.xp.folder):
+        found = sheep.verdict() or experiment_state(sheep.xp.folder)
+        if found is not None and not found.state.failed:
             return found
-        folders = sorted((Path(self.main.dora.dir) / self.main.dora._grids).glob("*"))
-        linked = (folder.name for folder in folders if (folder / sheep.xp.sig).is_symlink())
-        grid = grid_of(sheep.xp.sig) or next(linked, "")
-        return Verdict(State.NOT_STARTED, f"needs `dora grid {grid}` first" if grid else "")
+        sig, root = sheep.xp.sig, Path(self.main.dora.dir)
+        if sig in self._asked:
+            return Verdict(State.WAITING, "to be submitted")
+        self._waiting = grids_waiting(root) if self._waiting is None else self._waiting
+        if grid := self._waiting.get(sig):
+            return Verdict(State.WAITING, f"for `dora grid {grid}` to send it")
+        grids = sorted((root / self.main.dora._grids).glob("*"))
+        grid = grid_of(sig) or next((folder.name for folder in grids if (folder / sig).is_symlink()), "")
+        return found or Verdict(State.NOT_STARTED, f"needs `dora grid {grid}` first" if grid else "")
 
     @contextmanager
     def job_array(self, slurm_config: SlurmConfig) -> Iterator[None]:
@@ -271,6 +182,8 @@ class GridShepherd(Shepherd):
         assert isinstance(sheep, GridSheep)
         sheep.profile = Profile.of(slurm_config)
         sheep.decision = self._decide(sheep, sheep.profile, rules)
+        if sheep.decision.action.submits:
+            self._asked.add(sheep.xp.sig)
         group = self._groups if self._in_job_array else 0
         self._requests.append(_Request(sheep, sheep.profile, rules, sheep.decision, group, sheep.current_job_id))
 
@@ -306,7 +219,7 @@ class GridShepherd(Shepherd):
             LaunchError: if something could not be submitted; what was is recorded.
         """
         self.check_requests()
-        cancels = [job.record for job in self._to_cancel if isinstance(job, _SheepJob)]
+        cancels = [job.record for job in self._to_cancel if isinstance(job, SheepJob)]
         requests, self._to_cancel, self._requests = self._requests, [], []
         blocked = [request for request in requests if request.decision.action is Action.BLOCKED]
         for reason, count in list(Counter(one.decision.reason for one in blocked).items())[:_SHOWN]:
@@ -326,6 +239,8 @@ class GridShepherd(Shepherd):
                         self._submit_requests(self.engines[detect(os.environ)], requests, failures)
                 except LaunchError as error:
                     raise LaunchError(" ".join([*failures, str(error)])) from error
+                finally:
+                    self._asked = set(self.rest)
         if launches:
             self._launches = True
             self._resume()
@@ -346,9 +261,12 @@ class GridShepherd(Shepherd):
         return grouped(((self.title(one), line) for one, checked in found for line in checked.idle), len(found))
 
     def may_have_room(self) -> bool:
-        """True if something found no room and there may be some by now: a job has ended, or time has passed."""
+        """True if something waits that may go out by now: a job or what it needs has ended, or time has passed."""
         waited = time.monotonic() - self._tried_at > ROOM_S
-        return bool(self.rest) and (waited or self._count_live() < self._lived)
+        if self.rest and (waited or self._count_live() < self._lived):
+            return True
+        held = [hold_up(self.needs(one.sheep.xp)) for one in self.rest.values() if one.is_held]
+        return any(one is None or one.state is State.BLOCKED for one in held)
 
     def submit_rest(self, sigs: Container[str]) -> list[str]:
         """Like `carry_out`, for what found no room; of these experiments only: the others wait no longer.
@@ -408,7 +326,7 @@ class GridShepherd(Shepherd):
         return path if path.exists() else next((one for one in moved if one.parent.exists()), path)
 
     def _submit_requests(self, engine: Engine, requests: Sequence[_Request], failures: list[str]) -> None:
-        """Decide again, stop jobs to replace, and submit together what requests the same; called under the lock.
+        """Decide again, stop jobs to replace, and submit what need not wait for others; called under the lock.
 
         What could not be stopped is added to `failures`.
         """
@@ -416,24 +334,34 @@ class GridShepherd(Shepherd):
         if engine.failure:
             raise LaunchError(f"{engine.name.upper()} does not answer ({engine.failure}); nothing was submitted.")
         left = [request for request in requests if self._is_due(request)]
+        for request in left:
+            request.needs = self._jobs_needed(engine, request)
         # Before anything is stopped, as it may be refused.
-        code = take_snapshot(self.main, self.log) if any(one.profile.code == "snapshot" for one in left) else None
+        keeps = any(one.profile.code == "snapshot" and not one.is_held for one in left)
+        code = take_snapshot(self.main, self.log) if keeps else None
         replaced = [one.sheep.job.record for one in left if one.sheep.job and not one.sheep.is_done()]
         if replaced:
             failures += self._stop(replaced)
             left = [request for request in left if self._has_ended(request.sheep)]
-        for request in left:
-            request.needs = self._jobs_needed(engine, request)
-        held = {one.sheep.xp.sig: one for one in left if len(one.needs) < len(one.decision.needs)}
-        left = [request for request in left if request.sheep.xp.sig not in held]
+        self.rest = {request.sheep.xp.sig: request for request in left}
+        why = self._submit_groups(engine, [request for request in left if not request.is_held], code)
+        if self.rest:
+            held = sum(request.is_held for request in self.rest.values())
+            room = len(self.rest) - held
+            counts = [f"{len(left) - len(self.rest)} of {len(left)} are submitted"]
+            counts += [f"{room} wait for room"] * bool(room) + [f"{held} wait for others"] * bool(held)
+            self.no_room = why + ", ".join(counts)
+            self._tried_at, self._lived = time.monotonic(), self._count_live()
+
+    def _submit_groups(self, engine: Engine, requests: Sequence[_Request], code: Snapshot | None) -> str:
+        """Submit together what requests the same; returns why something found no room, as a sentence."""
         groups: dict[str, list[_Request]] = {}
-        for request in left:  # what requests the same resources may share an array
+        for request in requests:  # what requests the same resources may share an array
             key = [request.group, request.decision.mem_factor, asdict(request.profile), request.needs]
             groups.setdefault(json.dumps(key, default=str), []).append(request)
-        for text, number in Counter(str(one.decision.change) for one in left if one.decision.change).items():
+        for text, number in Counter(str(one.decision.change) for one in requests if one.decision.change).items():
             self.log(f"{text[0].upper()}{text[1:]} ({number} experiment{'s' * (number > 1)})")
-        waiting, full = len(left), dict[str, NoRoomError]()  # why, by queue
-        self.rest = {request.sheep.xp.sig: request for request in left} | held
+        waiting, full = len(requests), dict[str, NoRoomError]()  # why, by queue
         for group in groups.values():
             waiting -= len(group)
             if group[0].profile.queue in full:
@@ -445,14 +373,7 @@ class GridShepherd(Shepherd):
             except LaunchError as error:
                 more = f" Nor were {waiting} that request other resources." if waiting else ""
                 raise LaunchError(f"{error}{more}") from error
-        if not full:
-            self.rest = held
-        if self.rest:
-            room, whole = len(self.rest) - len(held), len(left) + len(held)
-            counts = [f"{whole - len(self.rest)} of {whole} are submitted"]
-            counts += [f"{room} wait for room"] * bool(room) + [f"{len(held)} wait for others to complete"] * bool(held)
-            self.no_room = ". ".join([*(str(error).rstrip(".") for error in [*full.values()][:1]), ", ".join(counts)])
-            self._tried_at, self._lived = time.monotonic(), self._count_live()
+        return next((f"{str(error).rstrip('.')}. " for error in full.values()), "")
 
     def _jobs_needed(self, engine: Engine, request: _Request) -> dict[str, str]:
         """Ids of the jobs that it can wait for in the queue of an engine, by signature."""

@@ -27,7 +27,6 @@ from audiotok.terminal import in_colour, size_of
 from audiotok.text import duration_text, shortened
 
 _REASON_WIDTH = 60
-WAITS = "not submitted: waits for room"
 _NAME_SHARE = 0.45  # of the width of a terminal, at most
 PRESET = "(preset)"  # name of an experiment that is as its preset
 _GONE = object()
@@ -35,7 +34,7 @@ _MARK = 0xE000  # of the private-use area of Unicode; see `_marked`
 _COLOURED = re.compile(r"\033\[([\d;]*)m|([\ue000-\ue07f]+)")
 # Grey, blue and green; other states are yellow while they live and red once they failed.
 _COLOURS = {State.RUNNING: "34", State.COMPLETING: "34", State.COMPLETED: "32"}
-_COLOURS |= dict.fromkeys((State.NOT_STARTED, State.PENDING, State.WAITING), "90")
+_COLOURS |= dict.fromkeys((State.PENDING, State.WAITING), "90")
 
 _History = list[dict[str, Any]]
 _Rows = Sequence[Mapping[str, Any]]
@@ -47,12 +46,12 @@ def monitor(
 ) -> bool:
     """Show a grid once, with the states of the shepherd's last update; the contract of `dora.grid.monitor`.
 
-    Returns True if every experiment has ended; one in state UNKNOWN has not, nor has one that waits for room.
+    Returns True if every experiment has ended; one in state UNKNOWN or WAITING has not.
     """
     verdicts = [_verdict_of(sheep) for sheep in herd]
     states = [None if verdict is None else verdict.state for verdict in verdicts]
     done = [sheep.is_done() for sheep in herd]
-    finished = all(done) and not {State.UNKNOWN, State.NOT_STARTED, State.WAITING} & {*states}
+    finished = all(done) and not {State.UNKNOWN, State.WAITING} & {*states}
     if getattr(args, "silent", False):
         return finished
     progress = [_progress.read(Path(sheep.xp.folder) / STATUS_FILE) for sheep in herd]
@@ -74,8 +73,6 @@ def _verdict_of(sheep: Any) -> Verdict | None:
     """State of a sheep and why, None if it has no job; any Dora sheep will do."""
     if held := getattr(sheep, "held", lambda: None)():
         return held  # type: ignore[no-any-return]
-    if getattr(sheep, "waits", False):
-        return Verdict(State.NOT_STARTED, WAITS)
     verdict = getattr(sheep, "verdict", None)
     if verdict is not None:
         return verdict() if callable(verdict) else verdict  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ import gc
 import json
 import logging
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -138,6 +139,9 @@ def _load_records(folders: Mapping[Path, Sequence[Path]], *, cached: bool = True
     overrides = {folder: values for shard in shards for folder, values in shard.overrides.items()}
     paths = [(path, str(path.absolute())) for group in folders.values() for path in group]
     records = [_record(path, overrides[key], *places[key]) for path, key in paths]
+    for record in records:
+        if record.problems and not os.path.lexists(record.folder):
+            record.problems.clear()  # of a grid, and not submitted yet
     damaged = [record for record in records if record.problems]
     for record in damaged[:_MAX_LOGGED]:
         for problem in record.problems:

@@ -85,7 +85,15 @@ def judge(
 
 
 def experiment_state(folder: Path, *, stale_s: float | None = None) -> Verdict | None:
-    """Judge an experiment from its folder alone, without its scheduler; see `judge`."""
+    """Judge an experiment by its folder, and what it waits for by theirs, without a scheduler; see `judge`."""
+    verdict, needs = _state_of(folder, stale_s), (read_json(folder / JOB_FILE) or {}).get("needs")
+    if verdict is None or verdict.state is not State.PENDING or not isinstance(needs, dict):
+        return verdict
+    return waiting(verdict, unmet(folder, needs))
+
+
+def _state_of(folder: Path, stale_s: float | None = None) -> Verdict | None:
+    """`experiment_state` by its own files alone, in which what waits for others is PENDING."""
     job, task, status = (read_json(folder / name) for name in (JOB_FILE, TASK_FILE, STATUS_FILE))
     word = None
     if job is not None and _waits_elsewhere(job, folder):
@@ -104,14 +112,19 @@ def hold_up(needs: Mapping[str, Verdict]) -> Verdict | None:
             return Verdict(State.BLOCKED, reason or f"needs {sig}, which is not submitted")
         if not state.live and state is not State.COMPLETED:
             return Verdict(State.BLOCKED, f"needs {sig}, which is {state}{f': {reason}' if reason else ''}")
-        waits += [f"{sig} ({state})"] if state.live else []
+        waits += [f"{sig} ({state}{f' {reason}' * (state is State.WAITING)})"] if state.live else []
     return Verdict(State.WAITING, f"for {', '.join(waits)}") if waits else None
 
 
 def unmet(folder: Path, needs: Iterable[str]) -> Verdict | None:
     """`hold_up` of an experiment from the folders beside its own alone; `needs` are signatures."""
     not_started = Verdict(State.NOT_STARTED, "")
-    return hold_up({sig: experiment_state(folder.parent / sig) or not_started for sig in needs})
+    return hold_up({sig: _state_of(folder.parent / Path(sig).name) or not_started for sig in needs})
+
+
+def waiting(pending: Verdict, held: Verdict | None) -> Verdict:
+    """The verdict on a pending job by what holds it up; its queue ends what is BLOCKED, and not at once."""
+    return held if held is not None and held.state is State.WAITING else pending
 
 
 def queued_elsewhere(job: Content) -> str:

@@ -18,7 +18,8 @@ from audiotok.errors import ConfigError, LaunchError
 from audiotok.files import module_names
 from audiotok.launchers.grid import _write_links, get_explorer, plan_grid, run_grid
 from audiotok.launchers.lock import SubmitLock
-from audiotok.launchers.plan import plan_text, set_waiting, waiting_in
+from audiotok.launchers.needs import set_waiting, waiting_in
+from audiotok.launchers.plan import plan_text
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import GridShepherd
 from audiotok.status import State, Verdict, read_json, write_json
@@ -413,10 +414,10 @@ def test_what_waits_for_room_is_shown_planned_and_sent_later(grids: Grids, capsy
     said = grids.run("a", [1, 2, 3, 4, 5], room=2)
     assert "2 of 5 are submitted, 3 wait for room: `dora grid a` sends them as jobs end." in said
     table = capsys.readouterr().out
-    assert table.count("not submitted: waits for room") == 3 and "3 NOT_STARTED, 2 PENDING" in table
+    assert table.count("not submitted: waits for room") == 3 and "3 WAITING, 2 PENDING" in table
     assert "new (3)\n  not submitted: waits for room\n    xindex3" in grids.plan("a")
     said = grids.run("a", [1, 2, 3, 4, 5], "index=3", cancel=True)
-    assert said == "1 that wait for room are not submitted any more."
+    assert said == "1 that wait are not submitted any more."
     assert waiting_in(grids.house.folder, "a") == {"xindex4", "xindex5"}
     grids.run("a", [1, 2, 3, 4, 5], "index=4")
     assert grids.engine.submitted == [["xindex4"]] and waiting_in(grids.house.folder, "a") == {"xindex5"}

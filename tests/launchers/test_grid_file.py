@@ -12,7 +12,8 @@ from audiotok import train
 from audiotok.errors import ConfigError
 from audiotok.launchers.grid_file import experiments, explore, grid_of, load_explorer
 from audiotok.launchers.profile import Profile, ProfileLauncher
-from audiotok.launchers.shepherd import GridSheep, GridShepherd
+from audiotok.launchers.sheep import GridSheep
+from audiotok.launchers.shepherd import GridShepherd
 from tests.launchers.test_shepherd import Main
 
 HEAD = "from dora.explore import Explorer\nfrom audiotok.launchers.grid_file import experiments\n"

@@ -8,8 +8,10 @@ from dora.conf import SubmitRules
 from audiotok.errors import LaunchError
 from audiotok.launchers.decide import Action, Decision, after
 from audiotok.launchers.engine import Job
+from audiotok.launchers.needs import set_waiting
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.shepherd import GridSheep, GridShepherd
+from audiotok.launchers.sheep import GridSheep
+from audiotok.launchers.shepherd import GridShepherd
 from audiotok.status import State, Verdict, experiment_state, write_json
 from audiotok.status.judge import hold_up, unmet
 from tests.launchers.test_shepherd import Engine, House, house
@@ -23,7 +25,7 @@ class Waiting(Engine):
     """An engine with which a task can wait for a job."""
 
     def can_wait_for(self, job: Job, profile: Profile) -> bool:
-        return True
+        return self.states[job.job_id].state.live
 
 
 def shepherd_of(house: House, engine: type[Engine] = Waiting) -> tuple[GridShepherd, Engine]:
@@ -70,7 +72,7 @@ def test_what_cannot_wait_in_a_queue_goes_out_when_the_other_has_completed(house
         ("WAITING", "for xindex0 (PENDING)"),
         ("WAITING", "for xindex1 (PENDING)"),
     ]
-    assert shepherd.no_room == "0 of 2 are submitted, 2 wait for others to complete"
+    assert shepherd.no_room == "0 of 2 are submitted, 2 wait for others"
     assert not shepherd.may_have_room()
     house.states[str(codecs[0].current_job_id)] = Verdict(State.COMPLETED, "")
     house.states[str(codecs[1].current_job_id)] = FAILED
@@ -98,6 +100,53 @@ def test_over_what_was_never_submitted_nothing_is(house: House) -> None:
         shepherd.commit()  # of `dora launch`
 
 
+def test_over_what_waits_for_room_it_waits_too(house: House) -> None:
+    set_waiting(house.folder, "codecs", ["xindex0"])
+    shepherd, engine = shepherd_of(house)
+    (sheep,) = over(shepherd, 0)
+    assert shepherd.carry_out() == [] and engine.submitted == [] and list(shepherd.rest) == [sheep.xp.sig]
+    assert sheep.held() == ("WAITING", "for xindex0 (WAITING for `dora grid codecs` to send it)")
+    (codec,), _ = house.launch(1)
+    shepherd.update()
+    shepherd.submit_rest({sheep.xp.sig})
+    assert engine.submitted == [[sheep.xp.sig]] and engine.tasks[0].needs == {"xindex0": codec.current_job_id}
+    assert not shepherd.rest and sheep.held() is None
+    set_waiting(house.folder, "codecs", [])  # cancelled
+    shepherd, _ = shepherd_of(house)
+    (sheep,) = over(shepherd, 1)
+    assert sheep.held() == ("BLOCKED", "needs xindex1, which is not submitted")
+
+
+def test_a_chain_within_one_grid_goes_out_link_by_link(house: House) -> None:
+    shepherd, engine = shepherd_of(house)
+    sheeps = [shepherd.get_sheep_from_argv(["index=0"])]
+    for _ in range(2):
+        sheeps.append(shepherd.get_sheep_from_argv([f"continue_from=//sig/{sheeps[-1].xp.sig}"]))
+    sigs = [sheep.xp.sig for sheep in sheeps]
+    for sheep in sheeps:
+        shepherd.maybe_submit_lazy(sheep, Profile(), SubmitRules())
+    assert shepherd.carry_out() == [] and engine.submitted == [sigs[:1]] and list(shepherd.rest) == sigs[1:]
+    shepherd.update()
+    assert [sheep.held() for sheep in sheeps] == [
+        None,
+        ("WAITING", f"for {sigs[0]} (PENDING)"),
+        ("WAITING", f"for {sigs[1]} (WAITING to be submitted)"),
+    ]
+    for number in (2, 3):
+        shepherd.submit_rest(set(shepherd.rest))
+        assert engine.submitted == [[sig] for sig in sigs[:number]]
+        assert engine.tasks[0].needs == {sigs[number - 2]: sheeps[number - 2].current_job_id}
+    house.states[str(sheeps[0].current_job_id)] = FAILED
+    house.states[str(sheeps[1].current_job_id)] = Verdict(State.BLOCKED, f"needs {sigs[0]}, which is FAILED")
+    assert hold_up(shepherd.needs(sheeps[2].xp)) == (
+        "BLOCKED",
+        f"needs {sigs[1]}, which is BLOCKED: needs {sigs[0]}, which is FAILED",
+    )
+    for sheep in sheeps:
+        shepherd.maybe_submit_lazy(sheep, Profile(), SubmitRules(retry=True))
+    assert shepherd.carry_out() == [] and engine.submitted[3:] == [sigs[:1]] and list(shepherd.rest) == sigs[1:2]
+
+
 def test_what_runs_by_hand_is_waited_for_and_what_it_left_is_seen(house: House) -> None:
     folder = house.folder / "xps" / "xindex0"
     folder.mkdir(parents=True)
@@ -107,6 +156,22 @@ def test_what_runs_by_hand_is_waited_for_and_what_it_left_is_seen(house: House) 
         found = hold_up(shepherd.needs(shepherd.get_sheep_from_argv(["continue_from=//sig/xindex0"]).xp))
         assert (found and found.state) == held
     assert unmet(house.folder / "xps" / "other", ["xindex0"]) == found
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "INTERRUPTED"])
+def test_the_end_of_a_run_by_hand_is_seen_at_once(house: House, state: str) -> None:
+    folder = house.folder / "xps" / "xindex0"
+    folder.mkdir(parents=True)
+    write_json(folder / "status.json", {"state": "RUNNING", "started": 1.0, "updated": 4e9})
+    shepherd, engine = shepherd_of(house)
+    (sheep,) = over(shepherd, 0)
+    shepherd.carry_out()
+    assert sheep.held() == ("WAITING", "for xindex0 (RUNNING)") and not shepherd.may_have_room()
+    write_json(folder / "status.json", {"state": state, "started": 1.0, "updated": 4e9})
+    assert shepherd.may_have_room()
+    shepherd.submit_rest({sheep.xp.sig})
+    assert not shepherd.rest and not shepherd.may_have_room()
+    assert len(engine.submitted) == (state == "COMPLETED") and bool(sheep.held()) == (state == "INTERRUPTED")
 
 
 def test_force_begins_from_what_has_failed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +198,11 @@ def test_what_was_blocked_waits_again_once_the_other_is_retried(house: House, ru
     house.states[first] = Verdict(State.BLOCKED, "needs xindex0, which is FAILED: no audio")
     shepherd, engine = shepherd_of(house)
     (sheep,) = over(shepherd, 0, rules=rules)
-    shepherd.commit()
+    shepherd.carry_out()
     assert engine.submitted == [] and sheep.state() is State.BLOCKED
+    over(shepherd, 0, rules=rules)
+    with pytest.raises(LaunchError, match="not submitted: it needs xindex0, which is FAILED: no audio"):
+        shepherd.commit()  # of `dora launch`
     (codec,), _ = house.launch(1, rules=SubmitRules(retry=True))
     shepherd, engine = shepherd_of(house)
     (sheep,) = over(shepherd, 0, rules=rules)
@@ -170,3 +238,21 @@ def test_the_decision_by_the_states_of_what_is_needed() -> None:
 def test_a_blocked_experiment_is_known_from_its_files(tmp_path: Path) -> None:
     write_json(tmp_path / "job.json", {"job_id": "7", "verdict": {"state": "BLOCKED", "reason": "needs a", "time": 1}})
     assert experiment_state(tmp_path) == ("BLOCKED", "needs a")
+
+
+def test_what_waits_is_known_from_the_files_beside_it(tmp_path: Path) -> None:
+    codec, model, after_it = (tmp_path / name for name in ("codec", "model", "after"))
+    for folder, needs in ((model, {"codec": "7"}), (after_it, {"model": "8", "../codec": "7"})):
+        folder.mkdir()
+        write_json(folder / "job.json", {"job_id": "8", "submitted": 2.0, "needs": needs})
+    assert experiment_state(model) == ("PENDING", "")  # its queue ends it
+    codec.mkdir()
+    write_json(codec / "job.json", {"job_id": "7", "submitted": 1.0})
+    assert experiment_state(model) == ("WAITING", "for codec (PENDING)")
+    assert experiment_state(after_it) == ("WAITING", "for model (PENDING), ../codec (PENDING)")
+    write_json(codec / "job.json", {"job_id": "7", "verdict": {"state": "COMPLETED", "time": 1}})
+    assert experiment_state(model) == ("PENDING", "")
+    write_json(model / "job.json", {"job_id": "8", "needs": {"model": "8"}})  # damaged: of itself
+    assert experiment_state(model) == ("WAITING", "for model (PENDING)")
+    write_json(model / "job.json", {"job_id": "8", "needs": ["codec", 7]})
+    assert experiment_state(model) == ("PENDING", "")

@@ -18,7 +18,8 @@ from audiotok.launchers.decide import previous_job
 from audiotok.launchers.engine import Check, Job, NoRoomError, Task
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.profile import Profile
-from audiotok.launchers.shepherd import ENGINES, GridSheep, GridShepherd, detect
+from audiotok.launchers.sheep import GridSheep
+from audiotok.launchers.shepherd import ENGINES, GridShepherd, detect
 from audiotok.status import State, Verdict, write_json
 from tests.fakes.tiny import REPOSITORY
 
@@ -256,7 +257,7 @@ def test_what_finds_no_room_waits_and_goes_out_as_room_appears(house: House) -> 
         shepherd.maybe_submit_lazy(sheep, Profile(), SubmitRules())
     assert shepherd.carry_out() == []
     assert engine.submitted == [[f"xindex{index}" for index in range(4)]]
-    assert [sheep.waits for sheep in sheeps] == [False] * 4 + [True] * 6
+    assert [sheep.held() for sheep in sheeps] == [None] * 4 + [("WAITING", "not submitted: waits for room")] * 6
     assert shepherd.no_room.endswith("QOSMaxSubmitJobPerUserLimit. 4 of 10 are submitted, 6 wait for room")
     assert not shepherd.may_have_room()  # no job has ended
 
@@ -265,7 +266,7 @@ def test_what_finds_no_room_waits_and_goes_out_as_room_appears(house: House) -> 
     assert shepherd.may_have_room()
     engine.room[None] = 2
     assert shepherd.submit_rest({sheep.xp.sig for sheep in sheeps if sheep is not sheeps[4]}) == []
-    assert engine.submitted[1:] == [["xindex5", "xindex6"]] and not sheeps[4].waits
+    assert engine.submitted[1:] == [["xindex5", "xindex6"]] and not sheeps[4].held()
     assert list(shepherd.rest) == ["xindex7", "xindex8", "xindex9"] and not shepherd.may_have_room()
 
     house.launch(8)  # somebody else submits two more of them

@@ -134,6 +134,17 @@ def test_a_grid_with_loops_of_links(root: Path, make_experiment: Callable[..., P
     assert problems == {"00000001": "", "00000002": "no folder for this signature"}
 
 
+def test_what_is_not_submitted_yet_is_no_problem(
+    root: Path, make_experiment: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    make_experiment("00000001", ["seed=1"], [])
+    for sig in ("00000002", "00000003"):
+        (root / "grids" / GRID / sig).symlink_to(f"../../xps/{sig}")
+    runs = load_grid(GRID, root).runs.set_index("sig")
+    assert runs["problems"].tolist() == ["", "", ""] and not caplog.text
+    assert runs.loc[["00000002", "00000003"], "state"].tolist() == ["NOT_STARTED"] * 2
+
+
 def test_a_configuration_of_aliases_is_not_written_out(root: Path, make_experiment: Callable[..., Path]) -> None:
     bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
     make_experiment("00000001", ["a11=1", "other={a: &a [1], b: [*a, *a]}"], [])
