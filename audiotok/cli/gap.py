@@ -106,7 +106,7 @@ def _gap(args: argparse.Namespace) -> None:
         fits = [{"seed": seed, **one} for seed, one in zip(args.seeds, found, strict=True)]
         print(json.dumps({**of_all, "frame_rate": sets[0].frame_rate, "fits": fits}, indent=2))
     else:
-        print("\n".join(_table(args, sets[0], found, fit.tolerance)))
+        print("\n".join(_table(args, sets[0], found, fit)))
 
 
 def _clips(sets: "Sequence[TokenSet]", fit: "GapFit") -> "tuple[Tensor, Tensor, list[int] | None]":
@@ -134,7 +134,7 @@ def _clips(sets: "Sequence[TokenSet]", fit: "GapFit") -> "tuple[Tensor, Tensor, 
 
 
 def _table(
-    args: argparse.Namespace, tokens: "TokenSet", found: Sequence[Mapping[str, float]], tolerance: float
+    args: argparse.Namespace, tokens: "TokenSet", found: Sequence[Mapping[str, float]], fit: "GapFit"
 ) -> list[str]:
     """Means over the fits as lines."""
     first = found[0]
@@ -161,7 +161,10 @@ def _table(
     lacking = [f"{seed}" for seed, one in zip(args.seeds, found, strict=True) if not one["gap_converged"]]
     if lacking:
         lines += ["", f"not converged: seed {', '.join(lacking)}; the gap may still change, give more --updates"]
-    if (fall := max(one["gap_alone_fall"] for one in found)) > tolerance:
+    fewest, usual = min(one["gap_updates"] for one in found), type(fit)().min_updates
+    if fewest < usual:  # a curve that is flat may be one that has not begun to fall
+        lines += ["", f"a first look: {fewest:.0f} updates are too few to judge by, a fit takes {usual} or more"]
+    if (fall := max(one["gap_alone_fall"] for one in found)) > fit.tolerance:
         lines += [
             f"gap_alone is too low: without context the NLL still fell by {fall:.3f} bits/frame in the last fifth"
         ]

@@ -51,6 +51,7 @@ def test_table(tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["bits_parallel"][2] == "±" and per_second == pytest.approx(50 * bits, abs=0.1)
     assert 20 < bits < 60
     assert any(line.startswith("not converged: seed 0, 1;") for line in lines)
+    assert "a first look: 2 updates are too few to judge by, a fit takes 300 or more" in lines
 
 
 def test_json_and_held_out(tokens: Path, others: Path, capsys: pytest.CaptureFixture[str]) -> None:
