@@ -301,6 +301,15 @@ def test_folders_are_labels(tmp_path: Path, solver_in: Enter, music: Path) -> No
         solver_in(tmp_path, *manifests, "lm.labels=folder", f"continue_from={folder}") as solver,
     ):
         assert solver.restore()
+    first = read_manifest(music / "generate.jsonl.gz")[0]
+    jazz = tmp_path / "music/jazz" / first.path.name
+    jazz.parent.mkdir()
+    jazz.write_bytes(first.path.read_bytes())
+    only = write_manifest(tmp_path / "music/jazz.jsonl.gz", [type(first)(jazz, first.duration, first.sample_rate, 1)])
+    # Before the training, not in the stage after it.
+    of_generate = pytest.raises(DataError, match="'jazz', which is not among those of training: ambient, rock")
+    with of_generate, solver_in(tmp_path, *manifests[:3], f"datasource.generate={only}", "lm.labels=folder"):
+        pass
     unseen = manifests[:1] + manifests[2:] + [f"datasource.valid={music}/valid.jsonl.gz"]
     unseen_labels = pytest.raises(DataError, match="not among those of training")
     with unseen_labels, solver_in(tmp_path, *unseen, "lm.labels=folder"):
@@ -316,13 +325,18 @@ def test_folders_are_labels(tmp_path: Path, solver_in: Enter, music: Path) -> No
         ("dataset.segment_duration=60", DataError, "train of .*a window has 1500 frames"),
         ("lm.pattern=coarse_first lm.delays=[0,1]", ConfigError, "takes 1"),
         ("lm.delays=[0,1,2]", ConfigError, "takes 2"),
+        ("lm.delays=[0,25]", ConfigError, "windows of 25 frames of train: pattern delay delays codebook 2 beyond"),
+        ("dataset.valid.segment_duration=0.02", ConfigError, "windows of 1 frames of valid: .* codebook 2 beyond"),
+        ("dataset.generate.segment_duration=60", DataError, "every track is shorter than the 60 s of a generated clip"),
+        ("dataset.generate.num_samples=null", ConfigError, "num_samples=null of generate"),
+        ("continue_from=demo", CheckpointError, "no checkpoint of a language model"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(
     tmp_path: Path, solver_in: Enter, override: str, kind: type[AudiotokError], message: str
 ) -> None:
-    with pytest.raises(kind, match=message) as caught, solver_in(tmp_path, *override.split()):
-        pass
+    with pytest.raises(kind, match=message) as caught, solver_in(tmp_path, *override.split()) as solver:
+        solver.restore()
     assert caught.value.exit_code == 2 and len(str(caught.value).splitlines()) == 1
 
 
