@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audiotok.errors import ConfigError, DataError
+from audiotok.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,14 @@ def _generate(args: argparse.Namespace) -> None:
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     device = resolve_device(args.device)
     lm = CodecLM.get_pretrained(args.lm, device)
-    codec = CompressionModel.get_pretrained(args.codec or lm.codes.codec, device)
+    try:
+        codec = CompressionModel.get_pretrained(args.codec or lm.codes.codec, device)
+    except CheckpointError as error:
+        if args.codec:
+            raise
+        raise CheckpointError(
+            f"the codec of {args.lm} cannot be loaded: {error}; --codec names a copy of it"
+        ) from error
     lm.codes.check_codec(codec_hash(codec), args.codec or lm.codes.codec, args.lm)
     if args.label is not None:
         lm.label_ids([args.label])  # refuses one that it does not know, and all without labels

@@ -89,6 +89,18 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_codec_that_has_moved_is_given_by_name(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(files[1]).rename(tmp_path / "moved.bin")
+    options = ["generate", files[0], "--out", str(tmp_path / "out"), "--seconds", "0.2", "--clips", "1"]
+    assert main(options) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: the codec of {files[0]} cannot be loaded: no checkpoint at {files[1]}")
+    assert line.endswith("--codec names a copy of it")
+    assert main([*options, "--codec", str(moved)]) == 0
+
+
 def test_a_folder_that_cannot_be_written_to_is_one_line(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from audiotok import train
 from audiotok.checkpoint import LAST, load_checkpoint, save_checkpoint
 from audiotok.config_text import saved_text
+from audiotok.data.audio import audio_info
 from audiotok.data.manifest import read_manifest, write_manifest
 from audiotok.data.tokens import TokenSet
 from audiotok.errors import AudiotokError, CheckpointError, ConfigError, DataError
@@ -257,6 +259,45 @@ def test_a_trained_model_is_used_with_its_codec_alone(whole: Path, tmp_path: Pat
     changed = [f"compression_model_checkpoint={wider}", f"continue_from={whole}"]
     with solver_in(tmp_path, *changed) as solver, pytest.raises(CheckpointError, match="reads codes of codec"):
         solver.restore()
+
+
+@pytest.mark.parametrize(
+    ("codec_of", "channels", "n_q"),
+    [
+        (["rvq.n_q=1"], 1, 1),
+        (["channels=2", "encodec.renormalize=true"], 2, 2),
+        (["seanet.norm=time_group_norm", "rvq.n_q=3"], 1, 3),
+    ],
+)
+def test_codecs_of_other_kinds(
+    codec_of: list[str], channels: int, n_q: int, tmp_path: Path, solver_in: Enter, make_codec: Callable[..., Path]
+) -> None:
+    given = [f"compression_model_checkpoint={make_codec(0, *codec_of)}", "optim.epochs=1", "generate.every=1"]
+    with solver_in(tmp_path, *given, "schedule.lr_scheduler=null") as solver:
+        solver.run()
+        found, folder = solver.history[-1]["evaluate"], Path(solver.folder)
+    names = [f"ce_q{k}" for k in range(1, n_q + 1)]
+    assert [name for name in found if name.startswith("ce_q")] == names
+    assert found["ce"] == pytest.approx(sum(found[name] for name in names) / n_q)
+    if n_q == 1:  # nothing comes before the only codebook of a step: no gap, and one law for both heads
+        assert "gap" not in found and found["bits_frame_chain"] == found["bits_frame"]
+    else:
+        assert found["gap"] == pytest.approx(found["bits_parallel"] - found["bits_chain"])
+    for path in (folder / "samples/epoch_0001").glob("*.wav"):
+        info = audio_info(path)
+        assert (info.sample_rate, info.channels, info.frames) == (16_000, channels, 50 * 640)
+        assert np.load(path.with_suffix(".npy")).shape == (n_q, 50)
+
+
+def test_a_codec_does_not_continue_from_a_language_model(whole: Path, tmp_path: Path, music: Path) -> None:
+    given = ["solver=compression/debug", "device=cpu", *data_overrides(music), f"continue_from={whole}"]
+    old, train.main.dora.dir = train.main.dora.dir, tmp_path
+    try:
+        xp = train.main.init_xp(train.main.get_xp(given))
+        with xp.enter(), pytest.raises(CheckpointError, match="is of a language model, not of a codec; continue from"):
+            train.get_solver(xp.cfg).restore()
+    finally:
+        train.main.dora.dir = old
 
 
 @pytest.mark.slow
