@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from audiotok.config_text import saved_text
+from audiotok.config_text import escaped, saved_text
 from audiotok.data import AudioLoader
 from audiotok.data.tokens import TokenSet
 from audiotok.errors import CheckpointError, ConfigError
@@ -92,7 +92,8 @@ class LMSolver(StandardSolver):
         """The configuration with the section `codes`, from which the model can be built without its data."""
         plain = OmegaConf.to_container(self.cfg)
         assert isinstance(plain, dict)
-        return OmegaConf.create({**plain, "codes": asdict(self.codes)})
+        # A label is text, whatever it looks like: as ${oc.env:NAME} it would carry a variable into checkpoints.
+        return OmegaConf.create({**plain, "codes": escaped(asdict(self.codes))})
 
     @cached_property
     def cfg_text(self) -> str:

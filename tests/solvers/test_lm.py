@@ -22,6 +22,7 @@ from audiotok.errors import AudiotokError, CheckpointError, ConfigError, DataErr
 from audiotok.models import CompressionModel, get_compression_model
 from audiotok.models.codec_lm import CodecLM
 from audiotok.models.fingerprint import codec_hash
+from audiotok.models.pretrained import configuration_of
 from audiotok.solvers import LMSolver, lm_data
 from audiotok.solvers.interruption import PROGRESS, Interrupted, StopSignals
 from audiotok.status import read_status
@@ -259,6 +260,33 @@ def test_a_trained_model_is_used_with_its_codec_alone(whole: Path, tmp_path: Pat
     changed = [f"compression_model_checkpoint={wider}", f"continue_from={whole}"]
     with solver_in(tmp_path, *changed) as solver, pytest.raises(CheckpointError, match="reads codes of codec"):
         solver.restore()
+
+
+def test_a_label_is_text_whatever_it_looks_like(
+    tmp_path: Path, solver_in: Enter, music: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["${lm.dim}", "${oc.env:TOKEN}", "<b>", "=1+1", "null", "a\nb: c"]
+    monkeypatch.setenv("TOKEN", "hunter2")
+    manifests = []
+    for split in ("train", "valid", "evaluate", "generate"):
+        metas = read_manifest(music / f"{split}.jsonl.gz")
+        path = tmp_path / f"{split}.jsonl"
+        lines = [
+            {"path": str(m.path), "duration": m.duration, "sample_rate": m.sample_rate, "channels": m.channels}
+            for m in metas
+        ]
+        tagged = [line | {"mood": names[index % len(names)]} for index, line in enumerate(lines)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in tagged))
+        manifests.append(f"datasource.{split}={path}")
+        if split == "train":
+            known = sorted({str(line["mood"]) for line in tagged})
+    assert "${oc.env:TOKEN}" in known
+    with solver_in(tmp_path, *manifests, "lm.labels=mood") as solver:
+        state = {"best_state": {"model": solver.model.state_dict()}, "xp.cfg": solver.cfg_text}
+        save_checkpoint(state, tmp_path / "lm.th")
+        solver.check_source(configuration_of(state, tmp_path), tmp_path)  # such as on resuming
+    assert "hunter2" not in solver.cfg_text
+    assert list(CodecLM.get_pretrained(tmp_path / "lm.th").codes.labels) == known
 
 
 @pytest.mark.parametrize(
