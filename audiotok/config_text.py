@@ -117,7 +117,7 @@ def read_text(text: str) -> DictConfig:
                 plain = isinstance(found, list) and not any(isinstance(item, dict | list) for item in found)
                 return escaped(found) if plain else escaped(value)
             value = found
-        return escaped(value)
+        return value if isinstance(value, str) and _is_escaped(value) else escaped(value)
 
     cfg = OmegaConf.create(resolved(values, ()))
     assert isinstance(cfg, DictConfig)

@@ -111,3 +111,10 @@ def test_texts_that_unfold_are_refused() -> None:
 def test_only_trusted_resolvers_stay() -> None:
     value = {"a": "${oc.env:HOME}", "b": ["${now:%Y}", "${a}"], "c": r"\${oc.env:HOME}"}
     assert inert(value, lambda text: "now" in text) == {**value, "a": r"\${oc.env:HOME}"}
+
+
+@pytest.mark.parametrize("label", ["${a}", "${oc.env:HOME}", "${", "\\${a}", "\\\\${a}", "x${a}y", "plain", "$", "{}"])
+def test_any_text_survives_a_file(label: str) -> None:
+    cfg = OmegaConf.create(escaped({"labels": [label], "one": label}))
+    read = read_text(saved_text(cfg, cfg))
+    assert read.one == label and OmegaConf.to_container(read, resolve=True) == {"labels": [label], "one": label}

@@ -96,6 +96,7 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"generate.lm.guidance": 3.0}, "generate.lm.guidance=3.0, lm.labels=null"),
     ({"generate.lm.prompt_duration": 2.0}, "give less than the 2 s of a generated clip"),
     ({"dataset.valid.segment_duration": None}, "segment_duration=null of valid"),
+    ({"dataset.generate.num_samples": None}, "num_samples=null of generate: give how many clips become audio"),
     ({"datasource.valid": None}, "datasource.valid not set"),
     ({"schedule.lr_scheduler": "cosine"}, "at most the 8 updates"),
 ]

@@ -131,6 +131,10 @@ def test_labels_are_folders_or_fields_of_the_manifest(manifest: Path, model: Enc
     assert [track.label for track in tokens.tracks] == ["rock", None, "7", None] and tokens.labels == ["7", "rock"]
     with pytest.raises(DataError, match=r"no line of .*tagged\.jsonl has the field 'mood'; --label names one"):
         tokenize(model, [tagged], tmp_path / "none", codec="mine", label="mood")
+    lines[1]["genre"] = "half \ud83d"  # no text that a file can hold
+    tagged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=r"line 2: genre='half \\ud83d' is not Unicode text"):
+        tokenize(model, [tagged], tmp_path / "half", codec="mine", label="genre")
     lines[1]["genre"] = ["a"]
     tagged.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(DataError, match=r"line 2: genre=\['a'\]; a label is a text or a whole number"):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from audiotok.metrics import GapFit
 
 _EVERY_S = 0.5  # between two lines of progress
+_DIGITS = 19  # or more may be no seed of torch, which has 64 bits
 _MOST_CLIPS = 20_000  # 50 hours at 50 Hz; a fit reads fewer
 _MEANINGS = {
     "gap": "parallel minus chain: what side-by-side prediction costs",
@@ -54,9 +55,12 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def _seeds(text: str) -> list[int]:
     parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise argparse.ArgumentTypeError(f"{text!r}: numbers from 0 expected, each once, such as 0,1,2")
-    return [int(part) for part in parts]
+    seeds = [int(part) if part.isdecimal() and len(part) < _DIGITS else -1 for part in parts]
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: numbers from 0 of up to 18 digits expected, each once, such as 0,1,2"
+        )
+    return seeds
 
 
 def _gap(args: argparse.Namespace) -> None:
@@ -78,8 +82,15 @@ def _gap(args: argparse.Namespace) -> None:
         if args.context < 8:
             raise ConfigError(f"--context {args.context}: a window takes 8 frames or more.")
         fit = replace(fit, context=args.context, warmup=min(fit.warmup, args.context // 4))
-    hash_of_codec = codec_hash(CompressionModel.get_pretrained(args.codec))
+    codec = CompressionModel.get_pretrained(args.codec)
+    hash_of_codec = codec_hash(codec)
     sets = [TokenSet.open(folder, codec_hash=hash_of_codec) for folder in (args.tokens, args.held_out) if folder]
+    for tokens in sets:  # fewer codebooks are those of a codec that used fewer
+        if tokens.n_q > codec.total_codebooks or tokens.bins != codec.cardinality or tokens.n_q != sets[0].n_q:
+            raise DataError(
+                f"{tokens.folder} holds {tokens.n_q} × {tokens.bins} codes; {args.codec} has {codec.total_codebooks} × "
+                f"{codec.cardinality}" + f", and {args.tokens} holds {sets[0].n_q}." * (tokens is not sets[0])
+            )
     codes, tracks, held_out = _clips(sets, fit)
     found = []
     for seed in args.seeds:

@@ -1,15 +1,20 @@
 """`audiotok generate`: music from a trained language model, from nothing or as the continuation of a file."""
 
 import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audiotok.errors import ConfigError, DataError
+from audiotok.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from audiotok.models.encodec import CompressionModel
+
+_MOST_S = 3600.0  # of a clip, which is decoded in one pass
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -57,12 +62,25 @@ def _generate(args: argparse.Namespace) -> None:
     for name in ("clips", "seconds", "batch_size"):
         if not getattr(args, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)}: give more than 0.")
+    if os.path.isfile(args.out):
+        raise DataError(f"--out {args.out} is a file: give a folder.")
+    if not args.seconds <= _MOST_S:
+        raise ConfigError(f"--seconds {args.seconds:g}: give at most {_MOST_S:g}.")
+    if args.prompt_seconds is not None and args.prompt is None:
+        raise ConfigError(f"--prompt-seconds {args.prompt_seconds:g} does nothing without --prompt: give a file.")
     if args.seed < 0:
         raise ConfigError(f"--seed {args.seed}: give 0 or more.")
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     device = resolve_device(args.device)
     lm = CodecLM.get_pretrained(args.lm, device)
-    codec = CompressionModel.get_pretrained(args.codec or lm.codes.codec, device)
+    try:
+        codec = CompressionModel.get_pretrained(args.codec or lm.codes.codec, device)
+    except CheckpointError as error:
+        if args.codec:
+            raise
+        raise CheckpointError(
+            f"the codec of {args.lm} cannot be loaded: {error}; --codec names a copy of it"
+        ) from error
     lm.codes.check_codec(codec_hash(codec), args.codec or lm.codes.codec, args.lm)
     if args.label is not None:
         lm.label_ids([args.label])  # refuses one that it does not know, and all without labels
@@ -81,9 +99,21 @@ def _generate(args: argparse.Namespace) -> None:
             )
             for number, one, wav in zip(numbers, codes.cpu(), codec.decode(codes).float().cpu(), strict=True):
                 path = args.out / f"{number:04d}.{args.format}"
-                save_sample(path, wav, codec.sample_rate, strategy="rescale")
-                np.save(path.with_suffix(".npy"), one.numpy().astype(np.uint16))
+                with _writing(args.out):
+                    save_sample(path, wav, codec.sample_rate, strategy="rescale")
+                    np.save(path.with_suffix(".npy"), one.numpy().astype(np.uint16))
                 print(path, flush=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written to: {error.strerror or error}. Free some space, or choose another folder; the "
+            "same command draws the same clips."
+        ) from error
 
 
 def _prompt(codec: "CompressionModel", path: Path, seconds: float | None, clip_s: float) -> "Tensor":

@@ -110,7 +110,8 @@ def read_labels(path: str | Path, name: str) -> dict[Path, str]:
     """A field of each line of a manifest, by the track's path; lines without it, or with null or "", are left out.
 
     Raises:
-        ConfigError, DataError: as `read_manifest`, and if the field holds a list, an object or a fraction.
+        ConfigError, DataError: as `read_manifest`, and if the field holds a list, an object, a fraction, or
+            what is not Unicode.
     """
     paths, path = dataset_paths(os.environ), manifest_file(path)
     folder = str(path.parent.resolve())
@@ -122,6 +123,8 @@ def read_labels(path: str | Path, name: str) -> dict[Path, str]:
             raise DataError(f"manifest {path}, line {number}: {name}={found}; a label is a text or a whole number.")
         if value not in (None, ""):
             labels[track] = str(value)
+            if any("\ud800" <= char <= "\udfff" for char in labels[track]):  # JSON may hold half a character
+                raise DataError(f"manifest {path}, line {number}: {name}={value!r} is not Unicode text.")
     return labels
 
 

@@ -6,6 +6,7 @@
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,8 @@ CODE = np.dtype("<u2")
 MAX_BINS = 1 << 16
 HINT = "Make it with `audiotok tokenize CODEC MANIFEST --out DIR`."
 MAX_JSON = 1 << 28  # bytes; a million tracks
+MAX_N_Q = 1 << 10
 _MAX_FRAMES = 1 << 40
-_MAX_N_Q = 1 << 10
 TokenItem: TypeAlias = tuple[Tensor, int, int]
 
 
@@ -121,7 +122,10 @@ class TokenSet:
                 f"has {entry.frames}."
             )
         first = entry.start + start
-        codes = self._shard(entry.shard)[first : first + count].T.astype(np.int64)
+        shard = self._shard(entry.shard)
+        # Reading a map beyond the end of a file that has become shorter would kill the process (SIGBUS).
+        _check_size(self.folder / self.shards[entry.shard][0], shard.nbytes)
+        codes = shard[first : first + count].T.astype(np.int64)
         if codes.size and codes.max() >= self.bins:
             raise DataError(
                 f"{self.folder / self.shards[entry.shard][0]}: code {codes.max()} in track {track}; codes of this set "
@@ -245,12 +249,12 @@ class TokenDataset(Dataset[TokenItem]):
 
 def _tiles(tracks: NDArray[np.int64], counts: NDArray[np.int64], frames: int, most: int | None) -> NDArray[np.int64]:
     """Track and first frame of windows that lie end to end, [N, 2]; at most so many, evenly spread."""
-    total = int(counts.sum())
-    which = np.repeat(np.arange(len(tracks)), counts)
-    place = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-    tiles = np.stack([tracks[which], place * frames], axis=1)
+    ends = np.cumsum(counts)
+    total = int(ends[-1])
     count = min(total, most or total)
-    return tiles[(2 * np.arange(count) + 1) * total // (2 * count)]
+    chosen = np.array([(2 * i + 1) * total // (2 * count) for i in range(count)])
+    which = np.searchsorted(ends, chosen, side="right")
+    return np.stack([tracks[which], (chosen - (ends - counts)[which]) * frames], axis=1)
 
 
 def _parse(folder: Path) -> TokenSet:
@@ -266,13 +270,15 @@ def _parse(folder: Path) -> TokenSet:
     if content.get("format") != FORMAT:
         raise DataError(f"{path} has format {content.get('format')!r}; this version of audiotok reads {FORMAT}. {HINT}")
     values = _Values(path, content)
-    n_q = values.whole("n_q", 1, _MAX_N_Q)
+    n_q = values.whole("n_q", 1, MAX_N_Q)
     shards = [(each.text("file"), each.whole("frames", 0, _MAX_FRAMES)) for each in values.rows("shards")]
     for name, frames in shards:
         _check_shard(folder, name, frames, n_q)
     tracks = [_track(each, shards) for each in values.rows("tracks")]
     if not tracks:
         raise DataError(f"{path} names no tracks: the token set is empty. {HINT}")
+    if twice := [name for name, count in Counter(track.path for track in tracks).most_common(1) if count > 1]:
+        raise DataError(f"{path} names the track {twice[0][:200]} twice; each recording counts once. {HINT}")
     return TokenSet(
         folder=folder.absolute(),  # maps are made later, perhaps from another current folder
         codec=values.text("codec"),
@@ -314,11 +320,18 @@ def _check_shard(folder: Path, name: str, frames: int, n_q: int) -> None:
     path = folder / name
     if Path(name).name != name or not is_file_in(folder, path):
         raise DataError(f"{folder / NAME} names the shard {name!r}, which is no file of its folder. {HINT}")
-    size, expected = path.stat().st_size, frames * n_q * CODE.itemsize
+    _check_size(path, frames * n_q * CODE.itemsize)
+
+
+def _check_size(path: Path, expected: int) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}. {HINT}") from error
     if size < expected:
         raise DataError(
-            f"{path} has {size} bytes, not {expected}: it is truncated or of another set. Remove {folder} and make the "
-            "set again."
+            f"{path} has {size} bytes, not {expected}: it is truncated or of another set. Remove {path.parent} and "
+            "make the set again."
         )
 
 

@@ -18,6 +18,7 @@ from audiotok.errors import ConfigError, DataError, first_line
 from audiotok.metrics.frechet import LogMelFrames
 
 _RATES = range(1000, 768_001)
+_MOST_DIMS = 1 << 13  # their covariance takes 512 MB
 
 
 class Embedding(Protocol):
@@ -96,6 +97,8 @@ class FileEmbedding:
         if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() < 1 or not found.numel():
             what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise DataError(f"{self.path} returns {what}; vectors [N, D] of floats are expected")
+        if found.shape[-1] > _MOST_DIMS:
+            raise DataError(f"{self.path} returns vectors of {found.shape[-1]} dimensions; {_MOST_DIMS} are the most")
         return found.reshape(-1, found.shape[-1])
 
 

@@ -1,19 +1,22 @@
 """The language model of one codec: which codes it reads, the names of its class labels, and how to load it."""
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from audiotok.errors import CheckpointError, ConfigError, DataError, first_line
+from audiotok.data.tokens import MAX_BINS, MAX_N_Q
+from audiotok.errors import CheckpointError, ConfigError, DataError
 from audiotok.models.lm import LMModel
 from audiotok.models.no_context import NoContextModel
 from audiotok.models.pretrained import load_pretrained
+from audiotok.schema.sections import Lm
 
 _OF_DEPTH = ("depth_dim", "depth_heads", "depth_layers")
 _NOT_OF_THE_MODEL = ("labels", "autocast")  # keys of the section `lm` that training and data read
@@ -34,11 +37,11 @@ class CodeFormat:
 
     codec: str
     codec_hash: str
-    n_q: int
-    bins: int
-    frame_rate: float
-    sample_rate: int
-    channels: int
+    n_q: Annotated[int, Field(strict=True, ge=1, le=MAX_N_Q)]
+    bins: Annotated[int, Field(strict=True, ge=1, le=MAX_BINS)]
+    frame_rate: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+    sample_rate: Annotated[int, Field(strict=True, ge=1, le=10**8)]
+    channels: Annotated[int, Field(strict=True, ge=1, le=1024)]
     labels: Sequence[str] = ()
 
     def check_codec(self, codec_hash: str, codec: str, owner: str) -> None:
@@ -109,16 +112,27 @@ def get_language_model(cfg: DictConfig) -> CodecLM:
         ConfigError: if one of these is missing, or holds what cannot be used.
     """
     codes, lm = get_code_format(cfg), _section(cfg, "lm")
+    _checked(Lm, lm, "lm")  # a file of elsewhere has met no schema
     return CodecLM(codes, **{key: lm[key] for key in lm if key not in _NOT_OF_THE_MODEL})
 
 
 def get_code_format(cfg: DictConfig) -> CodeFormat:
     """The section `codes` of a configuration; ConfigError if there is none of this form."""
-    values = _section(cfg, "codes")
+    codes: CodeFormat = _checked(CodeFormat, _section(cfg, "codes"), "codes")
+    if len(set(codes.labels)) < len(codes.labels):
+        raise ConfigError("the section codes of the configuration cannot be used: labels holds one twice.")
+    return codes
+
+
+def _checked(form: Any, values: dict[str, Any], name: str) -> Any:
+    """Values of a section as its form has them; ConfigError naming the first that cannot be used."""
     try:
-        return TypeAdapter(CodeFormat).validate_python(values)
+        return TypeAdapter(form).validate_python(values)
     except ValidationError as error:
-        raise ConfigError(f"the section codes of the configuration cannot be used: {first_line(error)}.") from error
+        first = error.errors(include_url=False)[0]
+        key, found = ".".join(map(str, first["loc"])), reprlib.repr(first["input"])
+        what = f"{key} is missing" if first["type"] == "missing" else f"{key}={found}: {first['msg']}"
+        raise ConfigError(f"the section {name} of the configuration cannot be used: {what}.") from error
 
 
 def _section(cfg: DictConfig, name: str) -> dict[str, Any]:

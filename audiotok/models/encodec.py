@@ -198,6 +198,8 @@ def get_compression_model(cfg: DictConfig) -> CompressionModel:
     Raises:
         ConfigError: naming key, value and what is allowed, if any of these is missing, unknown or impossible.
     """
+    if "lm" in cfg:
+        raise ConfigError("it is of a language model, not of a codec; give the codec that made its codes.")
     _choose("compression_model", cfg.get("compression_model"), ("encodec",))
     encodec = _section(cfg, "encodec", (*_ENCODEC_KEYS, *_OUTDATED_KEYS))
     _choose("encodec.autoencoder", encodec.get("autoencoder"), ("seanet",))

@@ -64,9 +64,9 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        """ConfigError for a negative temperature or top_k, or top_p outside of (0, 1]."""
-        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
-            raise ConfigError(f"{self} is impossible: temperature >= 0, top_k >= 0 and 0 < top_p <= 1.")
+        """ConfigError for a temperature below 0 or not finite, a negative top_k, or top_p outside of (0, 1]."""
+        if not (0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1):
+            raise ConfigError(f"{self} is impossible: finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1.")
 
     def draw(self, logits: Tensor, generator: Generators | None = None) -> Tensor:
         """Codes [...] from logits [..., bins]; with a generator for each clip the first axis is that of clips."""
@@ -334,6 +334,8 @@ class LMModel(nn.Module):
         assert not self.training, "with dropout a model is another at each step: call eval() first"
         if head not in self.heads:
             raise ConfigError(f"Head {head!r} of a language model that has {', '.join(self.heads)}.")
+        if not math.isfinite(guidance):
+            raise ConfigError(f"Guidance of {guidance}; give a finite number.")
         if guidance != 1 and labels is None:
             raise ConfigError(f"Guidance of {guidance} needs labels; give some, or a guidance of 1.")
         device = self.out_norm.weight.device

@@ -294,6 +294,8 @@ def _language_model(cfg: Plain) -> Iterator[str]:
         data = _split(cfg, split)
         if "segment_duration" in data and data["segment_duration"] is None:
             yield f"segment_duration=null of {split}: give the seconds of a window of codes"
+    if _split(cfg, "generate").get("num_samples", 1) is None:
+        yield "num_samples=null of generate: give how many clips become audio"
     prompt, clip = _get(cfg, "generate.lm.prompt_duration", 0), _split(cfg, "generate").get("segment_duration")
     if clip and prompt >= clip:
         yield f"{_is(cfg, 'generate.lm.prompt_duration')}: give less than the {clip:g} s of a generated clip"

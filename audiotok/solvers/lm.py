@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from audiotok.config_text import saved_text
+from audiotok.config_text import escaped, saved_text
 from audiotok.data import AudioLoader
 from audiotok.data.tokens import TokenSet
 from audiotok.errors import CheckpointError, ConfigError
@@ -24,7 +24,7 @@ from audiotok.models.pretrained import configuration_of
 from audiotok.solvers import builders, lm_data
 from audiotok.solvers.averages import State
 from audiotok.solvers.lm_evaluation import HeldOut, mean_by_codebook, mean_entropies, with_bits
-from audiotok.solvers.lm_generation import generate_clips
+from audiotok.solvers.lm_generation import check_held_out, generate_clips
 from audiotok.solvers.randomness import seed_everything
 from audiotok.solvers.solver import Metrics, StandardSolver
 
@@ -57,11 +57,15 @@ class LMSolver(StandardSolver):
             found = f"lm.labels={cfg.lm.labels}, but no track of {cfg.datasource.train} has one"
             raise ConfigError(f"{found}; give null, folder, or a field of its lines")
         self.dataloaders = lm_data.get_loaders(cfg, self.tokens, labels)
+        if cfg.generate.every or cfg.get("execute_only") == "generate":
+            check_held_out(self._held_out, cfg, labels)
 
     def build_model(self) -> None:
         """Model and optimiser."""
         seed_everything(self.cfg.seed)  # loading the codec, and making codes or not, has drawn random numbers
         self.model = get_language_model(self._with_codes).to(self.device)
+        for split, loader in self.dataloaders.items():
+            lm_data.check_windows(self.model, split, loader)
         self.optimizer = builders.get_optimizer(self.model.trunk_parameters(), self.cfg.optim, fused=True)
         if self.model.alone is not None:
             self.model.alone.logits.data = lm_data.log_counts(self.tokens["train"]).to(self.device)
@@ -88,7 +92,8 @@ class LMSolver(StandardSolver):
         """The configuration with the section `codes`, from which the model can be built without its data."""
         plain = OmegaConf.to_container(self.cfg)
         assert isinstance(plain, dict)
-        return OmegaConf.create({**plain, "codes": asdict(self.codes)})
+        # A label is text, whatever it looks like: as ${oc.env:NAME} it would carry a variable into checkpoints.
+        return OmegaConf.create({**plain, "codes": escaped(asdict(self.codes))})
 
     @cached_property
     def cfg_text(self) -> str:
@@ -199,8 +204,12 @@ class LMSolver(StandardSolver):
     def generate(self) -> Metrics:
         """Draw clips, and write them and their codes under `samples/` of the experiment."""
         self.model.eval()
-        # A distance takes several recordings: those of both splits that nothing was chosen by.
-        held_out, folder = [self.tokens["generate"], self.tokens["evaluate"]], Path(self.folder)
+        folder, after_step = Path(self.folder), self.after_step
         return dict(
-            generate_clips(self.model, self.codec, held_out, self.cfg, folder, self.epoch, after_step=self.after_step)
+            generate_clips(self.model, self.codec, self._held_out, self.cfg, folder, self.epoch, after_step=after_step)
         )
+
+    @property
+    def _held_out(self) -> list[TokenSet]:
+        """A distance takes several recordings: those of both splits that nothing was chosen by."""
+        return [self.tokens["generate"], self.tokens["evaluate"]]

@@ -22,6 +22,7 @@ from audiotok.errors import ConfigError, DataError
 from audiotok.files import NoLocksError, hold_lock, is_locked
 from audiotok.models.encodec import CompressionModel
 from audiotok.models.fingerprint import codec_hash
+from audiotok.models.lm import LMModel
 from audiotok.models.pretrained import check_trained
 from audiotok.solvers.builders import HELD_OUT_SEED, SPLITS
 from audiotok.solvers.settings import settings
@@ -196,6 +197,18 @@ def _loader(cfg: DictConfig, split: str, data: dict[str, Any], tokens: TokenSet,
         drop_last=split == "train",
         collate=collate,
     )
+
+
+def check_windows(lm: LMModel, split: str, loader: AudioLoader) -> None:
+    """ConfigError if windows are so short that the pattern leaves a codebook no code to predict."""
+    assert isinstance(loader.dataset, TokenDataset)
+    frames = loader.dataset.frames
+    pattern = lm.pattern(frames)
+    if lacking := [k for k, step in enumerate(pattern.steps[:, 0].tolist(), 1) if step >= pattern.valid_length]:
+        raise ConfigError(
+            f"windows of {frames} frames of {split}: pattern {lm.pattern_name} delays codebook {lacking[0]} beyond "
+            "their end; lower lm.delays, or give a longer dataset.segment_duration"
+        )
 
 
 def window_frames(seconds: float, frame_rate: float) -> int:

@@ -221,18 +221,47 @@ def generate_clips(
     return metrics
 
 
+def check_held_out(tokens: Sequence[TokenSet], cfg: DictConfig, labels: Sequence[str]) -> None:
+    """Check before training what the stage will ask of held-out tracks after it.
+
+    Args:
+        tokens: held-out codes.
+        cfg: the configuration, of which `dataset` is read.
+        labels: of the training data.
+
+    Raises:
+        DataError: if no track is as long as a clip, or one has a label that training has not seen.
+    """
+    held_out, seconds = _HeldOut.of(tokens), {**settings(cfg.dataset), **settings(cfg.dataset.generate)}
+    frames = max(1, round(seconds["segment_duration"] * tokens[0].frame_rate))
+    for number, room in enumerate(_rooms(held_out, frames, tokens[0].frame_rate)):
+        track = held_out.track(number)
+        if room and track.label is not None and track.label not in labels:
+            known = ", ".join(labels[:20]) or "none"
+            raise DataError(
+                f"{held_out.tracks[number][0].folder}: {track.path} has label {track.label!r}, which is not among "
+                f"those of training: {known}. Leave its tracks out of the manifest, or train with it."
+            )
+
+
+def _rooms(held_out: _HeldOut, frames: int, frame_rate: float) -> list[int]:
+    """How many windows each track has; DataError if there is none."""
+    lengths = [held_out.track(number).frames for number in range(len(held_out.tracks))]
+    if max(lengths) < frames:
+        raise DataError(
+            f"{held_out.tracks[0][0].folder}: every track is shorter than the {frames / frame_rate:.3g} s of a "
+            f"generated clip, the longest has {max(lengths) / frame_rate:.3g} s; lower "
+            "dataset.generate.segment_duration"
+        )
+    return [length // frames for length in lengths]
+
+
 def _windows(held_out: _HeldOut, frames: int, most: int, frame_rate: float) -> list[_Window]:
     """Windows of held-out codes that do not overlap, evenly spread; DataError if there is none."""
-    lengths = [held_out.track(number).frames for number in range(len(held_out.tracks))]
-    rooms = [length // frames for length in lengths]
+    rooms = _rooms(held_out, frames, frame_rate)
     every = [_Window(track, place * frames) for track, room in enumerate(rooms) for place in range(room)]
-    where = held_out.tracks[0][0].folder
-    if not every:
-        raise DataError(
-            f"{where}: every track is shorter than the {frames / frame_rate:.3g} s of a generated clip, the longest "
-            f"has {max(lengths) / frame_rate:.3g} s; lower dataset.generate.segment_duration"
-        )
     if short := rooms.count(0):
+        where = held_out.tracks[0][0].folder
         logger.warning("%s: left out %d of %d tracks: shorter than a clip", where, short, len(rooms))
     return [every[index] for index in sorted(_spread(len(every), most))]
 

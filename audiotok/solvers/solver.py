@@ -412,6 +412,8 @@ class StandardSolver(flashy.BaseSolver, ABC):
 
     def check_source(self, cfg: DictConfig, path: Path) -> None:
         """CheckpointError if the configuration of a checkpoint to continue from is of other data than this one."""
+        if "lm" in cfg:
+            raise CheckpointError(f"{path} is of a language model, not of a codec; continue from a codec's")
         for key in ("sample_rate", "channels"):
             given, here = (one.get(key, (one.get("encodec") or {}).get(key)) for one in (cfg, self.cfg))
             if given is not None and here is not None and given != here:

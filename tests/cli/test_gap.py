@@ -76,6 +76,7 @@ def test_json_and_held_out(tokens: Path, others: Path, capsys: pytest.CaptureFix
         (["--tokens", "SHORT", "--context", "64"], "1 recording(s) are too few"),
         (["--tokens", "TOKENS", "--context", "7"], "--context 7: a window takes 8 frames or more"),
         (["--tokens", "WRONG"], "tokens of another codec"),
+        (["--tokens", "TOKENS", "--held-out", "LIAR"], "liar holds 2 × 1024 codes; demo has 4 × 1024, and "),
     ],
 )
 def test_mistakes_are_one_line(
@@ -92,7 +93,12 @@ def test_mistakes_are_one_line(
         (wrong / path.name).write_bytes(path.read_bytes())
     header = json.loads((tokens / "tokens.json").read_text())
     (wrong / "tokens.json").write_text(json.dumps(header | {"codec_hash": "0" * 64}))
-    places = {"TOKENS": tokens, "OTHERS": others, "WRONG": wrong}
+    liar = tmp_path / "liar"  # of the right hash and another shape
+    liar.mkdir()
+    for path in others.iterdir():
+        (liar / path.name).write_bytes(path.read_bytes())
+    (liar / "tokens.json").write_text(json.dumps(json.loads((others / "tokens.json").read_text()) | {"n_q": 2}))
+    places = {"TOKENS": tokens, "OTHERS": others, "WRONG": wrong, "LIAR": liar}
     if "SHORT" in options:
         places["SHORT"] = tokens_of(tmp_path, range(1), seconds=8)
     assert main(["gap", "demo", *(str(places.get(word, word)) for word in options)]) == 2
@@ -100,7 +106,8 @@ def test_mistakes_are_one_line(
     assert len(errors) == 1 and message in errors[0]
 
 
-def test_seeds_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["gap", "demo", "--tokens", "x", "--seeds", "0,0"])
-    assert "each once" in capsys.readouterr().err
+@pytest.mark.parametrize("seeds", ["0,0", "1,01", "1,,2", "-1", "x", "9" * 20])
+def test_seeds_are_numbers(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["gap", "demo", "--tokens", "x", f"--seeds={seeds}"])
+    assert caught.value.code == 2 and "each once" in capsys.readouterr().err

@@ -70,6 +70,11 @@ def test_clips_are_those_of_the_model_and_go_on_from_a_file(files: tuple[str, st
         (["--guidance", "3"], "Guidance of 3.0 needs labels"),
         (["--clips", "0"], "--clips 0: give more than 0"),
         (["--temperature", "-1"], "temperature >= 0"),
+        (["--temperature", "inf"], "finite temperature >= 0"),
+        (["--label", "calm", "--guidance", "nan"], "Guidance of nan; give a finite number"),
+        (["--seconds", "inf"], "--seconds inf: give at most 3600"),
+        (["--seconds", "1e300"], "--seconds 1e+300: give at most 3600"),
+        (["--prompt-seconds", "1"], "--prompt-seconds 1 does nothing without --prompt"),
         (["--prompt", "absent.wav"], "absent.wav"),
         (["--prompt", "absent.wav", "--prompt-seconds", "9"], "--prompt-seconds 9: give more than 0 and less than"),
         (["--codec", "demo"], "reads codes of codec"),
@@ -82,3 +87,35 @@ def test_a_mistake_is_one_line(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and said in last
     assert not (tmp_path / "out").exists()
+
+
+def test_a_codec_that_has_moved_is_given_by_name(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(files[1]).rename(tmp_path / "moved.bin")
+    options = ["generate", files[0], "--out", str(tmp_path / "out"), "--seconds", "0.2", "--clips", "1"]
+    assert main(options) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: the codec of {files[0]} cannot be loaded: no checkpoint at {files[1]}")
+    assert line.endswith("--codec names a copy of it")
+    assert main([*options, "--codec", str(moved)]) == 0
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [files[0], "--seconds", "0.5", "--clips", "2", "--out"]
+    assert main(["generate", *options, files[1]]) == 2
+    assert f"--out {files[1]} is a file: give a folder." in capsys.readouterr().err
+    (tmp_path / "taken/0001.npy").mkdir(parents=True)
+    assert main(["generate", *options, str(tmp_path / "taken")]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "taken cannot be written to: Is a directory" in last
+    assert (tmp_path / "taken/0000.wav").exists()  # what was drawn before stays
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "save", interrupted)
+    assert main(["generate", *options, str(tmp_path / "out")]) == 130
+    assert not capsys.readouterr().err

@@ -70,3 +70,27 @@ def test_what_it_refuses_is_left_as_it_is(
     error = capsys.readouterr().err
     assert words in error and error.startswith("error: ") and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_project_has_grids_of_language_models_on_its_codecs(tmp_path: Path) -> None:
+    assert main(["init", str(tmp_path / "mycodec")]) == 0
+    package = tmp_path / "mycodec" / "mycodec"
+    preset = package / "config/solver/lm/tiny.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text("# @package __global__\ndefaults: [/solver/lm/debug, _self_]\nlm: {dim: 32}\n")
+    lines = [
+        "from audiotok.explorers import LMExplorer",
+        "from audiotok.launchers.grid_file import experiments",
+        "@LMExplorer",
+        "def explorer(launcher):",
+        '    launcher.bind_(solver="lm/tiny")',
+        '    for codec in experiments("sweep"):',
+        '        launcher({"compression_model_checkpoint": codec.checkpoint})',
+    ]
+    (package / "grids/over.py").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "audiotok.cli", "plan", "over"]
+    environ = {**os.environ, "AUDIOTOK_LAUNCHER": "local", "AUDIOTOK_OUTPUT_DIR": str(tmp_path / "out")}
+    done = sp.run(command, cwd=package.parent, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Plan of over on local: 6 experiments (6 blocked)" in done.stdout
+    assert "needs `dora grid sweep` first" in done.stdout and "compression_model_checkpoint=//sig/" in done.stdout

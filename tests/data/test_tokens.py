@@ -122,6 +122,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not finite": (edit(lambda c: put(c, "frame_rate", float("nan"))), "frame_rate=nan"),
     "label of a kind": (edit(lambda c: put(c, "tracks", 0, "label", ["x"])), "label="),
     "rows of another kind": (edit(lambda c: put(c, "tracks", [1])), "expected a list of objects"),
+    "the same track twice": (
+        edit(lambda c: put(c, "tracks", 1, "path", c["tracks"][0]["path"])),
+        "twice; each recording counts once",
+    ),
     "no hash": (edit(lambda c: put(c, "codec_hash", None)), "codec_hash=None"),
 }
 
@@ -141,6 +145,35 @@ def test_a_link_out_of_the_folder_is_no_shard(folder: Path, tmp_path: Path) -> N
     shard.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="no file of its folder"):
         TokenSet.open(folder)
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_one_line(folder: Path) -> None:
+    tokens = TokenSet.open(folder)
+    assert tokens.codes(0).numel()  # mapped
+    shard = folder / "codes-1-of-1-0000.u16"
+    with shard.open("ab") as file:  # what a killed process left
+        file.write(bytes(10_000))
+    assert torch.equal(tokens.codes(1), codes_of(1))
+    with shard.open("r+b") as file:
+        file.truncate(0)  # to read its map now would be a SIGBUS
+    with pytest.raises(DataError, match="0 bytes, not 1212: it is truncated"):
+        tokens.codes(1)
+    shard.unlink()
+    with pytest.raises(DataError, match="No such file"):
+        tokens.codes(1)
+
+
+def test_windows_of_a_sparse_file_take_no_memory(folder: Path) -> None:
+    content = json.loads((folder / "tokens.json").read_text())
+    shard, frames = folder / content["shards"][0]["file"], 10**9
+    with shard.open("r+b") as file:
+        file.truncate(frames * content["n_q"] * 2)
+    content["shards"][0]["frames"] = frames
+    content["tracks"] = [content["tracks"][0] | {"frames": frames, "start": 0}]
+    (folder / "tokens.json").write_text(json.dumps(content))
+    tiles = TokenDataset(TokenSet.open(folder), frames=1, num_samples=3, shuffle=False, seed=0, tile=True)
+    starts = [int(start) for _, start in tiles._tiles]  # type: ignore[union-attr]
+    assert starts == [frames // 6, frames // 2, 5 * frames // 6]
 
 
 def test_a_set_of_another_codec_is_refused(folder: Path) -> None:

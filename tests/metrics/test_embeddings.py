@@ -232,6 +232,18 @@ def test_a_mistake_is_one_line(make: Make, said: str, tmp_path: Path, capsys: py
     assert last.startswith("error: ") and said in last and not out
 
 
+def test_vectors_of_too_many_dimensions_are_refused(tmp_path: Path) -> None:
+    class Wide(torch.nn.Module):
+        def forward(self, wav: Tensor) -> Tensor:
+            return wav.expand(1, 2, wav.shape[-1])
+
+    torch.jit.trace(Wide(), torch.zeros(1, 1, 16_000)).save(str(tmp_path / "wide.pt"))
+    embedding = FileEmbedding(tmp_path / "wide.pt", 16_000)
+    assert embedding(torch.zeros(1, 8192)).shape == (2, 8192)
+    with pytest.raises(DataError, match=r"wide.pt returns vectors of 8193 dimensions; 8192 are the most"):
+        embedding(torch.zeros(1, 8193))
+
+
 def test_vectors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     class Odd(LogMelEmbedding):
         def __call__(self, wav: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from audiotok import train
 from audiotok.checkpoint import LAST, load_checkpoint, save_checkpoint
 from audiotok.config_text import saved_text
+from audiotok.data.audio import audio_info
 from audiotok.data.manifest import read_manifest, write_manifest
 from audiotok.data.tokens import TokenSet
 from audiotok.errors import AudiotokError, CheckpointError, ConfigError, DataError
@@ -21,6 +23,7 @@ from audiotok.files import hold_lock
 from audiotok.models import CompressionModel, get_compression_model
 from audiotok.models.codec_lm import CodecLM
 from audiotok.models.fingerprint import codec_hash
+from audiotok.models.pretrained import configuration_of
 from audiotok.solvers import LMSolver, lm_data
 from audiotok.solvers.interruption import PROGRESS, Interrupted, StopSignals
 from audiotok.status import read_status
@@ -285,6 +288,72 @@ def test_a_trained_model_is_used_with_its_codec_alone(whole: Path, tmp_path: Pat
         solver.restore()
 
 
+def test_a_label_is_text_whatever_it_looks_like(
+    tmp_path: Path, solver_in: Enter, music: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["${lm.dim}", "${oc.env:TOKEN}", "<b>", "=1+1", "null", "a\nb: c"]
+    monkeypatch.setenv("TOKEN", "hunter2")
+    manifests = []
+    for split in ("train", "valid", "evaluate", "generate"):
+        metas = read_manifest(music / f"{split}.jsonl.gz")
+        path = tmp_path / f"{split}.jsonl"
+        lines = [
+            {"path": str(m.path), "duration": m.duration, "sample_rate": m.sample_rate, "channels": m.channels}
+            for m in metas
+        ]
+        tagged = [line | {"mood": names[index % len(names)]} for index, line in enumerate(lines)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in tagged))
+        manifests.append(f"datasource.{split}={path}")
+        if split == "train":
+            known = sorted({str(line["mood"]) for line in tagged})
+    assert "${oc.env:TOKEN}" in known
+    with solver_in(tmp_path, *manifests, "lm.labels=mood") as solver:
+        state = {"best_state": {"model": solver.model.state_dict()}, "xp.cfg": solver.cfg_text}
+        save_checkpoint(state, tmp_path / "lm.th")
+        solver.check_source(configuration_of(state, tmp_path), tmp_path)  # such as on resuming
+    assert "hunter2" not in solver.cfg_text
+    assert list(CodecLM.get_pretrained(tmp_path / "lm.th").codes.labels) == known
+
+
+@pytest.mark.parametrize(
+    ("codec_of", "channels", "n_q"),
+    [
+        (["rvq.n_q=1"], 1, 1),
+        (["channels=2", "encodec.renormalize=true"], 2, 2),
+        (["seanet.norm=time_group_norm", "rvq.n_q=3"], 1, 3),
+    ],
+)
+def test_codecs_of_other_kinds(
+    codec_of: list[str], channels: int, n_q: int, tmp_path: Path, solver_in: Enter, make_codec: Callable[..., Path]
+) -> None:
+    given = [f"compression_model_checkpoint={make_codec(0, *codec_of)}", "optim.epochs=1", "generate.every=1"]
+    with solver_in(tmp_path, *given, "schedule.lr_scheduler=null") as solver:
+        solver.run()
+        found, folder = solver.history[-1]["evaluate"], Path(solver.folder)
+    names = [f"ce_q{k}" for k in range(1, n_q + 1)]
+    assert [name for name in found if name.startswith("ce_q")] == names
+    assert found["ce"] == pytest.approx(sum(found[name] for name in names) / n_q)
+    if n_q == 1:  # nothing comes before the only codebook of a step: no gap, and one law for both heads
+        assert "gap" not in found and found["bits_frame_chain"] == found["bits_frame"]
+    else:
+        assert found["gap"] == pytest.approx(found["bits_parallel"] - found["bits_chain"])
+    for path in (folder / "samples/epoch_0001").glob("*.wav"):
+        info = audio_info(path)
+        assert (info.sample_rate, info.channels, info.frames) == (16_000, channels, 50 * 640)
+        assert np.load(path.with_suffix(".npy")).shape == (n_q, 50)
+
+
+def test_a_codec_does_not_continue_from_a_language_model(whole: Path, tmp_path: Path, music: Path) -> None:
+    given = ["solver=compression/debug", "device=cpu", *data_overrides(music), f"continue_from={whole}"]
+    old, train.main.dora.dir = train.main.dora.dir, tmp_path
+    try:
+        xp = train.main.init_xp(train.main.get_xp(given))
+        with xp.enter(), pytest.raises(CheckpointError, match="is of a language model, not of a codec; continue from"):
+            train.get_solver(xp.cfg).restore()
+    finally:
+        train.main.dora.dir = old
+
+
 @pytest.mark.slow
 def test_a_codec_that_has_changed_under_its_name_stops_the_resumed_run(
     tmp_path: Path, solver_in: Enter, make_codec: Callable[..., Path]
@@ -327,6 +396,15 @@ def test_folders_are_labels(tmp_path: Path, solver_in: Enter, music: Path) -> No
         solver_in(tmp_path, *manifests, "lm.labels=folder", f"continue_from={folder}") as solver,
     ):
         assert solver.restore()
+    first = read_manifest(music / "generate.jsonl.gz")[0]
+    jazz = tmp_path / "music/jazz" / first.path.name
+    jazz.parent.mkdir()
+    jazz.write_bytes(first.path.read_bytes())
+    only = write_manifest(tmp_path / "music/jazz.jsonl.gz", [type(first)(jazz, first.duration, first.sample_rate, 1)])
+    # Before the training, not in the stage after it.
+    of_generate = pytest.raises(DataError, match="'jazz', which is not among those of training: ambient, rock")
+    with of_generate, solver_in(tmp_path, *manifests[:3], f"datasource.generate={only}", "lm.labels=folder"):
+        pass
     unseen = manifests[:1] + manifests[2:] + [f"datasource.valid={music}/valid.jsonl.gz"]
     unseen_labels = pytest.raises(DataError, match="not among those of training")
     with unseen_labels, solver_in(tmp_path, *unseen, "lm.labels=folder"):
@@ -342,13 +420,18 @@ def test_folders_are_labels(tmp_path: Path, solver_in: Enter, music: Path) -> No
         ("dataset.segment_duration=60", DataError, "train of .*a window has 1500 frames"),
         ("lm.pattern=coarse_first lm.delays=[0,1]", ConfigError, "takes 1"),
         ("lm.delays=[0,1,2]", ConfigError, "takes 2"),
+        ("lm.delays=[0,25]", ConfigError, "windows of 25 frames of train: pattern delay delays codebook 2 beyond"),
+        ("dataset.valid.segment_duration=0.02", ConfigError, "windows of 1 frames of valid: .* codebook 2 beyond"),
+        ("dataset.generate.segment_duration=60", DataError, "every track is shorter than the 60 s of a generated clip"),
+        ("dataset.generate.num_samples=null", ConfigError, "num_samples=null of generate"),
+        ("continue_from=demo", CheckpointError, "no checkpoint of a language model"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(
     tmp_path: Path, solver_in: Enter, override: str, kind: type[AudiotokError], message: str
 ) -> None:
-    with pytest.raises(kind, match=message) as caught, solver_in(tmp_path, *override.split()):
-        pass
+    with pytest.raises(kind, match=message) as caught, solver_in(tmp_path, *override.split()) as solver:
+        solver.restore()
     assert caught.value.exit_code == 2 and len(str(caught.value).splitlines()) == 1
 
 
