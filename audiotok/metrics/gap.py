@@ -9,17 +9,24 @@ Sources: Watanabe, "Information theoretical analysis of multivariate correlation
 Introduction to the Bootstrap", 1993 (chapter 6; resampling of clusters and ratios of sums).
 """
 
+import logging
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from audiotok.errors import ConfigError, DataError
-from audiotok.models.lm import CodeNLL
+from audiotok.models.lm import ChainHead, CodeNLL
+
+logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
+FACTORS = (1.0, 0.75, 0.5, 0.25, 0.0)
 RESAMPLES = 2000
 _PARALLEL, _CHAIN, _ALONE_PARALLEL, _ALONE_CHAIN, _COUNT = range(5)  # rows of the sums of a recording
 
@@ -116,6 +123,44 @@ class GapMeter:
                 if len(sums) > 1:
                     metrics[f"{name}_err"] = float(np.nanstd(resampled[name])) * widen
         return metrics | {"gap_recordings": float(len(sums))}
+
+
+@contextmanager
+@torch.no_grad()
+def shrunk(heads: Sequence[ChainHead], measure: Callable[[], GapMeter]) -> Iterator[None]:
+    """Within it, what chain heads add to the logits of each codebook is scaled by the factor of fewest bits.
+
+    A head that has learned from few frames adds noise beside what it knows, and would lose more bits by it than weakly
+    dependent codebooks have to give.
+
+    Args:
+        heads: the chain head, and that without context, if there are.
+        measure: reads codes that are neither fitted nor measured, once for each of `FACTORS`.
+    """
+    if not heads:
+        yield
+        return
+    # Of each head and codebook: the parameters of its last layer and their values.
+    layers = [[[(p, p.clone()) for p in linear.parameters()] for linear in head.linears] for head in heads]
+
+    def scale(factors: Floats) -> None:
+        for linears, of_head in zip(layers, factors.tolist(), strict=True):
+            for parameters, factor in zip(linears, of_head, strict=True):
+                for parameter, value in parameters:
+                    parameter.copy_(value * factor)
+
+    as_learned = np.ones((len(heads), len(layers[0])))
+    try:
+        bits = []
+        for factor in FACTORS:
+            scale(factor * as_learned)
+            bits.append(measure().chain_bits()[: len(heads), 1:])
+        factors = np.array(FACTORS)[np.argmin(bits, axis=0)]
+        logger.info("the chain head is scaled by %s", ", ".join(f"{factor:g}" for factor in factors[0]))
+        scale(factors)
+        yield
+    finally:
+        scale(as_learned)
 
 
 def _bits(weights: npt.NDArray[np.float64] | npt.NDArray[np.int64], sums: Floats) -> dict[str, Floats]:

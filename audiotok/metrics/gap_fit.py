@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from audiotok.errors import ConfigError, DataError, DivergedError
 from audiotok.metrics.codes import Codes, check_codes
-from audiotok.metrics.gap import GapMeter
+from audiotok.metrics.gap import GapMeter, shrunk
 from audiotok.models.lm import HEADS, LMModel
 from audiotok.models.no_context import NoContextModel
 
@@ -25,7 +25,6 @@ _CHOOSE_WINDOWS = 64  # at most, evenly spread: a check costs as much as a few u
 _CHECK = 0.8  # updates at a check, over those at the next one
 _MEMORY = 8  # weights are a mean over about the last 1 / (_MEMORY + 1) of the updates
 _HOLD = 200  # updates before the rate falls
-_FACTORS = (1.0, 0.75, 0.5, 0.25, 0.0)
 _ALONE = 2  # one window of so many is enough for the heads without context
 _BATCH = 16  # windows, without gradients
 _RECORDINGS = 4  # two are measured
@@ -254,8 +253,9 @@ class _Fitting:
             last = now
         for module, (_, state) in zip(self._modules(), best, strict=True):
             module.load_state_dict(state)
-        self._shrink()
-        metrics = self._measure(self.others[1]).compute(seed=seed)
+        depths = [head for head in (module.depth for module in self._modules()) if head is not None]
+        with shrunk(depths, lambda: self._measure(self.others[0], _CHOOSE_WINDOWS)):
+            metrics = self._measure(self.others[1]).compute(seed=seed)
         fall = max(falls[:2])
         converged = fall <= self.fit.tolerance
         if not converged:
@@ -320,33 +320,6 @@ class _Fitting:
             owners = self.tracks[[clip for clip, _ in part]]
             meter.update(lm.nll(codes), owners, alone.nll(codes))
         return meter
-
-    @torch.no_grad()
-    def _shrink(self) -> None:
-        """Scale what the chain head adds to the logits of each codebook by the factor that the choose part likes best.
-
-        A head that has learned from few frames adds noise beside what it knows, and would lose more bits by it than
-        weakly dependent codebooks have to give.
-        """
-        depths = [module.depth for module in self._modules() if module.depth is not None]
-        if not depths:  # a single codebook
-            return
-        # Of both heads, with and without context, and each codebook: the parameters of its last layer and their values.
-        layers = [[[(p, p.clone()) for p in linear.parameters()] for linear in depth.linears] for depth in depths]
-
-        def scale(factors: npt.NDArray[np.float64]) -> None:
-            for linears, of_head in zip(layers, factors.tolist(), strict=True):
-                for parameters, factor in zip(linears, of_head, strict=True):
-                    for parameter, value in parameters:
-                        parameter.copy_(value * factor)
-
-        bits = []
-        for factor in _FACTORS:
-            scale(np.full((2, len(layers[0])), factor))
-            bits.append(self._measure(self.others[0], _CHOOSE_WINDOWS).chain_bits()[:, 1:])
-        factors = np.array(_FACTORS)[np.argmin(bits, axis=0)]
-        logger.debug("the chain head is scaled by %s, without context by %s", *factors.tolist())
-        scale(factors)
 
     def _modules(self) -> tuple[LMModel, NoContextModel]:
         """The averaged ones."""

@@ -17,13 +17,14 @@ from audiotok.config_text import escaped, saved_text
 from audiotok.data import AudioLoader
 from audiotok.data.tokens import TokenSet
 from audiotok.errors import CheckpointError, ConfigError
+from audiotok.metrics.gap import GapMeter, shrunk
 from audiotok.metrics.gap_fit import GapFit
 from audiotok.models.codec_lm import CodecLM, CodeFormat, get_code_format, get_language_model
 from audiotok.models.lm import CodeNLL
 from audiotok.models.pretrained import configuration_of
 from audiotok.solvers import builders, lm_data
 from audiotok.solvers.averages import State
-from audiotok.solvers.lm_evaluation import HeldOut, mean_by_codebook, mean_entropies, with_bits
+from audiotok.solvers.lm_evaluation import HeldOut, add_to_gap, gathered, mean_by_codebook, mean_entropies, with_bits
 from audiotok.solvers.lm_generation import check_held_out, generate_clips
 from audiotok.solvers.randomness import seed_everything
 from audiotok.solvers.solver import Metrics, StandardSolver
@@ -174,15 +175,28 @@ class LMSolver(StandardSolver):
         return mean_by_codebook(nll.chain, nll.mask)[1:].mean()
 
     def evaluate(self) -> Metrics:
-        """Cross-entropies and the factorisation gap over windows of the evaluate split that do not overlap."""
+        """Cross-entropies and the factorisation gap over windows of the evaluate split that do not overlap.
+
+        The chain heads are scaled as the valid split likes best, for the length of the stage.
+        """
         self.model.eval()
+        heads = [one.depth for one in (self.model, self.model.alone) if one is not None and one.depth is not None]
         held_out = HeldOut(self.model, self.tokens["evaluate"], self.dataloaders["evaluate"])
-        for batch in self.progress_of("evaluate"):
-            own = batch.to(self.device)
-            held_out.add(self._nll(own), own)
-            self.after_step()
+        with shrunk(heads if self.model.depth is not None else [], self._gap_of_valid):
+            for batch in self.progress_of("evaluate"):
+                own = batch.to(self.device)
+                held_out.add(self._nll(own), own)
+                self.after_step()
         found = held_out.metrics(Path(self.folder))
         return found | (self._convergence() if "gap" in found else {})
+
+    def _gap_of_valid(self) -> GapMeter:
+        gap = GapMeter()
+        for batch in self.dataloaders["valid"]:
+            own = batch.to(self.device)
+            add_to_gap(gap, self.model, self._nll(own), own.codes, own.tracks)
+            self.after_step()
+        return gathered(gap)
 
     def _convergence(self) -> Metrics:
         """Whether the valid curves of both heads have stopped falling: a gap of two unfinished heads means little."""

@@ -19,7 +19,7 @@ from audiotok.solvers import protocol
 from audiotok.solvers.lm_data import CodeBatch
 
 _MOST_NATS = 700.0  # exp of more is no float
-VERSION = 1  # of the stage: the next one where the same settings give other numbers
+VERSION = 2  # of the stage: the next one where the same settings give other numbers
 
 
 def mean_by_codebook(nll: Tensor, mask: Tensor) -> Tensor:
@@ -82,23 +82,19 @@ class HeldOut:
             self._entropies.append((number, {name: float(value) for name, value in one.items()}))
         self._tracks |= set(batch.tracks[own].tolist())
         if self.gap is not None and own:
-            alone = None if self.model.alone is None else self.model.alone.nll(batch.codes[own])
-            self.gap.update(nll, batch.tracks[own], alone)
+            add_to_gap(self.gap, self.model, nll, batch.codes[own], batch.tracks[own])
 
     def metrics(self, folder: Path) -> dict[str, float]:
         """The metrics, and the number of their protocol, which is kept in the folder of the experiment.
 
         Every rank must call this, and gets the same.
         """
-        gathered = sorted((one for ranks in gather_objects(self._entropies) for one in ranks), key=lambda one: one[0])
-        means = {name: math.fsum(values[name] for _, values in gathered) / len(gathered) for name in gathered[0][1]}
+        windows = sorted((one for ranks in gather_objects(self._entropies) for one in ranks), key=lambda one: one[0])
+        means = {name: math.fsum(values[name] for _, values in windows) / len(windows) for name in windows[0][1]}
         tracks = set[int]().union(*gather_objects(self._tracks))
         gap: dict[str, float] = {}
         if self.gap is not None:
-            first, *others = gather_objects(self.gap)
-            for other in others:
-                first.merge(other)
-            gap = first.compute()
+            gap = gathered(self.gap).compute()
         described = self._protocol(len(tracks))
         if is_source():
             protocol.keep(described, folder)
@@ -123,6 +119,20 @@ class HeldOut:
                 f"{self._frames} frames, pattern {model.pattern_name}{delays}"
             },
         }
+
+
+def add_to_gap(gap: GapMeter, model: CodecLM, nll: CodeNLL, codes: Tensor, tracks: Tensor) -> None:
+    """Add windows [B, K, T] of some recordings [B], and their likelihoods, to a meter; without context if it can."""
+    gap.update(nll, tracks, None if model.alone is None else model.alone.nll(codes))
+
+
+def gathered(gap: GapMeter) -> GapMeter:
+    """What the meters of all ranks have read; every rank must call this."""
+    meter: GapMeter
+    meter, *others = gather_objects(gap)
+    for other in others:
+        meter.merge(other)
+    return meter
 
 
 def _of_windows(nll: CodeNLL, chosen: Sequence[int]) -> CodeNLL:

@@ -1,5 +1,6 @@
 """The meter of the factorisation gap: sums written out, errors against the closed form of a ratio."""
 
+import copy
 import math
 import pickle
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from audiotok.errors import ConfigError, DataError
 from audiotok.metrics import GapMeter
+from audiotok.metrics.gap import FACTORS, shrunk
 from audiotok.models.lm import CodeNLL, LMModel
 from audiotok.models.no_context import NoContextModel
 from audiotok.models.patterns import PATTERNS
@@ -144,3 +146,48 @@ def test_heads_without_context_see_the_codes_of_the_step_and_nothing_else(patter
         for found, logits in ((nll.parallel, law), (nll.chain, chained)):
             expected = -float(logits.log_softmax(0)[codes[b, k, t]]) if nll.mask[k, t] else 0.0
             assert float(found[b, k, t]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("with_alone", [True, False])
+def test_chain_heads_are_scaled_by_what_other_codes_like_best(with_alone: bool) -> None:
+    """Each factor tried on a copy of its own; afterwards, and after an error, the weights are what they were."""
+    torch.manual_seed(3)
+    lm = LMModel(n_q=3, bins=5, dim=8, num_heads=2, num_layers=1, heads=("parallel", "chain"), depth_dim=8).double()
+    alone = NoContextModel(lm, depth_dim=8).double().eval()
+    models: list[LMModel | NoContextModel] = [lm.eval(), alone]
+    for model in models:
+        for parameter in model.depth.linears.parameters() if model.depth is not None else ():
+            torch.nn.init.normal_(parameter, std=0.03)
+    codes = torch.randint(5, (4, 3, 9))
+    codes[:, 1] = codes[:, 0]  # of the chain head with random weights some factors are 0, others not
+    heads = [model.depth for model in models if model.depth is not None]
+    before = copy.deepcopy([lm.state_dict(), alone.state_dict()])
+
+    def measure() -> GapMeter:
+        meter = GapMeter()
+        meter.update(lm.nll(codes), torch.arange(4), alone.nll(codes) if with_alone else None)
+        return meter
+
+    expected = []
+    for model in models[: 1 + with_alone]:
+        bits = []
+        for factor in FACTORS:
+            scaled = copy.deepcopy(model)
+            for parameter in scaled.depth.linears.parameters() if scaled.depth is not None else ():
+                parameter.data.mul_(factor)
+            with torch.no_grad():
+                nll = scaled.nll(codes)
+            assert nll.chain is not None
+            bits.append([float(nll.chain[:, k].sum()) for k in (1, 2)])
+        expected.append([FACTORS[i] for i in np.argmin(bits, axis=0)])
+    assert len({factor for factors in expected for factor in factors}) > 1
+    with shrunk(heads[: 1 + with_alone], measure):
+        for model, state, factors in zip(models, before, expected, strict=False):
+            for k, factor in enumerate(factors):
+                for name in (f"depth.linears.{k}.weight", f"depth.linears.{k}.bias"):
+                    assert torch.equal(model.state_dict()[name], state[name] * factor)
+    with pytest.raises(DataError), shrunk(heads[: 1 + with_alone], measure):
+        raise DataError("something")
+    for model, state in zip(models, before, strict=True):
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, state[name]), name

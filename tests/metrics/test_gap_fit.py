@@ -41,6 +41,17 @@ def independent() -> Tensor:
     return uniform(CLIPS, 2, FRAMES)
 
 
+def independent_past() -> Tensor:
+    """Each codebook follows a table of its own two codes before with probability 3/4, else it is drawn anew."""
+    fresh, kept, tables = uniform(CLIPS, 2, FRAMES), uniform(CLIPS, 2, FRAMES, bins=8) > 1, uniform(2, BINS, BINS)
+    codes = fresh.clone()
+    for t in range(2, FRAMES):
+        for k in range(2):
+            likely = tables[k][codes[:, k, t - 1], codes[:, k, t - 2]]
+            codes[:, k, t] = torch.where(kept[:, k, t], likely, fresh[:, k, t])
+    return codes
+
+
 def copied() -> Tensor:
     """c1[t] is c0[t] with probability 1/2, else drawn anew."""
     codes = uniform(CLIPS, 2, FRAMES)
@@ -80,6 +91,7 @@ def entropy(*probabilities: float) -> float:
 
 
 COPIED = 2 - entropy(5 / 8, 1 / 8, 1 / 8, 1 / 8)
+TABLE = entropy(13 / 16, 1 / 16, 1 / 16, 1 / 16)
 CHANGE = entropy(0.01, 0.99)  # bits of the state that the past does not tell, and either codebook does
 
 
@@ -87,6 +99,7 @@ CHANGE = entropy(0.01, 0.99)  # bits of the state that the past does not tell, a
     ("source", "pattern", "gap", "bits_chain", "gap_alone"),
     [
         (independent, "parallel", 0, 4, 0),
+        (independent_past, "parallel", 0, 2 * TABLE, 0),
         (copied, "parallel", COPIED, 4 - COPIED, COPIED),
         (copied, "delay", 0, 4 - COPIED, 0),  # c0[t] is past when c1[t] is predicted
         (through_the_past, "parallel", CHANGE, 2 + CHANGE, 1),
@@ -104,6 +117,8 @@ def test_truths(source: Callable[[], Tensor], pattern: str, gap: float, bits_cha
     for name, truth in truths.items():
         assert found[name] == pytest.approx(truth, abs=0.04 + 5 * found[f"{name}_err"]), name
     assert found["gap_err"] < 0.03
+    if gap == 0:  # a larger network shall not pass for dependence
+        assert found["gap"] < 0.005 + 3 * found["gap_err"]
     if source is exclusive_or:
         assert found["gap_q2"] == pytest.approx(0, abs=0.04)
 
