@@ -31,6 +31,7 @@ FIT = GapFit(
     batch_size=12,
     lr=1e-2,
     updates=250,
+    min_updates=250,
     code_scale=1.0,
 )
 

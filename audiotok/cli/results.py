@@ -115,14 +115,15 @@ def _may_change(record: "Experiment") -> bool:
 
 def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) -> None:
     """Print or write the requested table."""
-    from audiotok.results.joined import code_lines, codec_rows, counts_codecs, is_joined
+    from audiotok.results.codecs import is_joined
+    from audiotok.results.joined import code_lines, codec_rows, counts_codecs
     from audiotok.results.metrics import unmeasured
     from audiotok.results.protocols import protocol_lines
     from audiotok.results.tables import EXACT, fitting_columns, format_table, headline_columns, write_table
 
     if args.by is not None:
         table, columns = _statistics(args, experiments), None
-    elif is_joined(experiments) and not args.runs:
+    elif is_joined(experiments.runs) and not args.runs:
         table = codec_rows(experiments, seeds=_seeds(args), unfinished=args.unfinished)
         columns = None if args.format in EXACT else headline_columns(experiments, table)
     else:
@@ -220,7 +221,7 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
 
 
 def _seeds(args: argparse.Namespace) -> list[str]:
-    from audiotok.results.joined import CODEC_SEED
+    from audiotok.results.codecs import CODEC_SEED
 
     return _names(args.seeds) if args.seeds else ["seed", CODEC_SEED]
 

@@ -24,8 +24,9 @@ from audiotok.report.table import (
     published_columns,
     run_columns,
 )
+from audiotok.results.codecs import CODEC_SEED, is_joined
 from audiotok.results.experiments import Experiments
-from audiotok.results.joined import CODEC_SEED, code_lines, counts_codecs, is_joined
+from audiotok.results.joined import code_lines, counts_codecs
 from audiotok.results.metrics import CODEC, HEADLINE, known_metric, require_metric, unmeasured
 from audiotok.results.protocols import protocol_lines
 from audiotok.results.published import REMARK
@@ -130,7 +131,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 runs=runs,
                 unfinished=[run for run in runs if run.state != "COMPLETED" or run.problems],
                 columns=run_columns(experiments, metrics),
-                codecs=codec_columns(experiments, metrics, options.seeds) if is_joined(experiments) else [],
+                codecs=codec_columns(experiments, metrics, options.seeds) if is_joined(experiments.runs) else [],
                 notes=[
                     line
                     for line in (unmeasured(experiments), *code_lines(experiments), *protocol_lines(experiments))

@@ -22,6 +22,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from audiotok.results.cache import Block, Shard, StaleCacheError, load_shards
+from audiotok.results.codecs import (
+    CHECKPOINT,
+    CODEC_SIG,
+    codec_frame,
+    codec_reference,
+    codec_signatures,
+    is_joined,
+    missing_codecs,
+)
 from audiotok.results.folders import (
     Roots,
     experiment_folders,
@@ -30,15 +39,6 @@ from audiotok.results.folders import (
     output_roots,
     require_signatures,
     samples_frame,
-)
-from audiotok.results.joined import (
-    CHECKPOINT,
-    CODEC_SIG,
-    codec_frame,
-    codec_reference,
-    codec_signatures,
-    is_joined,
-    missing_codecs,
 )
 from audiotok.results.metrics import CODEC, metric_direction, metric_rank
 from audiotok.results.read import History, encodable, hashable, natural, read_history, stage_rank
@@ -221,7 +221,7 @@ class Experiments:
 
         Of the codec that a run builds on, its own parameters stand for the key that names it.
         """
-        names = [name for name in self.parameters if name != CHECKPOINT or not is_joined(self)]
+        names = [name for name in self.parameters if name != CHECKPOINT or not is_joined(self.runs)]
         if len(self.runs) == 1:
             return names
         return [name for name in names if self.runs[name].map(repr).nunique() > 1]
@@ -277,15 +277,16 @@ def _load(
 
 def _with_codecs(experiments: Experiments) -> Experiments:
     """Add columns of the codecs that runs build on, by which they are sorted then; see docs/results.md."""
-    references = [codec_reference(record) for record in experiments.records]
+    configurations = [{**record.configured, **record.overrides} for record in experiments.records]
+    references = [codec_reference(values) for values in configurations]
     if not any(references):
         return experiments
-    sigs, roots = codec_signatures(experiments.records), experiments.roots
+    sigs, roots = codec_signatures(configurations), experiments.roots
     found = {root: list(experiment_folders(root, sigs).values()) for root in roots}
     codecs = _tables("codecs", roots, _newest(_load_records(found)), None)
-    if line := missing_codecs(sigs, codecs):
+    if line := missing_codecs(sigs, codecs.runs, roots):
         logger.warning("%s: %s", experiments.name, clean_text(line))
-    frame, parameters, metrics = codec_frame(references, codecs)
+    frame, parameters, metrics = codec_frame(references, codecs.runs, codecs.parameters, codecs.metrics)
     own = experiments.runs.columns
     if not own.intersection(frame.columns).empty:
         logger.warning("%s: runs have own keys that begin with %s; no codecs are shown", experiments.name, CODEC)

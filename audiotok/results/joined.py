@@ -1,81 +1,23 @@
-"""Runs that build on codecs, as language models do: columns of the codec, and which runs are replicates of a condition.
+"""Runs that build on codecs, as language models do: a row per codec, and which runs are replicates of a condition.
 
 The runs of one codec share its weights, so they are no independent replicates of how that codec was trained: where a
 condition has several codecs, each counts once, with the mean over its runs.
 """
 
-import re
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from audiotok.results.codecs import CODEC_SEED, CODEC_SIG, is_joined
 from audiotok.results.metrics import CODEC, known_metric, several_codecs
 from audiotok.results.tables import Estimate, require_columns
 
 if TYPE_CHECKING:
-    from audiotok.results.experiments import Experiment, Experiments
+    from audiotok.results.experiments import Experiments
 
-CHECKPOINT = "compression_model_checkpoint"
-CODEC_SIG = f"{CODEC}sig"
-CODEC_SEED = f"{CODEC}seed"
-_SIGNATURE = re.compile(r"//sig/([0-9a-f]{4,64})\Z")
 _MAX_NAMED = 5
-
-
-def codec_reference(record: "Experiment") -> str | None:
-    """Codec of a run: a signature, or else as the run names it, such as `//pretrained/demo`; None if it names none."""
-    value = _checkpoint(record)
-    found = _SIGNATURE.match(value)
-    return found[1] if found else value or None
-
-
-def codec_signatures(records: Iterable["Experiment"]) -> list[str]:
-    """Signatures of the codecs of some runs, each once."""
-    found = (_SIGNATURE.match(value) for value in dict.fromkeys(map(_checkpoint, records)))
-    return [match[1] for match in found if match]
-
-
-def _checkpoint(record: "Experiment") -> str:
-    value = record.overrides.get(CHECKPOINT, record.configured.get(CHECKPOINT))
-    return value if isinstance(value, str) else ""
-
-
-def codec_frame(references: Sequence[str | None], codecs: "Experiments") -> tuple[pd.DataFrame, list[str], list[str]]:
-    """Columns of the codecs of some runs, a row per run; missing where the codec has no folder.
-
-    Returns:
-        The columns, each beginning with `codec.`, and the names of those that are parameters and metrics.
-    """
-    names = {name: f"{CODEC}{name}" for name in ("state", *codecs.parameters, *codecs.metrics)}
-    known = codecs.runs.set_index("sig")[list(names)]
-    there = {str(sig): row for row, sig in enumerate(known.index)}
-    rows = [there.get(name or "", -1) for name in references]  # -1: what stands after the last one, which is missing
-    columns: dict[str, Any] = {CODEC_SIG: pd.Series(list(references), dtype=object)}
-    for name, column in names.items():
-        if name in codecs.metrics:
-            columns[column] = np.append(known[name].to_numpy(np.float64), np.nan)[rows]
-        else:
-            items = [*known[name].tolist(), None]
-            columns[column] = pd.Series([items[row] for row in rows], dtype=object)
-    return pd.DataFrame(columns), [names[name] for name in codecs.parameters], [names[name] for name in codecs.metrics]
-
-
-def missing_codecs(references: Iterable[str], codecs: "Experiments") -> str:
-    """A line that names the codecs that have no folder; empty without such."""
-    there = set(codecs.runs["sig"])
-    lost = [name for name in references if name not in there]
-    if not lost:
-        return ""
-    more = f" and {len(lost) - _MAX_NAMED} more" * (len(lost) > _MAX_NAMED)
-    where = " or ".join(str(root / "xps") for root in codecs.roots)
-    return f"no folder of the codec {', '.join(lost[:_MAX_NAMED])}{more} in {where}: its columns, codec.*, are empty"
-
-
-def is_joined(experiments: "Experiments") -> bool:
-    """Whether runs name the codec that they build on."""
-    return CODEC_SIG in experiments.runs.columns
 
 
 def counts_codecs(runs: pd.DataFrame, by: Sequence[str]) -> bool:
@@ -172,7 +114,7 @@ def code_lines(experiments: "Experiments") -> list[str]:
             f"not converged, so that their gaps mean little: {', '.join(falling[:_MAX_NAMED])}{more}; the valid curves "
             "still fall, train longer (optim.epochs)"
         )
-    if not any(map(_of_codes, experiments.metrics)) or not is_joined(experiments) or not several_codecs(runs):
+    if not any(map(_of_codes, experiments.metrics)) or not is_joined(runs) or not several_codecs(runs):
         return lines
     lines.append(
         "ce, ppl and bits are of each codec's own codes: fewer bits of worse codes are no gain, so none is best; "

@@ -15,7 +15,8 @@ from audiotok.adversarial.discriminators import (
     MultiScaleSTFTDiscriminator,
 )
 from audiotok.adversarial.losses import get_adv_criterion, get_fake_criterion, get_real_criterion
-from audiotok.data import AudioDataset, get_loader
+from audiotok.data import AudioDataset, AudioLoader, get_loader
+from audiotok.data.dataset import Drawn
 from audiotok.data.limits import require_open_files
 from audiotok.errors import ConfigError
 from audiotok.losses import (
@@ -136,35 +137,51 @@ def get_dataloaders(cfg: DictConfig) -> dict[str, Any]:
 
 def _split_loader(cfg: DictConfig, split: str, data: dict[str, Any]) -> Any:
     """Loader of one split; `data` is the dataset section with the split's own values over it."""
-    world_size = flashy.distrib.world_size()
-    batch_size = data["batch_size"]
-    if batch_size < 1 or batch_size % world_size:
-        raise ConfigError(
-            f"batch size {batch_size} of {split} over {world_size} processes; choose a multiple of {world_size}"
-        )
-    num_samples = data["num_samples"]
-    if split == "train" and cfg.optim.updates_per_epoch:
-        num_samples = cfg.optim.updates_per_epoch * batch_size
     dataset = AudioDataset.from_manifest(
         cfg.datasource[split],
         segment_s=data["segment_duration"],
         sample_rate=cfg.sample_rate,
         channels=cfg.channels,
-        num_samples=num_samples,
-        shuffle=data["shuffle"],
-        seed=cfg.seed if split == "train" else HELD_OUT_SEED,
         min_segment_ratio=data["min_segment_ratio"],
         max_bad_fraction=data["max_bad_fraction"],
         max_sample_rate=cfg.datasource.get("max_sample_rate"),
         max_channels=cfg.datasource.get("max_channels"),
         return_info=split in ("evaluate", "generate"),
-        tile=split == "evaluate",
+        **draws_of(cfg, split, data),
     )
+    return load_split(dataset, split, data)
+
+
+def draws_of(cfg: DictConfig, split: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Which segments of a split a dataset draws, as its arguments.
+
+    Raises:
+        ConfigError: if a batch cannot be dealt out to the processes.
+    """
+    batch_size, world_size = data["batch_size"], flashy.distrib.world_size()
+    if batch_size < 1 or batch_size % world_size:
+        raise ConfigError(
+            f"batch size {batch_size} of {split} over {world_size} processes; choose a multiple of {world_size}"
+        )
+    train = split == "train"
+    whole = data["num_samples"]
+    return {
+        "num_samples": cfg.optim.updates_per_epoch * batch_size if train and cfg.optim.updates_per_epoch else whole,
+        "shuffle": data["shuffle"],
+        "seed": cfg.seed if train else HELD_OUT_SEED,
+        "tile": split == "evaluate",
+    }
+
+
+def load_split(dataset: Drawn, split: str, data: dict[str, Any], **options: Any) -> AudioLoader:
+    """Loader of the part of this process of a split's dataset; options as of `get_loader`."""
+    world_size = flashy.distrib.world_size()
     return get_loader(
         dataset,
-        batch_size=batch_size // world_size,
+        batch_size=data["batch_size"] // world_size,
         num_workers=data["num_workers"],
         rank=flashy.distrib.rank(),
         world_size=world_size,
         drop_last=split == "train",
+        **options,
     )

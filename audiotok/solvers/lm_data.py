@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from audiotok.checkpoint import resolve_checkpoint
-from audiotok.data import AudioLoader, get_loader
+from audiotok.data import AudioLoader
 from audiotok.data.limits import require_open_files
 from audiotok.data.manifest import read_labels
 from audiotok.data.tokens import TokenDataset, TokenSet
@@ -24,7 +24,7 @@ from audiotok.models.encodec import CompressionModel
 from audiotok.models.fingerprint import codec_hash
 from audiotok.models.lm import LMModel
 from audiotok.models.pretrained import check_trained
-from audiotok.solvers.builders import HELD_OUT_SEED, SPLITS
+from audiotok.solvers.builders import SPLITS, draws_of, load_split
 from audiotok.solvers.settings import settings
 from audiotok.tokenizing import manifest_hash, tokenize
 
@@ -169,34 +169,12 @@ def get_loaders(cfg: DictConfig, sets: dict[str, TokenSet], labels: Sequence[str
 
 
 def _loader(cfg: DictConfig, split: str, data: dict[str, Any], tokens: TokenSet, labels: Sequence[str]) -> AudioLoader:
-    world_size = flashy.distrib.world_size()
-    batch_size, num_samples = data["batch_size"], data["num_samples"]
-    if batch_size % world_size:
-        found = f"batch size {batch_size} of {split} over {world_size} processes"
-        raise ConfigError(f"{found}; choose a multiple of {world_size}")
-    if split == "train" and cfg.optim.updates_per_epoch:
-        num_samples = cfg.optim.updates_per_epoch * batch_size
+    frames, draws = window_frames(data["segment_duration"], tokens.frame_rate), draws_of(cfg, split, data)
     try:
-        dataset = TokenDataset(
-            tokens,
-            frames=window_frames(data["segment_duration"], tokens.frame_rate),
-            num_samples=num_samples,
-            shuffle=data["shuffle"],
-            seed=cfg.seed if split == "train" else HELD_OUT_SEED,
-            tile=split == "evaluate",
-            labels=labels,
-        )
+        dataset = TokenDataset(tokens, frames=frames, labels=labels, **draws)
     except DataError as error:
         raise DataError(f"{split} of {cfg.datasource[split]}: {error}") from None
-    return get_loader(
-        dataset,
-        batch_size=batch_size // world_size,
-        num_workers=data["num_workers"],
-        rank=flashy.distrib.rank(),
-        world_size=world_size,
-        drop_last=split == "train",
-        collate=collate,
-    )
+    return load_split(dataset, split, data, collate=collate)
 
 
 def check_windows(lm: LMModel, split: str, loader: AudioLoader) -> None:

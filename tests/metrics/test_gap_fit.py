@@ -12,25 +12,11 @@ import torch
 from torch import Tensor
 
 from audiotok.errors import ConfigError, DataError
-from audiotok.metrics import GapFit, factorisation_gap
+from audiotok.metrics import factorisation_gap
 from audiotok.metrics.gap_fit import _checks, split_recordings
+from benchmarks.gap import BINS, CLIPS, FIT, FRAMES
 
-CLIPS, FRAMES, BINS = 240, 48, 4
 TRACKS = torch.arange(CLIPS) // 6
-FIT = GapFit(
-    dim=32,
-    num_heads=2,
-    num_layers=1,
-    dropout=0.0,
-    depth_dim=32,
-    code_scale=1.0,
-    context=48,
-    warmup=6,
-    batch_size=12,
-    lr=1e-2,
-    updates=250,
-    min_updates=250,
-)
 
 
 def uniform(*shape: int, bins: int = BINS) -> Tensor:
