@@ -15,11 +15,11 @@ PATTERNS = ["delay", "parallel"]
 
 @LMExplorer
 def explorer(launcher: Launcher) -> None:
-    """Each codec with each pattern and seed of its language model."""
+    """Each codec with each pattern and seed of its language model; whole seeds first, so that what has run is balanced."""
     launcher.slurm_(gpus=0, cpus_per_task=1, mem_per_gpu=4, time=120)
     launcher.bind_(solver="lm/gap_study", device="cpu")
     with launcher.job_array():
-        for codec in experiments("compression.gap_study"):
-            for pattern in PATTERNS:
-                for seed in SEEDS:
+        for seed in SEEDS:
+            for codec in experiments("compression.gap_study"):
+                for pattern in PATTERNS:
                     launcher({"compression_model_checkpoint": codec.checkpoint, "lm.pattern": pattern, "seed": seed})
