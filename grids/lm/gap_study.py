@@ -15,7 +15,7 @@ PATTERNS = ["delay", "parallel"]
 
 @LMExplorer
 def explorer(launcher: Launcher) -> None:
-    """Each codec with each pattern and seed of its language model; whole seeds first, so that what has run is balanced."""
+    """Each codec with each pattern and seed of its language model; whole seeds first, as codecs."""
     launcher.slurm_(gpus=0, cpus_per_task=1, mem_per_gpu=4, time=120)
     launcher.bind_(solver="lm/gap_study", device="cpu")
     with launcher.job_array():
