@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from audiotok.results.baseline import in_blocks
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import codec_rows, counts_codecs, pairing, replicates
 from audiotok.results.metrics import Metric, known_metric, several_codecs
@@ -84,9 +85,9 @@ def run_columns(experiments: Experiments, metrics: Sequence[str]) -> list[Column
     ]
 
 
-def codec_columns(experiments: Experiments, metrics: Sequence[str], seeds: str) -> list[Column]:
+def codec_columns(experiments: Experiments, metrics: Sequence[str], seeds: str, *, unfinished: bool) -> list[Column]:
     """Columns of the table of codecs: each one's parameters and metrics, and those of the runs on it over seeds."""
-    table = codec_rows(experiments, seeds=[seeds], unfinished=True)
+    table = codec_rows(experiments, seeds=[seeds], unfinished=unfinished)
     names = [*table.columns[: table.columns.get_loc("n")], "n", *metrics]
     columns = {str(name): table[name].tolist() for name in names}
     return [_column(name, items, metric_of(experiments, name), filtered=False) for name, items in columns.items()]
@@ -156,6 +157,7 @@ def compare_conditions(
     codecs = counts_codecs(experiments.runs, by)
     pair = pairing(baseline, codecs=True) if codecs else seeds
     runs = replicates(experiments.runs, by, metrics, codecs=codecs)
+    runs, pair = in_blocks(runs, by, metrics, baseline, parameters=experiments.swept, pair=pair)
     table = compare(runs, by, metrics, baseline, pair=pair)
     return [_comparison(experiments, by, row) for row in table.to_dict("records")]
 
