@@ -15,6 +15,8 @@ def metrics_text(epoch: Mapping[str, Any], **_: Any) -> str:
         epoch: {stage: {metric: number}}, as `history.json` has it.
     """
     stages = {clean_text(str(name)): values for name, values in epoch.items() if isinstance(values, Mapping)}
+    if single := {name: value for name, value in epoch.items() if not isinstance(value, Mapping)}:
+        stages[""] = single  # of another project, without stages
     names = list(dict.fromkeys(str(name) for values in stages.values() for name in values))
     shown = [name for name in names if _OF_CODEBOOKS not in name]
     rows = [["metric", *stages]]

@@ -25,27 +25,22 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )
     parser.add_argument("--clips", type=int, default=8, metavar="N", help="clips of each run (default: 8)")
     parser.add_argument("--audio-mb", type=float, default=200.0, metavar="MB", help="audio in all (default: 200)")
-    parser.add_argument("--unfinished", action="store_true", help="count runs that have not completed, too")
     parser.set_defaults(run=_report)
 
 
 def _report(args: argparse.Namespace) -> int:
     from audiotok import report, results
-    from audiotok.results.selection import counted_line
 
     options = report.ReportOptions(
         by=_names(args.by),
         metrics=_names(args.metric),
         seeds=args.seeds,
         baseline=_baseline(args.baseline),
-        unfinished=args.unfinished,
         clips=args.clips,
         audio_mb=args.audio_mb,
     )
     experiments = results.load_grid(args.grid, args.root)
     logger.info("%r", experiments)
-    if line := counted_line(experiments.runs, unfinished=args.unfinished):
-        logger.warning("%s", line)
     output = args.output or Path("reports", args.grid)
     listening = report.write_report(experiments, output, options)
     for problem in listening.problems:

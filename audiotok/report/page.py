@@ -30,7 +30,6 @@ from audiotok.results.joined import code_lines, counts_codecs
 from audiotok.results.metrics import CODEC, HEADLINE, known_metric, require_metric, unmeasured
 from audiotok.results.protocols import protocol_lines
 from audiotok.results.published import REMARK
-from audiotok.results.selection import counted_line
 from audiotok.text import clean_text
 
 ASSETS = Path(__file__).parent / "assets"
@@ -49,7 +48,6 @@ class ReportOptions:
     baseline: Mapping[str, Any] | None = None  # values of some of `by`; the condition that the others are compared with
     clips: int = 8  # clips to listen to per run
     audio_mb: float = 200.0  # megabytes of audio and spectrograms in all
-    unfinished: bool = False  # whether runs that have not completed count in statistics and plots
 
     def __post_init__(self) -> None:
         if self.clips < 0 or not self.audio_mb >= 0:
@@ -114,8 +112,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
     by, metrics = options.conditions(experiments), options.judged(experiments)
     options.check_baseline(experiments, by)
     runs = list(run_pages(experiments))
-    judged = experiments.counted(unfinished=options.unfinished)
-    statistics = _statistics(judged, by, metrics, options)
+    statistics = _statistics(experiments, by, metrics, options)
     seeds = options.seeds if options.seeds in experiments.parameters else "runs"
     averaged = "codecs, each the mean of its runs" if counts_codecs(experiments.runs, by) else seeds
     with staged(output) as stage:
@@ -134,9 +131,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 runs=runs,
                 unfinished=[run for run in runs if run.state != "COMPLETED" or run.problems],
                 columns=run_columns(experiments, metrics),
-                codecs=codec_columns(experiments, metrics, options.seeds, unfinished=options.unfinished)
-                if is_joined(experiments.runs)
-                else [],
+                codecs=codec_columns(experiments, metrics, options.seeds) if is_joined(experiments.runs) else [],
                 notes=[
                     line
                     for line in (unmeasured(experiments), *code_lines(experiments), *protocol_lines(experiments))
@@ -144,8 +139,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 ],
                 published=published_columns(experiments),
                 remark=REMARK,
-                plots=grid_plots(judged, stage, by, metrics, seeds),
-                counted=counted_line(experiments.runs, unfinished=options.unfinished),
+                plots=grid_plots(experiments, stage, by, metrics, seeds),
                 by=by,
                 seeds=averaged,
                 listening=listening,

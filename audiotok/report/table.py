@@ -85,9 +85,9 @@ def run_columns(experiments: Experiments, metrics: Sequence[str]) -> list[Column
     ]
 
 
-def codec_columns(experiments: Experiments, metrics: Sequence[str], seeds: str, *, unfinished: bool) -> list[Column]:
+def codec_columns(experiments: Experiments, metrics: Sequence[str], seeds: str) -> list[Column]:
     """Columns of the table of codecs: each one's parameters and metrics, and those of the runs on it over seeds."""
-    table = codec_rows(experiments, seeds=[seeds], unfinished=unfinished)
+    table = codec_rows(experiments, seeds=[seeds], unfinished=True)
     names = [*table.columns[: table.columns.get_loc("n")], "n", *metrics]
     columns = {str(name): table[name].tolist() for name in names}
     return [_column(name, items, metric_of(experiments, name), filtered=False) for name, items in columns.items()]

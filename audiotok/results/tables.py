@@ -205,7 +205,7 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
         raise ResultsError(f"pivot={pivot!r}; choose one of: {', '.join(by)}, and leave another one for the rows.")
     table: dict[tuple[Any, ...], dict[str, Any]] = {}
     for record in summary.to_dict("records"):
-        key = tuple(record[name] for name in rows)
+        key = tuple(None if _is_missing(record[name]) else record[name] for name in rows)  # NaN is no key
         row = table.setdefault(key, dict(zip(rows, key, strict=True)))
         where = "" if pivot is None else f"{pivot.rpartition('.')[2]}={format_column([record[pivot]])[0]}"
         row[f"{record['metric']} {where}".rstrip()] = Estimate(record["mean"], record["std"], record["n"])
