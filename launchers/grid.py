@@ -312,8 +312,7 @@ class _Grid:
 
     def _name_links(self) -> None:
         """Link experiments by what sets them apart, too; of what left the grid the signature alone is there."""
-        gone = {sheep.xp.sig for sheep in self.gone}
-        xps = [sheep.xp for sheep in self.herd.sheeps.values() if sheep.xp.sig not in gone]
+        xps = [sheep.xp for sheep in self.herd.sheeps.values()]
         try:
             names, _ = names_of(self.main, xps)
             named = {xp.sig: name for xp, name in zip(xps, names, strict=True)}
