@@ -15,6 +15,8 @@ import pytest
 from audiotok import cli
 from audiotok.report.table import compare_conditions
 from audiotok.results import load_grid
+from audiotok.results.plots import MAX_GROUPS, learning_curves
+from audiotok.results.selection import counted
 from tests.pages import ROOT, blocks
 from tests.results.shapes import truth, write_shape
 
@@ -106,6 +108,19 @@ def test_the_best_run_counts_and_is_by_formula_the_best(capsys: pytest.CaptureFi
     assert truth(best)["mi_groups"] < 0.06 and best["evaluate.mi_groups over seeds"]["n"] in (1, 2)
     found = [row["checkpoint"] for row in rows if row["sig"] == runs["sig"][0]]
     assert found == [str(root / "xps" / runs["sig"][0] / "checkpoint.th")] * len(found)
+
+
+def test_curves_of_many_conditions_are_the_best_in_colour_and_the_rest_in_grey() -> None:
+    grid = load_grid("sweep400")
+    by = [name for name in grid.swept if name != "seed"]
+    axes = learning_curves(grid, "valid.msspec", by).axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
+    conditions = counted(grid.runs).groupby(by).ngroups
+    assert len(labels) == MAX_GROUPS + 1 and labels[-1] == f"{conditions - MAX_GROUPS} others"
+    assert all("n_q=8" in label and "bins=1024" in label for label in labels[:3])  # which are best by formula
+    assert len(axes.get_lines()) == conditions and "(362 of 400 runs)" in axes.get_title()
 
 
 def test_conditions_that_are_no_conditions_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
