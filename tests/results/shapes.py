@@ -150,7 +150,12 @@ def _write_state(folder: Path, state: str, place: int) -> None:
     reasons = {"FAILED": "RuntimeError: CUDA error: an illegal memory access", "DIVERGED": "valid.msspec is not finite"}
     ended = {} if state == "RUNNING" else {"ended": now - 3600}
     seen = now if state == "RUNNING" else now - 3600
-    status = {"state": state, "reason": reasons.get(state, ""), "host": f"gpu{place % 16:02d}", "commit": "abc1234"}
+    status: dict[str, Any] = {
+        "state": state,
+        "reason": reasons.get(state, ""),
+        "host": f"gpu{place % 16:02d}",
+        "commit": "abc1234",
+    }
     status |= {"started": now - 7200 - place, "updated": seen, "gpus": 1, "epochs": EPOCHS, **ended}
     (folder / "status.json").write_text(json.dumps(status))
 
