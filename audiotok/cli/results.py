@@ -68,6 +68,11 @@ def _add_statistics(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument("--best-by", metavar="METRIC", help="take the epoch that is best by this metric, not the last")
     group.add_argument("--interval", choices=("bootstrap", "t"), default="t", help="confidence interval (default: t)")
+    group.add_argument(
+        "--importance",
+        metavar="METRIC",
+        help="how much of the spread of METRIC each parameter explains (default: all that differ, else those of --by)",
+    )
     group.add_argument("--unfinished", action="store_true", help="count runs that have not completed, too")
 
 
@@ -121,7 +126,9 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
     from audiotok.results.protocols import protocol_lines
     from audiotok.results.tables import EXACT, fitting_columns, format_table, headline_columns, write_table
 
-    if args.by is not None:
+    if args.importance is not None:
+        table, columns = _importance(args, experiments), None
+    elif args.by is not None:
         table, columns = _statistics(args, experiments), None
     elif is_joined(experiments.runs) and not args.runs:
         table = codec_rows(experiments, seeds=_seeds(args), unfinished=args.unfinished)
@@ -218,6 +225,20 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     if args.pivot is not None or len(pair) != 1:
         raise ResultsError("--baseline pairs runs by one seed parameter and takes no --pivot.")
     return compare(runs, by, metrics, baseline, pair=pair[0], interval=args.interval)
+
+
+def _importance(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":
+    """Shares of the parameters in the spread of a metric; what they mean goes to the log."""
+    from audiotok.results.importance import grid_importance, importance_lines
+
+    if args.baseline or args.pivot:
+        raise ResultsError("--importance takes no --baseline and no --pivot; leave one of them out.")
+    parameters = _names(args.by) if args.by else None
+    options: dict[str, Any] = {"seeds": _seeds(args), "best_by": args.best_by, "unfinished": args.unfinished}
+    table, runs = grid_importance(experiments, args.importance, parameters, **options)
+    for line in importance_lines(args.importance, runs):
+        logger.info("%s", line)
+    return table
 
 
 def _seeds(args: argparse.Namespace) -> list[str]:
