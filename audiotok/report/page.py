@@ -18,6 +18,7 @@ from audiotok.report.folder import INDEX, staged
 from audiotok.report.listening import LOWEST_HZ, RANGE_DB, REFERENCE, Listening, choose_clips, write_clips
 from audiotok.report.runs import Run, run_pages
 from audiotok.report.table import (
+    Column,
     codec_columns,
     compare_conditions,
     condition_columns,
@@ -33,8 +34,9 @@ from audiotok.results.published import REMARK
 from audiotok.text import clean_text
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPT = ("page.js", "table.js", "deck.js", "player.js", "blind_test.js", "keys.js")  # in this order
+SCRIPT = ("page.js", "filter.js", "table.js", "deck.js", "player.js", "blind_test.js", "keys.js")  # in this order
 MAX_CHARTS = 100  # metrics that have a chart on each page of a run, besides those that the report judges by
+PLAIN_ROWS = 100  # runs up to which the table can be read without JavaScript
 MAX_MATRICES = 200  # pages that have the plot of their codebooks: a quarter of a second each
 
 
@@ -112,6 +114,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
     by, metrics = options.conditions(experiments), options.judged(experiments)
     options.check_baseline(experiments, by)
     runs = list(run_pages(experiments))
+    columns = run_columns(experiments, metrics)
     statistics = _statistics(experiments, by, metrics, options)
     seeds = options.seeds if options.seeds in experiments.parameters else "runs"
     averaged = "codecs, each the mean of its runs" if counts_codecs(experiments.runs, by) else seeds
@@ -130,7 +133,8 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 _shared(experiments),
                 runs=runs,
                 unfinished=[run for run in runs if run.state != "COMPLETED" or run.problems],
-                columns=run_columns(experiments, metrics),
+                columns=columns,
+                plain=len(runs) <= PLAIN_ROWS,
                 codecs=codec_columns(experiments, metrics, options.seeds) if is_joined(experiments.runs) else [],
                 notes=[
                     line
@@ -143,7 +147,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 by=by,
                 seeds=averaged,
                 listening=listening,
-                data=_page_data(experiments, runs, listening),
+                data=_page_data(experiments, runs, columns, listening),
                 script=_script(),
                 script_hash=_hash(_script()),
                 **statistics,
@@ -209,7 +213,9 @@ def _shared(experiments: Experiments) -> dict[str, Any]:
     }
 
 
-def _page_data(experiments: Experiments, runs: list[Run], listening: Listening) -> dict[str, Any]:
+def _page_data(
+    experiments: Experiments, runs: list[Run], columns: list[Column], listening: Listening
+) -> dict[str, Any]:
     """What the script of the page works on."""
     labels = {run.sig: run.label for run in runs}
     takes = {take["run"] for clip in listening.clips for take in clip["takes"]}
@@ -221,18 +227,29 @@ def _page_data(experiments: Experiments, runs: list[Run], listening: Listening) 
         "range_db": RANGE_DB,
         "reference": REFERENCE,
         "runs": labels | heads,
+        "table": [column.data() for column in columns] if runs else [],
+        "words": [" ".join([run.reason, *run.problems]) for run in runs],  # that the search finds besides the cells
+        "tones": {run.state: _tone(run.state) for run in runs},
         "clips": listening.clips,
     }
 
 
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["tone"] = _tone
+    return environment
+
+
+def _tone(state: str) -> str:
+    """Class of a state: how it is coloured."""
+    going = state in ("RUNNING", "PENDING", "NOT_STARTED", "REQUEUED")
+    return "good" if state == "COMPLETED" else "going" if going else "bad"
 
 
 def _script() -> str:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import codec_rows, counts_codecs, pairing, replicates
-from audiotok.results.metrics import Metric, known_metric, several_codecs
+from audiotok.results.metrics import CODEC, Metric, known_metric, several_codecs
 from audiotok.results.published import published_table
 from audiotok.results.statistics import compare, summarize
 from audiotok.results.tables import (
@@ -26,6 +26,8 @@ from audiotok.text import clean_text
 
 _NO_METRIC = Metric("neutral", "", "")
 _SIGNIFICANT = 0.05
+_MAX_NUMBERS, _MAX_TEXTS = 12, 60  # values that a list to choose from may have
+_FACTS = ("gpu_hours", "host", "commit")
 _ARROWS = {"higher": "↑", "lower": "↓", "neutral": ""}
 
 
@@ -34,7 +36,6 @@ class _Cell:
     """One cell."""
 
     text: str  # what is shown
-    key: str | None = None  # number that it is sorted by, as text; empty if missing; None in a column of texts
     best: bool = False  # whether no other cell of the column is better
 
 
@@ -46,8 +47,48 @@ class Column:
     metric: Metric
     numeric: bool
     cells: list[_Cell]
-    values: list[str] | None = None
-    """What the reader may filter by, in order; None where that makes no sense."""
+    keys: list[float] | None = None  # numbers that the rows are sorted and filtered by; None in a column of texts
+    role: str = "metric"  # or sig, parameter, state, effort, fact, note
+    shown: bool = True  # whether the table has it before the reader chooses
+
+    @property
+    def values(self) -> list[str]:
+        """What the reader may choose from, in order; empty where a range or the search serves better."""
+        if self.role not in ("parameter", "state"):
+            return []
+        texts = [cell.text for cell in self.cells]
+        if self.keys is not None:
+            texts = [
+                text
+                for _, _, text in sorted((math.isnan(n), n, text) for n, text in zip(self.keys, texts, strict=True))
+            ]
+        values = list(dict.fromkeys(texts))
+        return values if 1 < len(values) <= (_MAX_NUMBERS if self.numeric else _MAX_TEXTS) else []
+
+    @property
+    def numbers(self) -> tuple[str, str] | None:
+        """The texts of the smallest and the largest number; None where there are no two."""
+        finite = [
+            (key, cell.text) for key, cell in zip(self.keys or (), self.cells, strict=False) if math.isfinite(key)
+        ]
+        ends = (min(finite), max(finite)) if finite else ((0.0, ""), (0.0, ""))
+        return (ends[0][1], ends[1][1]) if ends[0][0] < ends[1][0] else None
+
+    def data(self) -> dict[str, Any]:
+        """The column as JSON: `docs/report.md` has the fields."""
+        return {
+            "name": self.name,
+            "kind": "number" if self.keys is not None else "text",
+            "role": self.role,
+            "stage": self.stage,
+            "unit": self.metric.unit,
+            "direction": self.metric.direction,
+            "description": self.metric.description,
+            "texts": [cell.text for cell in self.cells],
+            "keys": None if self.keys is None else [_key(value) for value in self.keys],
+            "best": [row for row, cell in enumerate(self.cells) if cell.best],
+            "shown": self.shown,
+        }
 
     @property
     def stage(self) -> str:
@@ -72,16 +113,25 @@ def metric_of(experiments: Experiments, name: str) -> Metric:
 
 
 def run_columns(experiments: Experiments, metrics: Sequence[str]) -> list[Column]:
-    """Columns of the table: signature, swept parameters, state, effort, then the metrics, and what went wrong."""
+    """Columns of the table: signature, swept parameters, state, effort, metrics, what went wrong, facts."""
     runs = experiments.runs
     headline = headline_columns(experiments)
     notes = [name for name in ("reason", "problems") if name in headline]
     names = [name for name in headline if name not in experiments.metrics and name not in notes]
-    filtered = {*experiments.swept, "state"}
+    facts = [name for name in _FACTS if name in runs and _is_told(runs[name])]
+    roles = dict.fromkeys(names, "effort") | dict.fromkeys(experiments.swept, "parameter")
+    roles |= {"sig": "sig", f"{CODEC}sig": "parameter", "state": "state"}
+    roles |= dict.fromkeys(metrics, "metric") | dict.fromkeys(notes, "note") | dict.fromkeys(facts, "fact")
     return [
-        _column(name, runs[name].tolist(), metric_of(experiments, name), filtered=name in filtered)
-        for name in [*names, *metrics, *notes]
+        replace(
+            _column(name, runs[name].tolist(), metric_of(experiments, name)), role=roles[name], shown=name not in facts
+        )
+        for name in [*names, *metrics, *notes, *facts]
     ]
+
+
+def _is_told(values: "pd.Series[Any]") -> bool:
+    return bool(((values != "") & (values != 0) & values.notna()).any())
 
 
 def codec_columns(experiments: Experiments, metrics: Sequence[str], seeds: str) -> list[Column]:
@@ -89,14 +139,14 @@ def codec_columns(experiments: Experiments, metrics: Sequence[str], seeds: str) 
     table = codec_rows(experiments, seeds=[seeds], unfinished=True)
     names = [*table.columns[: table.columns.get_loc("n")], "n", *metrics]
     columns = {str(name): table[name].tolist() for name in names}
-    return [_column(name, items, metric_of(experiments, name), filtered=False) for name, items in columns.items()]
+    return [_column(name, items, metric_of(experiments, name)) for name, items in columns.items()]
 
 
 def published_columns(experiments: Experiments) -> list[Column]:
     """Published numbers of the metrics that the runs have; empty without any."""
     table = published_table(experiments.metrics)
     columns = {str(name): table[name].tolist() for name in table.columns if len(table)}
-    return [_column(name, items, metric_of(experiments, name), filtered=False) for name, items in columns.items()]
+    return [_column(name, items, metric_of(experiments, name)) for name, items in columns.items()]
 
 
 def clock_text(seconds: float) -> str:
@@ -108,14 +158,17 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _column(name: str, items: list[Any], metric: Metric, *, filtered: bool) -> Column:
+def _column(name: str, items: list[Any], metric: Metric) -> Column:
     numeric = all(map(is_numeric, items))
     texts = [clock_text(value) for value in items] if name == "duration" else format_column(items)
-    keys = ["" if math.isnan(value) else repr(value) for value in map(number_of, items)]
     best = best_rows(items, metric.direction)
-    cells = [_Cell(text, keys[row] if numeric else None, row in best) for row, text in enumerate(texts)]
-    values = list(dict.fromkeys(texts)) if filtered else None
-    return Column(clean_text(name), metric, numeric, cells, values)
+    cells = [_Cell(text, row in best) for row, text in enumerate(texts)]
+    return Column(clean_text(name), metric, numeric, cells, [*map(number_of, items)] if numeric else None)
+
+
+def _key(value: float) -> float | str | None:
+    """A number as JSON has it."""
+    return value if math.isfinite(value) else None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 @dataclass(frozen=True)
@@ -144,7 +197,7 @@ def condition_columns(experiments: Experiments, by: Sequence[str], metrics: Sequ
         best = best_rows(estimates, metric.direction)
         shown = zip(format_column(estimates), estimates, most, strict=True)
         texts = [_with_count(text, value, runs) for text, value, runs in shown]
-        cells = [_Cell(text, "", row in best) for row, text in enumerate(texts)]
+        cells = [_Cell(text, row in best) for row, text in enumerate(texts)]
         columns.append(Column(clean_text(name), metric, True, cells))
     return columns
 
