@@ -12,10 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from audiotok import __version__
 from audiotok.errors import ResultsError
+from audiotok.report.chart_data import chart_data, curve_metrics
 from audiotok.report.charts import HEIGHT, WIDTH, RunCharts
-from audiotok.report.figures import curve_metrics, grid_plots, matrix_plot
 from audiotok.report.folder import INDEX, staged
 from audiotok.report.listening import LOWEST_HZ, RANGE_DB, REFERENCE, Listening, choose_clips, write_clips
+from audiotok.report.matrix import codebook_matrix
 from audiotok.report.runs import Run, run_pages
 from audiotok.report.table import (
     Column,
@@ -34,10 +35,20 @@ from audiotok.results.published import REMARK
 from audiotok.text import clean_text
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPT = ("page.js", "filter.js", "table.js", "deck.js", "player.js", "blind_test.js", "keys.js")  # in this order
+CHARTS = ("charts.js", "chart_tradeoff.js", "chart_parallel.js", "chart_curves.js", "chart_heatmap.js", "chart_bars.js")
+SCRIPT = (
+    "page.js",
+    *CHARTS,
+    "filter.js",
+    "table.js",
+    "deck.js",
+    "player.js",
+    "blind_test.js",
+    "keys.js",
+)  # in this order
+LIBRARY = "vendor/echarts.min.js"  # Apache ECharts as published
 MAX_CHARTS = 100  # metrics that have a chart on each page of a run, besides those that the report judges by
 PLAIN_ROWS = 100  # runs up to which the table can be read without JavaScript
-MAX_MATRICES = 200  # pages that have the plot of their codebooks: a quarter of a second each
 
 
 @dataclass(frozen=True)
@@ -117,11 +128,14 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
     columns = run_columns(experiments, metrics)
     statistics = _statistics(experiments, by, metrics, options)
     seeds = options.seeds if options.seeds in experiments.parameters else "runs"
+    charts = chart_data(experiments, by, metrics, [options.seeds, CODEC_SEED], unfinished=False)
+    script = _script(with_charts=charts is not None)
     averaged = "codecs, each the mean of its runs" if counts_codecs(experiments.runs, by) else seeds
     with staged(output) as stage:
         for name in ("assets", "runs"):
             (stage / name).mkdir()
-        (stage / "assets" / "report.css").write_bytes((ASSETS / "report.css").read_bytes())
+        styles = "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "charts.css"))
+        (stage / "assets" / "report.css").write_text(styles, encoding="utf-8")
         clips, left_out = choose_clips(experiments.samples, options.clips)
         listening = write_clips(clips, stage, options.audio_mb * 1e6)
         listening.left_out += left_out
@@ -143,13 +157,13 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 ],
                 published=published_columns(experiments),
                 remark=REMARK,
-                plots=grid_plots(experiments, stage, by, metrics, seeds),
+                charts=charts,
                 by=by,
                 seeds=averaged,
                 listening=listening,
-                data=_page_data(experiments, runs, columns, listening),
-                script=_script(),
-                script_hash=_hash(_script()),
+                data=_page_data(experiments, runs, columns, listening) | {"charts": charts},
+                script=script,
+                script_hash=_hash(script),
                 **statistics,
             )
         )
@@ -186,7 +200,7 @@ def _write_run_pages(experiments: Experiments, runs: list[Run], metrics: list[st
     evaluated = experiments.runs[paired].notna().any(axis=1).tolist() if paired else [False] * len(runs)
     shared = _shared(experiments)
     for place, run in enumerate(runs):
-        matrix = matrix_plot(experiments, stage, run.sig) if evaluated[place] and place < MAX_MATRICES else None
+        matrix = codebook_matrix(experiments, run.sig) if evaluated[place] else None
         page = template.render(
             shared,
             run=run,
@@ -252,10 +266,11 @@ def _tone(state: str) -> str:
     return "good" if state == "COMPLETED" else "going" if going else "bad"
 
 
-def _script() -> str:
-    """The page's only script: its parts share one scope, which nothing else sees."""
+def _script(*, with_charts: bool) -> str:
+    """The page's only script: the library of the charts, then its own parts in one scope of theirs."""
+    library = [(ASSETS / LIBRARY).read_text(encoding="utf-8")] if with_charts else []
     parts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPT]
-    return "\n".join(['(() => {\n"use strict";\n', *parts, "})();\n"])
+    return "\n".join([*library, '(() => {\n"use strict";\n', *parts, "})();\n"])
 
 
 def _hash(script: str) -> str:

@@ -25,6 +25,8 @@ from audiotok.results.statistics import summarize
 from audiotok.results.tables import format_value, short_names
 from audiotok.text import clean_text
 
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vPX*"
@@ -156,6 +158,19 @@ def intervals(experiments: Experiments, metrics: Sequence[str], by: Sequence[str
 
 def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -> Figure:
     """A metric of pairs of codebooks, such as `mi`, `nmi`, `mi_groups`, from the last evaluation of one run."""
+    matrix = pair_matrix(experiments, sig, metric)
+    figure, axes = _new_figure(f"{metric} between the codebooks of {sig}", "codebook", "codebook")
+    _draw_matrix(figure, axes, matrix, metric_label(f"evaluate.{metric}"))
+    axes.set(xticks=range(len(matrix)), yticks=range(len(matrix)))
+    return figure
+
+
+def pair_matrix(experiments: Experiments, sig: str, metric: str = "mi") -> Floats:
+    """Values [K, K] of a metric of pairs of codebooks from the last evaluation of one run; NaN where not measured.
+
+    Raises:
+        ResultsError: if there is no such run, or it has no such values.
+    """
     run = _run(experiments, sig)
     prefix = f"evaluate.{metric}_q"
     pairs = {name: run[name] for name in run.index if name.startswith(prefix) and pd.notna(run[name])}
@@ -167,10 +182,7 @@ def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -
     matrix = np.full((size, size), np.nan)
     for (i, j), value in cells.items():
         matrix[i, j] = matrix[j, i] = value
-    figure, axes = _new_figure(f"{metric} between the codebooks of {sig}", "codebook", "codebook")
-    _draw_matrix(figure, axes, matrix, metric_label(f"evaluate.{metric}"))
-    axes.set(xticks=range(size), yticks=range(size))
-    return figure
+    return matrix
 
 
 def codebook_usage(experiments: Experiments, sigs: Sequence[str] | None = None) -> Figure:

@@ -17,7 +17,7 @@ function startBars() {
 function startMeans() {
   if (charts.conditions.length < 2) return;
   const ROWS = 20; // in sight at once; the rest scrolls
-  const which = metricChoice("metric", (charts.metrics.find(directed) ?? charts.metrics[0]).name);
+  const which = metricChoice("metric", usualMetrics()[0].name);
   const chosen = () => metricOf(which.select.value);
   const order = (metric) =>
     charts.conditions.map((_, c) => c).filter((c) => metric.mean[c] !== null && conditionShown(c))
@@ -26,8 +26,6 @@ function startMeans() {
   function build(chart) {
     const metric = chosen();
     const rows = order(metric);
-    const narrow = chart.box.clientWidth < 640;
-    chart.rows = rows;
     chart.box.style.height = `${Math.min(rows.length, ROWS) * 1.6 + 5}rem`;
     chart.view?.resize();
     const colour = paint(0);
@@ -38,9 +36,9 @@ function startMeans() {
     return {
       grid: { left: 8, right: more ? 46 : 16, top: 8, bottom: 34, containLabel: true },
       xAxis: axisLook(metric.label, { type: "value", nameLocation: "middle", nameGap: 26 }),
-      yAxis: { type: "category", inverse: true, data: rows.map((c) => charts.conditions[c]), axisLabel: { color: cssColour("ink"), width: narrow ? 130 : 320, overflow: "truncate", interval: 0 }, axisLine: { show: false }, axisTick: { show: false } },
-      dataZoom: more ? [{ type: "slider", yAxisIndex: 0, startValue: 0, endValue: ROWS - 1, right: 6, width: 22, showDetail: false, brushSelect: false, borderColor: cssColour("line"), fillerColor: "transparent", handleStyle: { color: cssColour("accent") } }] : [],
-      tooltip: { trigger: "item", appendTo: chart.box, confine: true, padding: 0, borderWidth: 0, backgroundColor: "transparent", formatter: describe },
+      yAxis: { type: "category", inverse: true, data: rows.map((c) => charts.conditions[c]), axisLabel: { color: cssColour("ink"), width: 0.42 * chart.box.clientWidth, overflow: "truncate", interval: 0 }, axisLine: { show: false }, axisTick: { show: false } },
+      dataZoom: more ? [{ type: "slider", yAxisIndex: 0, startValue: 0, endValue: ROWS - 1, right: 6, width: 22, showDetail: false, showDataShadow: false, brushSelect: false, borderColor: cssColour("line"), fillerColor: "transparent", handleStyle: { color: cssColour("accent") } }] : [],
+      tooltip: hintLook(chart, describe),
       series: [
         { type: "custom", silent: true, renderItem: intervalMark(4), encode: { x: [0, 1], y: 2 }, itemStyle: { color: colour }, data: rows.map((c, place) => [metric.low[c] ?? Number.NaN, metric.high[c] ?? Number.NaN, place]) },
         { type: "scatter", symbolSize: 10, itemStyle: { color: colour }, data: rows.map((c, place) => ({ value: [metric.mean[c], place], condition: c })) },
@@ -66,7 +64,7 @@ function startMeans() {
 function startImportance() {
   if (!charts.importance.length) return;
   const usable = charts.importance.filter(({ rows }) => rows.length);
-  const first = usable.find(({ metric }) => directed(metricOf(metric))) ?? charts.importance[0];
+  const first = usualMetrics().flatMap(({ name }) => usable.find(({ metric }) => metric === name) ?? [])[0] ?? charts.importance[0];
   const which = metricChoice("metric", first.metric, charts.importance.map(({ metric }) => metricOf(metric)));
   const chosen = () => charts.importance.find(({ metric }) => metric === which.select.value);
   const percent = (value) => (value === null ? "–" : `${number(100 * value)} %`);
@@ -80,12 +78,11 @@ function startImportance() {
     chart.caption.textContent = `Importance of the parameters for ${metric}`;
     chart.note.textContent = note || `${meaning} Over ${runs} ${charts.things}.`;
     chart.describe(note || `Share of the spread of ${metric}: ${rows.map(([name, share]) => `${name} ${percent(share)}`).join("; ")}.`);
-    const narrow = chart.box.clientWidth < 640;
     return {
       grid: { left: 8, right: 24, top: 8, bottom: 34, containLabel: true },
       xAxis: axisLook("share of the spread", { type: "value", min: 0, max: 1, nameLocation: "middle", nameGap: 26, axisLabel: { color: cssColour("soft"), formatter: (value) => `${Math.round(100 * value)} %` } }),
-      yAxis: { type: "category", inverse: true, data: rows.map(([name]) => name), axisLabel: { color: cssColour("ink"), width: narrow ? 130 : 320, overflow: "truncate", interval: 0 }, axisLine: { show: false }, axisTick: { show: false } },
-      tooltip: { trigger: "item", appendTo: chart.box, confine: true, padding: 0, borderWidth: 0, backgroundColor: "transparent", formatter: ({ dataIndex }) => hint(...texts(rows[dataIndex])) },
+      yAxis: { type: "category", inverse: true, data: rows.map(([name]) => name), axisLabel: { color: cssColour("ink"), width: 0.42 * chart.box.clientWidth, overflow: "truncate", interval: 0 }, axisLine: { show: false }, axisTick: { show: false } },
+      tooltip: hintLook(chart, ({ dataIndex }) => hint(...texts(rows[dataIndex]))),
       series: [
         { type: "bar", data: shares, barWidth: "55%" },
         { type: "custom", silent: true, renderItem: intervalMark(5), encode: { x: [0, 1], y: 2 }, itemStyle: { color: cssColour("ink") }, z: 3, data: rows.map(([, , low, high], place) => [low ?? Number.NaN, high ?? Number.NaN, place]) },

@@ -4,7 +4,8 @@
 function startCurves() {
   if (!charts.curves.length) return;
   const MAX_PANELS = 12;
-  const what = choice("metric", charts.curves.map((curve) => [curve.name + curve.axis, curve.label]));
+  const first = charts.curves.find((curve) => directed(curve) && curve.name.startsWith("valid.")) ?? charts.curves[0];
+  const what = choice("metric", charts.curves.map((curve) => [curve.name + curve.axis, curve.name + arrowOf(curve) + (curve.axis === "epoch" ? "" : ` by ${curve.axis}`)]), first.name + first.axis);
   const best = choice("in colour", [["3", "the 3 best"], ["6", "the 6 best"], ["12", "the 12 best"], ["0", "none"]], "6");
   const splitting = charts.parameters.filter(({ levels }) => levels.length > 1 && levels.length <= MAX_PANELS);
   const panels = choice("panels", [["", "one"], ...splitting.map(({ name }) => [name, `for each ${name}`])]);
@@ -29,7 +30,7 @@ function startCurves() {
     made.set(curve, found);
     return found;
   }
-  const seen = ({ runs }) => runs.some((run) => isShown(charts.runs[run]));
+  const seen = ({ runs }) => runs.some((run) => runShown(charts.runs[run]));
 
   function build(chart) {
     const curve = chosen();
@@ -50,7 +51,7 @@ function startCurves() {
       const [w, h] = [100 / wide, 100 / tall];
       grid.push({ left: `${column * w + 0.5}%`, width: `${w - 2}%`, top: `${row * h + 10 / tall}%`, height: `${h - 17 / tall}%`, containLabel: true });
       xAxis.push(axisLook(row === tall - 1 || parameter ? curve.axis : "", { gridIndex: place, type: "value", nameLocation: "middle", nameGap: 24, minInterval: 1, min: curve.x[0], max: curve.x.at(-1) === curve.x[0] ? curve.x[0] + 1 : curve.x.at(-1), splitLine: { show: false } }));
-      yAxis.push(axisLook("", { gridIndex: place, type: "value", ...(parameter ? { min: ends[0], max: ends[1], axisLabel: { color: cssColour("soft"), formatter: (value) => number(value) } } : {}) }));
+      yAxis.push(axisLook("", { gridIndex: place, type: "value", ...(parameter ? { min: ends[0], max: ends[1],  } : {}) }));
       title.push({ text: parameter ? `${parameter.name} = ${level}` : curve.label, left: `${column * w + 0.5}%`, top: `${row * h}%`, textStyle: { fontSize: 12, fontWeight: 500, color: cssColour("ink") } });
       const rest = inside.filter((one) => !coloured.includes(one)).flatMap(({ points }) => [...points.map(({ x, mean }) => [x, mean]), [null, null]]);
       series.push({ type: "line", xAxisIndex: place, yAxisIndex: place, data: rest, symbol: "none", silent: true, connectNulls: false, lineStyle: { color: cssColour("soft"), width: 1, opacity: Math.max(0.2, Math.min(0.6, 40 / all.length)) }, z: 1 });

@@ -7,7 +7,7 @@ function startHeatmap() {
   const MAX_PANELS = 6;
   const MEAN = "mean"; // of the choices of a parameter; values are numbers of levels
   const PANELS = "panels";
-  const which = metricChoice("metric", (charts.metrics.find(directed) ?? charts.metrics[0]).name);
+  const which = metricChoice("metric", usualMetrics()[0].name);
   const names = swept.map(({ name }) => [name, name]);
   const down = choice("down", names, swept[0].name);
   const across = choice("across", names, swept[1].name);
@@ -51,7 +51,7 @@ function startHeatmap() {
     const { rows, columns, panels, held, averaged, metric, found } = state();
     const wide = Math.max(1, Math.min(found.length, Math.floor(chart.box.clientWidth / 320)));
     const tall = Math.ceil(found.length / wide);
-    const high = Math.max(10, rows.levels.length * 2.2 + 6.5);
+    const high = Math.max(10, rows.levels.length * 2.2 + 8);
     chart.box.style.height = `${tall * high}rem`;
     chart.view?.resize();
     const all = found.flatMap((panel) => panel.cells);
@@ -62,7 +62,7 @@ function startHeatmap() {
     const over = [charts.seeds, ...averaged].join(" and over ");
     const between = counts.length ? (Math.min(...counts) === Math.max(...counts) ? `${counts[0]}` : `${Math.min(...counts)} to ${Math.max(...counts)}`) : "0";
     chart.caption.textContent = `${metric.name} over ${rows.name} and ${columns.name}`;
-    chart.note.textContent = `Mean over ${over}, ${between} ${charts.things} a cell${held_text.length ? `; at ${held_text.join(", ")}` : ""}${panels ? `; a panel for each ${panels.name}` : ""}.`;
+    chart.note.textContent = `Mean over ${over}, ${between} ${charts.things} a cell${held_text.length ? `; at ${held_text.join(", ")}` : ""}${panels ? `; a panel for each ${panels.name}` : ""}. Empty: not measured.`;
     const [from, to] = directed(metric) ? ["worse", "better"] : ["low", "high"];
     fillKey(chart, [{ colour: rampColour(0), sign: "■", text: `${from} (${number(metric.direction === "lower" ? -low : low)})` }, { colour: rampColour(1), sign: "■", text: `${to} (${number(metric.direction === "lower" ? -best : best)})` }]);
     chart.describe(`${metric.name} over ${rows.name} and ${columns.name}. ${chart.note.textContent}`);
@@ -77,10 +77,10 @@ function startHeatmap() {
     const names = (parameter, panel, more) => ({ type: "category", gridIndex: panel, data: parameter.levels, axisTick: { show: false }, axisLine: { show: false }, axisLabel: { color: cssColour("soft"), interval: "auto", width: 90, overflow: "truncate" }, name: parameter.name, nameTextStyle: { color: cssColour("ink") }, ...more });
     return {
       title: found.map(({ text }, panel) => ({ text: panels ? `${panels.name} = ${text}` : "", left: `${at(panel)[0]}%`, top: `${at(panel)[1]}%`, textStyle: { fontSize: 12, fontWeight: 500, color: cssColour("ink") } })),
-      grid: found.map((_, panel) => ({ left: `${at(panel)[0] + 0.5}%`, width: `${w - 2}%`, top: `${at(panel)[1] + 12 / tall * Math.min(1, 16 / high)}%`, height: `${h - 30 / tall * Math.min(1, 14 / high)}%`, containLabel: true })),
+      grid: found.map((_, panel) => ({ left: `${at(panel)[0] + 0.5}%`, width: `${w - 2}%`, top: `${at(panel)[1] + h * (panels ? 3.2 : 2) / high}%`, height: `${h * (high - (panels ? 6.2 : 5)) / high}%`, containLabel: true })),
       xAxis: found.map((_, panel) => names(columns, panel, { nameLocation: "middle", nameGap: 26 })),
       yAxis: found.map((_, panel) => names(rows, panel, { inverse: true, nameLocation: "start", nameGap: 6, nameTextStyle: { align: "left", color: cssColour("ink") } })),
-      tooltip: { trigger: "item", appendTo: chart.box, confine: true, padding: 0, borderWidth: 0, backgroundColor: "transparent", formatter: ({ data: { cell } }) => hint(`${columns.name} = ${columns.levels[cell.at[0]]}, ${rows.name} = ${rows.levels[cell.at[1]]}`, `${metric.label}: ${number(cell.mean)}`, `${cell.n} ${charts.things}, ${number(cell.low)} to ${number(cell.high)}`) },
+      tooltip: hintLook(chart, ({ data: { cell } }) => hint(`${columns.name} = ${columns.levels[cell.at[0]]}, ${rows.name} = ${rows.levels[cell.at[1]]}`, `${metric.label}: ${number(cell.mean)}`, `${cell.n} ${charts.things}, ${number(cell.low)} to ${number(cell.high)}`)),
       series: found.map((panel, place_) => ({ type: "heatmap", xAxisIndex: place_, yAxisIndex: place_, data: panel.cells.map((cell) => ({ value: [...cell.at, cell.mean], cell, itemStyle: { color: rampColour(place(cell)), borderColor: cssColour("card"), borderWidth: 1 }, label: { show: label, color: ink(cell), formatter: () => number(Number(cell.mean.toPrecision(3))) } })) })),
     };
   }

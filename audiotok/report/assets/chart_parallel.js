@@ -8,7 +8,7 @@ function startParallel() {
     ...charts.metrics.map((metric) => ({ name: metric.name, metric })),
   ];
   const judged = every.filter(({ metric }) => metric && directed(metric));
-  const standard = new Set([...every.filter(({ parameter }) => parameter).slice(0, 6), ...judged.slice(0, 4)]);
+  const standard = new Set([...every.filter(({ parameter }) => parameter).slice(0, 6), ...judged.filter(({ metric }) => usualMetrics().slice(0, 2).includes(metric)), ...judged.slice(-3)]);
   const boxes = make("fieldset");
   boxes.append(make("legend", "soft", "axes"));
   for (const axis of every) {
@@ -21,7 +21,7 @@ function startParallel() {
   }
   const chosenAxes = make("details");
   chosenAxes.append(make("summary", "", "Axes"), boxes);
-  const colour = metricChoice("colour", (judged[0] ?? every.at(-1)).name);
+  const colour = metricChoice("colour", usualMetrics()[0].name);
   const along = choice("range of", every.map(({ name }) => [name, name]));
   const ends = ["from", "to"].map((label) => {
     const wrap = make("label", "", label);
@@ -35,7 +35,9 @@ function startParallel() {
   apply.type = "button";
   const ranges = new Map(); // name of an axis: [[low, high], ...], levels of a parameter by their place
   const axes = () => every.filter(({ box }) => box.checked);
-  const valueOf = ({ parameter, metric }, point) => (parameter ? parameter.of[point] : metric.values[point]);
+  // Lines of one value of a parameter lie beside one another, so that their colours can be seen.
+  const shift = (point) => 0.3 * (((point * 0.618034) % 1) - 0.5);
+  const valueOf = ({ parameter, metric }, point) => (parameter ? parameter.of[point] + shift(point) : metric.values[point]);
 
   function select() {
     const active = [...ranges].filter(([, list]) => list.length).map(([name, list]) => [every.find((axis) => axis.name === name), list]);
@@ -69,15 +71,16 @@ function startParallel() {
     chart.box.style.height = narrow ? `${4.2 * used.length + 3}rem` : "";
     chart.view?.resize();
     const name = (axis) => {
-      const arrow = axis.metric ? { higher: " ↑", lower: " ↓", near_zero: " →0" }[axis.metric.direction] ?? "" : "";
+      const arrow = axis.metric ? arrowOf(axis.metric) : "";
       const text = axis.name.split(".");
       return (narrow ? axis.name : `${text.slice(0, -1).join(".")}\n${text.at(-1)}`).trim() + arrow;
     };
+    const halo = { color: cssColour("ink"), hideOverlap: true, textBorderColor: cssColour("card"), textBorderWidth: 3 };
     const parallelAxis = used.map((axis, dim) => ({
-      dim, name: name(axis), id: `axis${every.indexOf(axis)}`, nameLocation: narrow ? "start" : "end", realtime: false,
+      dim, name: name(axis), id: `axis${every.indexOf(axis)}`, nameLocation: narrow === (axis.metric?.direction === "lower") ? "end" : "start", realtime: false,
       ...(axis.parameter
-        ? { type: "category", data: axis.parameter.levels, axisLabel: { color: cssColour("soft"), hideOverlap: true, width: 90, overflow: "truncate" } }
-        : { type: "value", scale: true, inverse: axis.metric.direction === "lower", axisLabel: { color: cssColour("soft"), hideOverlap: true } }),
+        ? { type: "value", min: -0.5, max: axis.parameter.levels.length - 0.5, interval: 1, axisLabel: { ...halo, width: 90, overflow: "truncate", formatter: (level) => axis.parameter.levels[level] ?? "" } }
+        : { type: "value", scale: true, inverse: axis.metric.direction === "lower", axisLabel: { ...halo, formatter: plainAxis } }),
       nameTextStyle: { color: cssColour("ink"), fontSize: 11, lineHeight: 14, align: narrow ? "left" : "center" },
       nameGap: narrow ? 6 : 12,
       axisLine: { lineStyle: { color: cssColour("strong-line") } }, axisTick: { lineStyle: { color: cssColour("strong-line") } },
@@ -100,7 +103,7 @@ function startParallel() {
         ? { layout: "vertical", left: 16, right: 24, top: 40, bottom: 30, parallelAxisDefault: {} }
         : { left: 40, right: 60, top: 56, bottom: 24 },
       parallelAxis,
-      tooltip: { trigger: "item", appendTo: chart.box, confine: true, padding: 0, borderWidth: 0, backgroundColor: "transparent", formatter: describe },
+      tooltip: hintLook(chart, describe),
       series: [{ type: "parallel", data: lines, lineStyle: { width: 1.5 }, inactiveOpacity: 0.03, activeOpacity: 0.6, smooth: false, progressive: 0, emphasis: { lineStyle: { width: 3, opacity: 1 } } }],
     };
   }
@@ -162,7 +165,8 @@ function startParallel() {
     const values = axis.parameter ? axis.parameter.levels.join(", ") : "numbers";
     chart.picked.textContent = wrong ? `${axis.name} takes: ${values}.` : "";
     if (wrong) return;
-    ranges.set(axis.name, [[Math.min(low, high), Math.max(low, high)]]);
+    const slack = axis.parameter ? 0.4 : 0;
+    ranges.set(axis.name, [[Math.min(low, high) - slack, Math.max(low, high) + slack]]);
     select();
   });
   document.addEventListener("audiotok:brush", ({ detail }) => {

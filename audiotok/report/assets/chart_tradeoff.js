@@ -1,8 +1,11 @@
 // Trade-off of two metrics: a small mark for each run, a large one with its interval for each mean over seeds, and the
 // front of means. A front of single runs would be one of luck.
 
-function frontOf(x, y, conditions) {
+function frontOf(x, y, all) {
   if (!directed(x) || !directed(y)) return [];
+  const runsOf = (condition) => Math.min(x.n[condition], y.n[condition]);
+  const repeated = all.some((condition) => runsOf(condition) > 1);
+  const conditions = all.filter((condition) => !repeated || runsOf(condition) > 1); // one run is no mean
   const value = (condition) => [score(x, x.mean[condition]), score(y, y.mean[condition])];
   const sorted = conditions
     .filter((condition) => x.mean[condition] !== null && y.mean[condition] !== null)
@@ -77,7 +80,7 @@ function startTradeoff() {
     const names = front.map((condition) => charts.conditions[condition]);
     chart.note.textContent =
       `${runs.length} ${single}s (small)${repeated ? `, ${means.length} means over ${charts.seeds} (large) with Student's 95 % intervals` : ""}` +
-      (front.length ? `; line: conditions whose mean no other beats in both.` : "; no front: one of the metrics has no better direction.");
+      (front.length ? `; line: the front, conditions whose mean no other beats in both${repeated ? "; one run alone is no mean, and not on it" : ""}.` : "; no front: one of the metrics has no better direction.");
     chart.caption.textContent = `Trade-off: ${y.name} against ${x.name}`;
     chart.describe(`${y.name} against ${x.name}: ${runs.length} ${single}s of ${conditions.length} conditions. On the front of means: ${names.slice(0, 8).join("; ") || "none"}.`);
     const line = front.filter((condition) => repeated ? conditionShown(condition) : true).map((c) => [x.mean[c], y.mean[c]]);
@@ -85,7 +88,7 @@ function startTradeoff() {
       grid: { left: 12, right: 24, top: 34, bottom: 30, containLabel: true },
       xAxis: axisLook(x.label, { type: "value", nameLocation: "middle", nameGap: 30 }),
       yAxis: axisLook(y.label, { type: "value", nameTextStyle: { align: "left", color: cssColour("ink") } }),
-      tooltip: { trigger: "item", appendTo: chart.box, confine: true, padding: 0, borderWidth: 0, backgroundColor: "transparent", formatter: describe },
+      tooltip: hintLook(chart, describe),
       series: [
         { type: "line", data: line, symbol: "none", silent: true, lineStyle: { color: cssColour("soft"), width: 1.5 }, z: 1 },
         { type: "custom", data: crosses.map(({ value, itemStyle }) => ({ value, itemStyle })), renderItem: cross, silent: true, z: 2 },

@@ -2,7 +2,9 @@
 // Apache ECharts draws; texts of files reach the page through textContent alone, so every hint is an element.
 
 const charts = data.charts;
-const MARKS = [["circle", "●"], ["rect", "■"], ["diamond", "◆"], ["triangle", "▲"], ["pin", "⬟"], ["arrow", "➤"], ["roundRect", "▮"]];
+const DOWN = "path://M-3,-3L3,-3L0,3Z";
+const PLUS = "path://M-1,-3L1,-3L1,-1L3,-1L3,1L1,1L1,3L-1,3L-1,1L-3,1L-3,-1L-1,-1Z";
+const MARKS = [["circle", "●"], ["rect", "■"], ["diamond", "◆"], ["triangle", "▲"], [PLUS, "✚"], [DOWN, "▼"], ["roundRect", "▮"]];
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"];
 const DARK_COLOURS = { "#0072b2": "#4a9fe0" }; // the others can be read on both
 // Worse to better, whichever way a metric goes: what is better stands out of the page more.
@@ -11,7 +13,7 @@ const SCALES = {
   dark: ["#45426e", "#2f6f95", "#3da68d", "#9cc45a", "#f5e663"],
 };
 const allCharts = [];
-let shownSigs = null; // null: all
+let chartSigs = null; // null: all
 let brushed = false;
 
 const cssColour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -23,13 +25,17 @@ const paint = (place) => {
 };
 const mark = (place) => MARKS[place % MARKS.length];
 const number = (value) => (value === null || value === undefined ? "–" : String(Number(value.toPrecision(4))).replace("-", "−"));
+const ARROWS = { higher: " ↑", lower: " ↓", near_zero: " →0" };
+const arrowOf = ({ direction }) => ARROWS[direction] ?? "";
+// The metrics that a chart begins with: quality, then dependence, then any with a better direction.
+const usualMetrics = () => [...[...charts.axes].reverse().flatMap((place) => charts.metrics[place] ?? []), ...charts.metrics.filter(directed), ...charts.metrics];
 const metricOf = (name) => charts.metrics.find((metric) => metric.name === name);
 const directed = (metric) => metric.direction !== "neutral";
 const score = (metric, value) =>
   metric.direction === "lower" ? -value : metric.direction === "near_zero" ? -Math.abs(value) : value;
 const sigsOf = (point) => charts.points[point].map((run) => charts.runs[run]);
-const isShown = (sig) => shownSigs === null || shownSigs.has(sig);
-const pointShown = (point) => sigsOf(point).some(isShown);
+const runShown = (sig) => chartSigs === null || chartSigs.has(sig);
+const pointShown = (point) => sigsOf(point).some(runShown);
 const pointName = (point) => {
   const sigs = sigsOf(point);
   return sigs.length === 1 ? runName(sigs[0]) : `${charts.conditions[charts.condition[point]]} · ${sigs.length} runs`;
@@ -54,11 +60,18 @@ function hint(...lines) {
   return box;
 }
 
+const plainAxis = (value) => number(Number(value.toPrecision(10)));
+
+// What every chart shows of the thing under the pointer: an element of texts.
+const hintLook = (chart, formatter) => ({
+  trigger: "item", appendTo: chart.box, confine: true, padding: 0, borderWidth: 0, backgroundColor: "transparent", formatter,
+});
+
 function axisLook(name, more = {}) {
   const line = { lineStyle: { color: cssColour("strong-line") } };
   return {
     name, nameTextStyle: { color: cssColour("ink") }, axisLine: line, axisTick: line, scale: true,
-    axisLabel: { color: cssColour("soft"), hideOverlap: true }, splitLine: { lineStyle: { color: cssColour("line") } }, ...more,
+    axisLabel: { color: cssColour("soft"), hideOverlap: true, formatter: plainAxis }, splitLine: { lineStyle: { color: cssColour("line") } }, ...more,
   };
 }
 
@@ -89,7 +102,7 @@ function addChart(id, title, { build, table, low = false, controls = [] }) {
     chart.view ??= chart.start();
     const option = build(chart);
     chart.view.resize();
-    chart.view.setOption({ animation: false, textStyle: { color: cssColour("ink"), fontFamily: "inherit" }, ...option }, { notMerge: true });
+    chart.view.setOption({ animation: false, textStyle: { color: cssColour("ink"), fontFamily: getComputedStyle(document.body).fontFamily }, ...option }, { notMerge: true });
     if (rows.open) fillTable(holder, table());
   };
   chart.start = () => {
@@ -123,7 +136,7 @@ function choice(label, pairs, value) {
 }
 
 function metricChoice(label, value, allowed = charts.metrics) {
-  return choice(label, allowed.map((metric) => [metric.name, metric.label]), value ?? allowed[0]?.name);
+  return choice(label, allowed.map((metric) => [metric.name, metric.name + arrowOf(metric)]), value ?? allowed[0]?.name);
 }
 
 // Cells are texts, or {text, sig} for a link to a run.
@@ -197,7 +210,7 @@ function startCharts() {
     sized.observe(box);
   }
   document.addEventListener("audiotok:shown", ({ detail }) => {
-    shownSigs = new Set(detail.sigs);
+    chartSigs = new Set(detail.sigs);
     drawAll();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
