@@ -16,7 +16,7 @@ function startBars() {
 
 function startMeans() {
   if (charts.conditions.length < 2) return;
-  const ROWS = 20; // in sight at once; the rest scrolls
+  const ROWS = 15; // in sight at once; the rest scrolls
   const which = metricChoice("metric", usualMetrics()[0].name);
   const chosen = () => metricOf(which.select.value);
   const order = (metric) =>
@@ -26,7 +26,8 @@ function startMeans() {
   function build(chart) {
     const metric = chosen();
     const rows = order(metric);
-    chart.box.style.height = `${Math.min(rows.length, ROWS) * 1.6 + 5}rem`;
+    const [line, label] = isNarrow(chart) ? [3.2, { overflow: "break", fontSize: 10 }] : [1.6, { overflow: "truncate" }];
+    chart.box.style.height = `${Math.min(rows.length, ROWS) * line + 5}rem`;
     chart.view?.resize();
     const colour = paint(0);
     const more = rows.length > ROWS;
@@ -35,8 +36,8 @@ function startMeans() {
     chart.describe(`${metric.name} of ${rows.length} conditions. ${rows.slice(0, 3).map((c) => `${charts.conditions[c]}: ${number(metric.mean[c])}`).join("; ")}.`);
     return {
       grid: { left: 8, right: more ? 46 : 16, top: 8, bottom: 34, containLabel: true },
-      xAxis: axisLook(metric.label, { type: "value", nameLocation: "middle", nameGap: 26 }),
-      yAxis: { type: "category", inverse: true, data: rows.map((c) => charts.conditions[c]), axisLabel: { color: cssColour("ink"), width: 0.42 * chart.box.clientWidth, overflow: "truncate", interval: 0 }, axisLine: { show: false }, axisTick: { show: false } },
+      xAxis: axisLook(axisName(chart, metric), { type: "value", nameLocation: "middle", nameGap: 26 }),
+      yAxis: { type: "category", inverse: true, data: rows.map((c) => charts.conditions[c]), axisLabel: { color: cssColour("ink"), width: 0.42 * chart.box.clientWidth, interval: 0, ...label }, axisLine: { show: false }, axisTick: { show: false } },
       dataZoom: more ? [{ type: "slider", yAxisIndex: 0, startValue: 0, endValue: ROWS - 1, right: 6, width: 22, showDetail: false, showDataShadow: false, brushSelect: false, borderColor: cssColour("line"), fillerColor: "transparent", handleStyle: { color: cssColour("accent") } }] : [],
       tooltip: hintLook(chart, describe),
       series: [
@@ -80,7 +81,7 @@ function startImportance() {
     chart.describe(note || `Share of the spread of ${metric}: ${rows.map(([name, share]) => `${name} ${percent(share)}`).join("; ")}.`);
     return {
       grid: { left: 8, right: 24, top: 8, bottom: 34, containLabel: true },
-      xAxis: axisLook("share of the spread", { type: "value", min: 0, max: 1, nameLocation: "middle", nameGap: 26, axisLabel: { color: cssColour("soft"), formatter: (value) => `${Math.round(100 * value)} %` } }),
+      xAxis: axisLook("share of the spread", { type: "value", min: 0, max: 1, interval: isNarrow(chart) ? 0.5 : 0.2, nameLocation: "middle", nameGap: 26, axisLabel: { color: cssColour("soft"), formatter: (value) => `${Math.round(100 * value)} %` } }),
       yAxis: { type: "category", inverse: true, data: rows.map(([name]) => name), axisLabel: { color: cssColour("ink"), width: 0.42 * chart.box.clientWidth, overflow: "truncate", interval: 0 }, axisLine: { show: false }, axisTick: { show: false } },
       tooltip: hintLook(chart, ({ dataIndex }) => hint(...texts(rows[dataIndex]))),
       series: [

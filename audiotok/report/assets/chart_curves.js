@@ -52,7 +52,7 @@ function startCurves() {
       grid.push({ left: `${column * w + 0.5}%`, width: `${w - 2}%`, top: `${row * h + 10 / tall}%`, height: `${h - 17 / tall}%`, containLabel: true });
       xAxis.push(axisLook(row === tall - 1 || parameter ? curve.axis : "", { gridIndex: place, type: "value", nameLocation: "middle", nameGap: 24, minInterval: 1, min: curve.x[0], max: curve.x.at(-1) === curve.x[0] ? curve.x[0] + 1 : curve.x.at(-1), splitLine: { show: false } }));
       yAxis.push(axisLook("", { gridIndex: place, type: "value", ...(parameter ? { min: ends[0], max: ends[1],  } : {}) }));
-      title.push({ text: parameter ? `${parameter.name} = ${level}` : curve.label, left: `${column * w + 0.5}%`, top: `${row * h}%`, textStyle: { fontSize: 12, fontWeight: 500, color: cssColour("ink") } });
+      title.push({ text: parameter ? `${parameter.name} = ${level}` : axisName(chart, curve), left: `${column * w + 0.5}%`, top: `${row * h}%`, textStyle: { fontSize: 12, fontWeight: 500, color: cssColour("ink") } });
       const rest = inside.filter((one) => !coloured.includes(one)).flatMap(({ points }) => [...points.map(({ x, mean }) => [x, mean]), [null, null]]);
       series.push({ type: "line", xAxisIndex: place, yAxisIndex: place, data: rest, symbol: "none", silent: true, connectNulls: false, lineStyle: { color: cssColour("soft"), width: 1, opacity: Math.max(0.2, Math.min(0.6, 40 / all.length)) }, z: 1 });
       coloured.forEach((one, rank) => inside.includes(one) && series.push(...colouredLine(one, rank, place)));

@@ -7,7 +7,7 @@ function startParallel() {
     ...charts.parameters.map((parameter) => ({ name: parameter.name, parameter })),
     ...charts.metrics.map((metric) => ({ name: metric.name, metric })),
   ];
-  const judged = every.filter(({ metric }) => metric && directed(metric));
+  const judged = every.filter(({ metric }) => metric && directed(metric) && new Set(metric.values).size > 2);
   const standard = new Set([...every.filter(({ parameter }) => parameter).slice(0, 6), ...judged.filter(({ metric }) => usualMetrics().slice(0, 2).includes(metric)), ...judged.slice(-3)]);
   const boxes = make("fieldset");
   boxes.append(make("legend", "soft", "axes"));
@@ -63,7 +63,7 @@ function startParallel() {
   }
 
   function build(chart) {
-    const narrow = chart.box.clientWidth < 640;
+    const narrow = isNarrow(chart);
     const used = axes();
     const metric = metricOf(colour.select.value);
     const scores = metric.values.filter((value) => value !== null).map((value) => score(metric, value));
@@ -77,15 +77,15 @@ function startParallel() {
     };
     const halo = { color: cssColour("ink"), hideOverlap: true, textBorderColor: cssColour("card"), textBorderWidth: 3 };
     const parallelAxis = used.map((axis, dim) => ({
-      dim, name: name(axis), id: `axis${every.indexOf(axis)}`, nameLocation: narrow === (axis.metric?.direction === "lower") ? "end" : "start", realtime: false,
+      dim, name: narrow ? "" : name(axis), id: `axis${every.indexOf(axis)}`, nameLocation: axis.metric?.direction === "lower" ? "start" : "end", realtime: false,
       ...(axis.parameter
-        ? { type: "value", min: -0.5, max: axis.parameter.levels.length - 0.5, interval: 1, axisLabel: { ...halo, width: 90, overflow: "truncate", formatter: (level) => axis.parameter.levels[level] ?? "" } }
+        ? { type: "value", min: -0.5, max: axis.parameter.levels.length - 0.5, interval: 0.5, axisTick: { show: false }, axisLabel: { ...halo, width: 90, overflow: "truncate", formatter: (level) => axis.parameter.levels[level] ?? "" } }
         : { type: "value", scale: true, inverse: axis.metric.direction === "lower", axisLabel: { ...halo, formatter: plainAxis } }),
-      nameTextStyle: { color: cssColour("ink"), fontSize: 11, lineHeight: 14, align: narrow ? "left" : "center" },
-      nameGap: narrow ? 6 : 12,
-      axisLine: { lineStyle: { color: cssColour("strong-line") } }, axisTick: { lineStyle: { color: cssColour("strong-line") } },
-      areaSelectStyle: { width: 22, borderColor: cssColour("accent"), color: cssColour("accent"), opacity: 0.2 },
+      nameTextStyle: { color: cssColour("ink"), fontSize: 11, lineHeight: 14, align: "center" },
+      nameGap: 12,
+      axisLine: { lineStyle: { color: cssColour("strong-line") } },       areaSelectStyle: { width: 22, borderColor: cssColour("accent"), color: cssColour("accent"), opacity: 0.2 },
     }));
+    const placeOf = (place) => 40 + (place * (chart.box.clientHeight - 70)) / Math.max(1, used.length - 1); // of an axis, px
     const hidden = charts.points.map((_, point) => !pointShown(point));
     const many = Math.max(0.15, Math.min(0.8, 60 / charts.points.length));
     const lines = charts.points.map((_, point) => ({
@@ -103,6 +103,7 @@ function startParallel() {
         ? { layout: "vertical", left: 16, right: 24, top: 40, bottom: 30, parallelAxisDefault: {} }
         : { left: 40, right: 60, top: 56, bottom: 24 },
       parallelAxis,
+      title: narrow ? used.map((axis, place) => ({ text: name(axis), left: 12, top: placeOf(place) - 20, textStyle: { fontSize: 11, fontWeight: 500, color: cssColour("ink"), textBorderColor: cssColour("card"), textBorderWidth: 3 } })) : [],
       tooltip: hintLook(chart, describe),
       series: [{ type: "parallel", data: lines, lineStyle: { width: 1.5 }, inactiveOpacity: 0.03, activeOpacity: 0.6, smooth: false, progressive: 0, emphasis: { lineStyle: { width: 3, opacity: 1 } } }],
     };

@@ -86,8 +86,8 @@ function startTradeoff() {
     const line = front.filter((condition) => repeated ? conditionShown(condition) : true).map((c) => [x.mean[c], y.mean[c]]);
     return {
       grid: { left: 12, right: 24, top: 34, bottom: 30, containLabel: true },
-      xAxis: axisLook(x.label, { type: "value", nameLocation: "middle", nameGap: 30 }),
-      yAxis: axisLook(y.label, { type: "value", nameTextStyle: { align: "left", color: cssColour("ink") } }),
+      xAxis: axisLook(axisName(chart, x), { type: "value", nameLocation: "middle", nameGap: 30 }),
+      yAxis: axisLook(axisName(chart, y), { type: "value", nameTextStyle: { align: "left", color: cssColour("ink") } }),
       tooltip: hintLook(chart, describe),
       series: [
         { type: "line", data: line, symbol: "none", silent: true, lineStyle: { color: cssColour("soft"), width: 1.5 }, z: 1 },

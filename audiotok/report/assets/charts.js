@@ -60,6 +60,8 @@ function hint(...lines) {
   return box;
 }
 
+const isNarrow = ({ box }) => box.clientWidth < 640;
+const axisName = (chart, metric) => (isNarrow(chart) ? metric.name + arrowOf(metric) : metric.label);
 const plainAxis = (value) => number(Number(value.toPrecision(10)));
 
 // What every chart shows of the thing under the pointer: an element of texts.
