@@ -114,9 +114,9 @@ function startCurves() {
   const bubble = make("div");
   bubble.className = "bubble";
   bubble.hidden = true;
-  chart.box.after(bubble);
   chart.ready = (view) => {
-    const show = (found) => {
+    chart.box.append(bubble);
+    const show = (found, x, y) => {
       const points = found ? found.one.points.map(({ x, mean }) => [x, mean]) : [];
       view.setOption({ series: chart.panels.map((_, place) => ({ id: `near${place}`, data: found?.place === place ? points : [] })) });
       bubble.hidden = !found;
@@ -124,8 +124,10 @@ function startCurves() {
       const { condition, runs, last } = found.one;
       const sigs = runs.map((run) => charts.runs[run]);
       bubble.replaceChildren(hint(charts.conditions[condition], sigs.length > 4 ? `${sigs.length} runs` : sigs.join(", "), `last: ${number(last)}`));
+      bubble.style.left = `${Math.min(x + 14, chart.box.clientWidth - bubble.offsetWidth)}px`;
+      bubble.style.top = `${y + 14}px`;
     };
-    view.getZr().on("mousemove", ({ offsetX, offsetY }) => show(nearest(chart, offsetX, offsetY)));
+    view.getZr().on("mousemove", ({ offsetX, offsetY }) => show(nearest(chart, offsetX, offsetY), offsetX, offsetY));
     view.getZr().on("globalout", () => show(null));
     view.getZr().on("click", ({ offsetX, offsetY }) => {
       const found = nearest(chart, offsetX, offsetY);

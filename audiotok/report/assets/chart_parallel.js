@@ -50,9 +50,11 @@ function startParallel() {
     sendBrush(charts.points.flatMap((_, point) => (fits(point) ? sigsOf(point) : [])));
   }
 
-  function clear(view) {
-    for (const [place] of every.entries()) view?.dispatchAction({ type: "axisAreaSelect", parallelAxisId: `axis${place}`, intervals: [] });
-    ranges.clear();
+  // Areas on the axes as the ranges are; ECharts draws them with the next drawing.
+  function showAreas(view) {
+    for (const [place, { name, box }] of every.entries()) {
+      if (box.checked) view?.dispatchAction({ type: "axisAreaSelect", parallelAxisId: `axis${place}`, intervals: ranges.get(name) ?? [] });
+    }
   }
 
   function lineColour(metric, point, spread) {
@@ -83,7 +85,7 @@ function startParallel() {
         : { type: "value", scale: true, inverse: axis.metric.direction === "lower", axisLabel: { ...halo, formatter: plainAxis } }),
       nameTextStyle: { color: cssColour("ink"), fontSize: 11, lineHeight: 14, align: "center" },
       nameGap: 12,
-      axisLine: { lineStyle: { color: cssColour("strong-line") } },       areaSelectStyle: { width: 22, borderColor: cssColour("accent"), color: cssColour("accent"), opacity: 0.2 },
+      axisLine: { lineStyle: { color: cssColour("strong-line") } },       areaSelectStyle: { width: 22, borderColor: cssColour("accent"), color: `${cssColour("accent")}44`, opacity: 1 },
     }));
     const placeOf = (place) => 40 + (place * (chart.box.clientHeight - 70)) / Math.max(1, used.length - 1); // of an axis, px
     const hidden = charts.points.map((_, point) => !pointShown(point));
@@ -129,20 +131,19 @@ function startParallel() {
 
   const controls = [colour, along, ...ends, apply, chosenAxes];
   const chart = addChart("parallel", "Parallel coordinates: parameters and metrics of each run", { build, table, controls });
-  const brushArea = () => {
-    for (const [name, intervals] of ranges) {
-      const place = every.findIndex((axis) => axis.name === name);
-      if (every[place].box.checked) chart.view.dispatchAction({ type: "axisAreaSelect", parallelAxisId: `axis${place}`, intervals });
-    }
-  };
   let redrawing = false;
-  const draw = chart.draw;
-  chart.draw = () => {
-    redrawing = true; // a new drawing has no areas: they are put back, which is no brush of the reader
-    draw();
-    if (chart.view && !chart.stale) brushArea();
-    redrawing = false;
+  let drawn = ""; // what axes the last drawing has; areas stay on them as long as they do
+  chart.keeps = () => {
+    const now = JSON.stringify([isNarrow(chart), axes().map(({ name }) => name)]);
+    const kept = now === drawn;
+    drawn = now;
+    return kept;
   };
+  chosenAxes.addEventListener("change", () => {
+    const before = ranges.size;
+    for (const { name, box } of every) if (!box.checked) ranges.delete(name); // no filter that cannot be seen
+    if (ranges.size < before) select();
+  });
   chart.ready = (view) => {
     view.on("axisareaselected", ({ parallelAxisId, intervals }) => {
       if (redrawing || !parallelAxisId) return;
@@ -155,6 +156,13 @@ function startParallel() {
       else if (sigs.length) chart.pick(pointName(item.point), sigs);
     });
   };
+  function redraw() {
+    redrawing = true;
+    chart.draw();
+    showAreas(chart.view);
+    redrawing = false;
+    chart.draw();
+  }
   apply.addEventListener("click", () => {
     const axis = every.find(({ name }) => name === along.select.value);
     const [low, high] = ends.map(({ input }, end) => {
@@ -167,7 +175,9 @@ function startParallel() {
     chart.picked.textContent = wrong ? `${axis.name} takes: ${values}.` : "";
     if (wrong) return;
     const slack = axis.parameter ? 0.4 : 0;
+    axis.box.checked = true;
     ranges.set(axis.name, [[Math.min(low, high) - slack, Math.max(low, high) + slack]]);
+    redraw();
     select();
   });
   document.addEventListener("audiotok:brush", ({ detail }) => {
@@ -176,9 +186,8 @@ function startParallel() {
     state.firstElementChild.textContent = detail.sigs === null ? "" : `${detail.sigs.length} runs are chosen in the plots.`;
     if (detail.sigs !== null) return;
     brushed = false;
-    redrawing = true;
-    clear(chart.view);
-    redrawing = false;
+    ranges.clear();
+    redraw();
   });
   find("brush-state").querySelector("button").addEventListener("click", () => sendBrush(null));
 }

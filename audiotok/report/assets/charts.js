@@ -77,6 +77,7 @@ function axisLook(name, more = {}) {
   };
 }
 
+// `chart.ready(view)` adds what listens to the pointer, `chart.keeps()` says whether a drawing goes on from the last one.
 // A frame: title, controls, drawing, key, note and table. `build(view)` gives what ECharts draws; `table()` its numbers.
 function addChart(id, title, { build, table, low = false, controls = [] }) {
   const frame = make("figure", "chart");
@@ -104,7 +105,7 @@ function addChart(id, title, { build, table, low = false, controls = [] }) {
     chart.view ??= chart.start();
     const option = build(chart);
     chart.view.resize();
-    chart.view.setOption({ animation: false, textStyle: { color: cssColour("ink"), fontFamily: getComputedStyle(document.body).fontFamily }, ...option }, { notMerge: true });
+    chart.view.setOption({ animation: false, textStyle: { color: cssColour("ink"), fontFamily: getComputedStyle(document.body).fontFamily }, ...option }, { notMerge: !chart.keeps?.() });
     if (rows.open) fillTable(holder, table());
   };
   chart.start = () => {
