@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import codec_rows, counts_codecs, pairing, replicates
-from audiotok.results.metrics import Metric, known_metric, several_codecs
+from audiotok.results.metrics import Metric, goodness, metric_in
 from audiotok.results.published import published_table
 from audiotok.results.statistics import compare, summarize
 from audiotok.results.tables import (
@@ -20,13 +21,14 @@ from audiotok.results.tables import (
     headline_columns,
     is_numeric,
     number_of,
+    own_errors,
     summary_table,
 )
 from audiotok.text import clean_text
 
 _NO_METRIC = Metric("neutral", "", "")
 _SIGNIFICANT = 0.05
-_ARROWS = {"higher": "↑", "lower": "↓", "neutral": ""}
+_ARROWS = {"higher": "↑", "lower": "↓", "near_zero": "→0", "neutral": ""}
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,9 @@ class Column:
 def metric_of(experiments: Experiments, name: str) -> Metric:
     """What is known of a column; nothing of one that is not measured: `losses.mmd` is a parameter.
 
-    What is about the codes of one codec has no better direction where there are several.
+    What does not compare between these runs has no better direction.
     """
-    metric = known_metric(name) if name in experiments.metrics else None
-    if metric is not None and metric.of_codes and several_codecs(experiments.runs):
-        return metric._replace(direction="neutral")
+    metric = metric_in(experiments.runs, name) if name in experiments.metrics else None
     return metric or _NO_METRIC
 
 
@@ -79,7 +79,9 @@ def run_columns(experiments: Experiments, metrics: Sequence[str]) -> list[Column
     names = [name for name in headline if name not in experiments.metrics and name not in notes]
     filtered = {*experiments.swept, "state"}
     return [
-        _column(name, runs[name].tolist(), metric_of(experiments, name), filtered=name in filtered)
+        _column(
+            name, runs[name].tolist(), metric_of(experiments, name), own_errors(runs, name), filtered=name in filtered
+        )
         for name in [*names, *metrics, *notes]
     ]
 
@@ -108,11 +110,13 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _column(name: str, items: list[Any], metric: Metric, *, filtered: bool) -> Column:
+def _column(
+    name: str, items: list[Any], metric: Metric, errors: list[float] | None = None, *, filtered: bool
+) -> Column:
     numeric = all(map(is_numeric, items))
     texts = [clock_text(value) for value in items] if name == "duration" else format_column(items)
     keys = ["" if math.isnan(value) else repr(value) for value in map(number_of, items)]
-    best = best_rows(items, metric.direction)
+    best = best_rows(items, metric.direction, errors)
     cells = [_Cell(text, keys[row] if numeric else None, row in best) for row, text in enumerate(texts)]
     values = list(dict.fromkeys(texts)) if filtered else None
     return Column(clean_text(name), metric, numeric, cells, values)
@@ -162,8 +166,10 @@ def compare_conditions(
 
 def _comparison(experiments: Experiments, by: Sequence[str], row: Mapping[Any, Any]) -> _Comparison:
     known = metric_of(experiments, row["metric"])
-    sign = {"higher": 1, "lower": -1, "neutral": 0}[known.direction]
-    gain = sign * row["difference"]
+    gain = 0.0
+    if known.direction != "neutral":
+        baseline, mean = goodness(np.array([row["baseline"], row["mean"]]), known.direction)
+        gain = mean - baseline
     low, high = (format_value(row[name]) for name in ("low", "high"))
     names = ("n", "baseline", "mean", "difference", "interval", "effect", "p", "p_holm")
     values = {**row, "interval": f"{low} to {high}" if pd.notna(row["low"]) else "-"}
