@@ -23,6 +23,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument(
         "--baseline", metavar="KEY=VALUE", action="append", help="condition to compare with; repeatable"
     )
+    parser.add_argument("--unfinished", action="store_true", help="count runs that have not completed, too")
     parser.add_argument("--clips", type=int, default=8, metavar="N", help="clips of each run (default: 8)")
     parser.add_argument("--audio-mb", type=float, default=200.0, metavar="MB", help="audio in all (default: 200)")
     parser.set_defaults(run=_report)
@@ -38,6 +39,7 @@ def _report(args: argparse.Namespace) -> int:
         baseline=_baseline(args.baseline),
         clips=args.clips,
         audio_mb=args.audio_mb,
+        unfinished=args.unfinished,
     )
     experiments = results.load_grid(args.grid, args.root)
     logger.info("%r", experiments)

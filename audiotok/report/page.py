@@ -32,6 +32,7 @@ from audiotok.results.joined import code_lines, counts_codecs
 from audiotok.results.metrics import CODEC, HEADLINE, known_metric, require_metric, unmeasured
 from audiotok.results.protocols import protocol_lines
 from audiotok.results.published import REMARK
+from audiotok.results.selection import counted, counted_line
 from audiotok.text import clean_text
 
 ASSETS = Path(__file__).parent / "assets"
@@ -61,6 +62,7 @@ class ReportOptions:
     baseline: Mapping[str, Any] | None = None  # values of some of `by`; the condition that the others are compared with
     clips: int = 8  # clips to listen to per run
     audio_mb: float = 200.0  # megabytes of audio and spectrograms in all
+    unfinished: bool = False  # whether runs that have not completed count, too
 
     def __post_init__(self) -> None:
         if self.clips < 0 or not self.audio_mb >= 0:
@@ -125,7 +127,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
     by, metrics = options.conditions(experiments), options.judged(experiments)
     options.check_baseline(experiments, by)
     runs = list(run_pages(experiments))
-    columns = run_columns(experiments, metrics)
+    columns = run_columns(experiments, metrics, unfinished=options.unfinished)
     statistics = _statistics(experiments, by, metrics, options)
     seeds = options.seeds if options.seeds in experiments.parameters else "runs"
     charts = chart_data(experiments, by, metrics, [options.seeds, CODEC_SEED], unfinished=False)
@@ -149,7 +151,8 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 unfinished=[run for run in runs if run.state != "COMPLETED" or run.problems],
                 columns=columns,
                 plain=len(runs) <= PLAIN_ROWS,
-                codecs=codec_columns(experiments, metrics, options.seeds) if is_joined(experiments.runs) else [],
+                codecs=_codecs(experiments, metrics, options),
+                counted=counted_line(experiments.runs, unfinished=options.unfinished) if runs else "",
                 notes=[
                     line
                     for line in (unmeasured(experiments), *code_lines(experiments), *protocol_lines(experiments))
@@ -171,16 +174,23 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
     return listening
 
 
+def _codecs(experiments: Experiments, metrics: list[str], options: ReportOptions) -> list[Column]:
+    if not is_joined(experiments.runs):
+        return []
+    return codec_columns(experiments, metrics, options.seeds, unfinished=options.unfinished)
+
+
 def _statistics(experiments: Experiments, by: list[str], metrics: list[str], options: ReportOptions) -> dict[str, Any]:
     directed = [name for name in metrics if (known := known_metric(name)) and known.direction != "neutral"]
     metrics = metrics if options.metrics else directed  # the mean of a p-value means little, unless it is requested
-    measured = bool(metrics) and not experiments.runs.empty
+    unfinished = options.unfinished
+    measured = bool(metrics) and not counted(experiments.runs, unfinished=unfinished).empty
     compared = []
     if options.baseline:
-        compared = compare_conditions(experiments, by, metrics, options.baseline, options.seeds)
+        compared = compare_conditions(experiments, by, metrics, options.baseline, options.seeds, unfinished=unfinished)
     baseline = ", ".join(f"{name}={value}" for name, value in (options.baseline or {}).items())
     return {
-        "conditions": condition_columns(experiments, by, metrics) if measured else [],
+        "conditions": condition_columns(experiments, by, metrics, unfinished=unfinished) if measured else [],
         "comparisons": compared,
         "baseline": clean_text(baseline),
     }

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import codec_rows, counts_codecs, pairing, replicates
-from audiotok.results.metrics import CODEC, Metric, known_metric, several_codecs
+from audiotok.results.metrics import CODEC, Metric, goodness, metric_in
 from audiotok.results.published import published_table
+from audiotok.results.selection import counted
 from audiotok.results.statistics import compare, summarize
 from audiotok.results.tables import (
     Estimate,
@@ -20,6 +22,7 @@ from audiotok.results.tables import (
     headline_columns,
     is_numeric,
     number_of,
+    own_errors,
     summary_table,
 )
 from audiotok.text import clean_text
@@ -28,7 +31,7 @@ _NO_METRIC = Metric("neutral", "", "")
 _SIGNIFICANT = 0.05
 _MAX_NUMBERS, _MAX_TEXTS = 12, 60  # values that a list to choose from may have
 _FACTS = ("gpu_hours", "host", "commit")
-_ARROWS = {"higher": "↑", "lower": "↓", "neutral": ""}
+_ARROWS = {"higher": "↑", "lower": "↓", "near_zero": "→0", "neutral": ""}
 
 
 @dataclass(frozen=True)
@@ -104,17 +107,19 @@ class Column:
 def metric_of(experiments: Experiments, name: str) -> Metric:
     """What is known of a column; nothing of one that is not measured: `losses.mmd` is a parameter.
 
-    What is about the codes of one codec has no better direction where there are several.
+    What does not compare between these runs has no better direction.
     """
-    metric = known_metric(name) if name in experiments.metrics else None
-    if metric is not None and metric.of_codes and several_codecs(experiments.runs):
-        return metric._replace(direction="neutral")
+    metric = metric_in(experiments.runs, name) if name in experiments.metrics else None
     return metric or _NO_METRIC
 
 
-def run_columns(experiments: Experiments, metrics: Sequence[str]) -> list[Column]:
-    """Columns of the table: signature, swept parameters, state, effort, metrics, what went wrong, facts."""
+def run_columns(experiments: Experiments, metrics: Sequence[str], *, unfinished: bool = False) -> list[Column]:
+    """Columns of the table: signature, swept parameters, state, effort, metrics, what went wrong, facts.
+
+    The best of a metric is the best of the runs that count.
+    """
     runs = experiments.runs
+    ranked = runs.index.isin(counted(runs, unfinished=unfinished).index).tolist()
     headline = headline_columns(experiments)
     notes = [name for name in ("reason", "problems") if name in headline]
     names = [name for name in headline if name not in experiments.metrics and name not in notes]
@@ -124,7 +129,9 @@ def run_columns(experiments: Experiments, metrics: Sequence[str]) -> list[Column
     roles |= dict.fromkeys(metrics, "metric") | dict.fromkeys(notes, "note") | dict.fromkeys(facts, "fact")
     return [
         replace(
-            _column(name, runs[name].tolist(), metric_of(experiments, name)), role=roles[name], shown=name not in facts
+            _column(name, runs[name].tolist(), metric_of(experiments, name), own_errors(runs, name), ranked),
+            role=roles[name],
+            shown=name not in facts,
         )
         for name in [*names, *metrics, *notes, *facts]
     ]
@@ -134,9 +141,11 @@ def _is_told(values: "pd.Series[Any]") -> bool:
     return bool(((values != "") & (values != 0) & values.notna()).any())
 
 
-def codec_columns(experiments: Experiments, metrics: Sequence[str], seeds: str) -> list[Column]:
+def codec_columns(
+    experiments: Experiments, metrics: Sequence[str], seeds: str, *, unfinished: bool = False
+) -> list[Column]:
     """Columns of the table of codecs: each one's parameters and metrics, and those of the runs on it over seeds."""
-    table = codec_rows(experiments, seeds=[seeds], unfinished=True)
+    table = codec_rows(experiments, seeds=[seeds], unfinished=unfinished)
     names = [*table.columns[: table.columns.get_loc("n")], "n", *metrics]
     columns = {str(name): table[name].tolist() for name in names}
     return [_column(name, items, metric_of(experiments, name)) for name, items in columns.items()]
@@ -158,10 +167,17 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _column(name: str, items: list[Any], metric: Metric) -> Column:
+def _column(
+    name: str,
+    items: list[Any],
+    metric: Metric,
+    errors: list[float] | None = None,
+    ranked: Sequence[bool] | None = None,  # rows that may be the best; None: all
+) -> Column:
     numeric = all(map(is_numeric, items))
     texts = [clock_text(value) for value in items] if name == "duration" else format_column(items)
-    best = best_rows(items, metric.direction)
+    judged = items if ranked is None else [item if fits else None for item, fits in zip(items, ranked, strict=True)]
+    best = best_rows(judged, metric.direction, errors)
     cells = [_Cell(text, row in best) for row, text in enumerate(texts)]
     return Column(clean_text(name), metric, numeric, cells, [*map(number_of, items)] if numeric else None)
 
@@ -183,10 +199,13 @@ class _Comparison:
     significant: bool  # whether the corrected p-value is below 0.05
 
 
-def condition_columns(experiments: Experiments, by: Sequence[str], metrics: Sequence[str]) -> list[Column]:
-    """One row per condition: its parameters, its runs, and `mean ± std` of each metric, the best marked."""
-    codecs = counts_codecs(experiments.runs, by)
-    summary = summarize(replicates(experiments.runs, by, metrics, codecs=codecs), by, metrics, interval="t")
+def condition_columns(
+    experiments: Experiments, by: Sequence[str], metrics: Sequence[str], *, unfinished: bool = False
+) -> list[Column]:
+    """One row per condition: its parameters, its runs that count, `mean ± std` of each metric, the best marked."""
+    runs = counted(experiments.runs, unfinished=unfinished)
+    codecs = counts_codecs(runs, by)
+    summary = summarize(replicates(runs, by, metrics, codecs=codecs), by, metrics, interval="t")
     table = summary_table(summary, by)
     columns = [_plain(name, table[name].tolist()) for name in by]
     most = summary["n"].to_numpy().reshape(-1, len(metrics)).max(axis=1).tolist()
@@ -203,20 +222,29 @@ def condition_columns(experiments: Experiments, by: Sequence[str], metrics: Sequ
 
 
 def compare_conditions(
-    experiments: Experiments, by: Sequence[str], metrics: Sequence[str], baseline: Mapping[str, Any], seeds: str
+    experiments: Experiments,
+    by: Sequence[str],
+    metrics: Sequence[str],
+    baseline: Mapping[str, Any],
+    seeds: str,
+    *,
+    unfinished: bool = False,
 ) -> list[_Comparison]:
     """Each condition against the baseline, paired by seed, of runs on several codecs as in `joined.pairing`."""
-    codecs = counts_codecs(experiments.runs, by)
+    measured = counted(experiments.runs, unfinished=unfinished)
+    codecs = counts_codecs(measured, by)
     pair = pairing(baseline, codecs=True) if codecs else seeds
-    runs = replicates(experiments.runs, by, metrics, codecs=codecs)
+    runs = replicates(measured, by, metrics, codecs=codecs)
     table = compare(runs, by, metrics, baseline, pair=pair)
     return [_comparison(experiments, by, row) for row in table.to_dict("records")]
 
 
 def _comparison(experiments: Experiments, by: Sequence[str], row: Mapping[Any, Any]) -> _Comparison:
     known = metric_of(experiments, row["metric"])
-    sign = {"higher": 1, "lower": -1, "neutral": 0}[known.direction]
-    gain = sign * row["difference"]
+    gain = 0.0
+    if known.direction != "neutral":
+        baseline, mean = goodness(np.array([row["baseline"], row["mean"]]), known.direction)
+        gain = mean - baseline
     low, high = (format_value(row[name]) for name in ("low", "high"))
     names = ("n", "baseline", "mean", "difference", "interval", "effect", "p", "p_holm")
     values = {**row, "interval": f"{low} to {high}" if pd.notna(row["low"]) else "-"}

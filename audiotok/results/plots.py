@@ -33,7 +33,12 @@ _MARKERS = "osD^vPX*"
 MAX_GROUPS = 12
 _PLACE = re.compile(r"[0-9]{1,2}")  # of a codebook; no codec has a hundred, and a plot would not show them
 _PAIR = re.compile(r"([0-9]{1,2})_q([0-9]{1,2})")
-_BETTER = {"higher": " (↑ higher is better)", "lower": " (↓ lower is better)", "neutral": ""}
+_BETTER = {
+    "higher": " (↑ higher is better)",
+    "lower": " (↓ lower is better)",
+    "near_zero": " (closer to 0 is better)",
+    "neutral": "",
+}
 
 
 def learning_curves(experiments: Experiments, metric: str, by: Sequence[str], *, seeds: str = "seed") -> Figure:

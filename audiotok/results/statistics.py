@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from audiotok.errors import ResultsError
+from audiotok.results.baseline import match
 from audiotok.results.tables import require_columns
 
 CONFIDENCE = 0.95
@@ -79,7 +80,7 @@ def compare(
         by: columns that make a condition.
         metrics: columns to compare.
         baseline: values of some or all of `by`. A condition is compared with the one that has these values and
-            otherwise its own, so `{"losses.mmd": 0}` gives one baseline for each codebook count.
+            otherwise its own, so `{"losses.mmd": 0}` gives one baseline for each codebook count; see `baseline.match`.
         pair: column that pairs the runs of two conditions.
         confidence: of the interval of the difference.
         interval: as in `summarize`.
@@ -89,26 +90,21 @@ def compare(
     Returns:
         One row per condition and metric: the columns of `by`, `metric`, `n` (pairs), `baseline` and `mean` (over the
         pairs), `difference` (condition minus baseline), `low`, `high`, `effect` (Cohen's d of the differences), `p`,
-        and `p_holm`, corrected for all rows of the table.
+        and `p_holm`, corrected for all rows of the table. A condition that has no baseline has n = 0 and no numbers.
 
     Raises:
         ResultsError: if a column or the baseline does not exist, or two runs of a condition have the same seed.
     """
     _check(runs, [*by, *metrics, pair], confidence)
-    unknown = [name for name in baseline if name not in by]
-    if unknown or not baseline:
-        raise ResultsError(f"baseline names {unknown or 'nothing'}; give values of: {', '.join(by)}.")
-    conditions = {group: _by_pair(members, pair, by, group) for group, members in _groups(runs, by)}
+    conditions = [(group, _by_pair(members, pair, by, group)) for group, members in _groups(runs, by)]
+    found = match([group for group, _ in conditions], by, baseline)
     rows = []
-    for group, members in conditions.items():
-        reference = tuple(baseline.get(name, value) for name, value in zip(by, group, strict=True))
-        if reference == group:
+    for place, (group, members) in enumerate(conditions):
+        if place in found.baselines:
             continue
-        if reference not in conditions:
-            known = "; ".join(_describe(by, other) for other in conditions)
-            raise ResultsError(f"no runs with {_describe(by, reference)} to compare with; there are: {known}.")
+        reference = conditions[found.of[place]][1] if place in found.of else members.iloc[:0]
         for metric in metrics:
-            both = pd.concat([conditions[reference][metric], members[metric]], axis=1, join="inner").to_numpy(float)
+            both = pd.concat([reference[metric], members[metric]], axis=1, join="inner").to_numpy(float)
             row = _compare_pairs(both[np.isfinite(both).all(axis=1)], confidence, interval, test)
             rows.append((*group, metric, *row))
     columns = ["n", "baseline", "mean", "difference", "low", "high", "effect", "p"]

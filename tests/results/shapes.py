@@ -37,7 +37,7 @@ def truth(parameters: Parameters) -> dict[str, float]:
     dependent, most of all on code vectors."""
     share, n_q = float(parameters.get("losses.mmd") or 0), float(parameters.get("rvq.n_q") or 4)
     bins, lr = float(parameters.get("rvq.bins") or 1024), float(parameters.get("optim.lr") or 3e-4)
-    reach = 1.0 if parameters.get("mmd.stream", "code") in ("code", None) else 0.5
+    reach = 0.5 if parameters.get("mmd.stream") == "residual" else 1.0
     sisdr = 2 + 2 * np.log2(n_q) + 0.5 * np.log2(bins / 256) - 0.8 * share / (1 + share) - abs(np.log10(lr / 3e-4))
     dependence = 0.3 * n_q / 4 * np.exp(-reach * share)
     return {

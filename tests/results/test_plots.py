@@ -78,7 +78,7 @@ def test_heatmap(experiments: Experiments) -> None:
 def test_tradeoff(experiments: Experiments) -> None:
     figure = tradeoff(experiments, "evaluate.mi", "evaluate.sisnr", ["losses.mmd"])
     axes = figure.axes[0]
-    assert "evaluate.mi, bit (↓ lower is better)" in texts(figure) and "dB (↑ higher is better)" in texts(figure)
+    assert "evaluate.mi, bit (closer to 0 is better)" in texts(figure) and "dB (↑ higher is better)" in texts(figure)
     front = axes.get_lines()[0]
     assert np.allclose(np.asarray(front.get_ydata(), float), [10, 12])  # n_q = 3, seed 1, of either weight
     assert sum(len(np.asarray(points.get_offsets())) for points in axes.collections) == 8

@@ -37,7 +37,7 @@ def test_a_paper_table(summary: pd.DataFrame) -> None:
         r"% needs \usepackage{booktabs}",
         r"\begin{tabular}{rlrr}",
         r"\toprule",
-        r"losses.mmd & mmd.sigmas & evaluate.sisnr $\uparrow$ & evaluate.mi\_groups $\downarrow$ \\",
+        r"losses.mmd & mmd.sigmas & evaluate.sisnr $\uparrow$ & evaluate.mi\_groups $\to 0$ \\",
         r"\midrule",
         r"0 & median & 5.0 $\pm$ 1.0 & 0.300 $\pm$ 0.010 \\",
         r"0 & [1, 5] & 5.0 $\pm$ 1.0 & 0.300 $\pm$ 0.010 \\",
