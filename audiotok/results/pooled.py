@@ -35,13 +35,14 @@ class BlockTest(NamedTuple):
     smallest_p: float  # that any arrangement of these values could have
 
 
-def block_test(values: Floats, levels: Sequence[int], blocks: Sequence[int]) -> BlockTest:
+def block_test(values: Floats, levels: Sequence[int], blocks: Sequence[int], draws: int = DRAWS) -> BlockTest:
     """Permutation test within blocks.
 
     Args:
         values: of the runs, finite.
         levels: number of the parameter's value of each run, from 0.
         blocks: number of the block of each run; blocks of one run or one level say nothing, and may be there.
+        draws: arrangements to draw, where there are more than can be counted.
     """
     order = np.argsort(blocks, kind="stable")
     labels = np.asarray(levels, np.int64)[order]
@@ -53,9 +54,9 @@ def block_test(values: Floats, levels: Sequence[int], blocks: Sequence[int]) -> 
     onehot = np.eye(int(labels.max(initial=-1)) + 1)[labels]
     counts = onehot.sum(axis=0)
     exact = math.prod(math.factorial(part.stop - part.start) for part in parts) <= _EXACT
-    arranged = _every_sum if exact else _drawn_sums
+    sums = _every_sum(residuals, onehot, parts) if exact else _drawn_sums(residuals, onehot, parts, draws)
     used = np.flatnonzero(counts)
-    statistics = (arranged(residuals, onehot, parts)[:, used] ** 2 / counts[used]).sum(axis=1)
+    statistics = (sums[:, used] ** 2 / counts[used]).sum(axis=1)
     total = float((residuals**2).sum())
     found = float(((residuals @ onehot)[used] ** 2 / counts[used]).sum())
     most = max(found, float(statistics.max(initial=0.0)))
@@ -77,12 +78,12 @@ def _every_sum(residuals: Floats, onehot: Floats, parts: Sequence[slice]) -> Flo
     return sums
 
 
-def _drawn_sums(residuals: Floats, onehot: Floats, parts: Sequence[slice]) -> Floats:
-    """The same of `DRAWS` arrangements drawn at random."""
+def _drawn_sums(residuals: Floats, onehot: Floats, parts: Sequence[slice], draws: int) -> Floats:
+    """The same of arrangements drawn at random."""
     rng = np.random.default_rng(SEED)
-    sums = np.zeros((DRAWS, onehot.shape[1]))
+    sums = np.zeros((draws, onehot.shape[1]))
     for part in parts:
-        sums += rng.permuted(np.broadcast_to(residuals[part], (DRAWS, part.stop - part.start)), axis=1) @ onehot[part]
+        sums += rng.permuted(np.broadcast_to(residuals[part], (draws, part.stop - part.start)), axis=1) @ onehot[part]
     return sums
 
 
