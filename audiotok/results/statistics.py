@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from audiotok.errors import ResultsError
+from audiotok.results.baseline import match
 from audiotok.results.metrics import Floats, differing_settings
 from audiotok.results.tables import require_columns
 
@@ -68,7 +69,7 @@ def compare(
     metrics: Sequence[str],
     baseline: Mapping[str, Any],
     *,
-    pair: str | Sequence[str] = "seed",
+    pair: str = "seed",
     confidence: float = CONFIDENCE,
     interval: Interval = "t",
     test: Test = "t",
@@ -80,9 +81,8 @@ def compare(
         by: columns that make a condition.
         metrics: columns to compare.
         baseline: values of some or all of `by`. A condition is compared with the one that has these values and
-            otherwise its own, so `{"losses.mmd": 0}` gives one baseline for each codebook count.
-        pair: column that pairs the runs of two conditions, or several: `["rvq.n_q", "seed"]` pools over numbers of
-            codebooks, a pair being two runs with the same number and seed.
+            otherwise its own, so `{"losses.mmd": 0}` gives one baseline for each codebook count; see `baseline.match`.
+        pair: column that pairs the runs of two conditions.
         confidence: of the interval of the difference.
         interval: as in `summarize`.
         test: `t` (paired t-test) or `permutation` (signs of the differences flipped; exact; with n pairs its smallest
@@ -92,30 +92,24 @@ def compare(
     Returns:
         One row per condition and metric: the columns of `by`, `metric`, `n` (pairs), `baseline` and `mean` (over the
         pairs), `difference` (condition minus baseline), `low`, `high`, `effect` (Cohen's d of the differences), `p`,
-        and `p_holm`, corrected for all rows of the table. `n` is 0 where the two were measured under different settings
-        (`Metric.depends_on`), for such values do not compare.
+        and `p_holm`, corrected for all rows of the table. A condition that has no baseline has n = 0 and no numbers, as
+        have values that were measured under other settings than the baseline's (`Metric.depends_on`).
 
     Raises:
         ResultsError: if a column or the baseline does not exist, or two runs of a condition have the same seed.
     """
-    pairs = [pair] if isinstance(pair, str) else list(pair)
-    _check(runs, [*by, *metrics, *pairs], confidence)
-    unknown = [name for name in baseline if name not in by]
-    if unknown or not baseline:
-        raise ResultsError(f"baseline names {unknown or 'nothing'}; give values of: {', '.join(by)}.")
-    conditions = {group: _by_pair(members, pairs, by, group) for group, members in _groups(runs, by)}
+    _check(runs, [*by, *metrics, pair], confidence)
+    conditions = [(group, _by_pair(members, pair, by, group)) for group, members in _groups(runs, by)]
+    found = match([group for group, _ in conditions], by, baseline)
     settings = {metric: differing_settings(runs, metric) for metric in metrics}
     rows = []
-    for group, members in conditions.items():
-        reference = tuple(baseline.get(name, value) for name, value in zip(by, group, strict=True))
-        if reference == group:
+    for place, (group, members) in enumerate(conditions):
+        if place in found.baselines:
             continue
-        if reference not in conditions:
-            known = "; ".join(_describe(by, other) for other in conditions)
-            raise ResultsError(f"no runs with {_describe(by, reference)} to compare with; there are: {known}.")
+        reference = conditions[found.of[place]][1] if place in found.of else members.iloc[:0]
         for metric in metrics:
-            both = pd.concat([conditions[reference][metric], members[metric]], axis=1, join="inner").to_numpy(float)
-            if differing_settings(pd.concat([conditions[reference], members])[settings[metric]], metric):
+            both = pd.concat([reference[metric], members[metric]], axis=1, join="inner").to_numpy(float)
+            if differing_settings(pd.concat([reference, members])[settings[metric]], metric):
                 both = both[:0]
             row = _compare_pairs(both[np.isfinite(both).all(axis=1)], confidence, interval, test)
             rows.append((*group, metric, *row))
@@ -199,18 +193,16 @@ def _groups(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[tuple[Any, ...]
     return list(runs.groupby(list(by), sort=False, dropna=False)) if by else [((), runs)]
 
 
-def _by_pair(members: pd.DataFrame, pair: Sequence[str], by: Sequence[str], group: tuple[Any, ...]) -> pd.DataFrame:
-    keys = members[list(pair)].map(repr).agg("\0".join, axis=1)
-    repeated = keys[keys.duplicated()]
+def _by_pair(members: pd.DataFrame, pair: str, by: Sequence[str], group: tuple[Any, ...]) -> pd.DataFrame:
+    repeated = members[pair][members[pair].duplicated()]
     if not repeated.empty:
-        twice = members[keys == repeated.iloc[0]]
+        twice = members[members[pair] == repeated.iloc[0]]
         sigs = ", ".join(map(str, twice["sig"])) if "sig" in twice else f"{len(twice)} rows"
-        found = _describe(pair, twice[list(pair)].iloc[0].tolist())
         raise ResultsError(
-            f"{_describe(by, group)} has several runs with {found} ({sigs}), so they cannot be "
+            f"{_describe(by, group)} has several runs with {pair}={twice[pair].iloc[0]} ({sigs}), so they cannot be "
             "paired; add the parameter in which they differ to the conditions, or leave some out."
         )
-    return members.set_index(keys)
+    return members.set_index(pair)
 
 
 def _check(runs: pd.DataFrame, names: Sequence[str], confidence: float) -> None:

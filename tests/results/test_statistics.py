@@ -159,7 +159,7 @@ def test_mistakes_are_named() -> None:
         summarize(runs, ["nope"], ["mi"])
     with pytest.raises(ResultsError, match=r"baseline names \['mi'\]; give values of: losses\.mmd"):
         compare(runs, ["losses.mmd", "rvq.n_q"], ["mi"], {"mi": 0})
-    with pytest.raises(ResultsError, match=r"no runs with losses\.mmd=3, rvq\.n_q=2 .*losses\.mmd=10\.0, rvq\.n_q=4"):
+    with pytest.raises(ResultsError, match=r"no runs with losses\.mmd=3 .*losses\.mmd=10, rvq\.n_q=4"):
         compare(runs, ["losses.mmd", "rvq.n_q"], ["mi"], {"losses.mmd": 3})
     with pytest.raises(ResultsError, match=r"losses\.mmd=0\.0 has several runs with seed=0 \(00000000, 00000002\)"):
         compare(runs, ["losses.mmd"], ["mi"], {"losses.mmd": 0})
