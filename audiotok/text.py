@@ -20,6 +20,18 @@ def duration_text(seconds: float) -> str:
     return f"{max(seconds, 0.0):.0f}s"
 
 
+def spoken_duration(seconds: float) -> str:
+    """A duration in its two largest units, as people write it: `45s`, `12m 5s`, `2h 13m`, `3d 4h`; `-` if unknown."""
+    if not math.isfinite(seconds):
+        return "-"
+    rest, parts = max(round(seconds), 0), list[str]()
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        value, rest = divmod(rest, size)
+        if value or parts:
+            parts.append(f"{value}{unit}")
+    return " ".join(part for part in parts[:2] if not part.startswith("0")) or "0s"
+
+
 def nearest_first(name: str, known: Iterable[str], n: int = 5, cutoff: float = 0.3) -> list[str]:
     """Known names, the n nearest to a mistyped one first, the others after them in alphabetical order."""
     known = list(known)

@@ -18,6 +18,7 @@ from dora.shep import no_log
 from audiotok.errors import AudiotokError
 from audiotok.experiments.frozen import FROZEN_VARIABLE
 from audiotok.launchers.grid import get_explorer, run_grid
+from audiotok.launchers.info import metrics_text
 from audiotok.launchers.profile import ProfileLauncher, profile_of
 from audiotok.launchers.sheep import GridSheep
 from audiotok.launchers.shepherd import GridShepherd, detect
@@ -121,6 +122,7 @@ PATCHES = (
         "dora.info", "Shepherd", InfoShepherd, "`dora info` also shows states and what changed in the configuration"
     ),
     _Patch("dora.info", "os", SimpleNamespace(execvp=_tail), "likewise for Ctrl-C of `dora info -t`"),
+    _Patch("dora.info", "json", SimpleNamespace(dumps=metrics_text), "`dora info -m`: a table, not one line of JSON"),
     _Patch("dora.log", "bold", _bold, "no escape codes in a pipe"),
     _Patch("dora.run", "red", _red, "likewise"),
 )

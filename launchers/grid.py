@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,9 @@ from dora.utils import reliable_rmtree
 
 from audiotok.errors import ConfigError, LaunchError
 from audiotok.experiments.disk import experiment_bytes
-from audiotok.files import write_symlink
 from audiotok.launchers.decide import Action, Decision
 from audiotok.launchers.grid_file import explore, grid_names, load_explorer
+from audiotok.launchers.links import linked, write_links, write_readable_links
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.needs import WAITS, set_waiting, waiting_in
 from audiotok.launchers.plan import Entry, Plan, make_plan, plan_text, remember
@@ -228,11 +228,12 @@ class _Grid:
     def launch(self) -> None:
         """Link the experiments, cancel and submit, and record what was launched; called under the lock of the grid."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_links(self.folder, self.main.dora.xps, [sheep.xp.sig for sheep in self.sheeps])
+        write_links(self.folder, self.main.dora.xps, [sheep.xp.sig for sheep in self.sheeps])
         self.failures += self.shepherd.carry_out()
         over = [sheep.xp.sig for sheep in self.gone if sheep.is_done() or sheep.xp.sig in self.held]
         for sig in [*self.unlinked, *over]:  # what could not be cancelled stays, for the next launch to cancel it
             (self.folder / sig).unlink(missing_ok=True)
+        self._name_links()
         selected = {sheep.xp.sig for sheep in self.sheeps}
         if self.args.cancel and (count := len(self.waiting & selected)):
             self.log(f"{count} that wait are not submitted any more.")
@@ -309,6 +310,14 @@ class _Grid:
             print(f"Watching grid {self.name}", flush=True)  # noqa: T201
         watch(self.args, self.sheeps, self._update, partial(monitor, self.args, self.main, self.explorer, self.sheeps))
 
+    def _name_links(self) -> None:
+        """Link experiments by what sets them apart, too; of what left the grid the signature alone is there."""
+        gone = {sheep.xp.sig for sheep in self.gone}
+        xps = [sheep.xp for sheep in self.herd.sheeps.values() if sheep.xp.sig not in gone]
+        names, _ = names_of(self.main, xps)
+        named = {xp.sig: name for xp, name in zip(xps, names, strict=True)}
+        write_readable_links(self.folder, self.main.dora.xps, named)
+
     def _update(self) -> bool:
         """Query the engines and send what waits for room; returns whether one is to be spared."""
         spare = self.shepherd.update()
@@ -320,7 +329,7 @@ class _Grid:
         patterns = list(self.args.patterns)
         if any(pattern.strip().lstrip("+-").isdecimal() for pattern in patterns):
             return  # indices are of what is in the file
-        for name in sorted(_links(self.folder) - self.herd.sheeps.keys()):
+        for name in sorted(linked(self.folder) - self.herd.sheeps.keys()):
             try:
                 self.gone.append(self.shepherd.get_sheep_from_sig(name))
             except Exception as error:  # without a job, of a configuration that can no longer be composed
@@ -333,7 +342,7 @@ class _Grid:
         found: dict[str, list[str]] = {}
         folders = sorted(self.folder.parent.iterdir()) if self.folder.parent.is_dir() else []
         for folder in folders:
-            for sig in _links(folder) if folder.name != self.name else ():
+            for sig in linked(folder) if folder.name != self.name else ():
                 found.setdefault(sig, []).append(folder.name)
         return {sig: f"grid{'s' * (len(names) > 1)} {', '.join(names)}" for sig, names in found.items()}
 
@@ -351,20 +360,3 @@ def _confirmed(question: str) -> bool:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:  # without a terminal
         return False
-
-
-def _links(folder: Path) -> set[str]:
-    """Names of the links in the folder of a grid."""
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_symlink() and not entry.name.startswith(".")}
-
-
-def _write_links(folder: Path, xps: str, sigs: Sequence[str]) -> None:
-    """Link experiments by relative paths; links that are there, too, wherever they pointed before."""
-    there = _links(folder)
-    for name in there | set(sigs):
-        link, target = folder / name, Path("../..", xps, name)
-        if name not in there or link.readlink() != target:
-            write_symlink(link, target)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from audiotok.experiments.disk import folder_bytes
 from audiotok.launchers.decide import FORCE, Action, Decision
 from audiotok.launchers.grid_file import grid_of
+from audiotok.launchers.links import linked
 from audiotok.launchers.lock import user_and_host
 from audiotok.launchers.needs import record_path
 from audiotok.launchers.profile import Profile
@@ -210,8 +211,8 @@ def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
         pairs = list(zip(resources, hours, strict=True))
         return [sum(one[kind] * hour for one, hour in pairs) for kind in (0, 1)]
 
-    linked, xps = root / "grids" / grid, root / "xps"
-    left = [xps / path.name for path in linked.iterdir()] if linked.is_dir() else []  # some of them left the grid
+    xps = root / "xps"
+    left = [xps / name for name in sorted(linked(root / "grids" / grid))]  # some of them left the grid
     finished = _finished(dict.fromkeys([*(entry.folder for entry in entries), *left]))
     durations = [seconds / 3600 for seconds in finished.values() if seconds is not None]
     likely: Sequence[float | None] = (None, None)

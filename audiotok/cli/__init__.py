@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from audiotok import __version__
 from audiotok.cli import (
+    best,
     completion,
     data,
     distance,
@@ -59,7 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="audiotok", description="Grids of neural audio codec experiments.")
     parser.add_argument("--version", action="version", version=f"audiotok {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (results, report, plan, requeue, data, tokenize, gap, generate, distance, doctor, init, completion):
+    for command in (results, best, report, plan, requeue, data, tokenize, gap, generate, distance, doctor, init):
         command.add_to(commands)
+    completion.add_to(commands)
     parser.set_defaults(whole=parser)
     return parser

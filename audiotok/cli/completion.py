@@ -21,6 +21,7 @@ _ARGUMENTS = {
     "audiotok": {
         "plan": {"grid": "grids"},
         "results": {"grid": "results"},
+        "best": {"grid": "results"},
         "report": {"grid": "results"},
         "requeue": {"sigs": "signatures"},
         "tokenize": {"codec": "codecs"},

@@ -1,4 +1,4 @@
-"""`audiotok results`: a grid as a table of its runs, of its conditions over seeds, or of differences between them."""
+"""`audiotok results`: grids as a table of their runs, of conditions over seeds, or of differences between them."""
 
 import argparse
 import logging
@@ -29,7 +29,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     """Add the command to the parser of `audiotok`."""
     parser = commands.add_parser("results", help="table of a grid: parameters, states, metrics, statistics over seeds")
     parser.description = "Print a grid as a table; without GRID, the names of the grids there are."
-    parser.add_argument("grid", nargs="?", metavar="GRID", help="name as given to `dora grid`")
+    parser.add_argument("grid", nargs="*", metavar="GRID", help="names as given to `dora grid`, or signatures")
     parser.add_argument("--root", metavar="DIR", help="results folder (default: $AUDIOTOK_OUTPUT_DIR or ./outputs)")
     parser.add_argument("--format", choices=("table", "csv", "markdown", "latex", "parquet"), default="table")
     parser.add_argument(
@@ -37,6 +37,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         metavar="NAMES",
         help="names or patterns, such as 'sig,losses.mmd,valid.*' (default: the headline ones; csv, parquet: all)",
     )
+    add_filters(parser)
+    parser.add_argument("--width", type=int, metavar="N", help="characters of a line (default: the terminal's; 0: all)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of stdout")
     parser.add_argument(
         "--runs", action="store_true", help="a row per run, where runs build on codecs and a row per codec is shown"
@@ -80,7 +82,7 @@ def _results(args: argparse.Namespace) -> int:
     from audiotok import results
     from audiotok.results.folders import output_root
 
-    if args.grid is None:
+    if not args.grid:
         names = results.list_grids(args.root)
         print("".join(f"{name}\n" for name in names), end="")
         if not names:
@@ -95,11 +97,13 @@ def _results(args: argparse.Namespace) -> int:
         raise ResultsError("--runs is a row per run and --by a row per condition; give one of them.")
     if args.published and (args.output is not None or args.format not in ("table", "markdown", "latex")):
         raise ResultsError("--published goes to stdout as table, markdown or latex: they are not numbers of this grid.")
-    experiments = results.load_grid(args.grid, args.root)
+    if args.width is not None and args.width < 0:
+        raise ResultsError(f"--width {args.width}: a number of characters from 0 on expected.")
+    experiments = _load(args)
     while args.watch is not None and any(map(_may_change, experiments.records)):
         _show(args, experiments, clear=in_colour(sys.stdout))
         time.sleep(max(args.watch, 0.1))
-        experiments = results.load_grid(args.grid, args.root)
+        experiments = _load(args)
     _show(args, experiments, clear=args.watch is not None and in_colour(sys.stdout))
     if args.samples:
         for record in experiments.records:
@@ -111,6 +115,43 @@ def _results(args: argparse.Namespace) -> int:
             logger.error("not completed: %s", clean_text(f"{record.sig} {record.state} {record.reason}"))
         return EXIT_INCOMPLETE
     return 0
+
+
+def add_filters(parser: argparse.ArgumentParser) -> None:
+    """Options that choose runs and their order, of `results` and of `best`."""
+    example = "'losses.mmd>0 and state==COMPLETED'"
+    parser.add_argument("--where", metavar="CONDITION", help=f"only runs for which this holds, such as {example}")
+    parser.add_argument(
+        "--sort", metavar="NAMES", help="columns, as NAME, NAME:asc or NAME:desc (default of a metric: the best first)"
+    )
+    parser.add_argument("--top", type=int, metavar="N", help="the first N rows only")
+
+
+def chosen(experiments: "Experiments", condition: str | None) -> "Experiments":
+    """The runs for which a condition holds."""
+    from audiotok.results.query import where
+
+    if condition is None:
+        return experiments
+    found = experiments.take(where(experiments.runs, condition).tolist())
+    logger.info("%d of %d runs: %s", len(found.runs), len(experiments.runs), clean_text(condition))
+    return found
+
+
+def in_order(table: "pd.DataFrame", sort: str | None, top: int | None) -> "pd.DataFrame":
+    """The first rows of a table in an order."""
+    from audiotok.results.query import ordered
+
+    if top is not None and top < 1:
+        raise ResultsError(f"--top {top}: a number of rows from 1 on expected.")
+    table = table if sort is None else ordered(table, _names(sort))
+    return (table if top is None else table.head(top)).reset_index(drop=True)
+
+
+def _load(args: argparse.Namespace) -> "Experiments":
+    from audiotok.results.experiments import load_named
+
+    return chosen(load_named(args.grid, args.root), args.where)
 
 
 def _may_change(record: "Experiment") -> bool:
@@ -136,22 +177,23 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
     else:
         table = experiments.runs
         columns = None if args.format in EXACT else headline_columns(experiments)
+    table = in_order(table, args.sort, args.top)
     if args.columns is not None:
         columns = _names(args.columns)
         of_runs = [name for name in columns if name not in table and name in experiments.runs]
         if of_runs and args.by is None:
             raise ResultsError(f"--columns {', '.join(of_runs)}: of runs, not of codecs; --runs shows a row per run.")
     if args.output is not None:
-        write_table(table, args.output, args.format, columns, bold=True)
+        write_table(table, args.output, args.format, columns, bold=True, unfinished=args.unfinished)
         logger.info("wrote %s", args.output)
     else:
         bold = args.format != "table" or in_colour(sys.stdout)
-        width, left_out = size_of(sys.stdout).columns, list[str]()
+        width, left_out = size_of(sys.stdout).columns if args.width is None else args.width, list[str]()
         if args.format == "table" and args.columns is None and width:
             every = list(table.columns) if columns is None else columns
             columns = fitting_columns(table, every, width)
             left_out = [name for name in every if name not in columns]
-        text = format_table(table, args.format, columns, bold=bold)
+        text = format_table(table, args.format, columns, bold=bold, unfinished=args.unfinished)
         print(HOME_AND_CLEAR * clear + text, end="", flush=True)
         if args.baseline is not None:
             things = "codecs" if counts_codecs(experiments.runs, _names(args.by)) else "runs"
@@ -189,8 +231,10 @@ def _show_published(args: argparse.Namespace, experiments: "Experiments") -> Non
 
 def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":
     """Rows of conditions rather than of runs."""
+    from audiotok.results.baseline import in_blocks, unmatched_lines
     from audiotok.results.joined import counts_codecs, pairing, replicates
     from audiotok.results.metrics import HEADLINE, metric_values
+    from audiotok.results.selection import counted, counted_line
     from audiotok.results.statistics import compare, summarize
     from audiotok.results.tables import require_columns, summary_table
 
@@ -198,17 +242,15 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     headline = [name for name in HEADLINE if name in experiments.metrics and not name.endswith("_err")]
     metrics = _names(args.metric) if args.metric else headline
     if not metrics:
-        raise ResultsError(f"nothing of {experiments.name} has been measured yet; see `audiotok results {args.grid}`.")
+        command = f"audiotok results {' '.join(args.grid)}"
+        raise ResultsError(f"nothing of {experiments.name} has been measured yet; see `{command}`.")
     values = {name: metric_values(experiments, name, best_by=args.best_by).to_numpy() for name in metrics}
     runs = experiments.runs.assign(**values)
     require_columns(runs, by)
     codecs = counts_codecs(runs, by)
-    if not args.unfinished:
-        left_out = runs[runs["state"] != "COMPLETED"]
-        if len(left_out):
-            counts = ", ".join(f"{count} {state}" for state, count in left_out["state"].value_counts().items())
-            logger.warning("left out: %s (--unfinished counts them)", counts)
-        runs = runs[runs["state"] == "COMPLETED"]
+    if line := counted_line(runs, unfinished=args.unfinished):
+        logger.warning("%s", line)
+    runs = counted(runs, unfinished=args.unfinished)
     mixed = [name for name in experiments.swept if name not in (*by, *seeds)]
     if mixed:
         logger.warning("averaged over %s too; add to --by to keep them apart", ", ".join(mixed))
@@ -224,7 +266,12 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     pair = _names(args.seeds) if args.seeds else [pairing(baseline, codecs=codecs)]
     if args.pivot is not None or len(pair) != 1:
         raise ResultsError("--baseline pairs runs by one seed parameter and takes no --pivot.")
-    return compare(runs, by, metrics, baseline, pair=pair[0], interval=args.interval)
+    runs, unit = in_blocks(runs, by, metrics, baseline, parameters=experiments.swept, pair=pair[0])
+    if unit != pair[0]:
+        logger.info("n counts blocks, such as %r, in which runs are paired", str(runs[unit].iloc[0]))
+    for line in unmatched_lines(runs, by, baseline):
+        logger.warning("%s", clean_text(line))
+    return compare(runs, by, metrics, baseline, pair=unit, interval=args.interval)
 
 
 def _importance(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":
@@ -257,7 +304,9 @@ def _in_words(row: Mapping[Any, Any], by: list[str], things: str = "runs") -> st
     known = known_metric(row["metric"])
     found = f"{difference:+.3g} {known.unit if known else ''}".rstrip()
     of_pairs = f"1 pair of {things}" if pairs == 1 else f"{pairs} pairs of {things}"
-    if not low <= high:
+    if pairs == 0:
+        verdict = "no pair with a baseline"
+    elif not low <= high:
         verdict = f"{of_pairs}, too few for an error" + (f" ({found})" if pairs else "")
     else:
         clear = "no clear difference" if low <= 0 <= high else "lower" if difference < 0 else "higher"
@@ -266,8 +315,9 @@ def _in_words(row: Mapping[Any, Any], by: list[str], things: str = "runs") -> st
 
 
 def _condition(text: str, experiments: "Experiments") -> tuple[str, Any]:
-    """NAME=VALUE with the value that the runs have, whatever its type."""
-    from audiotok.results.tables import format_value
+    """NAME=VALUE with the value that the runs have, whatever its type; null for a missing one."""
+    from audiotok.results.baseline import shown
+    from audiotok.results.query import is_value
 
     name, separator, given = text.partition("=")
     if not separator or name not in experiments.parameters:
@@ -275,16 +325,10 @@ def _condition(text: str, experiments: "Experiments") -> tuple[str, Any]:
         raise ResultsError(f"--baseline {text}: NAME=VALUE expected; parameters are: {known}.")
     values = list(dict.fromkeys(experiments.runs[name]))
     for value in values:
-        if given in (str(value), format_value(value)) or _number(given) == value:
+        if is_value(value, given):
             return name, value
-    raise ResultsError(f"--baseline {text}: no run has it; {name} is one of: {', '.join(map(format_value, values))}.")
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    known = ", ".join(dict.fromkeys(shown(value) for value in values))
+    raise ResultsError(f"--baseline {text}: no run has it; {name} is one of: {known}.")
 
 
 def _names(text: str) -> list[str]:

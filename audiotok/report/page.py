@@ -130,7 +130,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
     columns = run_columns(experiments, metrics, unfinished=options.unfinished)
     statistics = _statistics(experiments, by, metrics, options)
     seeds = options.seeds if options.seeds in experiments.parameters else "runs"
-    charts = chart_data(experiments, by, metrics, [options.seeds, CODEC_SEED], unfinished=False)
+    charts = chart_data(experiments, by, metrics, [options.seeds, CODEC_SEED], unfinished=options.unfinished)
     script = _script(with_charts=charts is not None)
     averaged = "codecs, each the mean of its runs" if counts_codecs(experiments.runs, by) else seeds
     with staged(output) as stage:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from audiotok.results.baseline import in_blocks
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import codec_rows, counts_codecs, pairing, replicates
 from audiotok.results.metrics import CODEC, Metric, goodness, metric_in
@@ -235,6 +236,7 @@ def compare_conditions(
     codecs = counts_codecs(measured, by)
     pair = pairing(baseline, codecs=True) if codecs else seeds
     runs = replicates(measured, by, metrics, codecs=codecs)
+    runs, pair = in_blocks(runs, by, metrics, baseline, parameters=experiments.swept, pair=pair)
     table = compare(runs, by, metrics, baseline, pair=pair)
     return [_comparison(experiments, by, row) for row in table.to_dict("records")]
 

@@ -49,7 +49,7 @@ def match(conditions: Sequence[Condition], by: Sequence[str], baseline: Mapping[
     wanted = {by.index(name): _plain(value) for name, value in baseline.items()}
     baselines = [n for n, own in enumerate(plain) if all(own[at] == value for at, value in wanted.items())]
     if not baselines:
-        values = ", ".join(f"{name}={_shown(value)}" for name, value in baseline.items())
+        values = ", ".join(f"{name}={shown(value)}" for name, value in baseline.items())
         raise ResultsError(f"no runs with {values} to compare with; there are: {_listed(plain, by)}.")
     lacks = [all(plain[n][at] is None for n in baselines) or _idle(name, baseline) for at, name in enumerate(by)]
     of, without = dict[int, int](), dict[int, str]()
@@ -114,7 +114,7 @@ def in_blocks(
     if not more and not repeated:
         return runs, pair
     rows = runs[[pair, *more]].to_dict("records")
-    block = [", ".join(f"{name}={_shown(value)}" for name, value in row.items()) for row in rows]
+    block = [", ".join(f"{name}={shown(value)}" for name, value in row.items()) for row in rows]
     keys = [*by, BLOCK]
     numbers = {name: runs[name].astype(np.float64).replace([np.inf, -np.inf], np.nan) for name in metrics}
     groups = runs.assign(**{BLOCK: block, **numbers}).groupby(keys, dropna=False, sort=False)
@@ -123,7 +123,7 @@ def in_blocks(
 
 def describe(by: Sequence[str], condition: Condition) -> str:
     """Text of a condition, such as `losses.mmd=0.5, mmd.stream=code`."""
-    return ", ".join(f"{name}={_shown(value)}" for name, value in zip(by, condition, strict=True)) or "all runs"
+    return ", ".join(f"{name}={shown(value)}" for name, value in zip(by, condition, strict=True)) or "all runs"
 
 
 def _conditions(runs: pd.DataFrame, by: Sequence[str]) -> list[Condition]:
@@ -146,7 +146,8 @@ def _plain(value: Any) -> Any:
     return None if value is None or value is pd.NA or value != value else value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Text of a value of a parameter; `null` if it is missing."""
     return "null" if _plain(value) is None else format_value(value)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from itertools import compress
+from itertools import compress, product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from audiotok.results.folders import (
     Roots,
     experiment_folders,
     grid_signatures,
+    is_signature,
+    list_grids,
     list_signatures,
     output_roots,
     require_signatures,
@@ -42,6 +44,7 @@ from audiotok.results.folders import (
 )
 from audiotok.results.metrics import CODEC, metric_direction, metric_rank
 from audiotok.results.read import History, encodable, hashable, natural, read_history, stage_rank
+from audiotok.results.selection import counted
 from audiotok.text import clean_text, number_in
 
 BEST_BY = ("valid.msspec", "valid.ce")  # of codecs, of language models: the first that any run has
@@ -226,6 +229,17 @@ class Experiments:
             return names
         return [name for name in names if self.runs[name].map(repr).nunique() > 1]
 
+    def counted(self, *, unfinished: bool = False) -> "Experiments":
+        """The same grid with the runs that count; see `selection.counted`."""
+        return self.take(self.runs.index.isin(counted(self.runs, unfinished=unfinished).index).tolist())
+
+    def take(self, rows: Sequence[bool]) -> "Experiments":
+        """The same grid with some of its rows."""
+        if all(rows):
+            return self
+        records = tuple(compress(self.records, rows))
+        return replace(self, runs=self.runs[list(rows)].reset_index(drop=True), records=records)
+
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.runs["state"].value_counts().items())
         return f"{self.name}: {len(self.runs)} experiments ({counts or 'none'})"
@@ -244,25 +258,52 @@ def load_grid(name: str, root: Roots = None, *, best_by: str | None = None) -> E
     Raises:
         ResultsError: if the folder or the grid does not exist, or `best_by` has no better direction.
     """
-    return _load(name, output_roots(root), grid_signatures(root, name), best_by, grid=name)
+    return _load(name, output_roots(root), {name: grid_signatures(root, name)}, best_by)
 
 
 def load_sigs(sigs: Iterable[str], root: Roots = None, *, best_by: str | None = None) -> Experiments:
     """Load experiments by signature, from any grid; see `load_grid`."""
-    return _load("signatures", output_roots(root), require_signatures(root, sigs), best_by)
+    return _load("signatures", output_roots(root), {None: require_signatures(root, sigs)}, best_by)
+
+
+def load_named(names: Sequence[str], root: Roots = None, *, best_by: str | None = None) -> Experiments:
+    """Load several grids and experiments as one; see `load_grid`.
+
+    Args:
+        names: of grids, and signatures, each once. With more than one grid `runs` has a column `grid`, which names the
+            grids that a run is of.
+        root: results folder, or several.
+        best_by: as in `load_grid`.
+    """
+    grids = {grid for base in output_roots(root) for grid in list_grids(base)}
+    sigs = [name for name in names if name not in grids and is_signature(name)]
+    groups: dict[str | None, list[str]] = {name: grid_signatures(root, name) for name in names if name not in sigs}
+    if sigs:
+        groups[None] = require_signatures(root, sigs)
+    experiments = _load(" + ".join(dict.fromkeys(names)), output_roots(root), groups, best_by)
+    if len(groups) == 1:
+        return experiments
+    known = {name: set(members) for name, members in groups.items() if name is not None}
+    column = [", ".join(name for name, own in known.items() if sig in own) for sig in experiments.runs["sig"]]
+    runs = experiments.runs.assign(grid=column) if "grid" not in experiments.runs else experiments.runs
+    return replace(experiments, runs=runs[["sig", "grid", *(name for name in runs if name not in ("sig", "grid"))]])
 
 
 def load_all(root: Roots = None, *, best_by: str | None = None) -> Experiments:
     """Load every experiment of a results folder, or of several; see `load_grid`."""
-    return _load("all", output_roots(root), list_signatures(root), best_by)
+    return _load("all", output_roots(root), {None: list_signatures(root)}, best_by)
 
 
 def _load(
-    name: str, roots: Sequence[Path], sigs: Sequence[str], best_by: str | None, grid: str | None = None
+    name: str, roots: Sequence[Path], groups: Mapping[str | None, Sequence[str]], best_by: str | None
 ) -> Experiments:
+    """Load experiments, given by the grid whose links lead to them."""
     if best_by is not None:
         metric_direction(best_by)  # first: an error before a thousand files are read
-    folders = {root: experiment_folders(root, sigs, grid) for root in roots}
+    folders: dict[Path, dict[str, Path]] = {root: {} for root in roots}
+    for root, (grid, each) in product(roots, groups.items()):
+        folders[root] |= experiment_folders(root, each, grid)
+    sigs = list(dict.fromkeys(sig for each in groups.values() for sig in each))
     found = {sig for each in folders.values() for sig in each}
     folders[roots[0]] |= {sig: roots[0] / "xps" / sig for sig in sigs if sig not in found}  # rows for what is missing
     enabled = gc.isenabled()

@@ -89,6 +89,11 @@ def experiment_folders(root: Path, sigs: Sequence[str], grid: str | None = None)
     return {sig: (own if sig in here else links) / sig for sig in sigs if sig in here or sig in linked}
 
 
+def is_signature(name: str) -> bool:
+    """Whether a name can be that of an experiment."""
+    return _SIGNATURE.match(name) is not None
+
+
 def list_signatures(roots: Roots = None) -> list[str]:
     """Signatures of all experiments under some results folders, sorted."""
     names = {name for base in output_roots(roots) for name in _folder_names(base / "xps")}

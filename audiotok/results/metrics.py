@@ -245,14 +245,15 @@ def metric_direction(column: str) -> Literal["higher", "lower"]:
         ResultsError: if the metric is unknown, has no better direction, or scatters around 0.
     """
     metric = known_metric(column)
-    if metric is None or metric.direction in ("neutral", "near_zero"):
-        found = "is not a known stage.metric" if metric is None else "has no better direction"
-        if metric is not None and metric.direction == "near_zero":
-            found = "is an estimate that scatters around 0, whose lowest value is the luck of an epoch"
-        every = {**METRICS, **_DECLARED}.items()
-        allowed = ", ".join(name for name, known in every if known.direction in ("higher", "lower"))
-        raise ResultsError(f"cannot choose a best epoch by {column!r}: it {found}; metrics that can: {allowed}.")
-    return metric.direction
+    direction = None if metric is None else metric.direction
+    if direction == "higher" or direction == "lower":
+        return direction
+    found = "is not a known stage.metric" if metric is None else "has no better direction"
+    if direction == "near_zero":
+        found = "is an estimate that scatters around 0, whose lowest value is the luck of an epoch"
+    every = {**METRICS, **_DECLARED}.items()
+    allowed = ", ".join(name for name, known in every if known.direction in ("higher", "lower"))
+    raise ResultsError(f"cannot choose a best epoch by {column!r}: it {found}; metrics that can: {allowed}.")
 
 
 def metric_rank(column: str) -> tuple[int, int]:
@@ -346,7 +347,7 @@ def pareto_front(runs: pd.DataFrame, x: str, y: str) -> pd.Series:
         ResultsError: if a metric has no better direction.
     """
     scores = np.stack([_goodness_of(runs, name) for name in (x, y)], axis=1)  # higher is better in both
-    front = np.isfinite(scores).all(axis=1)
+    front = np.array(np.isfinite(scores).all(axis=1))
     for row in np.flatnonzero(front):
         beaten_by = (scores >= scores[row]).all(axis=1) & (scores > scores[row]).any(axis=1)
         front[row] = not beaten_by.any()

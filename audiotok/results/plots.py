@@ -1,7 +1,7 @@
 """Figures of a grid: learning curves, heatmap, trade-off with its Pareto front, intervals, codebooks of one run.
 
 Each function returns a matplotlib `Figure`, which shows itself in a notebook, and raises `ResultsError` for a metric, a
-parameter or a run that the grid has not, and for more than MAX_GROUPS groups. Readable in print and by colour-blind
+parameter or a run that the grid has not. Runs that have not completed are left out, by default. Readable in print and by colour-blind
 readers: the colours of Okabe and Ito (2008) always come with another line style, marker or hatch; maps are cividis.
 """
 
@@ -41,36 +41,53 @@ _BETTER = {
 }
 
 
-def learning_curves(experiments: Experiments, metric: str, by: Sequence[str], *, seeds: str = "seed") -> Figure:
+def learning_curves(
+    experiments: Experiments, metric: str, by: Sequence[str], *, seeds: str = "seed", unfinished: bool = False
+) -> Figure:
     """A metric over epochs: a line for the mean of each group of runs, a band from its lowest to its highest run.
+
+    Of more than MAX_GROUPS groups those that end best have a colour, and the others are grey.
 
     Args:
         experiments: the runs.
         metric: `stage.metric`.
         by: parameters that make a group; empty for one line a run.
         seeds: parameter that is averaged over; named in the title.
+        unfinished: whether runs that have not completed count.
     """
     require_metric(experiments, metric)
+    experiments, name = _counted(experiments, unfinished)
     if metric.startswith(CODEC):
         raise ResultsError(f"{metric} is of the codecs that {experiments.name} builds on, measured once: no curve.")
     stage, _, column = metric.partition(".")
     curves = experiments.read_history([stage], [column])[["sig", "epoch", column]].dropna().astype({"sig": str})
     curves = curves.merge(experiments.runs[["sig", *_known(experiments, by)]].astype({"sig": str}), on="sig")
-    figure, axes = _new_figure(f"{metric} of {experiments.name}", "epoch", metric_label(metric))
+    figure, axes = _new_figure(f"{metric} of {name}", "epoch", metric_label(metric))
     groups = list(curves.groupby(list(by or ["sig"]), sort=False, dropna=False))
-    for (group, rows), style in zip(_check_count(groups), _styles(), strict=False):
+    if len(groups) > MAX_GROUPS:
+        groups = _best_first(groups, column, metric)
+    for place, ((group, rows), style) in enumerate(zip(groups, _styles(len(groups)), strict=False)):
         spread = rows.groupby("epoch")[column].agg(["mean", "min", "max"])
         runs = rows["sig"].nunique()
-        axes.plot(spread.index, spread["mean"], label=_name(by or ["sig"], group, runs), **style)
-        if runs > 1:
+        label = _name(by or ["sig"], group, runs) if place < MAX_GROUPS else _others(len(groups), place)
+        axes.plot(spread.index, spread["mean"], label=label, **style)
+        if runs > 1 and place < MAX_GROUPS:
             axes.fill_between(spread.index, spread["min"], spread["max"], color=style["color"], alpha=0.18, linewidth=0)
     if by:
-        axes.set_title(f"{metric} of {experiments.name}\nmean and range over {seeds}")
+        axes.set_title(_plain_text(f"{metric} of {name}\nmean and range over {seeds}"))
     _add_legend(axes)
     return figure
 
 
-def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, best_by: str | None = None) -> Figure:
+def heatmap(
+    experiments: Experiments,
+    metric: str,
+    rows: str,
+    columns: str,
+    *,
+    best_by: str | None = None,
+    unfinished: bool = False,
+) -> Figure:
     """Mean and standard deviation of a metric over runs, for each pair of values of two parameters.
 
     Args:
@@ -79,16 +96,18 @@ def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, b
         rows: parameter down the side.
         columns: parameter along the bottom.
         best_by: as in `metric_values`.
+        unfinished: whether runs that have not completed count.
     """
+    experiments, name = _counted(experiments, unfinished)
     runs = experiments.runs.assign(**{metric: metric_values(experiments, metric, best_by=best_by).to_numpy()})
     by = _known(experiments, [rows, columns])
     summary = summarize(replicates(runs, by, [metric], codecs=counts_codecs(runs, by)), by, [metric])
-    ticks = [list(dict.fromkeys(summary[name])) for name in (rows, columns)]
+    ticks = [list(dict.fromkeys(summary[parameter])) for parameter in (rows, columns)]
     means, spreads = (np.full([len(names) for names in ticks], np.nan) for _ in range(2))
     for record in summary.to_dict("records"):
         where = ticks[0].index(record[rows]), ticks[1].index(record[columns])
         means[where], spreads[where] = record["mean"], record["std"]
-    figure, axes = _new_figure(f"{metric} of {experiments.name}", columns, rows)
+    figure, axes = _new_figure(f"{metric} of {name}", columns, rows)
     _draw_matrix(figure, axes, means, metric_label(metric), spreads=spreads)
     labels = [[_plain_text(format_value(value)) for value in values] for values in ticks]
     axes.set_xticks(range(len(ticks[1])), labels[1], rotation=30, ha="right")
@@ -96,16 +115,26 @@ def heatmap(experiments: Experiments, metric: str, rows: str, columns: str, *, b
     return figure
 
 
-def tradeoff(experiments: Experiments, x: str, y: str, by: Sequence[str] = (), *, best_by: str | None = None) -> Figure:
+def tradeoff(
+    experiments: Experiments,
+    x: str,
+    y: str,
+    by: Sequence[str] = (),
+    *,
+    best_by: str | None = None,
+    unfinished: bool = False,
+) -> Figure:
     """One point a run, such as dependence against quality, and the Pareto front; of runs on several codecs one a codec.
 
     Args:
         experiments: the runs.
         x: `stage.metric` with a better direction.
         y: likewise.
-        by: parameters that give a point its colour and marker.
+        by: parameters that give a point its colour and marker; groups beyond the first MAX_GROUPS are grey.
         best_by: as in `metric_values`.
+        unfinished: whether runs that have not completed count.
     """
+    experiments, title = _counted(experiments, unfinished)
     values = {name: metric_values(experiments, name, best_by=best_by).to_numpy() for name in (x, y)}
     _known(experiments, by)
     codecs = counts_codecs(experiments.runs, [])
@@ -113,39 +142,44 @@ def tradeoff(experiments: Experiments, x: str, y: str, by: Sequence[str] = (), *
     if codecs:
         points = replicates(points, by, [x, y], codecs=True)
     points = points.replace([np.inf, -np.inf], np.nan).dropna(subset=[x, y])
-    figure, axes = _new_figure(f"{y} against {x}\n{experiments.name}", metric_label(x), metric_label(y))
+    figure, axes = _new_figure(f"{y} against {x}\n{title}", metric_label(x), metric_label(y))
     front = points[pareto_front(points, x, y)].sort_values([x, y])
     axes.plot(front[x], front[y], color="#666666", linewidth=1.2, zorder=1, label="Pareto front")
     groups = list(points.groupby(list(by), sort=False, dropna=False)) if by else [("all runs", points)]
-    for (group, members), style in zip(_check_count(groups), _styles(), strict=False):
+    for place, ((group, members), style) in enumerate(zip(groups, _styles(len(groups)), strict=False)):
         things = "codecs" if codecs else "runs"
         label = _name(by, group, len(members), things) if by else f"{things} ({len(members)})"
+        label = label if place < MAX_GROUPS else _others(len(groups), place)
         look = {"color": style["color"], "marker": style["marker"], "edgecolors": "white", "s": 55}
         axes.scatter(members[x], members[y], label=label, **look)
     _add_legend(axes)
     return figure
 
 
-def intervals(experiments: Experiments, metrics: Sequence[str], by: Sequence[str]) -> Figure:
+def intervals(
+    experiments: Experiments, metrics: Sequence[str], by: Sequence[str], *, unfinished: bool = False
+) -> Figure:
     """Mean and 95 % interval (Student's) of metrics of one unit for each condition, a point where there is no interval.
 
     Args:
         experiments: the runs; of runs on several codecs a codec counts once (`joined.replicates`).
         metrics: `stage.metric` names, which share an axis.
         by: parameters that make a condition.
+        unfinished: whether runs that have not completed count.
     """
     for metric in metrics:
         require_metric(experiments, metric)
+    experiments, name = _counted(experiments, unfinished)
     runs = experiments.runs
     codecs = counts_codecs(runs, _known(experiments, by))
     summary = summarize(replicates(runs, by, metrics, codecs=codecs), by, metrics, interval="t")
     what = " and ".join(metrics)
-    figure, axes = _new_figure(f"{what}\n{experiments.name}, mean and 95 % interval", "", metric_label(metrics[0]))
+    figure, axes = _new_figure(f"{what}\n{name}, mean and 95 % interval", "", metric_label(metrics[0]))
     labels = list[str]()
     for place, (metric, style) in enumerate(zip(metrics, _styles(), strict=False)):
         rows = summary[summary["metric"] == metric]
         _check_count(list(rows.index))
-        low, mean, high = (rows[name].to_numpy(float) for name in ("low", "mean", "high"))
+        low, mean, high = (rows[column].to_numpy(float) for column in ("low", "mean", "high"))
         sizes = np.nan_to_num(np.stack([mean - low, high - mean]))
         look = {"color": style["color"], "marker": style["marker"], "linestyle": "none", "capsize": 4}
         shift = (place - (len(metrics) - 1) / 2) * 0.2
@@ -277,10 +311,36 @@ def _draw_matrix(figure: Figure, axes: Axes, values: Any, label: str, spreads: A
     axes.spines[:].set_visible(False)
 
 
-def _styles() -> Iterator[dict[str, Any]]:
-    """Endless line styles; no two within a legend differ by colour alone."""
+def _styles(groups: int = MAX_GROUPS) -> Iterator[dict[str, Any]]:
+    """Line styles, of which no two within a legend differ by colour alone; grey after the first MAX_GROUPS of more."""
     pairs = zip(itertools.cycle(_COLOURS), itertools.cycle(_LINES), itertools.cycle(_MARKERS), strict=False)
-    return ({"color": c, "linestyle": line, "marker": m, "markersize": 3.5, "linewidth": 1.6} for c, line, m in pairs)
+    own = ({"color": c, "linestyle": line, "marker": m, "markersize": 3.5, "linewidth": 1.6} for c, line, m in pairs)
+    if groups <= MAX_GROUPS:
+        return own
+    grey = {"color": "#BBBBBB", "linestyle": "-", "marker": ".", "markersize": 2.0, "linewidth": 0.8, "zorder": 0.5}
+    return itertools.chain(itertools.islice(own, MAX_GROUPS), itertools.repeat(grey))
+
+
+def _others(groups: int, place: int) -> str:
+    """Label in the legend of the first group that is grey; one with `_` has none."""
+    return f"{groups - MAX_GROUPS} others" if place == MAX_GROUPS else "_"
+
+
+def _best_first(groups: list[tuple[Any, pd.DataFrame]], column: str, metric: str) -> list[tuple[Any, pd.DataFrame]]:
+    """Groups of curves by the mean of their last values, the best first; as they are if the metric has no direction."""
+    known = known_metric(metric)
+    if known is None or known.direction == "neutral":
+        return groups
+    ends = [rows.sort_values("epoch").groupby("sig")[column].last().mean() for _, rows in groups]
+    scores = {"higher": -np.array(ends), "lower": np.array(ends)}.get(known.direction, np.abs(ends))
+    return [groups[place] for place in np.argsort(scores, kind="stable")]
+
+
+def _counted(experiments: Experiments, unfinished: bool) -> tuple[Experiments, str]:
+    """The runs that count, and the name of the grid with their number where some do not."""
+    found = experiments.counted(unfinished=unfinished)
+    left_out = len(found.runs) < len(experiments.runs)
+    return found, experiments.name + f" ({len(found.runs)} of {len(experiments.runs)} runs)" * left_out
 
 
 def _add_legend(axes: Axes) -> None:

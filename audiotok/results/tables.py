@@ -20,7 +20,8 @@ import pandas as pd
 
 from audiotok.errors import ResultsError
 from audiotok.results.metrics import CODEC, HEADLINE, Direction, Floats, goodness, known_metric, metric_in
-from audiotok.text import clean_text
+from audiotok.results.selection import counted
+from audiotok.text import clean_text, spoken_duration
 
 if TYPE_CHECKING:
     from audiotok.results.experiments import Experiments
@@ -38,6 +39,7 @@ _MEASURED = ("train", "valid", "evaluate", "generate")
 _RISK = 0.05  # that the row which is best in truth is not marked
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _MARKDOWN = re.compile(r"[\\|<`*]")
+_MINUS = re.compile(r"-(?=[0-9])")  # of a number and of its exponent
 _LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -57,6 +59,7 @@ def format_table(
     columns: Sequence[str] | None = None,
     *,
     bold: bool = False,
+    unfinished: bool = False,
     source: pd.DataFrame | None = None,
 ) -> str:
     """Write runs as text.
@@ -67,6 +70,7 @@ def format_table(
         columns: names or patterns such as `valid.*`, in this order; default all.
         bold: mark the best values of every metric that has a better direction (`best_rows`); for `table`, with terminal
             escapes.
+        unfinished: whether runs that have not completed can be best.
         source: the runs that the table summarises, whose settings say which values compare; default `runs`.
 
     Returns:
@@ -84,11 +88,12 @@ def format_table(
         return _plain(frame).to_csv(index=False, lineterminator="\n")  # by repr of numbers, which loses nothing
     headers = [clean_text(str(name)) for name in frame.columns]
     values = [frame.iloc[:, index].tolist() for index in range(len(headers))]
-    cells = [format_column(items) for items in values]
+    cells = [_texts(*column) for column in zip(headers, values, strict=True)]
     numeric = [all(map(is_numeric, items)) for items in values]
     directions = [_direction(str(name), runs if source is None else source) for name in frame.columns]
     errors = [own_errors(runs, str(name)) for name in frame.columns]
-    best = [best_rows(*column) if bold else set() for column in zip(values, directions, errors, strict=True)]
+    ranked = _ranked(runs, values, unfinished=unfinished)
+    best = [best_rows(*column) if bold else set() for column in zip(ranked, directions, errors, strict=True)]
     if fmt == "latex":
         arrows = [_ARROWS.get(direction, "") for direction in directions]
         headers = [f"{_for_latex(header)} {arrow}".rstrip() for header, arrow in zip(headers, arrows, strict=True)]
@@ -100,7 +105,7 @@ def fitting_columns(table: pd.DataFrame, columns: Sequence[str] | None, width: i
     """The columns that fit a terminal of this width: from the first on, but for those that there is no room for."""
     chosen, room = list[str](), width
     for name in list(table.columns) if columns is None else columns:
-        cells = format_column(table[name].tolist())
+        cells = _texts(name, table[name].tolist())
         needs = max(map(_text_width, (clean_text(name), *cells))) + 2 * bool(chosen)
         if needs <= room or not chosen:
             chosen.append(name)
@@ -115,6 +120,7 @@ def write_table(
     columns: Sequence[str] | None = None,
     *,
     bold: bool = False,
+    unfinished: bool = False,
     source: pd.DataFrame | None = None,
 ) -> None:
     """Write runs to a file; see `format_table`. Parquet holds lists as JSON text.
@@ -127,7 +133,7 @@ def write_table(
             frame = runs if columns is None else runs[_select_columns(runs.columns, columns)]
             _plain(frame).convert_dtypes().to_parquet(path, index=False)
         else:
-            text = format_table(runs, fmt, columns, bold=bold and fmt != "table", source=source)
+            text = format_table(runs, fmt, columns, bold=bold and fmt != "table", unfinished=unfinished, source=source)
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ResultsError(f"cannot write {path}: {error.strerror or error}.") from error
@@ -181,7 +187,7 @@ def headline_columns(experiments: "Experiments", table: pd.DataFrame | None = No
     runs = experiments.runs if table is None else table
     notes = [name for name in ("reason", "problems") if name in runs and (runs[name] != "").any()]
     measured = [column for column in HEADLINE if column in runs.columns]
-    first = ["sig", f"{CODEC}sig", *experiments.swept, "state", "n", "epochs", "duration"]
+    first = ["sig", "grid", f"{CODEC}sig", *experiments.swept, "state", "n", "epochs", "duration"]
     return [name for name in [*first, *measured, *notes] if name in runs.columns]
 
 
@@ -204,7 +210,7 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
         raise ResultsError(f"pivot={pivot!r}; choose one of: {', '.join(by)}, and leave another one for the rows.")
     table: dict[tuple[Any, ...], dict[str, Any]] = {}
     for record in summary.to_dict("records"):
-        key = tuple(record[name] for name in rows)
+        key = tuple(None if _is_missing(record[name]) else record[name] for name in rows)  # NaN is no key
         row = table.setdefault(key, dict(zip(rows, key, strict=True)))
         where = "" if pivot is None else f"{pivot.rpartition('.')[2]}={format_column([record[pivot]])[0]}"
         row[f"{record['metric']} {where}".rstrip()] = Estimate(record["mean"], record["std"], record["n"])
@@ -311,13 +317,30 @@ def _markdown(headers: list[str], cells: list[list[str]], numeric: list[bool], b
 
 def _latex(headers: list[str], cells: list[list[str]], numeric: list[bool], best: list[set[int]]) -> str:
     columns = []
-    for header, column, winners in zip(headers, cells, best, strict=True):
-        escaped = enumerate(map(_for_latex, column))
+    for header, column, right, winners in zip(headers, cells, numeric, best, strict=True):
+        escaped = list(enumerate(map(_for_latex, column)))
+        if right:
+            escaped = [(row, _MINUS.sub("$-$", text)) for row, text in escaped]
         columns.append([header, *(rf"\textbf{{{text}}}" if row in winners else text for row, text in escaped)])
     lines = [f"{' & '.join(row)} \\\\\n" for row in zip(*columns, strict=True)]
     alignment = "".join("r" if right else "l" for right in numeric)
     begin = f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{alignment}}}\n\\toprule\n"
     return begin + lines[0] + "\\midrule\n" + "".join(lines[1:]) + "\\bottomrule\n\\end{tabular}\n"
+
+
+def _ranked(runs: pd.DataFrame, values: list[list[Any]], *, unfinished: bool) -> list[list[Any]]:
+    """Values that can be best: of a table of runs those of runs that count."""
+    if "sig" not in runs.columns or "state" not in runs.columns:
+        return values
+    count = runs.index.isin(counted(runs, unfinished=unfinished).index)
+    return [[value if here else None for value, here in zip(items, count, strict=True)] for items in values]
+
+
+def _texts(header: str, items: Sequence[Any]) -> list[str]:
+    """Text of every value of a column; durations as people write them."""
+    if header.rpartition(".")[2] == "duration" and not any(isinstance(value, Estimate) for value in items):
+        return [spoken_duration(number_of(value)) for value in items]
+    return format_column(items)
 
 
 def _for_latex(text: str) -> str:

@@ -259,5 +259,5 @@ def test_one_experiment_by_hand(house: House) -> None:
     project.dora("launch", "--no_tail", *words)
     assert ids(project, 1) == before
     said = project.dora("info", *words, "-m")
-    assert "state=COMPLETED" in said and '"loss"' in said
+    assert "state=COMPLETED" in said and "\n  loss " in said
     assert_nothing_lost(project, 1)

@@ -16,7 +16,8 @@ from dora.grid import RunGridArgs
 
 from audiotok.errors import ConfigError, LaunchError
 from audiotok.files import module_names
-from audiotok.launchers.grid import _write_links, get_explorer, plan_grid, run_grid
+from audiotok.launchers.grid import get_explorer, plan_grid, run_grid
+from audiotok.launchers.links import linked, write_links
 from audiotok.launchers.lock import SubmitLock
 from audiotok.launchers.needs import set_waiting, waiting_in
 from audiotok.launchers.plan import plan_text
@@ -62,7 +63,10 @@ def test_experiments_without_an_array_of_their_own_share_one(slurm_project: Tiny
 
 def test_links_of_a_grid_survive_a_move(slurm_project: TinyProject, tmp_path: Path) -> None:
     slurm_project.dora("grid", "fleet", "--no_monitoring")
-    links = list(slurm_project.outputs.glob("grids/fleet/*"))
+    folder = slurm_project.outputs / "grids" / "fleet"
+    links = [folder / name for name in linked(folder)]
+    readable = {f"index={index}-{slurm_project.experiment(index=index).name}" for index in range(1, 5)}
+    assert {path.name for path in folder.iterdir()} - linked(folder) == readable
     assert len(links) == 4 and all(not link.readlink().is_absolute() and link.is_dir() for link in links)
     links[0].unlink()
     links[0].symlink_to(slurm_project.outputs / "xps" / links[0].name)  # as Dora itself makes them
@@ -74,7 +78,7 @@ def test_links_of_a_grid_survive_a_move(slurm_project: TinyProject, tmp_path: Pa
     said = slurm_project.dora("grid", "fleet", "--no_monitoring", environ=environ)
     assert said.count("PENDING") >= 4 and len(calls(slurm_project, "sbatch")) == 1
     moved = list((tmp_path / "elsewhere" / "grids" / "fleet").iterdir())
-    assert len(moved) == 4 and all(link.resolve().parent == tmp_path / "elsewhere" / "xps" for link in moved)
+    assert len(moved) == 8 and all(link.resolve().parent == tmp_path / "elsewhere" / "xps" for link in moved)
 
 
 def test_a_grid_is_launched_by_one_command_at_a_time_and_watched_by_many(slurm_project: TinyProject) -> None:
@@ -96,12 +100,12 @@ def is_free(lock: SubmitLock) -> bool:
 
 
 def test_mending_leaves_anything_else_alone(tmp_path: Path) -> None:
-    _write_links(tmp_path / "grids" / "none", "xps", [])
+    write_links(tmp_path / "grids" / "none", "xps", [])
     folder = tmp_path / "grids" / "one"
     folder.mkdir(parents=True)
     (folder / "note").write_text("mine")
     (folder / "abc").symlink_to("/gone/xps/abc")
-    _write_links(folder, "xps", [])
+    write_links(folder, "xps", [])
     assert (folder / "abc").readlink() == Path("../../xps/abc") and (folder / "note").read_text() == "mine"
 
 
@@ -212,9 +216,8 @@ def test_flags_of_dora_grid_that_show_one_experiment(slurm_project: TinyProject)
 def test_patterns_select_and_the_rest_stays(slurm_project: TinyProject) -> None:
     said = slurm_project.dora("grid", "fleet", "!index=1", "0", "--no_monitoring")
     assert said.count("PENDING") >= 1 and slurm_project.job(index=2)["job_id"] == "101"
-    assert [path.name for path in slurm_project.outputs.glob("grids/fleet/*")] == [
-        slurm_project.experiment(index=2).name
-    ]
+    name = slurm_project.experiment(index=2).name
+    assert {path.name for path in slurm_project.outputs.glob("grids/fleet/*")} == {name, f"index=2-{name}"}
     assert "(3 new, 1 keep)" in slurm_project.dora("grid", "fleet", "--dry_run")
 
 
@@ -253,7 +256,7 @@ def test_what_is_not_a_link_stays_in_the_folder_of_a_grid(slurm_project: TinyPro
     (folder / "0123abcd").symlink_to("../../xps/0123abcd")  # of an experiment that was deleted
     said = slurm_project.dora("grid", "fleet", "--no_monitoring")
     assert "Cannot load experiment 0123abcd" in said
-    assert len(list(folder.iterdir())) == 5 and (folder / "note").read_text() == "mine"
+    assert len(list(folder.iterdir())) == 9 and (folder / "note").read_text() == "mine"
 
 
 class Grids:
@@ -313,7 +316,7 @@ class Grids:
         return str((read_json(self.folder(index) / "job.json") or {})["job_id"])
 
     def links(self, name: str) -> list[str]:
-        return sorted(path.name for path in (self.house.folder / "grids" / name).iterdir())
+        return sorted(linked(self.house.folder / "grids" / name))
 
     def end(self) -> None:
         """Let all jobs that wait complete."""

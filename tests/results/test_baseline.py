@@ -66,9 +66,7 @@ def test_a_missing_value_can_be_the_baseline() -> None:
 
 @pytest.mark.parametrize("baseline", [{}, {"seed": 1}, {"losses.mmd": 7}])
 def test_what_is_no_baseline_is_refused(baseline: dict[str, object]) -> None:
-    with pytest.raises(
-        ResultsError, match=r"baseline names|no runs with losses\.mmd=7 .* there are: los"
-    ):
+    with pytest.raises(ResultsError, match=r"baseline names|no runs with losses\.mmd=7 .* there are: los"):
         match([(0, 4, None, None)], BY, baseline)
 
 

@@ -1,0 +1,90 @@
+"""`audiotok best`: the runs of grids that are best by a metric, with its error, and where their checkpoints are."""
+
+import argparse
+import json
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from audiotok.cli.results import add_filters, chosen, in_order
+from audiotok.errors import ResultsError
+from audiotok.text import clean_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from audiotok.results import Experiments
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT = "checkpoint.th"  # of the solver; `audiotok.checkpoint` imports torch
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the parser of `audiotok`."""
+    parser = commands.add_parser("best", help="the best run of a grid by a metric: value, error, checkpoint")
+    parser.description = (
+        "Print the run of a grid that is best by a metric: signature, last value with its error over recordings where "
+        "that was measured, and checkpoint. Values of runs that differ less than by their errors or seeds are no order."
+    )
+    parser.add_argument("grid", nargs="+", metavar="GRID", help="names as given to `dora grid`, or signatures")
+    parser.add_argument("metric", metavar="METRIC", help="such as evaluate.sisdr")
+    parser.add_argument("--root", metavar="DIR", help="results folder (default: $AUDIOTOK_OUTPUT_DIR or ./outputs)")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    parser.add_argument("--unfinished", action="store_true", help="count runs that have not completed, too")
+    add_filters(parser)
+    parser.set_defaults(run=_best)
+
+
+def _best(args: argparse.Namespace) -> int:
+    from audiotok.results.experiments import load_named
+    from audiotok.results.metrics import known_metric, require_metric
+    from audiotok.results.selection import counted_line
+    from audiotok.results.tables import format_table
+
+    experiments = chosen(load_named(args.grid, args.root), args.where)
+    metric = require_metric(experiments, args.metric)
+    known = known_metric(metric)
+    if args.sort is None and (known is None or known.direction == "neutral"):
+        raise ResultsError(f"{metric} has no better direction; give one: --sort {metric}:asc or --sort {metric}:desc.")
+    if line := counted_line(experiments.runs, unfinished=args.unfinished):
+        logger.warning("%s", line)
+    ranked = _ranked(experiments.counted(unfinished=args.unfinished), metric)
+    table = in_order(ranked, args.sort or metric, args.top or 1)
+    if table.empty:
+        raise ResultsError(f"no run of {experiments.name} that counts has measured {metric}.")
+    if args.format == "json":
+        rows = [{name: _json(value) for name, value in row.items()} for row in table.to_dict("records")]
+        print(json.dumps(rows, indent=1))
+    else:
+        print(format_table(table, args.format), end="")
+    for row in table.to_dict("records"):
+        if row["checkpoint"] is None:
+            logger.warning("%s has no %s in its folder", clean_text(row["sig"]), _CHECKPOINT)
+    return 0
+
+
+def _ranked(experiments: "Experiments", metric: str) -> "pd.DataFrame":
+    """Runs that have measured a metric: what sets them apart, value, error, its mean over seeds, checkpoint."""
+    from audiotok.results.codecs import CODEC_SEED
+    from audiotok.results.tables import Estimate
+
+    error, runs = f"{metric}_err", experiments.runs
+    swept = [name for name in experiments.swept if name not in ("seed", CODEC_SEED)]
+    names = ["sig", *experiments.swept, metric, *([error] if error in runs.columns else [])]
+    files = [record.folder / _CHECKPOINT for record in experiments.records]
+    checkpoints = [str(file) if file.is_file() else None for file in files]
+    table = runs[[*names, *(["grid"] if "grid" in runs.columns else [])]]
+    measured = table[metric].where([math.isfinite(value) for value in table[metric]])
+    if len(swept) < len(experiments.swept):
+        groups = measured.groupby([runs[name] for name in swept] or [0] * len(runs), dropna=False)
+        each = zip(groups.transform("mean"), groups.transform("std"), groups.transform("count"), strict=True)
+        table = table.assign(**{f"{metric} over seeds": [Estimate(mean, std, int(n)) for mean, std, n in each]})
+    return table.assign(checkpoint=checkpoints)[measured.notna()]
+
+
+def _json(value: Any) -> Any:
+    """A value as JSON has it: null for what is missing, an estimate by its parts."""
+    if hasattr(value, "_asdict"):
+        return {name: _json(part) for name, part in value._asdict().items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
