@@ -28,6 +28,7 @@ function startParallel() {
     wrap.input = make("input");
     wrap.input.type = "text";
     wrap.input.size = 8;
+    wrap.input.setAttribute("aria-label", label);
     wrap.append(wrap.input);
     return wrap;
   });

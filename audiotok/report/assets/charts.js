@@ -132,6 +132,7 @@ function choice(label, pairs, value) {
   const wrap = make("label", "", label);
   const select = make("select");
   options(select, pairs);
+  select.setAttribute("aria-label", label);
   if (value !== undefined) select.value = value;
   wrap.append(select);
   wrap.select = select;
