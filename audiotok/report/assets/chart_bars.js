@@ -26,7 +26,7 @@ function startMeans() {
   function build(chart) {
     const metric = chosen();
     const rows = order(metric);
-    const [line, label] = isNarrow(chart) ? [3.2, { overflow: "break", fontSize: 10 }] : [1.6, { overflow: "truncate" }];
+    const [line, label] = isNarrow(chart) ? [3.2, { overflow: "break", fontSize: 10, lineHeight: 13 }] : [1.6, { overflow: "truncate" }];
     chart.box.style.height = `${Math.min(rows.length, ROWS) * line + 5}rem`;
     chart.view?.resize();
     const colour = paint(0);
