@@ -136,6 +136,8 @@ def test_a_page_of_a_run_says_what_sets_it_apart_and_what_happened(open_page: Op
     assert page.get_by_text("RuntimeError: no disk").is_visible()
     log = page.locator("pre").inner_text().splitlines()
     assert (len(log), log[-2:]) == (30, ["line 99", "disk full"])
+    box, text = page.locator(".log").bounding_box(), page.locator(".log pre").bounding_box()
+    assert box and text and text["y"] < box["y"] and text["y"] + text["height"] < box["y"] + box["height"]  # its end
     page.get_by_role("link", name="All runs").click()
     page.get_by_role("link", name="000000a3").first.click()
     assert page.locator("svg polyline").count() == 1  # msspec has two epochs, the rest one
