@@ -1,8 +1,8 @@
 """How long a page of a sweep takes to open and to filter in a headless Chromium, at 400 and at 2000 runs.
 
-`python -m benchmarks.report_page [FOLDER ...]` writes the page of a stored sweep of each size, or measures the reports
-in the folders given, such as one of an earlier version. Only the page itself is written: plots and the pages of the
-runs, which it links to, take no part.
+`python -m benchmarks.report_page [FOLDER ...]` writes the page of a stored sweep of each size, and measures it beside
+the reports in the folders given, such as those of an earlier version. Only the page itself is written: plots and the
+pages of the runs, which it links to, take no part.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from tests.report.chromium import running_browser
 from tests.results.shapes import sweep
 
 RUNS = (400, 2000)
-REPEATS = 7
+REPEATS = 5
 PHONE_PX, DESK_PX = 390, 1400
 WORD = "COMPLETED"  # a word that nine of ten rows have
 _FILTER = f"""async () => {{
@@ -75,7 +75,7 @@ def _measured(browser: Browser, index: Path) -> Figures:
 def main(folders: Sequence[str]) -> None:
     """Measure, the pages in turns, and write the page of the documentation."""
     with tempfile.TemporaryDirectory() as scratch, running_browser() as browser:
-        pages = [Path(name) for name in folders] or list(_reports(Path(scratch)))
+        pages = [*map(Path, folders), *_reports(Path(scratch))]
         found: list[list[Figures]] = [[] for _ in pages]
         for _ in range(REPEATS):
             for page, rows in zip(pages, found, strict=True):
@@ -86,11 +86,9 @@ def main(folders: Sequence[str]) -> None:
         times = " | ".join(f"{figures[name]:.0f} ms" for name in ("load", "cpu", "filter", "clear"))
         size = f"{figures['kib']:.0f} KiB | {figures['elements']:.0f}"
         lines.append(f"| {page.name} | {size} | {times} | {figures['phone']:.0f} px |")
-    print("\n".join(lines))
-    if not folders:
-        write_page(
-            "report_page.md", PAGE.format(where=where("benchmarks.report_page"), repeats=REPEATS, rows="\n".join(lines))
-        )
+    write_page(
+        "report_page.md", PAGE.format(where=where("benchmarks.report_page"), repeats=REPEATS, rows="\n".join(lines))
+    )
 
 
 PAGE = """# The page of a large sweep
