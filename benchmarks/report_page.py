@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser
 
 from audiotok.report import ReportOptions, write_report
 from audiotok.results import load_grid
@@ -21,7 +21,7 @@ from tests.report.chromium import running_browser
 from tests.results.shapes import sweep
 
 RUNS = (400, 2000)
-REPEATS = 5
+REPEATS = 3
 PHONE_PX, DESK_PX = 390, 1400
 WORD = "COMPLETED"  # a word that nine of ten rows have
 _FILTER = f"""async () => {{
@@ -50,26 +50,23 @@ def _reports(folder: Path) -> Iterator[Path]:
         yield output
 
 
-def _open(browser: Browser, index: Path, width: int) -> tuple[Page, Figures]:
-    """Open the page: wall time until it is loaded and drawn, CPU time of its main thread, elements, height."""
-    page = browser.new_page(viewport={"width": width, "height": 844})
+def _measured(browser: Browser, index: Path) -> Figures:
+    """Wall time until the page is loaded, CPU time of its main thread until it is drawn, times of the filter, size."""
+    page = browser.new_page(viewport={"width": DESK_PX, "height": 844})
+    page.set_default_timeout(0)
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.goto(index.absolute().as_uri())
-    wall = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+    load = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
     found = {item["name"]: item["value"] for item in session.send("Performance.getMetrics")["metrics"]}
-    elements, height = page.evaluate("[document.querySelectorAll('*').length, document.documentElement.scrollHeight]")
-    return page, {"load": wall, "cpu": found["TaskDuration"] * 1e3, "elements": elements, "height": height}
-
-
-def _measured(browser: Browser, index: Path) -> Figures:
-    page, figures = _open(browser, index, DESK_PX)
-    figures["filter"], figures["clear"] = page.evaluate(_FILTER)
+    elements = page.evaluate("document.querySelectorAll('*').length")
+    chosen, cleared = page.evaluate(_FILTER)
+    page.set_viewport_size({"width": PHONE_PX, "height": 844})
+    phone = page.evaluate("document.documentElement.scrollHeight")
     page.close()
-    page, phone = _open(browser, index, PHONE_PX)
-    page.close()
-    return {**figures, "phone": phone["height"], "kib": index.stat().st_size / 1024}
+    figures = {"load": load, "cpu": found["TaskDuration"] * 1e3, "filter": chosen, "clear": cleared}
+    return {**figures, "elements": elements, "phone": phone, "kib": index.stat().st_size / 1024}
 
 
 def main(folders: Sequence[str]) -> None:
@@ -80,6 +77,7 @@ def main(folders: Sequence[str]) -> None:
         for _ in range(REPEATS):
             for page, rows in zip(pages, found, strict=True):
                 rows.append(_measured(browser, page / "index.html"))
+                print(page.name, rows[-1], file=sys.stderr, flush=True)
     lines = []
     for page, rows in zip(pages, found, strict=True):
         figures = {name: statistics.median(row[name] for row in rows) for name in rows[0]}

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.report.conftest import EVIL, EVIL_GRID, OpenPage, wait_for
 
@@ -22,6 +22,16 @@ def column(page: Page, name: str) -> list[str]:
 def heading(page: Page, name: str) -> str:
     """`aria-sort` of a column."""
     return page.locator("#runs thead th", has_text=name).get_attribute("aria-sort") or ""
+
+
+def test_the_rows_are_the_same_without_javascript(open_page: OpenPage, browser: Browser) -> None:
+    page = open_page()
+    plain = browser.new_page(java_script_enabled=False)
+    plain.goto(page.url)
+    read = "rows => rows.map((row) => [...row.cells].map((cell) => cell.textContent.trim()))"
+    rows = page.locator("#runs tbody tr").evaluate_all(read)
+    assert len(rows) == 5 and plain.locator("#runs tbody tr").evaluate_all(read) == rows
+    plain.close()
 
 
 def test_numbers_sort_as_numbers_and_what_is_missing_comes_last(open_page: OpenPage) -> None:
