@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.report.conftest import EVIL, EVIL_GRID, OpenPage
 
@@ -22,6 +22,16 @@ def column(page: Page, name: str) -> list[str]:
 def heading(page: Page, name: str) -> str:
     """`aria-sort` of a column."""
     return page.locator("#runs thead th", has_text=name).get_attribute("aria-sort") or ""
+
+
+def test_the_rows_are_the_same_without_javascript(open_page: OpenPage, browser: Browser) -> None:
+    page = open_page()
+    plain = browser.new_page(java_script_enabled=False)
+    plain.goto(page.url)
+    read = "rows => rows.map((row) => [...row.cells].map((cell) => cell.textContent.trim()))"
+    rows = page.locator("#runs tbody tr").evaluate_all(read)
+    assert len(rows) == 5 and plain.locator("#runs tbody tr").evaluate_all(read) == rows
+    plain.close()
 
 
 def test_numbers_sort_as_numbers_and_what_is_missing_comes_last(open_page: OpenPage) -> None:
@@ -126,6 +136,8 @@ def test_a_page_of_a_run_says_what_sets_it_apart_and_what_happened(open_page: Op
     assert page.get_by_text("RuntimeError: no disk").is_visible()
     log = page.locator("pre").inner_text().splitlines()
     assert (len(log), log[-2:]) == (30, ["line 99", "disk full"])
+    box, text = page.locator(".log").bounding_box(), page.locator(".log pre").bounding_box()
+    assert box and text and text["y"] < box["y"] and text["y"] + text["height"] < box["y"] + box["height"]  # its end
     page.get_by_role("link", name="All runs").click()
     page.get_by_role("link", name="000000a3").first.click()
     assert page.locator("svg polyline").count() == 1  # msspec has two epochs, the rest one

@@ -117,6 +117,7 @@ function startTable() {
   if (find("rows-size").selectedIndex < 0) find("rows-size").value = "50";
   startColumns();
   showColumns();
+  find("runs-box").hidden = false;
   find("pager").hidden = columns[0].texts.length <= 25;
   startFilter(columns, (fitting) => { rows = fitting.sort(compare); turn(0); })();
 }
