@@ -109,7 +109,7 @@ def compare(
         reference = conditions[found.of[place]][1] if place in found.of else members.iloc[:0]
         for metric in metrics:
             both = pd.concat([reference[metric], members[metric]], axis=1, join="inner").to_numpy(float)
-            if differing_settings(pd.concat([reference, members])[settings[metric]], metric):
+            if settings[metric] and differing_settings(pd.concat([reference, members])[settings[metric]], metric):
                 both = both[:0]
             row = _compare_pairs(both[np.isfinite(both).all(axis=1)], confidence, interval, test)
             rows.append((*group, metric, *row))
