@@ -287,6 +287,8 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     if args.pivot is not None or len(pair) != 1:
         raise ResultsError("--baseline pairs runs by one seed parameter and takes no --pivot.")
     metrics = [name for name in metrics if set(differing_settings(runs, name)) <= set(by)]
+    if not metrics:
+        raise ResultsError("--baseline: all metrics are measured under settings that differ; add these to --by.")
     runs, unit = in_blocks(runs, by, metrics, baseline, parameters=experiments.swept, pair=pair[0])
     if unit != pair[0]:
         logger.info("n counts blocks, such as %r, in which runs are paired", str(runs[unit].iloc[0]))
@@ -317,9 +319,8 @@ def _in_words(row: Mapping[Any, Any], by: list[str], things: str = "runs") -> st
     if pairs == 0:
         verdict = "no pair with a baseline"
     elif not low <= high:
-        verdict = f"{of_pairs}, {'too few' if pairs == 1 else 'all alike: too little'} for an error" + (
-            f" ({found})" if pairs else ""
-        )
+        why = ", too few for an error" if pairs == 1 else " that differ alike, so no error is known"
+        verdict = of_pairs + why + (f" ({found})" if pairs else "")
     else:
         clear = "no clear difference" if low <= 0 <= high else "lower" if difference < 0 else "higher"
         verdict = f"{clear} ({found}, 95 % interval {low:+.3g} to {high:+.3g}, {of_pairs})"

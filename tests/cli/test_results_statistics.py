@@ -54,23 +54,31 @@ def test_conditions(root: Path, capsys: pytest.CaptureFixture[str], caplog: pyte
     arguments = ["--by", "losses.mmd,mmd.sigmas", "--metric", "evaluate.sisnr", "--format", "markdown"]
     assert results(root, *arguments) == 0
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| 0 | median | 3.50 ± 0.71 |",
-        "| 0 | [1, 5] | 3.50 ± 0.71 |",
-        "| 10 | median | **13.50 ± 0.71** |",
-        "| 10 | [1, 5] | 13.00 |",
+        "| 0 | median | 2 | 3.50 ± 0.71 |",
+        "| 0 | [1, 5] | 2 | 3.50 ± 0.71 |",
+        "| 10 | median | 2 | **13.50 ± 0.71** |",
+        "| 10 | [1, 5] | 1 | **13.00** |",
     ]
     assert "left out: 1 RUNNING" in caplog.text
     assert results(root, *arguments, "--unfinished", "--pivot", "mmd.sigmas") == 0
-    assert "| 10 | **13.50 ± 0.71** | **13.50 ± 0.71** |" in capsys.readouterr().out
+    assert "| 10 | 2 | **13.50 ± 0.71** | **13.50 ± 0.71** |" in capsys.readouterr().out
 
 
-def test_the_best_epoch(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_epoch(root: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     arguments = ["--by", "losses.mmd", "--metric", "evaluate.sisnr", "--format", "csv", "--unfinished"]
     means = []
-    for by in ([], ["--best-by", "valid.msspec"], ["--best-by", "evaluate.mi"]):
+    for by in ([], ["--best-by", "valid.msspec"], ["--best-by", "evaluate.mi", "--direction", "mi=lower"]):
         assert results(root, *arguments, *by) == 0
-        means.append(float(capsys.readouterr().out.splitlines()[1].split(",")[1]))
+        means.append(float(capsys.readouterr().out.splitlines()[1].split(",")[2]))
     assert means == [3.5, 3.5, 2.5]  # mi is equal in both epochs: the first
+    assert "--best-by evaluate.mi chooses the epoch by the data that evaluate.sisnr is reported of" in caplog.text
+    assert "chooses the epoch by the data that" not in caplog.text.split("evaluate.mi chooses")[0]
+    for wrong, message in (
+        ([*arguments, "--best-by", "evaluate.mi"], "scatters"),
+        (["--best-by", "valid.msspec"], "--by"),
+    ):
+        assert results(root, *wrong) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_averaging_over_more_than_seeds_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -135,7 +143,7 @@ def test_a_comparison_says_whether_a_difference_is_clear(root: Path, caplog: pyt
     [
         (-0.3, -0.1, "mi_groups lower (-0.2 bit, 95 % interval -0.3 to -0.1, 3 pairs of runs)"),
         (-0.5, 0.1, "mi_groups no clear difference (-0.2 bit, 95 % interval -0.5 to +0.1, 3 pairs of runs)"),
-        (math.nan, math.nan, "mi_groups 3 pairs of runs, too few for an error (-0.2 bit)"),
+        (math.nan, math.nan, "mi_groups 3 pairs of runs that differ alike, so no error is known (-0.2 bit)"),
     ],
 )
 def test_a_difference_in_words(low: float, high: float, words: str) -> None:
