@@ -87,6 +87,7 @@ def _ranked(experiments: "Experiments", metric: str) -> "pd.DataFrame":
 
 def _json(value: Any) -> Any:
     """A value as JSON has it: null for what is missing, an estimate by its parts."""
-    if hasattr(value, "_asdict"):
-        return {name: _json(part) for name, part in value._asdict().items()}
+    fields = getattr(value, "_fields", None)
+    if fields is not None:
+        return {name: _json(part) for name, part in zip(fields, value, strict=True)}
     return None if isinstance(value, float) and not math.isfinite(value) else value

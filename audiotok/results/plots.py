@@ -1,8 +1,9 @@
 """Figures of a grid: learning curves, heatmap, trade-off with its Pareto front, intervals, codebooks of one run.
 
 Each function returns a matplotlib `Figure`, which shows itself in a notebook, and raises `ResultsError` for a metric, a
-parameter or a run that the grid has not. Runs that have not completed are left out, by default. Readable in print and by colour-blind
-readers: the colours of Okabe and Ito (2008) always come with another line style, marker or hatch; maps are cividis.
+parameter or a run that the grid has not. Runs that have not completed are left out by default. Readable in print and by
+colour-blind readers: the colours of Okabe and Ito (2008) always come with another line style, marker or hatch, but for
+the grey of groups beyond MAX_GROUPS; maps are cividis.
 """
 
 import itertools
