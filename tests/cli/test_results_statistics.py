@@ -149,3 +149,35 @@ def test_a_comparison_says_whether_a_difference_is_clear(root: Path, caplog: pyt
 def test_a_difference_in_words(low: float, high: float, words: str) -> None:
     row = {"losses.mmd": 0.5, "metric": "evaluate.mi_groups", "n": 3, "difference": -0.2, "low": low, "high": high}
     assert _in_words(row, ["losses.mmd"]) == f"losses.mmd=0.5 against the baseline: evaluate.{words}"
+
+
+def test_one_test_over_the_whole_grid(
+    root: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    arguments = ["--by", "losses.mmd", "--metric", "evaluate.sisnr", "--pooled", "--format", "csv"]
+    assert results(root, *arguments) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    values = dict(zip(header.split(","), row.split(","), strict=True))
+    assert [values[name] for name in ("levels", "blocks", "n")] == [
+        "2",
+        "3",
+        "6",
+    ]  # the run without a partner is not in n
+    assert float(values["p"]) == float(values["smallest_p"]) == 2 / 2**3
+    assert "equal in all of: mmd.sigmas, seed" in caplog.text and "no p below 0.05 is possible" in caplog.text
+    assert "averaged over" not in caplog.text
+    for wrong in (["--baseline", "losses.mmd=0"], ["--pivot", "losses.mmd"], ["--direction", "sisnr=up"]):
+        assert results(root, *arguments, *wrong) == 2
+        assert wrong[0] in capsys.readouterr().err
+
+
+def test_a_metric_declared_by_option_has_a_best_value(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(8):
+        file = root / "xps" / f"0000000{index}" / "history.json"
+        file.write_text(json.dumps([{"evaluate": {"brightness": index // 2 * 100.0 + index % 2}}]))
+    arguments = ["--by", "losses.mmd,mmd.sigmas", "--metric", "evaluate.brightness", "--format", "markdown"]
+    for option, bold in (["--direction", "brightness=lower"], 0), (["--direction", "brightness=higher"], 3), ([], None):
+        assert results(root, *arguments, *option) == 0
+        rows = capsys.readouterr().out.splitlines()[2:]
+        assert [row for row in range(4) if "**" in rows[row]] == ([] if bold is None else [bold])
