@@ -3,7 +3,7 @@
 Tables are drawn from a stated law: weights × numbers of codebooks × seeds, each value being the mean of its number of
 codebooks, plus what its seed does to all runs that have it (a share of the variance), plus noise, plus the effect of
 its weight. Then p-values are those of `audiotok.results`, and of tests that were not chosen. It prints the tables of
-docs/results.md; about ten minutes on one core.
+docs/results.md; about ten minutes on one core, half of them for the mixed model.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def draw(rng: np.random.Generator, noise: str, levels: int, counts: int, seeds: 
         ]
     values = values + 3.0 * np.arange(counts)[:, None]
     values[-1] += effect
-    return np.round(values) if noise == "whole" else values
+    return np.asarray(np.round(values) if noise == "whole" else values)
 
 
 def numbered(values: Floats, by_seed: bool = True) -> tuple[Floats, list[int], list[int]]:
@@ -140,7 +140,7 @@ def by_scipy(differences: Floats) -> Floats:
     """Paired t-tests [tests] as SciPy has them: 0 for equal differences."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        p: Floats = stats.ttest_1samp(differences, 0.0, axis=1).pvalue
+        p = np.asarray(stats.ttest_1samp(differences, 0.0, axis=1).pvalue)
     return np.where(differences.any(axis=1), p, 1.0)
 
 
@@ -210,7 +210,7 @@ def print_marks(repeats: int, rows: int = 8) -> None:
 
 def print_coverage(repeats: int) -> None:
     """How often the interval of the mean of normal values holds the true mean."""
-    print(f"\n| interval of 95 % | n = 2 | n = 3 | n = 5 |\n| --- | ---: | ---: | ---: |  ({repeats} intervals a cell)")
+    print(f"\n{repeats} intervals a cell\n\n| interval of 95 % | n = 2 | n = 3 | n = 5 |\n| --- | ---: | ---: | ---: |")
     kinds: tuple[Interval, ...] = ("t", "bootstrap")
     for interval in kinds:
         cells = []

@@ -42,7 +42,7 @@ def summarize(
         metrics: columns to summarise; missing values are left out.
         confidence: of the interval, between 0 and 1.
         interval: `t` (Student's, for normal values) or `bootstrap` (percentiles of resampled means; too narrow below
-            about 8 runs: of 2, 3, 5 normal values it covers the mean in 47, 78, 86 % of cases instead of 95 %).
+            about 8 runs: docs/results.md has how often each holds the mean).
 
     Returns:
         One row per group and metric: the columns of `by`, `metric`, `n`, `mean`, `std` (n - 1), `low`, `high`. A number
