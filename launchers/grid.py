@@ -312,11 +312,13 @@ class _Grid:
 
     def _name_links(self) -> None:
         """Link experiments by what sets them apart, too; of what left the grid the signature alone is there."""
-        gone = {sheep.xp.sig for sheep in self.gone}
-        xps = [sheep.xp for sheep in self.herd.sheeps.values() if sheep.xp.sig not in gone]
-        names, _ = names_of(self.main, xps)
-        named = {xp.sig: name for xp, name in zip(xps, names, strict=True)}
-        write_readable_links(self.folder, self.main.dora.xps, named)
+        xps = [sheep.xp for sheep in self.herd.sheeps.values()]
+        try:
+            names, _ = names_of(self.main, xps)
+            named = {xp.sig: name for xp, name in zip(xps, names, strict=True)}
+            write_readable_links(self.folder, self.main.dora.xps, named)
+        except Exception as error:  # such as the damaged file of an experiment that is not selected; all is submitted
+            self.log(f"No links by parameters in {self.folder}: {error}")
 
     def _update(self) -> bool:
         """Query the engines and send what waits for room; returns whether one is to be spared."""

@@ -37,11 +37,13 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _best(args: argparse.Namespace) -> int:
+    from audiotok.results.declared import declare_options
     from audiotok.results.experiments import load_named
     from audiotok.results.metrics import known_metric, require_metric
     from audiotok.results.selection import counted_line
     from audiotok.results.tables import format_table
 
+    declare_options(args.direction)
     experiments = chosen(load_named(args.grid, args.root), args.where)
     metric = require_metric(experiments, args.metric)
     known = known_metric(metric)
@@ -85,6 +87,7 @@ def _ranked(experiments: "Experiments", metric: str) -> "pd.DataFrame":
 
 def _json(value: Any) -> Any:
     """A value as JSON has it: null for what is missing, an estimate by its parts."""
-    if hasattr(value, "_asdict"):
-        return {name: _json(part) for name, part in value._asdict().items()}
+    fields = getattr(value, "_fields", None)
+    if fields is not None:
+        return {name: _json(part) for name, part in zip(fields, value, strict=True)}
     return None if isinstance(value, float) and not math.isfinite(value) else value

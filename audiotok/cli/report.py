@@ -19,6 +19,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write (default: ./reports/GRID)")
     parser.add_argument("--by", metavar="NAMES", help="parameters of a condition (default: those that differ)")
     parser.add_argument("--metric", metavar="NAMES", help="metrics, such as 'evaluate.sisdr,evaluate.mi_groups'")
+    parser.add_argument(
+        "--direction", metavar="NAME=WAY", action="append", default=[], help="which way a metric is better; repeatable"
+    )
     parser.add_argument("--seeds", default="seed", metavar="NAME", help="parameter to average over (default: seed)")
     parser.add_argument(
         "--baseline", metavar="KEY=VALUE", action="append", help="condition to compare with; repeatable"
@@ -31,6 +34,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def _report(args: argparse.Namespace) -> int:
     from audiotok import report, results
+    from audiotok.results.declared import declare_options
+
+    declare_options(args.direction)
 
     options = report.ReportOptions(
         by=_names(args.by),

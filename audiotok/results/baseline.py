@@ -48,7 +48,7 @@ def match(conditions: Sequence[Condition], by: Sequence[str], baseline: Mapping[
     plain = [tuple(map(_plain, condition)) for condition in conditions]
     wanted = {by.index(name): _plain(value) for name, value in baseline.items()}
     baselines = [n for n, own in enumerate(plain) if all(own[at] == value for at, value in wanted.items())]
-    if not baselines:
+    if not baselines and plain:
         values = ", ".join(f"{name}={shown(value)}" for name, value in baseline.items())
         raise ResultsError(f"no runs with {values} to compare with; there are: {_listed(plain, by)}.")
     lacks = [all(plain[n][at] is None for n in baselines) or _idle(name, baseline) for at, name in enumerate(by)]

@@ -12,6 +12,7 @@ import pandas as pd
 
 from audiotok.results.codecs import CODEC_SEED, CODEC_SIG, is_joined
 from audiotok.results.metrics import CODEC, known_metric, several_codecs
+from audiotok.results.selection import counted
 from audiotok.results.tables import Estimate, require_columns
 
 if TYPE_CHECKING:
@@ -90,13 +91,12 @@ def codec_rows(
     own = [name for name in metrics if not name.startswith(CODEC)]
     rows = []
     for _, members in _groups(finite, keys):
-        counts_here = members[own].notna().any(axis=1) if unfinished else members["state"] == "COMPLETED"
-        counted = members[counts_here]
+        here = members[members[own].notna().any(axis=1)] if unfinished else counted(members)
         first = members.iloc[0]
         row: dict[str, Any] = {name: first[name] for name in keys}
         states = members["state"].value_counts().items()
-        row |= {"state": ", ".join(f"{count} {state}" for state, count in states), "n": len(counted)}
-        means, spreads, counts = counted[own].mean(), counted[own].std(ddof=1), counted[own].count()
+        row |= {"state": ", ".join(f"{count} {state}" for state, count in states), "n": len(here)}
+        means, spreads, counts = here[own].mean(), here[own].std(ddof=1), here[own].count()
         for name in metrics:
             codec = name.startswith(CODEC)
             row[name] = first[name] if codec else Estimate(means[name], spreads[name], int(counts[name]))

@@ -5,7 +5,8 @@ Names are those the solver writes into `history.json`, whatever the stage (`trai
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -167,7 +168,7 @@ _OF_SHUFFLES = ("evaluate.mi_groups", "evaluate.mmd", "evaluate.mmd_p")
 _WHY_MISSING = (
     "What cannot be measured, such as p-values from few clips, or is switched off is left out; the run's log says why."
 )
-_DECLARED: dict[str, Metric] = {}  # by a user, before those above; see `declared.py`
+_DECLARED: ChainMap[str, Metric] = ChainMap({}, {})  # by option, by the project: before METRICS; see `declared.py`
 _ORDER = {name: rank for rank, name in enumerate(METRICS)}
 _OF_CODEBOOKS = re.compile(r"(?:_q[0-9]{1,2})+\Z")
 
@@ -184,6 +185,11 @@ def known_metric(column: str) -> Metric | None:
     if found is None and name.endswith("_err") and (of := known_metric(f".{name.removesuffix('_err')}")) is not None:
         return Metric("neutral", of.unit, f"standard error over recordings: {of.description}", of.of_codes)
     return found
+
+
+def declare(metrics: Mapping[str, Metric], *, project: bool) -> None:
+    """Set the metrics that the project declares, or those given by option, in place of earlier ones."""
+    _DECLARED.maps[1 if project else 0] = dict(metrics)
 
 
 def several_codecs(table: pd.DataFrame) -> bool:
@@ -225,6 +231,20 @@ def setting_lines(runs: pd.DataFrame, metrics: Iterable[str]) -> list[str]:
         "such values do not compare, and none is marked as best"
         for settings, names in found.items()
     ]
+
+
+def selection_line(best_by: str | None, metrics: Iterable[str]) -> str:
+    """A warning where the epoch is chosen by what is then reported; empty if it is not."""
+    if best_by is None:
+        return ""
+    stage = best_by.partition(".")[0]
+    same = [name for name in metrics if name == best_by or (stage == "evaluate" and name.startswith("evaluate."))]
+    if not same:
+        return ""
+    return (
+        f"--best-by {best_by} chooses the epoch by the data that {', '.join(same)} {'is' if len(same) == 1 else 'are'} "
+        "reported of: the best of many epochs looks better than it is; choose by valid, such as valid.msspec"
+    )
 
 
 def goodness(values: Floats, direction: Direction) -> Floats:

@@ -1,4 +1,4 @@
-"""Figures of a grid: learning curves, heatmap, trade-off with its Pareto front, intervals, codebooks of one run.
+"""Figures of a grid: learning curves, heatmap, trade-off with the front of its means, intervals, codebooks.
 
 Each function returns a matplotlib `Figure`, which shows itself in a notebook, and raises `ResultsError` for a metric, a
 parameter or a run that the grid has not. Runs that have not completed are left out, by default. Of more than MAX_GROUPS

@@ -41,7 +41,7 @@ def block_test(values: Floats, levels: Sequence[int], blocks: Sequence[int], dra
     Args:
         values: of the runs, finite.
         levels: number of the parameter's value of each run, from 0.
-        blocks: number of the block of each run; blocks of one run or one level say nothing, and may be there.
+        blocks: number of the block of each run; a block has several levels.
         draws: arrangements to draw, where there are more than can be counted.
     """
     order = np.argsort(blocks, kind="stable")

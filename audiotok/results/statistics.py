@@ -42,7 +42,7 @@ def summarize(
         metrics: columns to summarise; missing values are left out.
         confidence: of the interval, between 0 and 1.
         interval: `t` (Student's, for normal values) or `bootstrap` (percentiles of resampled means; too narrow below
-            about 8 runs: of 2, 3, 5 normal values it covers the mean in 47, 78, 86 % of cases instead of 95 %).
+            about 8 runs: docs/results.md has how often each holds the mean).
 
     Returns:
         One row per group and metric: the columns of `by`, `metric`, `n`, `mean`, `std` (n - 1), `low`, `high`. A number
@@ -109,7 +109,7 @@ def compare(
         reference = conditions[found.of[place]][1] if place in found.of else members.iloc[:0]
         for metric in metrics:
             both = pd.concat([reference[metric], members[metric]], axis=1, join="inner").to_numpy(float)
-            if differing_settings(pd.concat([reference, members])[settings[metric]], metric):
+            if settings[metric] and differing_settings(pd.concat([reference, members])[settings[metric]], metric):
                 both = both[:0]
             row = _compare_pairs(both[np.isfinite(both).all(axis=1)], confidence, interval, test)
             rows.append((*group, metric, *row))

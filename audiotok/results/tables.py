@@ -88,7 +88,8 @@ def format_table(
         return _plain(frame).to_csv(index=False, lineterminator="\n")  # by repr of numbers, which loses nothing
     headers = [clean_text(str(name)) for name in frame.columns]
     values = [frame.iloc[:, index].tolist() for index in range(len(headers))]
-    cells = [_texts(*column) for column in zip(headers, values, strict=True)]
+    counts = _counts(frame)
+    cells = [_texts(*column, counts) for column in zip(headers, values, strict=True)]
     numeric = [all(map(is_numeric, items)) for items in values]
     directions = [_direction(str(name), runs if source is None else source) for name in frame.columns]
     errors = [own_errors(runs, str(name)) for name in frame.columns]
@@ -105,7 +106,7 @@ def fitting_columns(table: pd.DataFrame, columns: Sequence[str] | None, width: i
     """The columns that fit a terminal of this width: from the first on, but for those that there is no room for."""
     chosen, room = list[str](), width
     for name in list(table.columns) if columns is None else columns:
-        cells = _texts(name, table[name].tolist())
+        cells = _texts(name, table[name].tolist(), _counts(table))
         needs = max(map(_text_width, (clean_text(name), *cells))) + 2 * bool(chosen)
         if needs <= room or not chosen:
             chosen.append(name)
@@ -200,7 +201,8 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
         pivot: one of `by`, whose values become columns.
 
     Returns:
-        One row per group (without `pivot`), one column of `Estimate` per metric (and value of `pivot`).
+        One row per group (without `pivot`): its parameters, `n` (runs; of the metric, or value of `pivot`, that has
+        most), and one column of `Estimate` per metric (and value of `pivot`).
 
     Raises:
         ResultsError: if `pivot` is not one of `by`, or is the only one.
@@ -213,6 +215,7 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
         key = tuple(None if _is_missing(record[name]) else record[name] for name in rows)  # NaN is no key
         row = table.setdefault(key, dict(zip(rows, key, strict=True)))
         where = "" if pivot is None else f"{pivot.rpartition('.')[2]}={format_column([record[pivot]])[0]}"
+        row["n"] = max(row.get("n", 0), record["n"])
         row[f"{record['metric']} {where}".rstrip()] = Estimate(record["mean"], record["std"], record["n"])
     return pd.DataFrame(list(table.values()))
 
@@ -336,11 +339,20 @@ def _ranked(runs: pd.DataFrame, values: list[list[Any]], *, unfinished: bool) ->
     return [[value if here else None for value, here in zip(items, count, strict=True)] for items in values]
 
 
-def _texts(header: str, items: Sequence[Any]) -> list[str]:
-    """Text of every value of a column; durations as people write them."""
+def _counts(table: pd.DataFrame) -> list[Any] | None:
+    """Runs, or codecs, of each row, where the table has them."""
+    return next((table[name].tolist() for name in ("n", "codecs") if name in table.columns), None)
+
+
+def _texts(header: str, items: Sequence[Any], counts: Sequence[Any] | None = None) -> list[str]:
+    """Text of every value of a column; durations as people write them, estimates of fewer runs than others with n."""
     if header.rpartition(".")[2] == "duration" and not any(isinstance(value, Estimate) for value in items):
         return [spoken_duration(number_of(value)) for value in items]
-    return format_column(items)
+    texts = format_column(items)
+    if counts is None:
+        return texts
+    fewer = [isinstance(value, Estimate) and 0 < value.n < n for value, n in zip(items, counts, strict=True)]
+    return [f"{text} (n = {value.n})" if less else text for text, value, less in zip(texts, items, fewer, strict=True)]
 
 
 def _for_latex(text: str) -> str:

@@ -109,7 +109,7 @@ def test_an_interrupt_is_130(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("audiotok.results.load_grid", interrupted)
+    monkeypatch.setattr("audiotok.results.experiments.load_named", interrupted)
     assert cli.main(["results", GRID, "--root", str(root)]) == 130
 
 

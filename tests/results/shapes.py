@@ -150,7 +150,12 @@ def _write_state(folder: Path, state: str, place: int) -> None:
     reasons = {"FAILED": "RuntimeError: CUDA error: an illegal memory access", "DIVERGED": "valid.msspec is not finite"}
     ended = {} if state == "RUNNING" else {"ended": now - 3600}
     seen = now if state == "RUNNING" else now - 3600
-    status = {"state": state, "reason": reasons.get(state, ""), "host": f"gpu{place % 16:02d}", "commit": "abc1234"}
+    status: dict[str, Any] = {
+        "state": state,
+        "reason": reasons.get(state, ""),
+        "host": f"gpu{place % 16:02d}",
+        "commit": "abc1234",
+    }
     status |= {"started": now - 7200 - place, "updated": seen, "gpus": 1, "epochs": EPOCHS, **ended}
     (folder / "status.json").write_text(json.dumps(status))
 
@@ -182,5 +187,5 @@ def _evaluate(end: Mapping[str, float], left: float, codebooks: int) -> dict[str
     measured = {**end, "sisdr": end["sisdr"] - 8 * left, "mi_groups": end["mi_groups"] * (1 + left), "mmd_p": 0.02}
     measured |= {"usage": 1 - left, "protocol": 1.0, "duration": 9.0}
     measured |= {f"usage_q{index}": 1 - left - 0.01 * index for index in range(codebooks)}
-    pairs = combinations(range(codebooks), 2)
-    return measured | {f"mi_q{i}_q{j}": measured["mi_groups"] / (1 + j - i) for i, j in pairs}
+    pairs = {f"q{i}_q{j}": measured["mi_groups"] / (1 + j - i) for i, j in combinations(range(codebooks), 2)}
+    return measured | {f"{name}_{pair}": value for name in ("mi", "mi_groups") for pair, value in pairs.items()}

@@ -64,6 +64,10 @@ def test_a_missing_value_can_be_the_baseline() -> None:
     assert (found.baselines, found.of) == ((0, 2), {}) and list(found.without) == [1]
 
 
+def test_where_nothing_counts_yet_nothing_is_compared() -> None:
+    assert match([], BY, {"losses.mmd": 0}) == ((), {}, {})
+
+
 @pytest.mark.parametrize("baseline", [{}, {"seed": 1}, {"losses.mmd": 7}])
 def test_what_is_no_baseline_is_refused(baseline: dict[str, object]) -> None:
     with pytest.raises(ResultsError, match=r"baseline names|no runs with losses\.mmd=7 .* there are: los"):

@@ -1,0 +1,160 @@
+"""Grids in the shapes in which they are run go through every command of README and docs on results, the page, and both
+notebooks with their defaults. Histories are stored ones: nothing trains."""
+
+import io
+import json
+import logging
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from audiotok import cli
+from audiotok.report.table import compare_conditions
+from audiotok.results import load_grid
+from audiotok.results.plots import MAX_GROUPS, learning_curves
+from audiotok.results.selection import counted
+from tests.pages import ROOT, blocks
+from tests.results.shapes import truth, write_shape
+
+SHAPES = ("main", "demo", "mmd_on_off_demo")
+EVERY = (*SHAPES, "sweep400")
+COMPRESSION = re.compile(r"\bcompression\.\w+")
+OURS = re.compile(r"audiotok (results|best)\b(?!.* lm\.)")
+SHELL = [command for block in blocks() if block.kind in ("shell", "console") for command in block.commands]
+COMMANDS = list(dict.fromkeys(filter(OURS.match, SHELL)))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with all shapes; tests only read it."""
+    root = tmp_path_factory.mktemp("shapes") / "outputs"
+    for name in EVERY:
+        write_shape(name, root)
+    return root
+
+
+GRID = {
+    "main": "compression.encodec_mmd_32khz",
+    "demo": "compression.encodec_mmd_demo",
+    "mmd_on_off_demo": "compression.mmd_on_off_demo",
+    "sweep400": "sweep400",
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUDIOTOK_OUTPUT_DIR", str(root))
+
+
+@pytest.mark.parametrize("shape", EVERY)
+def test_the_commands_of_the_pages(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(COMMANDS) > 12
+    for command in COMMANDS:
+        words = shlex.split(COMPRESSION.sub(GRID[shape], command))[1:]
+        if "--watch" in words and shape == "sweep400":
+            continue  # some of its runs go on
+        assert cli.main(words) == 0, (command, capsys.readouterr().err)
+        assert capsys.readouterr().out or "--output" in words, command
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_factorial_sweep_is_compared_with_its_baseline(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
+    by = [name for name in load_grid(GRID[shape]).swept if name != "seed"]
+    metric = "evaluate.mi_groups"
+    options = ["--by", ",".join(by), "--metric", metric, "--baseline", "losses.mmd=0", "--format", "csv"]
+    assert cli.main(["results", GRID[shape], *options]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert (table["n"] == load_grid(GRID[shape]).runs["seed"].nunique()).all()
+    assert table["difference"].notna().all() and (table.loc[table["losses.mmd"] > 0.4, "difference"] < 0).all()
+
+
+def test_a_null_value_is_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--by", "mmd.estimator,losses.mmd", "--metric", "evaluate.mi_groups", "--format", "csv"]
+    assert cli.main(["results", GRID["main"], *options, "--baseline", "mmd.estimator=null"]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert table["mmd.estimator"].tolist() == ["disjoint", "features"]
+    assert cli.main(["results", GRID["main"], *options, "--baseline", "mmd.estimator=closed"]) == 2
+    assert re.search(r"is one of: null, (features, disjoint|disjoint, features)\.", capsys.readouterr().err)
+
+
+def test_runs_that_have_not_completed_do_not_count_and_are_named(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    options = ["--by", "losses.mmd", "--metric", "evaluate.sisdr", "--format", "csv"]
+    numbers = {}
+    for more in ([], ["--unfinished"]):
+        assert cli.main(["results", "sweep400", *options, *more]) == 0
+        numbers[bool(more)] = pd.read_csv(io.StringIO(capsys.readouterr().out))["evaluate.sisdr.n"].sum()
+    measured = load_grid("sweep400").runs["evaluate.sisdr"].notna().sum()
+    assert numbers == {False: 362, True: measured}
+    assert "362 of 400 runs completed and are counted; left out: 14 RUNNING, 12 FAILED" in caplog.text
+    assert "all 400 runs are counted, 38 of which have not completed" in caplog.text
+
+
+def test_the_best_run_counts_and_is_by_formula_the_best(capsys: pytest.CaptureFixture[str], root: Path) -> None:
+    runs = load_grid("sweep400").runs
+    (root / "xps" / runs["sig"][0] / "checkpoint.th").touch()
+    assert cli.main(["best", "sweep400", "evaluate.mi_groups", "--top", "400", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 362
+    assert [row["evaluate.mi_groups"] for row in rows] == sorted(row["evaluate.mi_groups"] for row in rows)
+    best: dict[str, Any] = rows[0]
+    assert truth(best)["mi_groups"] < 0.06 and best["evaluate.mi_groups over seeds"]["n"] in (1, 2)
+    found = [row["checkpoint"] for row in rows if row["sig"] == runs["sig"][0]]
+    assert found == [str(root / "xps" / runs["sig"][0] / "checkpoint.th")] * len(found)
+
+
+def test_curves_of_many_conditions_are_the_best_in_colour_and_the_rest_in_grey() -> None:
+    grid = load_grid("sweep400")
+    by = [name for name in grid.swept if name != "seed"]
+    axes = learning_curves(grid, "valid.msspec", by).axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
+    conditions = counted(grid.runs).groupby(by).ngroups
+    assert len(labels) == MAX_GROUPS + 1 and labels[-1] == f"{conditions - MAX_GROUPS} others"
+    assert all("n_q=8" in label and "bins=1024" in label for label in labels[:3])  # which are best by formula
+    assert len(axes.get_lines()) == conditions and "(362 of 400 runs)" in axes.get_title()
+
+
+def test_conditions_that_are_no_conditions_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("losses.mmd >", "(" * 60, "losses.mmd>0 state==x", "__import__('os')", "x" * 5000, "state > 3", "'"):
+        assert cli.main(["results", GRID["demo"], "--where", text]) == 2
+        assert re.fullmatch(r"error: .*\n", capsys.readouterr().err), text
+
+
+def test_the_page_compares_few_parameters_in_blocks() -> None:
+    rows = compare_conditions(
+        load_grid(GRID["main"]), ["losses.mmd"], ["evaluate.mi_groups"], {"losses.mmd": 0}, "seed"
+    )
+    assert [row.cells[0] for row in rows] == ["4", "4", "4"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_page(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiotok.report.page.MAX_MATRICES", 1, raising=False)  # a quarter of a second each
+    assert cli.main(["report", GRID[shape], "--baseline", "losses.mmd=0", "--clips", "0"]) == 0
+    page = (tmp_path / "reports" / GRID[shape] / "index.html").read_text()
+    assert "do not fit" not in page and "Against losses.mmd=0" in page
+
+
+@pytest.mark.parametrize("shape", EVERY)
+@pytest.mark.parametrize("name", ["report", "compare_seeds"])
+def test_a_notebook_with_its_defaults(name: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells one after another, in this process; a kernel runs them in tests/test_notebooks.py."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    space: dict[str, Any] = {}
+    monkeypatch.setattr("IPython.display.Markdown", str)
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"]).replace("%matplotlib inline", "")
+            exec(compile(code, f"{name}.ipynb", "exec"), space)
+            if "parameters" in cell["metadata"].get("tags", ()):
+                space["grid"] = GRID[shape]
+    assert len(space["counted"].runs) == {"sweep400": 362}.get(shape, len(space["experiments"].runs))
