@@ -17,7 +17,7 @@ from audiotok.results.experiments import Experiments
 from audiotok.results.importance import grid_importance
 from audiotok.results.joined import counts_codecs, replicates
 from audiotok.results.plots import metric_label
-from audiotok.results.selection import counted, counted_line
+from audiotok.results.selection import counted
 from audiotok.results.statistics import CONFIDENCE
 from audiotok.results.tables import format_value, short_names
 from audiotok.text import clean_text
@@ -67,7 +67,6 @@ def chart_data(
         "by": [clean_text(name) for name in by],
         "seeds": clean_text(", ".join(name for name in seeds if name in experiments.parameters) or "runs"),
         "things": "codecs" if codecs else "runs",
-        "counted": clean_text(counted_line(experiments.runs, unfinished=unfinished)),
         "runs": runs["sig"].tolist(),
         "run_condition": of_runs.tolist(),
         "points": _members(points, runs, places, parameters) if codecs else [[place] for place in range(len(runs))],

@@ -29,7 +29,6 @@ def test_means_are_those_of_the_statistics_and_runs_those_that_count(root: Path)
     assert charts is not None and json.dumps(charts, allow_nan=False)
     runs = counted(grid.runs)
     assert charts["runs"] == runs["sig"].tolist() and len(charts["runs"]) == 362
-    assert "362 of 400 runs completed" in charts["counted"]
     metric = next(one for one in charts["metrics"] if one["name"] == "evaluate.sisdr")
     expected = summarize(runs, BY, ["evaluate.sisdr"], interval="t")
     assert metric["n"] == expected["n"].tolist()
