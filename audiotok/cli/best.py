@@ -37,11 +37,13 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _best(args: argparse.Namespace) -> int:
+    from audiotok.results.declared import declare_options
     from audiotok.results.experiments import load_named
     from audiotok.results.metrics import known_metric, require_metric
     from audiotok.results.selection import counted_line
     from audiotok.results.tables import format_table
 
+    declare_options(args.direction)
     experiments = chosen(load_named(args.grid, args.root), args.where)
     metric = require_metric(experiments, args.metric)
     known = known_metric(metric)

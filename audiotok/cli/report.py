@@ -19,10 +19,14 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write (default: ./reports/GRID)")
     parser.add_argument("--by", metavar="NAMES", help="parameters of a condition (default: those that differ)")
     parser.add_argument("--metric", metavar="NAMES", help="metrics, such as 'evaluate.sisdr,evaluate.mi_groups'")
+    parser.add_argument(
+        "--direction", metavar="NAME=WAY", action="append", default=[], help="which way a metric is better; repeatable"
+    )
     parser.add_argument("--seeds", default="seed", metavar="NAME", help="parameter to average over (default: seed)")
     parser.add_argument(
         "--baseline", metavar="KEY=VALUE", action="append", help="condition to compare with; repeatable"
     )
+    parser.add_argument("--unfinished", action="store_true", help="count runs that have not completed, too")
     parser.add_argument("--clips", type=int, default=8, metavar="N", help="clips of each run (default: 8)")
     parser.add_argument("--audio-mb", type=float, default=200.0, metavar="MB", help="audio in all (default: 200)")
     parser.set_defaults(run=_report)
@@ -30,6 +34,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def _report(args: argparse.Namespace) -> int:
     from audiotok import report, results
+    from audiotok.results.declared import declare_options
+
+    declare_options(args.direction)
 
     options = report.ReportOptions(
         by=_names(args.by),
@@ -38,6 +45,7 @@ def _report(args: argparse.Namespace) -> int:
         baseline=_baseline(args.baseline),
         clips=args.clips,
         audio_mb=args.audio_mb,
+        unfinished=args.unfinished,
     )
     experiments = results.load_grid(args.grid, args.root)
     logger.info("%r", experiments)

@@ -68,15 +68,25 @@ def _add_statistics(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--baseline", metavar="NAME=VALUE", action="append", help="compare each condition with this one, paired by seed"
     )
+    group.add_argument(
+        "--pooled", action="store_true", help="test whether each of --by matters, over all runs that differ in it alone"
+    )
     group.add_argument("--best-by", metavar="METRIC", help="take the epoch that is best by this metric, not the last")
     group.add_argument("--interval", choices=("bootstrap", "t"), default="t", help="confidence interval (default: t)")
+    group.add_argument(
+        "--importance",
+        metavar="METRIC",
+        help="how much of the spread of METRIC each parameter explains (default: all that differ, else those of --by)",
+    )
     group.add_argument("--unfinished", action="store_true", help="count runs that have not completed, too")
 
 
 def _results(args: argparse.Namespace) -> int:
     from audiotok import results
+    from audiotok.results.declared import declare_options
     from audiotok.results.folders import output_root
 
+    declare_options(args.direction)
     if not args.grid:
         names = results.list_grids(args.root)
         print("".join(f"{name}\n" for name in names), end="")
@@ -85,7 +95,8 @@ def _results(args: argparse.Namespace) -> int:
             logger.info("no grid has run in %s yet; `audiotok plan` lists grids, `dora grid NAME` runs one", root)
         return 0
     if args.by is None:
-        given = [f"--{name}" for name in ("metric", "pivot", "baseline") if getattr(args, name) is not None]
+        options = ("metric", "pivot", "baseline", "best_by", "pooled")
+        given = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name) not in (None, False)]
         if given:
             raise ResultsError(f"{', '.join(given)} needs --by, such as --by losses.mmd.")
     elif args.runs:
@@ -118,6 +129,13 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--where", metavar="CONDITION", help=f"only runs for which this holds, such as {example}")
     parser.add_argument(
         "--sort", metavar="NAMES", help="columns, as NAME, NAME:asc or NAME:desc (default of a metric: the best first)"
+    )
+    parser.add_argument(
+        "--direction",
+        metavar="NAME=WAY",
+        action="append",
+        default=[],
+        help="which way a metric is better: higher, lower, near_zero or neutral; repeatable",
     )
     parser.add_argument("--top", type=int, metavar="N", help="the first N rows only")
 
@@ -162,7 +180,9 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
     from audiotok.results.protocols import protocol_lines
     from audiotok.results.tables import EXACT, fitting_columns, format_table, headline_columns, write_table
 
-    if args.by is not None:
+    if args.importance is not None:
+        table, columns = _importance(args, experiments), None
+    elif args.by is not None:
         table, columns = _statistics(args, experiments), None
     elif is_joined(experiments.runs) and not args.runs:
         table = codec_rows(experiments, seeds=_seeds(args), unfinished=args.unfinished)
@@ -177,7 +197,9 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
         if of_runs and args.by is None:
             raise ResultsError(f"--columns {', '.join(of_runs)}: of runs, not of codecs; --runs shows a row per run.")
     if args.output is not None:
-        write_table(table, args.output, args.format, columns, bold=True, unfinished=args.unfinished)
+        write_table(
+            table, args.output, args.format, columns, bold=True, unfinished=args.unfinished, source=experiments.runs
+        )
         logger.info("wrote %s", args.output)
     else:
         bold = args.format != "table" or in_colour(sys.stdout)
@@ -186,7 +208,8 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
             every = list(table.columns) if columns is None else columns
             columns = fitting_columns(table, every, width)
             left_out = [name for name in every if name not in columns]
-        text = format_table(table, args.format, columns, bold=bold, unfinished=args.unfinished)
+        source = experiments.runs
+        text = format_table(table, args.format, columns, bold=bold, unfinished=args.unfinished, source=source)
         print(HOME_AND_CLEAR * clear + text, end="", flush=True)
         if args.baseline is not None:
             things = "codecs" if counts_codecs(experiments.runs, _names(args.by)) else "runs"
@@ -226,9 +249,10 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     """Rows of conditions rather than of runs."""
     from audiotok.results.baseline import in_blocks, unmatched_lines
     from audiotok.results.joined import counts_codecs, pairing, replicates
-    from audiotok.results.metrics import HEADLINE, metric_values
+    from audiotok.results.metrics import HEADLINE, differing_settings, metric_values, selection_line, setting_lines
+    from audiotok.results.pooled import pooled, pooled_lines
     from audiotok.results.selection import counted, counted_line
-    from audiotok.results.statistics import compare, summarize
+    from audiotok.results.statistics import compare, reach_line, summarize
     from audiotok.results.tables import require_columns, summary_table
 
     by, seeds = _names(args.by), _seeds(args)
@@ -240,31 +264,61 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     values = {name: metric_values(experiments, name, best_by=args.best_by).to_numpy() for name in metrics}
     runs = experiments.runs.assign(**values)
     require_columns(runs, by)
+    for line in [*setting_lines(runs, metrics), selection_line(args.best_by, metrics)]:
+        if line:
+            logger.warning("%s", line)
     codecs = counts_codecs(runs, by)
     if line := counted_line(runs, unfinished=args.unfinished):
         logger.warning("%s", line)
     runs = counted(runs, unfinished=args.unfinished)
     mixed = [name for name in experiments.swept if name not in (*by, *seeds)]
-    if mixed:
+    if mixed and not args.pooled:
         logger.warning("averaged over %s too; add to --by to keep them apart", ", ".join(mixed))
     if codecs:
         logger.info("n counts codecs: runs of one codec are no independent replicates, their mean counts once")
+    if args.pooled:
+        if args.baseline or args.pivot:
+            raise ResultsError("--pooled compares all values of a parameter; it takes no --baseline and no --pivot.")
+        alike = [name for name in (*mixed, *seeds) if name in runs and not (codecs and name == "seed")]
+        runs = replicates(runs, [*by, *(name for name in alike if name not in seeds)], metrics, codecs=codecs)
+        table = pooled(runs, by, metrics, alike)
+        for line in pooled_lines(table, alike):
+            logger.info("%s", line)
+        return table
     runs = replicates(runs, by, metrics, codecs=codecs)
     if args.baseline is None:
         table = summary_table(summarize(runs, by, metrics, interval=args.interval), by, args.pivot)
-        if codecs and args.pivot is None and len(runs):
-            table.insert(len(by), "codecs", runs.groupby(by, sort=False, dropna=False).size().to_numpy())
-        return table
+        return table.rename(columns={"n": "codecs"}) if codecs else table
     baseline = dict(_condition(text, experiments) for text in args.baseline)
     pair = _names(args.seeds) if args.seeds else [pairing(baseline, codecs=codecs)]
     if args.pivot is not None or len(pair) != 1:
         raise ResultsError("--baseline pairs runs by one seed parameter and takes no --pivot.")
+    metrics = [name for name in metrics if set(differing_settings(runs, name)) <= set(by)]
+    if not metrics:
+        raise ResultsError("--baseline: all metrics are measured under settings that differ; add these to --by.")
     runs, unit = in_blocks(runs, by, metrics, baseline, parameters=experiments.swept, pair=pair[0])
     if unit != pair[0]:
         logger.info("n counts blocks, such as %r, in which runs are paired", str(runs[unit].iloc[0]))
     for line in unmatched_lines(runs, by, baseline):
         logger.warning("%s", clean_text(line))
-    return compare(runs, by, metrics, baseline, pair=unit, interval=args.interval)
+    table = compare(runs, by, metrics, baseline, pair=unit, interval=args.interval)
+    if line := reach_line(table):
+        logger.info("%s", line)
+    return table
+
+
+def _importance(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":
+    """Shares of the parameters in the spread of a metric; what they mean goes to the log."""
+    from audiotok.results.importance import grid_importance, importance_lines
+
+    if args.baseline or args.pivot:
+        raise ResultsError("--importance takes no --baseline and no --pivot; leave one of them out.")
+    parameters = _names(args.by) if args.by else None
+    options: dict[str, Any] = {"seeds": _seeds(args), "best_by": args.best_by, "unfinished": args.unfinished}
+    table, runs = grid_importance(experiments, args.importance, parameters, **options)
+    for line in importance_lines(args.importance, runs):
+        logger.info("%s", line)
+    return table
 
 
 def _seeds(args: argparse.Namespace) -> list[str]:
@@ -286,7 +340,8 @@ def _in_words(row: Mapping[Any, Any], by: list[str], things: str = "runs") -> st
     if pairs == 0:
         verdict = "no pair with a baseline"
     elif not low <= high:
-        verdict = f"{of_pairs}, too few for an error" + (f" ({found})" if pairs else "")
+        why = ", too few for an error" if pairs == 1 else " that differ alike, so no error is known"
+        verdict = of_pairs + why + (f" ({found})" if pairs else "")
     else:
         clear = "no clear difference" if low <= 0 <= high else "lower" if difference < 0 else "higher"
         verdict = f"{clear} ({found}, 95 % interval {low:+.3g} to {high:+.3g}, {of_pairs})"

@@ -12,12 +12,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from audiotok import __version__
 from audiotok.errors import ResultsError
+from audiotok.report.chart_data import chart_data, curve_metrics
 from audiotok.report.charts import HEIGHT, WIDTH, RunCharts
-from audiotok.report.figures import curve_metrics, grid_plots, matrix_plot
 from audiotok.report.folder import INDEX, staged
 from audiotok.report.listening import LOWEST_HZ, RANGE_DB, REFERENCE, Listening, choose_clips, write_clips
+from audiotok.report.matrix import codebook_matrix
 from audiotok.report.runs import Run, run_pages
 from audiotok.report.table import (
+    Column,
     codec_columns,
     compare_conditions,
     condition_columns,
@@ -30,12 +32,24 @@ from audiotok.results.joined import code_lines, counts_codecs
 from audiotok.results.metrics import CODEC, HEADLINE, known_metric, require_metric, unmeasured
 from audiotok.results.protocols import protocol_lines
 from audiotok.results.published import REMARK
+from audiotok.results.selection import counted, counted_line
 from audiotok.text import clean_text
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPT = ("page.js", "table.js", "deck.js", "player.js", "blind_test.js", "keys.js")  # in this order
+CHARTS = ("charts.js", "chart_tradeoff.js", "chart_parallel.js", "chart_curves.js", "chart_heatmap.js", "chart_bars.js")
+SCRIPT = (
+    "page.js",
+    *CHARTS,
+    "filter.js",
+    "table.js",
+    "deck.js",
+    "player.js",
+    "blind_test.js",
+    "keys.js",
+)  # in this order
+LIBRARY = "vendor/echarts.min.js"  # Apache ECharts as published
 MAX_CHARTS = 100  # metrics that have a chart on each page of a run, besides those that the report judges by
-MAX_MATRICES = 200  # pages that have the plot of their codebooks: a quarter of a second each
+PLAIN_ROWS = 100  # runs up to which the table can be read without JavaScript
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,7 @@ class ReportOptions:
     baseline: Mapping[str, Any] | None = None  # values of some of `by`; the condition that the others are compared with
     clips: int = 8  # clips to listen to per run
     audio_mb: float = 200.0  # megabytes of audio and spectrograms in all
+    unfinished: bool = False  # whether runs that have not completed count, too
 
     def __post_init__(self) -> None:
         if self.clips < 0 or not self.audio_mb >= 0:
@@ -112,13 +127,17 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
     by, metrics = options.conditions(experiments), options.judged(experiments)
     options.check_baseline(experiments, by)
     runs = list(run_pages(experiments))
+    columns = run_columns(experiments, metrics, unfinished=options.unfinished)
     statistics = _statistics(experiments, by, metrics, options)
     seeds = options.seeds if options.seeds in experiments.parameters else "runs"
+    charts = chart_data(experiments, by, metrics, [options.seeds, CODEC_SEED], unfinished=options.unfinished)
+    script = _script(with_charts=charts is not None)
     averaged = "codecs, each the mean of its runs" if counts_codecs(experiments.runs, by) else seeds
     with staged(output) as stage:
         for name in ("assets", "runs"):
             (stage / name).mkdir()
-        (stage / "assets" / "report.css").write_bytes((ASSETS / "report.css").read_bytes())
+        styles = "".join((ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "charts.css"))
+        (stage / "assets" / "report.css").write_text(styles, encoding="utf-8")
         clips, left_out = choose_clips(experiments.samples, options.clips)
         listening = write_clips(clips, stage, options.audio_mb * 1e6)
         listening.left_out += left_out
@@ -130,8 +149,10 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 _shared(experiments),
                 runs=runs,
                 unfinished=[run for run in runs if run.state != "COMPLETED" or run.problems],
-                columns=run_columns(experiments, metrics),
-                codecs=codec_columns(experiments, metrics, options.seeds) if is_joined(experiments.runs) else [],
+                columns=columns,
+                plain=len(runs) <= PLAIN_ROWS,
+                codecs=_codecs(experiments, metrics, options),
+                counted=counted_line(experiments.runs, unfinished=options.unfinished) if runs else "",
                 notes=[
                     line
                     for line in (unmeasured(experiments), *code_lines(experiments), *protocol_lines(experiments))
@@ -139,13 +160,13 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 ],
                 published=published_columns(experiments),
                 remark=REMARK,
-                plots=grid_plots(experiments, stage, by, metrics, seeds),
+                charts=charts,
                 by=by,
                 seeds=averaged,
                 listening=listening,
-                data=_page_data(experiments, runs, listening),
-                script=_script(),
-                script_hash=_hash(_script()),
+                data=_page_data(experiments, runs, columns, listening) | {"charts": charts},
+                script=script,
+                script_hash=_hash(script),
                 **statistics,
             )
         )
@@ -153,16 +174,23 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
     return listening
 
 
+def _codecs(experiments: Experiments, metrics: list[str], options: ReportOptions) -> list[Column]:
+    if not is_joined(experiments.runs):
+        return []
+    return codec_columns(experiments, metrics, options.seeds, unfinished=options.unfinished)
+
+
 def _statistics(experiments: Experiments, by: list[str], metrics: list[str], options: ReportOptions) -> dict[str, Any]:
     directed = [name for name in metrics if (known := known_metric(name)) and known.direction != "neutral"]
     metrics = metrics if options.metrics else directed  # the mean of a p-value means little, unless it is requested
-    measured = bool(metrics) and not experiments.runs.empty
+    unfinished = options.unfinished
+    measured = bool(metrics) and not counted(experiments.runs, unfinished=unfinished).empty
     compared = []
     if options.baseline:
-        compared = compare_conditions(experiments, by, metrics, options.baseline, options.seeds)
+        compared = compare_conditions(experiments, by, metrics, options.baseline, options.seeds, unfinished=unfinished)
     baseline = ", ".join(f"{name}={value}" for name, value in (options.baseline or {}).items())
     return {
-        "conditions": condition_columns(experiments, by, metrics) if measured else [],
+        "conditions": condition_columns(experiments, by, metrics, unfinished=unfinished) if measured else [],
         "comparisons": compared,
         "baseline": clean_text(baseline),
     }
@@ -182,7 +210,7 @@ def _write_run_pages(experiments: Experiments, runs: list[Run], metrics: list[st
     evaluated = experiments.runs[paired].notna().any(axis=1).tolist() if paired else [False] * len(runs)
     shared = _shared(experiments)
     for place, run in enumerate(runs):
-        matrix = matrix_plot(experiments, stage, run.sig) if evaluated[place] and place < MAX_MATRICES else None
+        matrix = codebook_matrix(experiments, run.sig) if evaluated[place] else None
         page = template.render(
             shared,
             run=run,
@@ -209,7 +237,9 @@ def _shared(experiments: Experiments) -> dict[str, Any]:
     }
 
 
-def _page_data(experiments: Experiments, runs: list[Run], listening: Listening) -> dict[str, Any]:
+def _page_data(
+    experiments: Experiments, runs: list[Run], columns: list[Column], listening: Listening
+) -> dict[str, Any]:
     """What the script of the page works on."""
     labels = {run.sig: run.label for run in runs}
     takes = {take["run"] for clip in listening.clips for take in clip["takes"]}
@@ -221,24 +251,36 @@ def _page_data(experiments: Experiments, runs: list[Run], listening: Listening) 
         "range_db": RANGE_DB,
         "reference": REFERENCE,
         "runs": labels | heads,
+        "table": [column.data() for column in columns] if runs else [],
+        "words": [" ".join([run.reason, *run.problems]) for run in runs],  # that the search finds besides the cells
+        "tones": {run.state: _tone(run.state) for run in runs},
         "clips": listening.clips,
     }
 
 
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["tone"] = _tone
+    return environment
 
 
-def _script() -> str:
-    """The page's only script: its parts share one scope, which nothing else sees."""
+def _tone(state: str) -> str:
+    """Class of a state: how it is coloured."""
+    going = state in ("RUNNING", "PENDING", "NOT_STARTED", "REQUEUED")
+    return "good" if state == "COMPLETED" else "going" if going else "bad"
+
+
+def _script(*, with_charts: bool) -> str:
+    """The page's only script: the library of the charts, then its own parts in one scope of theirs."""
+    library = [(ASSETS / LIBRARY).read_text(encoding="utf-8")] if with_charts else []
     parts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPT]
-    return "\n".join(['(() => {\n"use strict";\n', *parts, "})();\n"])
+    return "\n".join([*library, '(() => {\n"use strict";\n', *parts, "})();\n"])
 
 
 def _hash(script: str) -> str:

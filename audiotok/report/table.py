@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from audiotok.results.baseline import in_blocks
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import codec_rows, counts_codecs, pairing, replicates
-from audiotok.results.metrics import Metric, known_metric, several_codecs
+from audiotok.results.metrics import CODEC, Metric, goodness, metric_in
 from audiotok.results.published import published_table
+from audiotok.results.selection import counted
 from audiotok.results.statistics import compare, summarize
 from audiotok.results.tables import (
     Estimate,
@@ -21,13 +23,16 @@ from audiotok.results.tables import (
     headline_columns,
     is_numeric,
     number_of,
+    own_errors,
     summary_table,
 )
 from audiotok.text import clean_text
 
 _NO_METRIC = Metric("neutral", "", "")
 _SIGNIFICANT = 0.05
-_ARROWS = {"higher": "↑", "lower": "↓", "neutral": ""}
+_MAX_NUMBERS, _MAX_TEXTS = 12, 60  # values that a list to choose from may have
+_FACTS = ("gpu_hours", "host", "commit")
+_ARROWS = {"higher": "↑", "lower": "↓", "near_zero": "→0", "neutral": ""}
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,6 @@ class _Cell:
     """One cell."""
 
     text: str  # what is shown
-    key: str | None = None  # number that it is sorted by, as text; empty if missing; None in a column of texts
     best: bool = False  # whether no other cell of the column is better
 
 
@@ -47,8 +51,48 @@ class Column:
     metric: Metric
     numeric: bool
     cells: list[_Cell]
-    values: list[str] | None = None
-    """What the reader may filter by, in order; None where that makes no sense."""
+    keys: list[float] | None = None  # numbers that the rows are sorted and filtered by; None in a column of texts
+    role: str = "metric"  # or sig, parameter, state, effort, fact, note
+    shown: bool = True  # whether the table has it before the reader chooses
+
+    @property
+    def values(self) -> list[str]:
+        """What the reader may choose from, in order; empty where a range or the search serves better."""
+        if self.role not in ("parameter", "state"):
+            return []
+        texts = [cell.text for cell in self.cells]
+        if self.keys is not None:
+            texts = [
+                text
+                for _, _, text in sorted((math.isnan(n), n, text) for n, text in zip(self.keys, texts, strict=True))
+            ]
+        values = list(dict.fromkeys(texts))
+        return values if 1 < len(values) <= (_MAX_NUMBERS if self.numeric else _MAX_TEXTS) else []
+
+    @property
+    def numbers(self) -> tuple[str, str] | None:
+        """The texts of the smallest and the largest number; None where there are no two."""
+        finite = [
+            (key, cell.text) for key, cell in zip(self.keys or (), self.cells, strict=False) if math.isfinite(key)
+        ]
+        ends = (min(finite), max(finite)) if finite else ((0.0, ""), (0.0, ""))
+        return (ends[0][1], ends[1][1]) if ends[0][0] < ends[1][0] else None
+
+    def data(self) -> dict[str, Any]:
+        """The column as JSON: `docs/report.md` has the fields."""
+        return {
+            "name": self.name,
+            "kind": "number" if self.keys is not None else "text",
+            "role": self.role,
+            "stage": self.stage,
+            "unit": self.metric.unit,
+            "direction": self.metric.direction,
+            "description": self.metric.description,
+            "texts": [cell.text for cell in self.cells],
+            "keys": None if self.keys is None else [_key(value) for value in self.keys],
+            "best": [row for row, cell in enumerate(self.cells) if cell.best],
+            "shown": self.shown,
+        }
 
     @property
     def stage(self) -> str:
@@ -64,40 +108,55 @@ class Column:
 def metric_of(experiments: Experiments, name: str) -> Metric:
     """What is known of a column; nothing of one that is not measured: `losses.mmd` is a parameter.
 
-    What is about the codes of one codec has no better direction where there are several.
+    What does not compare between these runs has no better direction.
     """
-    metric = known_metric(name) if name in experiments.metrics else None
-    if metric is not None and metric.of_codes and several_codecs(experiments.runs):
-        return metric._replace(direction="neutral")
+    metric = metric_in(experiments.runs, name) if name in experiments.metrics else None
     return metric or _NO_METRIC
 
 
-def run_columns(experiments: Experiments, metrics: Sequence[str]) -> list[Column]:
-    """Columns of the table: signature, swept parameters, state, effort, then the metrics, and what went wrong."""
+def run_columns(experiments: Experiments, metrics: Sequence[str], *, unfinished: bool = False) -> list[Column]:
+    """Columns of the table: signature, swept parameters, state, effort, metrics, what went wrong, facts.
+
+    The best of a metric is the best of the runs that count.
+    """
     runs = experiments.runs
+    ranked = runs.index.isin(counted(runs, unfinished=unfinished).index).tolist()
     headline = headline_columns(experiments)
     notes = [name for name in ("reason", "problems") if name in headline]
     names = [name for name in headline if name not in experiments.metrics and name not in notes]
-    filtered = {*experiments.swept, "state"}
+    facts = [name for name in _FACTS if name in runs and _is_told(runs[name])]
+    roles = dict.fromkeys(names, "effort") | dict.fromkeys(experiments.swept, "parameter")
+    roles |= {"sig": "sig", f"{CODEC}sig": "parameter", "state": "state"}
+    roles |= dict.fromkeys(metrics, "metric") | dict.fromkeys(notes, "note") | dict.fromkeys(facts, "fact")
     return [
-        _column(name, runs[name].tolist(), metric_of(experiments, name), filtered=name in filtered)
-        for name in [*names, *metrics, *notes]
+        replace(
+            _column(name, runs[name].tolist(), metric_of(experiments, name), own_errors(runs, name), ranked),
+            role=roles[name],
+            shown=name not in facts,
+        )
+        for name in [*names, *metrics, *notes, *facts]
     ]
 
 
-def codec_columns(experiments: Experiments, metrics: Sequence[str], seeds: str) -> list[Column]:
+def _is_told(values: "pd.Series[Any]") -> bool:
+    return bool(((values != "") & (values != 0) & values.notna()).any())
+
+
+def codec_columns(
+    experiments: Experiments, metrics: Sequence[str], seeds: str, *, unfinished: bool = False
+) -> list[Column]:
     """Columns of the table of codecs: each one's parameters and metrics, and those of the runs on it over seeds."""
-    table = codec_rows(experiments, seeds=[seeds], unfinished=True)
+    table = codec_rows(experiments, seeds=[seeds], unfinished=unfinished)
     names = [*table.columns[: table.columns.get_loc("n")], "n", *metrics]
     columns = {str(name): table[name].tolist() for name in names}
-    return [_column(name, items, metric_of(experiments, name), filtered=False) for name, items in columns.items()]
+    return [_column(name, items, metric_of(experiments, name)) for name, items in columns.items()]
 
 
 def published_columns(experiments: Experiments) -> list[Column]:
     """Published numbers of the metrics that the runs have; empty without any."""
     table = published_table(experiments.metrics)
     columns = {str(name): table[name].tolist() for name in table.columns if len(table)}
-    return [_column(name, items, metric_of(experiments, name), filtered=False) for name, items in columns.items()]
+    return [_column(name, items, metric_of(experiments, name)) for name, items in columns.items()]
 
 
 def clock_text(seconds: float) -> str:
@@ -109,14 +168,24 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _column(name: str, items: list[Any], metric: Metric, *, filtered: bool) -> Column:
+def _column(
+    name: str,
+    items: list[Any],
+    metric: Metric,
+    errors: list[float] | None = None,
+    ranked: Sequence[bool] | None = None,  # rows that may be the best; None: all
+) -> Column:
     numeric = all(map(is_numeric, items))
     texts = [clock_text(value) for value in items] if name == "duration" else format_column(items)
-    keys = ["" if math.isnan(value) else repr(value) for value in map(number_of, items)]
-    best = best_rows(items, metric.direction)
-    cells = [_Cell(text, keys[row] if numeric else None, row in best) for row, text in enumerate(texts)]
-    values = list(dict.fromkeys(texts)) if filtered else None
-    return Column(clean_text(name), metric, numeric, cells, values)
+    judged = items if ranked is None else [item if fits else None for item, fits in zip(items, ranked, strict=True)]
+    best = best_rows(judged, metric.direction, errors)
+    cells = [_Cell(text, row in best) for row, text in enumerate(texts)]
+    return Column(clean_text(name), metric, numeric, cells, [*map(number_of, items)] if numeric else None)
+
+
+def _key(value: float) -> float | str | None:
+    """A number as JSON has it."""
+    return value if math.isfinite(value) else None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 @dataclass(frozen=True)
@@ -131,10 +200,13 @@ class _Comparison:
     significant: bool  # whether the corrected p-value is below 0.05
 
 
-def condition_columns(experiments: Experiments, by: Sequence[str], metrics: Sequence[str]) -> list[Column]:
-    """One row per condition: its parameters, its runs, and `mean ± std` of each metric, the best marked."""
-    codecs = counts_codecs(experiments.runs, by)
-    summary = summarize(replicates(experiments.runs, by, metrics, codecs=codecs), by, metrics, interval="t")
+def condition_columns(
+    experiments: Experiments, by: Sequence[str], metrics: Sequence[str], *, unfinished: bool = False
+) -> list[Column]:
+    """One row per condition: its parameters, its runs that count, `mean ± std` of each metric, the best marked."""
+    runs = counted(experiments.runs, unfinished=unfinished)
+    codecs = counts_codecs(runs, by)
+    summary = summarize(replicates(runs, by, metrics, codecs=codecs), by, metrics, interval="t")
     table = summary_table(summary, by)
     columns = [_plain(name, table[name].tolist()) for name in by]
     most = summary["n"].to_numpy().reshape(-1, len(metrics)).max(axis=1).tolist()
@@ -145,18 +217,25 @@ def condition_columns(experiments: Experiments, by: Sequence[str], metrics: Sequ
         best = best_rows(estimates, metric.direction)
         shown = zip(format_column(estimates), estimates, most, strict=True)
         texts = [_with_count(text, value, runs) for text, value, runs in shown]
-        cells = [_Cell(text, "", row in best) for row, text in enumerate(texts)]
+        cells = [_Cell(text, row in best) for row, text in enumerate(texts)]
         columns.append(Column(clean_text(name), metric, True, cells))
     return columns
 
 
 def compare_conditions(
-    experiments: Experiments, by: Sequence[str], metrics: Sequence[str], baseline: Mapping[str, Any], seeds: str
+    experiments: Experiments,
+    by: Sequence[str],
+    metrics: Sequence[str],
+    baseline: Mapping[str, Any],
+    seeds: str,
+    *,
+    unfinished: bool = False,
 ) -> list[_Comparison]:
     """Each condition against the baseline, paired by seed, of runs on several codecs as in `joined.pairing`."""
-    codecs = counts_codecs(experiments.runs, by)
+    measured = counted(experiments.runs, unfinished=unfinished)
+    codecs = counts_codecs(measured, by)
     pair = pairing(baseline, codecs=True) if codecs else seeds
-    runs = replicates(experiments.runs, by, metrics, codecs=codecs)
+    runs = replicates(measured, by, metrics, codecs=codecs)
     runs, pair = in_blocks(runs, by, metrics, baseline, parameters=experiments.swept, pair=pair)
     table = compare(runs, by, metrics, baseline, pair=pair)
     return [_comparison(experiments, by, row) for row in table.to_dict("records")]
@@ -164,8 +243,10 @@ def compare_conditions(
 
 def _comparison(experiments: Experiments, by: Sequence[str], row: Mapping[Any, Any]) -> _Comparison:
     known = metric_of(experiments, row["metric"])
-    sign = {"higher": 1, "lower": -1, "neutral": 0}[known.direction]
-    gain = sign * row["difference"]
+    gain = 0.0
+    if known.direction != "neutral":
+        baseline, mean = goodness(np.array([row["baseline"], row["mean"]]), known.direction)
+        gain = mean - baseline
     low, high = (format_value(row[name]) for name in ("low", "high"))
     names = ("n", "baseline", "mean", "difference", "interval", "effect", "p", "p_holm")
     values = {**row, "interval": f"{low} to {high}" if pd.notna(row["low"]) else "-"}

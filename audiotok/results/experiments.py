@@ -31,6 +31,7 @@ from audiotok.results.codecs import (
     is_joined,
     missing_codecs,
 )
+from audiotok.results.declared import declare_project
 from audiotok.results.folders import (
     Roots,
     experiment_folders,
@@ -298,6 +299,7 @@ def _load(
     name: str, roots: Sequence[Path], groups: Mapping[str | None, Sequence[str]], best_by: str | None
 ) -> Experiments:
     """Load experiments, given by the grid whose links lead to them."""
+    declare_project()
     if best_by is not None:
         metric_direction(best_by)  # first: an error before a thousand files are read
     folders: dict[Path, dict[str, Path]] = {root: {} for root in roots}

@@ -5,8 +5,10 @@ Names are those the solver writes into `history.json`, whatever the stage (`trai
 
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Literal, NamedTuple, Protocol
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -14,30 +16,52 @@ import pandas as pd
 from audiotok.errors import ResultsError
 from audiotok.results.read import stage_rank
 
-Direction = Literal["higher", "lower", "neutral"]
+Direction = Literal["higher", "lower", "near_zero", "neutral"]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+_MMD = ("mmd.sigmas", "mmd.estimator", "mmd.stream", "mmd.between", "mmd.delay", "mmd.num_batches_mmd")
+_MEL = ("sample_rate", "mel.*")
 
 
 class Metric(NamedTuple):
     """One metric."""
 
-    direction: Direction  # neutral ones cannot choose a best epoch
+    direction: Direction
+    """Which values are better. `near_zero`: those closer to 0, and within its error of 0 all are equal: an estimate of
+    what is never below 0 scatters around 0, and one further below is no better. `neutral`: none. Neither of these two
+    can choose a best epoch."""
     unit: str  # empty if it has none
     description: str  # a few words for a report
     of_codes: bool = False  # whether it is about the codes of one codec, and says nothing between codecs
+    depends_on: tuple[str, ...] = ()
+    """Parameters, or patterns such as `mel.*`, that set how it is measured: values under different ones do not
+    compare."""
 
 
 METRICS: dict[str, Metric] = {
     "sisnr": Metric("higher", "dB", "scale-invariant signal to noise ratio"),
     "sisdr": Metric("higher", "dB", "scale-invariant signal to distortion ratio of whole clips"),
-    "mel_distance": Metric("lower", "", "distance of mel spectrograms, as published for DAC"),
-    "stft_distance": Metric("lower", "", "distance of spectrograms, as published for DAC"),
+    "mel_distance": Metric(
+        "lower",
+        "",
+        "distance of mel spectrograms, as published for DAC",
+        depends_on=("sample_rate", "metrics.mel_distance.*"),
+    ),
+    "stft_distance": Metric(
+        "lower",
+        "",
+        "distance of spectrograms, as published for DAC",
+        depends_on=("sample_rate", "metrics.stft_distance.*"),
+    ),
     "visqol": Metric("higher", "MOS", "ViSQOL, audio mode, from 1 to 5"),
     "pesq": Metric("higher", "MOS", "PESQ of speech, from 1 to 4.64"),
     "stoi": Metric("higher", "", "short-time objective intelligibility of speech, up to 1"),
-    "gap": Metric("lower", "bit", "what predicting codebooks side by side costs: bits_parallel - bits_chain, a frame"),
+    "gap": Metric(
+        "near_zero", "bit", "what predicting codebooks side by side costs: bits_parallel - bits_chain, a frame"
+    ),
     "bits_parallel": Metric("lower", "bit", "negative log-likelihood of a frame, codebooks side by side", True),
     "bits_chain": Metric("lower", "bit", "negative log-likelihood of a frame, codebooks one after another", True),
-    "gap_alone": Metric("lower", "bit", "gap without the past: what the codebooks of a step share"),
+    "gap_alone": Metric("near_zero", "bit", "gap without the past: what the codebooks of a step share"),
     "bits_alone": Metric("lower", "bit", "negative log-likelihood of a frame without the past, side by side", True),
     "gap_converged": Metric("neutral", "", "1 if the valid curves of both heads no longer fall, else 0"),
     "gap_fall": Metric("neutral", "bit", "by how much a frame the valid curves fell at last"),
@@ -60,21 +84,58 @@ METRICS: dict[str, Metric] = {
     "fcd_prompted": Metric("lower", "", "fcd of continuations", True),
     "fcd_prompted_chain": Metric("lower", "", "fcd of continuations that the chain head draws", True),
     "fcd_prompted_gap": Metric("lower", "", "fcd_prompted - fcd_prompted_chain", True),
-    "mel": Metric("lower", "", "L1 distance between log-mel spectrograms"),
-    "msspec": Metric("lower", "", "L1 and L2 distance between mel spectrograms at several scales"),
-    "mrstft": Metric("lower", "", "distance between magnitude spectrograms at several scales"),
+    "mel": Metric("lower", "", "L1 distance between log-mel spectrograms", depends_on=_MEL),
+    "msspec": Metric(
+        "lower",
+        "",
+        "L1 and L2 distance between mel spectrograms at several scales",
+        depends_on=("sample_rate", "msspec.*"),
+    ),
+    "mrstft": Metric(
+        "lower", "", "distance between magnitude spectrograms at several scales", depends_on=("sample_rate", "mrstft.*")
+    ),
     "l1": Metric("lower", "", "mean absolute error of the waveform"),
     "l2": Metric("lower", "", "mean squared error of the waveform"),
-    "mmd": Metric("lower", "", "squared MMD between the joint law of the codebooks and the product of their laws"),
+    "mmd": Metric(
+        "lower", "", "squared MMD between the joint law of the codebooks and the product of their laws", depends_on=_MMD
+    ),
+    "evaluate.mmd": Metric(
+        "near_zero", "", "squared MMD of the codebooks, minus the mean over shuffles", depends_on=("metrics.mmd.*",)
+    ),
     "mmd_share": Metric("neutral", "", "gradient of the MMD at the latent, relative to that of the balanced losses"),
-    "mi": Metric("lower", "bit", "mutual information between codebooks, mean over pairs, minus that of shifted ones"),
-    "nmi": Metric("lower", "", "mutual information between codebooks, 0 by chance, 1 if each determines the other"),
-    "mi_groups": Metric("lower", "bit", "mutual information between groups of like codes, a lower bound"),
-    "mi_delay": Metric("lower", "bit", "mutual information between codebooks in delayed alignment"),
-    "mi_groups_delay": Metric("lower", "bit", "mutual information between groups of codes in delayed alignment"),
+    "mi": Metric(
+        "near_zero",
+        "bit",
+        "mutual information between codebooks, mean over pairs, minus that of shifted ones",
+        depends_on=("metrics.dependence.*",),
+    ),
+    "nmi": Metric(
+        "near_zero",
+        "",
+        "mutual information between codebooks, 0 by chance, 1 if each determines the other",
+        depends_on=("metrics.dependence.*",),
+    ),
+    "mi_groups": Metric(
+        "near_zero",
+        "bit",
+        "mutual information between groups of like codes, a lower bound",
+        depends_on=("metrics.dependence.*",),
+    ),
+    "mi_delay": Metric(
+        "near_zero",
+        "bit",
+        "mutual information between codebooks in delayed alignment",
+        depends_on=("metrics.dependence.*",),
+    ),
+    "mi_groups_delay": Metric(
+        "near_zero",
+        "bit",
+        "mutual information between groups of codes in delayed alignment",
+        depends_on=("metrics.dependence.*",),
+    ),
     "mi_p": Metric("neutral", "", "p-value of the mutual information; small means dependent"),
     "mmd_p": Metric("neutral", "", "p-value of the MMD; small means dependent"),
-    "tc_tree": Metric("lower", "bit", "lower bound of the total correlation"),
+    "tc_tree": Metric("near_zero", "bit", "lower bound of the total correlation", depends_on=("metrics.dependence.*",)),
     "usage": Metric("higher", "", "share of the codes in use"),
     "dead": Metric("lower", "", "codes not in use, all codebooks together"),
     "entropy": Metric("higher", "bit", "entropy of a codebook, mean over codebooks"),
@@ -107,6 +168,7 @@ _OF_SHUFFLES = ("evaluate.mi_groups", "evaluate.mmd", "evaluate.mmd_p")
 _WHY_MISSING = (
     "What cannot be measured, such as p-values from few clips, or is switched off is left out; the run's log says why."
 )
+_DECLARED: ChainMap[str, Metric] = ChainMap({}, {})  # by option, by the project: before METRICS; see `declared.py`
 _ORDER = {name: rank for rank, name in enumerate(METRICS)}
 _OF_CODEBOOKS = re.compile(r"(?:_q[0-9]{1,2})+\Z")
 
@@ -116,11 +178,18 @@ def known_metric(column: str) -> Metric | None:
 
     Of `ce_q1` it is what is declared of `ce`; `gap_err` is the standard error of `gap`.
     """
-    _, _, name = column.removeprefix(CODEC).partition(".")
-    found = METRICS.get(name) or METRICS.get(_OF_CODEBOOKS.sub("", name))
+    own = column.removeprefix(CODEC)
+    _, _, name = own.partition(".")
+    names = (own, name, _OF_CODEBOOKS.sub("", name))
+    found = next((known[each] for known in (_DECLARED, METRICS) for each in names if each in known), None)
     if found is None and name.endswith("_err") and (of := known_metric(f".{name.removesuffix('_err')}")) is not None:
         return Metric("neutral", of.unit, f"standard error over recordings: {of.description}", of.of_codes)
     return found
+
+
+def declare(metrics: Mapping[str, Metric], *, project: bool) -> None:
+    """Set the metrics that the project declares, or those given by option, in place of earlier ones."""
+    _DECLARED.maps[1 if project else 0] = dict(metrics)
 
 
 def several_codecs(table: pd.DataFrame) -> bool:
@@ -130,18 +199,81 @@ def several_codecs(table: pd.DataFrame) -> bool:
     return any(str(name).startswith(CODEC) for name in table.columns)
 
 
+def differing_settings(runs: pd.DataFrame, column: str) -> list[str]:
+    """Parameters that set how a metric is measured (`Metric.depends_on`) and differ between the rows of a table."""
+    metric = known_metric(column)
+    prefix = CODEC * column.startswith(CODEC)
+    wanted = [f"{prefix}{name}" for name in metric.depends_on] if metric else []
+    names = [str(name) for name in runs.columns if any(fnmatchcase(str(name), pattern) for pattern in wanted)]
+    return [name for name in names if runs[name].map(repr).nunique() > 1]
+
+
+def metric_in(runs: pd.DataFrame, column: str) -> Metric | None:
+    """What is known of a metric, without a better direction where its values in these rows do not compare.
+
+    These are likelihoods of the codes of several codecs, and values measured under different settings.
+    """
+    metric = known_metric(column)
+    if metric is None or metric.direction == "neutral":
+        return metric
+    apart = (metric.of_codes and several_codecs(runs)) or differing_settings(runs, column)
+    return metric._replace(direction="neutral") if apart else metric
+
+
+def setting_lines(runs: pd.DataFrame, metrics: Iterable[str]) -> list[str]:
+    """Lines that name the metrics that were measured under different settings, and these settings."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in metrics:
+        if names := differing_settings(runs, name):
+            found.setdefault(tuple(names), []).append(name)
+    return [
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} measured under {', '.join(settings)}, which differ: "
+        "such values do not compare, and none is marked as best"
+        for settings, names in found.items()
+    ]
+
+
+def selection_line(best_by: str | None, metrics: Iterable[str]) -> str:
+    """A warning where the epoch is chosen by what is then reported; empty if it is not."""
+    if best_by is None:
+        return ""
+    stage = best_by.partition(".")[0]
+    same = [name for name in metrics if name == best_by or (stage == "evaluate" and name.startswith("evaluate."))]
+    if not same:
+        return ""
+    return (
+        f"--best-by {best_by} chooses the epoch by the data that {', '.join(same)} {'is' if len(same) == 1 else 'are'} "
+        "reported of: the best of many epochs looks better than it is; choose by valid, such as valid.msspec"
+    )
+
+
+def goodness(values: Floats, direction: Direction) -> Floats:
+    """Values turned so that more is better: of `lower` with the other sign, of `near_zero` minus the distance from 0.
+
+    Raises:
+        ValueError: if the direction is neutral.
+    """
+    if direction == "neutral":
+        raise ValueError("a neutral metric has no better values")
+    return {"higher": values, "lower": -values, "near_zero": -np.abs(values)}[direction]
+
+
 def metric_direction(column: str) -> Literal["higher", "lower"]:
     """Which way a `stage.metric` column, such as `valid.msspec`, is better.
 
     Raises:
-        ResultsError: if the metric is unknown, or has no better direction.
+        ResultsError: if the metric is unknown, has no better direction, or scatters around 0.
     """
     metric = known_metric(column)
-    if metric is None or metric.direction == "neutral":
-        allowed = ", ".join(name for name, known in METRICS.items() if known.direction != "neutral")
-        found = "has no better direction" if metric else "is not a known stage.metric"
-        raise ResultsError(f"cannot choose a best epoch by {column!r}: it {found}; metrics that have one: {allowed}.")
-    return metric.direction
+    direction = None if metric is None else metric.direction
+    if direction == "higher" or direction == "lower":
+        return direction
+    found = "is not a known stage.metric" if metric is None else "has no better direction"
+    if direction == "near_zero":
+        found = "is an estimate that scatters around 0, whose lowest value is the luck of an epoch"
+    every = {**METRICS, **_DECLARED}.items()
+    allowed = ", ".join(name for name, known in every if known.direction in ("higher", "lower"))
+    raise ResultsError(f"cannot choose a best epoch by {column!r}: it {found}; metrics that can: {allowed}.")
 
 
 def metric_rank(column: str) -> tuple[int, int]:
@@ -216,7 +348,7 @@ def metric_values(experiments: _Runs, name: str, *, best_by: str | None = None) 
     require_metric(experiments, name)
     if best_by is None or name.startswith(CODEC):
         return experiments.runs.set_index("sig")[name].astype(np.float64)
-    sign = _sign(best_by)
+    sign = 1.0 if metric_direction(best_by) == "higher" else -1.0
     require_metric(experiments, best_by)
     scores = _finite_values(experiments, best_by).rename("score") * -sign
     epochs = _finite_values(experiments, name).to_frame().join(scores)
@@ -234,8 +366,8 @@ def pareto_front(runs: pd.DataFrame, x: str, y: str) -> pd.Series:
     Raises:
         ResultsError: if a metric has no better direction.
     """
-    scores = runs[[x, y]].to_numpy(np.float64) * [_sign(x), _sign(y)]  # higher is better in both
-    front = np.isfinite(scores).all(axis=1)
+    scores = np.stack([_goodness_of(runs, name) for name in (x, y)], axis=1)  # higher is better in both
+    front = np.array(np.isfinite(scores).all(axis=1))
     for row in np.flatnonzero(front):
         beaten_by = (scores >= scores[row]).all(axis=1) & (scores > scores[row]).any(axis=1)
         front[row] = not beaten_by.any()
@@ -250,5 +382,8 @@ def _finite_values(experiments: _Runs, name: str) -> pd.Series:
     return measured
 
 
-def _sign(name: str) -> float:
-    return 1.0 if metric_direction(name) == "higher" else -1.0
+def _goodness_of(runs: pd.DataFrame, name: str) -> Floats:
+    metric = known_metric(name)
+    if metric is None or metric.direction == "neutral":
+        raise ResultsError(f"{name} has no better direction; --direction {name.rpartition('.')[2]}=higher declares it.")
+    return goodness(runs[name].to_numpy(np.float64), metric.direction)

@@ -1,14 +1,15 @@
-"""Figures of a grid: learning curves, heatmap, trade-off with its Pareto front, intervals, codebooks of one run.
+"""Figures of a grid: learning curves, heatmap, trade-off with the front of its means, intervals, codebooks.
 
 Each function returns a matplotlib `Figure`, which shows itself in a notebook, and raises `ResultsError` for a metric, a
-parameter or a run that the grid has not. Runs that have not completed are left out by default. Readable in print and by
-colour-blind readers: the colours of Okabe and Ito (2008) always come with another line style, marker or hatch, but for
-the grey of groups beyond MAX_GROUPS; maps are cividis.
+parameter or a run that the grid has not. Runs that have not completed are left out, by default. Of more than MAX_GROUPS
+groups the best have a colour and the others are grey. Readable in print and by colour-blind readers: the colours of
+Okabe and Ito (2008) always come with another line style, marker or hatch; maps are cividis, whose bright end is better.
 """
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from audiotok.errors import ResultsError
+from audiotok.results.codecs import CODEC_SEED
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import counts_codecs, replicates
 from audiotok.results.metrics import CODEC, known_metric, metric_values, pareto_front, require_metric
@@ -26,13 +28,21 @@ from audiotok.results.statistics import summarize
 from audiotok.results.tables import format_value, short_names
 from audiotok.text import clean_text
 
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vPX*"
-MAX_GROUPS = 12
+MAX_GROUPS = 12  # that have a colour
+MAX_PANELS = 6
 _PLACE = re.compile(r"[0-9]{1,2}")  # of a codebook; no codec has a hundred, and a plot would not show them
 _PAIR = re.compile(r"([0-9]{1,2})_q([0-9]{1,2})")
-_BETTER = {"higher": " (↑ higher is better)", "lower": " (↓ lower is better)", "neutral": ""}
+_BETTER = {
+    "higher": " (↑ higher is better)",
+    "lower": " (↓ lower is better)",
+    "near_zero": " (closer to 0 is better)",
+    "neutral": "",
+}
 
 
 def learning_curves(
@@ -79,34 +89,85 @@ def heatmap(
     rows: str,
     columns: str,
     *,
+    at: Mapping[str, Any] | None = None,
+    mean_over: Sequence[str] = (),
+    seeds: Sequence[str] = ("seed", CODEC_SEED),
     best_by: str | None = None,
     unfinished: bool = False,
 ) -> Figure:
-    """Mean and standard deviation of a metric over runs, for each pair of values of two parameters.
+    """Mean and standard deviation of a metric over seeds, for each pair of values of two parameters.
+
+    A third parameter that differs makes a panel for each of its values. The title says over what the mean is.
 
     Args:
         experiments: the runs.
         metric: `stage.metric`.
         rows: parameter down the side.
         columns: parameter along the bottom.
+        at: values of other parameters, of the runs that are shown.
+        mean_over: other parameters to average over.
+        seeds: parameters that are averaged over without being named.
         best_by: as in `metric_values`.
         unfinished: whether runs that have not completed count.
+
+    Raises:
+        ResultsError: also if more parameters differ than panels can show, and neither `at` nor `mean_over` names them.
     """
     experiments, name = _counted(experiments, unfinished)
     runs = experiments.runs.assign(**{metric: metric_values(experiments, metric, best_by=best_by).to_numpy()})
-    by = _known(experiments, [rows, columns])
+    _known(experiments, [rows, columns, *mean_over])
+    for parameter, value in (at or {}).items():
+        runs = runs[runs[_known(experiments, [parameter])[0]] == value]
+    if runs.empty:
+        raise ResultsError(f"no run of {name} has {_values_text(at or {})}.")
+    panels = _panels(runs, [one for one in experiments.swept if one not in (rows, columns, *mean_over, *seeds)])
+    by = [*panels, rows, columns]
     summary = summarize(replicates(runs, by, [metric], codecs=counts_codecs(runs, by)), by, [metric])
-    ticks = [list(dict.fromkeys(summary[parameter])) for parameter in (rows, columns)]
-    means, spreads = (np.full([len(names) for names in ticks], np.nan) for _ in range(2))
-    for record in summary.to_dict("records"):
-        where = ticks[0].index(record[rows]), ticks[1].index(record[columns])
-        means[where], spreads[where] = record["mean"], record["std"]
-    figure, axes = _new_figure(f"{metric} of {name}", columns, rows)
-    _draw_matrix(figure, axes, means, metric_label(metric), spreads=spreads)
-    labels = [[_plain_text(format_value(value)) for value in values] for values in ticks]
-    axes.set_xticks(range(len(ticks[1])), labels[1], rotation=30, ha="right")
-    axes.set_yticks(range(len(ticks[0])), labels[0])
+    over = " and ".join([*(one for one in seeds if one in experiments.swept), *mean_over]) or "nothing: one run a cell"
+    fixed = f", {_values_text(at)}" if at else ""
+    title = f"{metric} of {name}\nmean ± standard deviation over {over}{fixed}"
+    return _draw_panels(summary, metric, rows, columns, panels, title)
+
+
+def _panels(runs: pd.DataFrame, others: Sequence[str]) -> list[str]:
+    """The one parameter of `others` that differs, if panels can show its values; none if none differs."""
+    differ = [name for name in others if runs[name].nunique(dropna=False) > 1]
+    if not differ or (len(differ) == 1 and runs[differ[0]].nunique(dropna=False) <= MAX_PANELS):
+        return differ
+    raise ResultsError(
+        f"{', '.join(differ)} differ too, and a heatmap would hide it: give values with at={{'{differ[0]}': ...}}, or "
+        f"average with mean_over={differ}, until at most one with {MAX_PANELS} values is left, which gets panels."
+    )
+
+
+def _draw_panels(
+    summary: pd.DataFrame, metric: str, rows: str, columns: str, panels: Sequence[str], title: str
+) -> Figure:
+    """A matrix for each value of `panels`, all on one scale."""
+    ticks = [list(dict.fromkeys(summary[parameter].map(format_value))) for parameter in (rows, columns)]
+    groups = list(summary.groupby(list(panels), sort=False, dropna=False)) if panels else [((), summary)]
+    figure = Figure(figsize=(max(7.0, 4.0 * len(groups)), 4.4), layout="constrained")
+    figure.suptitle(_plain_text(title), fontsize="medium")
+    limits = summary["mean"].min(), summary["mean"].max()
+    several = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    for axes, (group, members) in zip(several, groups, strict=True):
+        means, spreads = (np.full([len(names) for names in ticks], np.nan) for _ in range(2))
+        for record in members.to_dict("records"):
+            where = ticks[0].index(format_value(record[rows])), ticks[1].index(format_value(record[columns]))
+            means[where], spreads[where] = record["mean"], record["std"]
+        last = axes is several[-1]
+        _draw_matrix(figure, axes, means, metric_label(metric), metric, spreads=spreads, limits=limits, bar=last)
+        axes.set_xticks(range(len(ticks[1])), map(_plain_text, ticks[1]), rotation=30, ha="right")
+        axes.set_yticks(range(len(ticks[0])), map(_plain_text, ticks[0]))
+        axes.set_xlabel(_plain_text(columns))
+        if panels:
+            axes.set_title(_name(panels, group, 1), fontsize="medium")
+    several[0].set_ylabel(_plain_text(rows))
     return figure
+
+
+def _values_text(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={format_value(value)}" for name, value in values.items())
 
 
 def tradeoff(
@@ -115,39 +176,75 @@ def tradeoff(
     y: str,
     by: Sequence[str] = (),
     *,
+    seeds: Sequence[str] = ("seed", CODEC_SEED),
     best_by: str | None = None,
     unfinished: bool = False,
 ) -> Figure:
-    """One point a run, such as dependence against quality, and the Pareto front; of runs on several codecs one a codec.
+    """Two metrics, such as dependence and quality: a small point a run, the mean and 95 % interval of each condition.
+
+    The front is of means, for one of single runs is of luck: conditions that no other beats in both metrics. Where any
+    condition has several runs, those with one are not on it. Of runs on several codecs a point is a codec.
 
     Args:
         experiments: the runs.
         x: `stage.metric` with a better direction.
         y: likewise.
-        by: parameters that give a point its colour and marker; groups beyond the first MAX_GROUPS are grey.
+        by: parameters that make a condition; empty: those that differ, without `seeds`. Of many, those on the front
+            have a colour.
+        seeds: parameters that are averaged over.
         best_by: as in `metric_values`.
         unfinished: whether runs that have not completed count.
     """
     experiments, title = _counted(experiments, unfinished)
+    by = _known(experiments, by) or [name for name in experiments.swept if name not in seeds]
     values = {name: metric_values(experiments, name, best_by=best_by).to_numpy() for name in (x, y)}
-    _known(experiments, by)
-    codecs = counts_codecs(experiments.runs, [])
-    points = experiments.runs.assign(**values)
-    if codecs:
-        points = replicates(points, by, [x, y], codecs=True)
+    codecs = counts_codecs(experiments.runs, by)
+    points = replicates(experiments.runs.assign(**values), by, [x, y], codecs=codecs)
     points = points.replace([np.inf, -np.inf], np.nan).dropna(subset=[x, y])
-    figure, axes = _new_figure(f"{y} against {x}\n{title}", metric_label(x), metric_label(y))
-    front = points[pareto_front(points, x, y)].sort_values([x, y])
-    axes.plot(front[x], front[y], color="#666666", linewidth=1.2, zorder=1, label="Pareto front")
-    groups = list(points.groupby(list(by), sort=False, dropna=False)) if by else [("all runs", points)]
-    for place, ((group, members), style) in enumerate(zip(groups, _styles(len(groups)), strict=False)):
-        things = "codecs" if codecs else "runs"
-        label = _name(by, group, len(members), things) if by else f"{things} ({len(members)})"
-        label = label if place < MAX_GROUPS else _others(len(groups), place)
-        look = {"color": style["color"], "marker": style["marker"], "edgecolors": "white", "s": 55}
-        axes.scatter(members[x], members[y], label=label, **look)
+    means = _means(points, by, x, y)
+    figure, axes = _new_figure(f"{y} against {x}\n{title}, means and 95 % intervals", metric_label(x), metric_label(y))
+    repeated = means["n"].max() > 1 if len(means) else False
+    candidates = means[means["n"] > 1] if repeated else means
+    front = candidates[pareto_front(candidates, x, y)].sort_values([x, y])
+    axes.plot(front[x], front[y], color="#666666", linewidth=1.2, zorder=1, label="front of the means")
+    some = np.unique(
+        np.linspace(0, len(front) - 1, min(len(front), MAX_GROUPS)).round().astype(int)
+    )  # of the whole front
+    coloured = list(means.index if len(means) <= MAX_GROUPS else front.index[some])
+    looks = dict(zip(coloured, _styles(), strict=False))
+    if len(means) > len(coloured):
+        rest = points[~points["group"].isin(coloured)]
+        axes.scatter(rest[x], rest[y], color="#BBBBBB", s=10, zorder=0.5, label=f"{len(means) - len(coloured)} others")
+    things = "codecs" if codecs else "runs"
+    for place, style in looks.items():
+        row, members = means.loc[place], points[points["group"] == place]
+        look = {"color": style["color"], "marker": style["marker"]}
+        axes.scatter(members[x], members[y], s=14, alpha=0.5, linewidths=0, **look)
+        sizes = {f"{axis}err": np.nan_to_num([[row[f"{name}.half"]]]) for axis, name in (("x", x), ("y", y))}
+        label = _name(by, tuple(row[name] for name in by), int(row["n"]), things) if by else "all runs"
+        axes.errorbar(row[x], row[y], **sizes, label=label, linestyle="none", markersize=8, elinewidth=0.8, **look)
+    axes.set(**{f"{axis}lim": _around(points[name]) for axis, name in (("x", x), ("y", y)) if len(points)})
     _add_legend(axes)
     return figure
+
+
+def _means(points: pd.DataFrame, by: Sequence[str], x: str, y: str) -> pd.DataFrame:
+    """Mean of two metrics in each condition, half their intervals, and n; `points` get the number of theirs."""
+    points["group"] = points.groupby(list(by), sort=False, dropna=False).ngroup() if by else 0
+    rows = summarize(points, ["group"], [x, y], interval="t").set_index("group")
+    parts = [rows[rows["metric"] == name] for name in (x, y)]
+    means = pd.DataFrame({name: part["mean"] for name, part in zip((x, y), parts, strict=True)})
+    for name, part in zip((x, y), parts, strict=True):
+        means[f"{name}.half"] = part["high"] - part["mean"]
+    firsts = points.drop_duplicates("group").set_index("group")
+    return means.assign(n=parts[0]["n"], **{name: firsts[name] for name in by})
+
+
+def _around(values: "pd.Series[Any]") -> tuple[float, float]:
+    """Limits of an axis: a little more than the runs, for intervals of two runs would leave them no room."""
+    low, high = float(values.min()), float(values.max())
+    margin = 0.08 * (high - low) or max(abs(high), 1.0) / 2
+    return low - margin, high + margin
 
 
 def intervals(
@@ -172,7 +269,8 @@ def intervals(
     labels = list[str]()
     for place, (metric, style) in enumerate(zip(metrics, _styles(), strict=False)):
         rows = summary[summary["metric"] == metric]
-        _check_count(list(rows.index))
+        if len(rows) > MAX_GROUPS:
+            figure.set_size_inches(min(40, 0.35 * len(rows) + 3), 6.0)
         low, mean, high = (rows[column].to_numpy(float) for column in ("low", "mean", "high"))
         sizes = np.nan_to_num(np.stack([mean - low, high - mean]))
         look = {"color": style["color"], "marker": style["marker"], "linestyle": "none", "capsize": 4}
@@ -181,8 +279,9 @@ def intervals(
         things = "codecs" if codecs else "runs"
         groups = rows[[*by, "n"]].itertuples(index=False)
         labels = [_name(by, tuple(group)[:-1], group[-1], things).replace(", ", "\n") for group in groups]
-    axes.set_xticks(range(len(labels)), labels)
-    axes.margins(x=0.2)
+    many = len(labels) > MAX_GROUPS
+    axes.set_xticks(range(len(labels)), labels, rotation=90 if many else 0, fontsize="x-small" if many else None)
+    axes.margins(x=0.02 if many else 0.2)
     if len(metrics) > 1:
         _add_legend(axes)
         axes.set_ylabel(_plain_text(metric_label(metrics[0]).replace(metrics[0], "", 1).strip(", ")))
@@ -191,6 +290,19 @@ def intervals(
 
 def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -> Figure:
     """A metric of pairs of codebooks, such as `mi`, `nmi`, `mi_groups`, from the last evaluation of one run."""
+    matrix = pair_matrix(experiments, sig, metric)
+    figure, axes = _new_figure(f"{metric} between the codebooks of {sig}", "codebook", "codebook")
+    _draw_matrix(figure, axes, matrix, metric_label(f"evaluate.{metric}"), f"evaluate.{metric}")
+    axes.set(xticks=range(len(matrix)), yticks=range(len(matrix)))
+    return figure
+
+
+def pair_matrix(experiments: Experiments, sig: str, metric: str = "mi") -> Floats:
+    """Values [K, K] of a metric of pairs of codebooks from the last evaluation of one run; NaN where not measured.
+
+    Raises:
+        ResultsError: if there is no such run, or it has no such values.
+    """
     run = _run(experiments, sig)
     prefix = f"evaluate.{metric}_q"
     pairs = {name: run[name] for name in run.index if name.startswith(prefix) and pd.notna(run[name])}
@@ -202,10 +314,7 @@ def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -
     matrix = np.full((size, size), np.nan)
     for (i, j), value in cells.items():
         matrix[i, j] = matrix[j, i] = value
-    figure, axes = _new_figure(f"{metric} between the codebooks of {sig}", "codebook", "codebook")
-    _draw_matrix(figure, axes, matrix, metric_label(f"evaluate.{metric}"))
-    axes.set(xticks=range(size), yticks=range(size))
-    return figure
+    return matrix
 
 
 def codebook_usage(experiments: Experiments, sigs: Sequence[str] | None = None) -> Figure:
@@ -217,8 +326,18 @@ def codebook_usage(experiments: Experiments, sigs: Sequence[str] | None = None) 
     if not names:
         raise ResultsError(f"no run of {experiments.name} has {prefix}0; evaluate them first (evaluate.every).")
     figure, axes = _new_figure(f"codebook usage of {experiments.name}", "codebook", metric_label("evaluate.usage"))
+    if len(runs) > MAX_GROUPS:
+        every = np.array([run[names].to_numpy(float) for run in runs])
+        axes.plot(range(len(names)), every.T, color="#BBBBBB", linewidth=0.8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a codebook that no run has
+            mean = np.nanmean(every, axis=0)
+        axes.plot(
+            range(len(names)), mean, color=_COLOURS[0], marker="o", label=f"mean of {len(runs)} runs, each in grey"
+        )
+        runs = []
     width = 0.8 / max(1, len(runs))
-    for index, (run, style) in enumerate(zip(_check_count(runs), _styles(), strict=False)):
+    for index, (run, style) in enumerate(zip(runs, _styles(), strict=False)):
         places = np.arange(len(names)) + (index - (len(runs) - 1) / 2) * width
         hatch = ("", "//", "\\\\", "..", "xx")[index % 5]
         values = run[names].astype(float)
@@ -281,11 +400,28 @@ def _new_figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_matrix(figure: Figure, axes: Axes, values: Any, label: str, spreads: Any = None) -> None:
-    """Draw a matrix with its numbers; text is black on light and white on dark cells."""
-    shown = axes.imshow(values, cmap="cividis", aspect="auto")
-    figure.colorbar(shown, ax=axes, label=_plain_text(label))
-    colours = np.asarray(colormaps["cividis"](np.asarray(shown.norm(np.nan_to_num(values)))))
+def _draw_matrix(
+    figure: Figure,
+    axes: Axes,
+    values: Floats,
+    label: str,
+    metric: str,
+    *,
+    spreads: Floats | None = None,
+    limits: tuple[float, float] | None = None,
+    bar: bool = True,
+) -> None:
+    """Draw a matrix with its numbers, the better the brighter; text is black on light and white on dark cells."""
+    known = known_metric(metric)
+    near = known is not None and known.direction == "near_zero"
+    drawn = np.abs(values) if near else values
+    ends = np.array(limits if limits is not None else (np.nanmin(values), np.nanmax(values)))
+    ends = np.array([0.0, np.abs(ends).max()]) if near else ends
+    name = "cividis_r" if known is not None and known.direction in ("lower", "near_zero") else "cividis"
+    shown = axes.imshow(drawn, cmap=name, aspect="auto", vmin=ends[0], vmax=ends[1])
+    if bar:
+        figure.colorbar(shown, ax=axes, label=_plain_text(f"distance from 0: {label}" if near else label))
+    colours = np.asarray(colormaps[name](np.asarray(shown.norm(np.nan_to_num(drawn)))))
     shades = colours[..., :3] @ np.array([0.299, 0.587, 0.114])
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
@@ -336,13 +472,6 @@ def _add_legend(axes: Axes) -> None:
         axes.legend(frameon=False, fontsize="small")
     else:
         axes.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", transform=axes.transAxes)
-
-
-def _check_count(groups: Sequence[Any]) -> Sequence[Any]:
-    """The groups, if one figure can show so many."""
-    if len(groups) > MAX_GROUPS:
-        raise ResultsError(f"{len(groups)} groups do not fit one figure, {MAX_GROUPS} do; group by fewer parameters.")
-    return groups
 
 
 def _plain_text(text: str) -> str:

@@ -1,10 +1,10 @@
 """Statistics of runs: groups over seeds, and conditions against a baseline.
 
 The computations are SciPy's: bootstrap (Efron and Tibshirani, 1993, chapter 13), paired t-test, sign-flip permutation
-test. Holm's correction (Holm, 1979) is for all comparisons of one table. With few seeds, look at `n` first.
+test. Holm's correction (Holm, 1979) is for all comparisons of one table. With few seeds, look at `n` first. How often
+each is wrong without an effect, and finds one: docs/results.md; over a whole factorial design: `pooled.py`.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from scipy import stats
 
 from audiotok.errors import ResultsError
 from audiotok.results.baseline import match
+from audiotok.results.metrics import Floats, differing_settings
 from audiotok.results.tables import require_columns
 
 CONFIDENCE = 0.95
@@ -22,7 +23,7 @@ SEED = 0  # of the bootstrap: the same data gives the same interval
 
 Interval = Literal["bootstrap", "t"]
 Test = Literal["t", "permutation"]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
+_EQUAL = 1e-6  # relative to the values: differences no further apart are equal but for rounding
 
 
 def summarize(
@@ -31,7 +32,7 @@ def summarize(
     metrics: Sequence[str],
     *,
     confidence: float = CONFIDENCE,
-    interval: Interval = "bootstrap",
+    interval: Interval = "t",
 ) -> pd.DataFrame:
     """Mean and spread of each metric in each group of runs.
 
@@ -40,12 +41,12 @@ def summarize(
         by: columns that make a group; over the others (the seed) it is averaged.
         metrics: columns to summarise; missing values are left out.
         confidence: of the interval, between 0 and 1.
-        interval: `bootstrap` (percentiles of resampled means; too narrow below about 8 runs) or `t` (Student's, for
-            normal values).
+        interval: `t` (Student's, for normal values) or `bootstrap` (percentiles of resampled means; too narrow below
+            about 8 runs: docs/results.md has how often each holds the mean).
 
     Returns:
         One row per group and metric: the columns of `by`, `metric`, `n`, `mean`, `std` (n - 1), `low`, `high`. A number
-        that `n` does not allow is NaN.
+        that `n` does not allow is NaN, as is the interval of equal values, which say nothing of their spread.
 
     Raises:
         ResultsError: if a column does not exist, or `confidence` is not between 0 and 1.
@@ -85,12 +86,14 @@ def compare(
         confidence: of the interval of the difference.
         interval: as in `summarize`.
         test: `t` (paired t-test) or `permutation` (signs of the differences flipped; exact; with n pairs its smallest
-            p-value is 2 / 2^n).
+            p-value is 2 / 2^n). Where all differences are equal, as those of whole numbers may be, it is always the
+            latter, for they say nothing of their spread.
 
     Returns:
         One row per condition and metric: the columns of `by`, `metric`, `n` (pairs), `baseline` and `mean` (over the
         pairs), `difference` (condition minus baseline), `low`, `high`, `effect` (Cohen's d of the differences), `p`,
-        and `p_holm`, corrected for all rows of the table. A condition that has no baseline has n = 0 and no numbers.
+        and `p_holm`, corrected for all rows of the table. A condition that has no baseline has n = 0 and no numbers, as
+        have values that were measured under other settings than the baseline's (`Metric.depends_on`).
 
     Raises:
         ResultsError: if a column or the baseline does not exist, or two runs of a condition have the same seed.
@@ -98,6 +101,7 @@ def compare(
     _check(runs, [*by, *metrics, pair], confidence)
     conditions = [(group, _by_pair(members, pair, by, group)) for group, members in _groups(runs, by)]
     found = match([group for group, _ in conditions], by, baseline)
+    settings = {metric: differing_settings(runs, metric) for metric in metrics}
     rows = []
     for place, (group, members) in enumerate(conditions):
         if place in found.baselines:
@@ -105,20 +109,20 @@ def compare(
         reference = conditions[found.of[place]][1] if place in found.of else members.iloc[:0]
         for metric in metrics:
             both = pd.concat([reference[metric], members[metric]], axis=1, join="inner").to_numpy(float)
+            if settings[metric] and differing_settings(pd.concat([reference, members])[settings[metric]], metric):
+                both = both[:0]
             row = _compare_pairs(both[np.isfinite(both).all(axis=1)], confidence, interval, test)
             rows.append((*group, metric, *row))
     columns = ["n", "baseline", "mean", "difference", "low", "high", "effect", "p"]
     table = pd.DataFrame(rows, columns=[*by, "metric", *columns])
-    table["p_holm"] = _holm(table["p"].to_numpy(float))
+    table["p_holm"] = holm(table["p"].to_numpy(float))
     return table
 
 
 def _confidence_interval(values: Floats, confidence: float, interval: Interval) -> tuple[float, float]:
-    """Interval of the mean; NaN for fewer than two values."""
-    if len(values) < 2:
+    """Interval of the mean; NaN for fewer than two values, or equal ones."""
+    if len(values) < 2 or np.ptp(values) == 0:
         return np.nan, np.nan
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
     if interval == "t":
         low, high = stats.t.interval(confidence, len(values) - 1, values.mean(), stats.sem(values))
     else:
@@ -127,7 +131,7 @@ def _confidence_interval(values: Floats, confidence: float, interval: Interval) 
     return float(low), float(high)
 
 
-def _holm(p_values: Floats) -> Floats:
+def holm(p_values: Floats) -> Floats:
     """P-values corrected so that the chance of any false finding among them stays bounded; NaN stays NaN."""
     corrected = np.full(len(p_values), np.nan)
     tested = np.flatnonzero(np.isfinite(p_values))
@@ -143,6 +147,8 @@ def _compare_pairs(both: Floats, confidence: float, interval: Interval, test: Te
     if n == 0:
         return (0, *[np.nan] * 7)
     differences = both[:, 1] - both[:, 0]
+    if np.ptp(differences) <= _EQUAL * np.abs(both).max():
+        differences = np.full(n, differences.mean())
     low, high = _confidence_interval(differences, confidence, interval)
     spread = differences.std(ddof=1) if n > 1 else np.nan
     effect = differences.mean() / spread if spread > 0 else np.nan
@@ -153,12 +159,33 @@ def _compare_pairs(both: Floats, confidence: float, interval: Interval, test: Te
 def _p_value(differences: Floats, test: Test) -> float:
     if not differences.any():
         return 1.0
+    if test == "t" and np.ptp(differences) == 0:
+        return float(2.0 ** (1 - len(differences)))  # of flipped signs: a t-test would have an error of 0, and p = 0
     if test == "permutation":
         options: dict[str, Any] = {"permutation_type": "samples", "n_resamples": RESAMPLES, "rng": SEED}
         return float(stats.permutation_test((differences,), np.mean, **options).pvalue)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # equal differences: p is 0, as it should be
-        return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def effect_needed(pairs: int, tests: int = 1, alpha: float = 0.05) -> float:
+    """Smallest effect (mean of the differences over their spread) with which a paired t-test has p < alpha / tests."""
+    if pairs < 2:
+        return np.inf
+    return float(stats.t.isf(alpha / tests / 2, pairs - 1) / np.sqrt(pairs))
+
+
+def reach_line(table: pd.DataFrame) -> str:
+    """What p-values a table of `compare` could have with so few pairs; empty for one without rows."""
+    if table.empty:
+        return ""
+    most, tests = int(table["n"].max()), int(table["p"].notna().sum())
+    if most < 2:
+        return "no p below .05 is possible: there is no condition with two pairs, so no error is known; add seeds"
+    alone, corrected = effect_needed(most), effect_needed(most, tests)
+    return (
+        f"with {most} pairs p < .05 needs an effect (difference over the spread of differences) above {alone:.3g}, and "
+        f"p_holm < .05 one above {corrected:.3g} in the first of {tests} tests"
+    )
 
 
 def _groups(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:

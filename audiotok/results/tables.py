@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from audiotok.errors import ResultsError
-from audiotok.results.metrics import CODEC, HEADLINE, Direction, known_metric, several_codecs
+from audiotok.results.metrics import CODEC, HEADLINE, Direction, Floats, goodness, known_metric, metric_in
 from audiotok.results.selection import counted
 from audiotok.text import clean_text, spoken_duration
 
@@ -36,6 +36,7 @@ _SMALL = 1e-3  # numbers below it, an MMD for example, are in scientific notatio
 _DECIMALS = 6  # at most, but for means with a small spread
 _SHORT_NUMBER = 7  # characters: a number as short as that was typed by a person, and is shown as it is
 _MEASURED = ("train", "valid", "evaluate", "generate")
+_RISK = 0.05  # that the row which is best in truth is not marked
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _MARKDOWN = re.compile(r"[\\|<`*]")
 _MINUS = re.compile(r"-(?=[0-9])")  # of a number and of its exponent
@@ -49,7 +50,7 @@ _LATEX = {
     "±": r"$\pm$",
     "×": r"$\times$",
 }
-_ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
+_ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", "near_zero": r"$\to 0$"}
 
 
 def format_table(
@@ -59,6 +60,7 @@ def format_table(
     *,
     bold: bool = False,
     unfinished: bool = False,
+    source: pd.DataFrame | None = None,
 ) -> str:
     """Write runs as text.
 
@@ -66,8 +68,10 @@ def format_table(
         runs: `Experiments.runs`, a summary, or any DataFrame.
         fmt: `table` (aligned, rounded), `markdown` (rounded), `latex` (booktabs, rounded) or `csv` (full precision).
         columns: names or patterns such as `valid.*`, in this order; default all.
-        bold: mark the best value of every metric that has a better direction; for `table`, with terminal escapes.
+        bold: mark the best values of every metric that has a better direction (`best_rows`); for `table`, with terminal
+            escapes.
         unfinished: whether runs that have not completed can be best.
+        source: the runs that the table summarises, whose settings say which values compare; default `runs`.
 
     Returns:
         Lines, the last one ended too.
@@ -84,12 +88,13 @@ def format_table(
         return _plain(frame).to_csv(index=False, lineterminator="\n")  # by repr of numbers, which loses nothing
     headers = [clean_text(str(name)) for name in frame.columns]
     values = [frame.iloc[:, index].tolist() for index in range(len(headers))]
-    cells = [_texts(*column) for column in zip(headers, values, strict=True)]
+    counts = _counts(frame)
+    cells = [_texts(*column, counts) for column in zip(headers, values, strict=True)]
     numeric = [all(map(is_numeric, items)) for items in values]
-    several = several_codecs(runs)
-    directions = [_direction(header, several) for header in headers]
+    directions = [_direction(str(name), runs if source is None else source) for name in frame.columns]
+    errors = [own_errors(runs, str(name)) for name in frame.columns]
     ranked = _ranked(runs, values, unfinished=unfinished)
-    best = [best_rows(items, way) if bold else set() for items, way in zip(ranked, directions, strict=True)]
+    best = [best_rows(*column) if bold else set() for column in zip(ranked, directions, errors, strict=True)]
     if fmt == "latex":
         arrows = [_ARROWS.get(direction, "") for direction in directions]
         headers = [f"{_for_latex(header)} {arrow}".rstrip() for header, arrow in zip(headers, arrows, strict=True)]
@@ -101,7 +106,7 @@ def fitting_columns(table: pd.DataFrame, columns: Sequence[str] | None, width: i
     """The columns that fit a terminal of this width: from the first on, but for those that there is no room for."""
     chosen, room = list[str](), width
     for name in list(table.columns) if columns is None else columns:
-        cells = _texts(name, table[name].tolist())
+        cells = _texts(name, table[name].tolist(), _counts(table))
         needs = max(map(_text_width, (clean_text(name), *cells))) + 2 * bool(chosen)
         if needs <= room or not chosen:
             chosen.append(name)
@@ -117,6 +122,7 @@ def write_table(
     *,
     bold: bool = False,
     unfinished: bool = False,
+    source: pd.DataFrame | None = None,
 ) -> None:
     """Write runs to a file; see `format_table`. Parquet holds lists as JSON text.
 
@@ -128,8 +134,8 @@ def write_table(
             frame = runs if columns is None else runs[_select_columns(runs.columns, columns)]
             _plain(frame).convert_dtypes().to_parquet(path, index=False)
         else:
-            marked = bold and fmt != "table"
-            path.write_text(format_table(runs, fmt, columns, bold=marked, unfinished=unfinished), encoding="utf-8")
+            text = format_table(runs, fmt, columns, bold=bold and fmt != "table", unfinished=unfinished, source=source)
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ResultsError(f"cannot write {path}: {error.strerror or error}.") from error
 
@@ -195,7 +201,8 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
         pivot: one of `by`, whose values become columns.
 
     Returns:
-        One row per group (without `pivot`), one column of `Estimate` per metric (and value of `pivot`).
+        One row per group (without `pivot`): its parameters, `n` (runs; of the metric, or value of `pivot`, that has
+        most), and one column of `Estimate` per metric (and value of `pivot`).
 
     Raises:
         ResultsError: if `pivot` is not one of `by`, or is the only one.
@@ -208,25 +215,75 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
         key = tuple(None if _is_missing(record[name]) else record[name] for name in rows)  # NaN is no key
         row = table.setdefault(key, dict(zip(rows, key, strict=True)))
         where = "" if pivot is None else f"{pivot.rpartition('.')[2]}={format_column([record[pivot]])[0]}"
+        row["n"] = max(row.get("n", 0), record["n"])
         row[f"{record['metric']} {where}".rstrip()] = Estimate(record["mean"], record["std"], record["n"])
     return pd.DataFrame(list(table.values()))
 
 
-def best_rows(items: Sequence[Any], direction: Direction) -> set[int]:
-    """Rows with the best finite value, if the metric has a better direction and there is a choice."""
+def best_rows(items: Sequence[Any], direction: Direction, errors: Sequence[float] | None = None) -> set[int]:
+    """Rows with the best finite value, and those that their errors do not tell apart from it.
+
+    With at least 95 % of probability the row that is best in truth is among them: each other row is compared with the
+    best one by a one-sided test, at Bonferroni's share of 5 % (Gupta's subset selection, 1965).
+
+    Args:
+        items: numbers, or `Estimate`s, whose errors follow from the spread of all rows together (all are taken for
+            equally noisy, since two seeds say little of the noise of one condition).
+        direction: of the metric; of a neutral one no row is best. With `near_zero` rows within their error of 0 are
+            all best, if any is.
+        errors: standard error of each number; by default none, and only equal values are best together.
+
+    Returns:
+        Indices; empty where there is no choice, for fewer than two values are finite.
+    """
     numbers = np.array([number_of(value) for value in items], np.float64)
-    finite = np.where(np.isfinite(numbers), numbers, np.nan)
-    if direction == "neutral" or np.isfinite(finite).sum() < 2:
+    finite = np.isfinite(numbers)
+    if direction == "neutral" or finite.sum() < 2:
         return set()
-    best = np.nanmax(finite) if direction == "higher" else np.nanmin(finite)
-    return set(np.flatnonzero(finite == best).tolist())
+    scores = np.where(finite, goodness(numbers, direction), -np.inf)
+    best = int(np.argmax(scores))
+    spread, degrees = _errors(items) if errors is None else (np.nan_to_num(np.array(errors, np.float64)), None)
+    reach = _quantile(1 - _RISK / (finite.sum() - 1), degrees) * np.hypot(spread, spread[best])
+    equal = scores >= scores[best] - reach
+    if direction == "near_zero" and equal[best] and -scores[best] <= _quantile(1 - _RISK / 2, degrees) * spread[best]:
+        equal |= -scores <= _quantile(1 - _RISK / 2, degrees) * spread
+    return set(np.flatnonzero(finite & equal).tolist())
 
 
-def _direction(header: str, several: bool) -> Direction:
-    """Which way a column is better; what is about the codes of one codec is not better than that of another."""
+def own_errors(runs: pd.DataFrame, column: str) -> list[float] | None:
+    """Error of each run's own value of a metric that is better near 0, where it was measured (`evaluate.mmd_err`).
+
+    Of other metrics the error is over recordings, which all runs share: it is not the error of a difference.
+    """
+    metric = known_metric(column)
+    if metric is None or metric.direction != "near_zero" or f"{column}_err" not in runs.columns:
+        return None
+    if any(isinstance(value, Estimate) for value in runs[column]):
+        return None  # the spread over seeds says more
+    return [number_of(value) for value in runs[f"{column}_err"]]
+
+
+def _errors(items: Sequence[Any]) -> tuple[Floats, int | None]:
+    """Standard error of the mean of each row, from the spread within all rows; and its degrees of freedom."""
+    estimates = [value for value in items if isinstance(value, Estimate) and value.n > 1 and math.isfinite(value.std)]
+    degrees = sum(value.n - 1 for value in estimates)
+    if not degrees:
+        return np.zeros(len(items)), None
+    std = math.sqrt(sum((value.n - 1) * value.std**2 for value in estimates) / degrees)
+    return np.array([std / math.sqrt(getattr(value, "n", 0) or 1) for value in items]), degrees
+
+
+def _quantile(probability: float, degrees: int | None) -> float:
+    from scipy import special  # here: it takes longer to import than a table to print
+
+    return float(special.ndtri(probability) if degrees is None else special.stdtrit(degrees, probability))
+
+
+def _direction(header: str, runs: pd.DataFrame) -> Direction:
+    """Which way a column is better; neutral where its values do not compare."""
     name = header.partition(" ")[0]  # `losses.mmd` is a parameter, `evaluate.mmd` is measured
-    metric = known_metric(name) if name.removeprefix(CODEC).partition(".")[0] in _MEASURED else None
-    return "neutral" if metric is None or (metric.of_codes and several) else metric.direction
+    metric = metric_in(runs, name) if name.removeprefix(CODEC).partition(".")[0] in _MEASURED else None
+    return "neutral" if metric is None else metric.direction
 
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:
@@ -282,11 +339,20 @@ def _ranked(runs: pd.DataFrame, values: list[list[Any]], *, unfinished: bool) ->
     return [[value if here else None for value, here in zip(items, count, strict=True)] for items in values]
 
 
-def _texts(header: str, items: Sequence[Any]) -> list[str]:
-    """Text of every value of a column; durations as people write them."""
+def _counts(table: pd.DataFrame) -> list[Any] | None:
+    """Runs, or codecs, of each row, where the table has them."""
+    return next((table[name].tolist() for name in ("n", "codecs") if name in table.columns), None)
+
+
+def _texts(header: str, items: Sequence[Any], counts: Sequence[Any] | None = None) -> list[str]:
+    """Text of every value of a column; durations as people write them, estimates of fewer runs than others with n."""
     if header.rpartition(".")[2] == "duration" and not any(isinstance(value, Estimate) for value in items):
         return [spoken_duration(number_of(value)) for value in items]
-    return format_column(items)
+    texts = format_column(items)
+    if counts is None:
+        return texts
+    fewer = [isinstance(value, Estimate) and 0 < value.n < n for value, n in zip(items, counts, strict=True)]
+    return [f"{text} (n = {value.n})" if less else text for text, value, less in zip(texts, items, fewer, strict=True)]
 
 
 def _for_latex(text: str) -> str:

@@ -54,23 +54,31 @@ def test_conditions(root: Path, capsys: pytest.CaptureFixture[str], caplog: pyte
     arguments = ["--by", "losses.mmd,mmd.sigmas", "--metric", "evaluate.sisnr", "--format", "markdown"]
     assert results(root, *arguments) == 0
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| 0 | median | 3.50 ± 0.71 |",
-        "| 0 | [1, 5] | 3.50 ± 0.71 |",
-        "| 10 | median | **13.50 ± 0.71** |",
-        "| 10 | [1, 5] | 13.00 |",
+        "| 0 | median | 2 | 3.50 ± 0.71 |",
+        "| 0 | [1, 5] | 2 | 3.50 ± 0.71 |",
+        "| 10 | median | 2 | **13.50 ± 0.71** |",
+        "| 10 | [1, 5] | 1 | **13.00** |",
     ]
     assert "left out: 1 RUNNING" in caplog.text
     assert results(root, *arguments, "--unfinished", "--pivot", "mmd.sigmas") == 0
-    assert "| 10 | **13.50 ± 0.71** | **13.50 ± 0.71** |" in capsys.readouterr().out
+    assert "| 10 | 2 | **13.50 ± 0.71** | **13.50 ± 0.71** |" in capsys.readouterr().out
 
 
-def test_the_best_epoch(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_epoch(root: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     arguments = ["--by", "losses.mmd", "--metric", "evaluate.sisnr", "--format", "csv", "--unfinished"]
     means = []
-    for by in ([], ["--best-by", "valid.msspec"], ["--best-by", "evaluate.mi"]):
+    for by in ([], ["--best-by", "valid.msspec"], ["--best-by", "evaluate.mi", "--direction", "mi=lower"]):
         assert results(root, *arguments, *by) == 0
-        means.append(float(capsys.readouterr().out.splitlines()[1].split(",")[1]))
+        means.append(float(capsys.readouterr().out.splitlines()[1].split(",")[2]))
     assert means == [3.5, 3.5, 2.5]  # mi is equal in both epochs: the first
+    assert "--best-by evaluate.mi chooses the epoch by the data that evaluate.sisnr is reported of" in caplog.text
+    assert "chooses the epoch by the data that" not in caplog.text.split("evaluate.mi chooses")[0]
+    for wrong, message in (
+        ([*arguments, "--best-by", "evaluate.mi"], "scatters"),
+        (["--best-by", "valid.msspec"], "--by"),
+    ):
+        assert results(root, *wrong) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_averaging_over_more_than_seeds_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -135,9 +143,41 @@ def test_a_comparison_says_whether_a_difference_is_clear(root: Path, caplog: pyt
     [
         (-0.3, -0.1, "mi_groups lower (-0.2 bit, 95 % interval -0.3 to -0.1, 3 pairs of runs)"),
         (-0.5, 0.1, "mi_groups no clear difference (-0.2 bit, 95 % interval -0.5 to +0.1, 3 pairs of runs)"),
-        (math.nan, math.nan, "mi_groups 3 pairs of runs, too few for an error (-0.2 bit)"),
+        (math.nan, math.nan, "mi_groups 3 pairs of runs that differ alike, so no error is known (-0.2 bit)"),
     ],
 )
 def test_a_difference_in_words(low: float, high: float, words: str) -> None:
     row = {"losses.mmd": 0.5, "metric": "evaluate.mi_groups", "n": 3, "difference": -0.2, "low": low, "high": high}
     assert _in_words(row, ["losses.mmd"]) == f"losses.mmd=0.5 against the baseline: evaluate.{words}"
+
+
+def test_one_test_over_the_whole_grid(
+    root: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    arguments = ["--by", "losses.mmd", "--metric", "evaluate.sisnr", "--pooled", "--format", "csv"]
+    assert results(root, *arguments) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    values = dict(zip(header.split(","), row.split(","), strict=True))
+    assert [values[name] for name in ("levels", "blocks", "n")] == [
+        "2",
+        "3",
+        "6",
+    ]  # the run without a partner is not in n
+    assert float(values["p"]) == float(values["smallest_p"]) == 2 / 2**3
+    assert "equal in all of: mmd.sigmas, seed" in caplog.text and "no p below 0.05 is possible" in caplog.text
+    assert "averaged over" not in caplog.text
+    for wrong in (["--baseline", "losses.mmd=0"], ["--pivot", "losses.mmd"], ["--direction", "sisnr=up"]):
+        assert results(root, *arguments, *wrong) == 2
+        assert wrong[0] in capsys.readouterr().err
+
+
+def test_a_metric_declared_by_option_has_a_best_value(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(8):
+        file = root / "xps" / f"0000000{index}" / "history.json"
+        file.write_text(json.dumps([{"evaluate": {"brightness": index // 2 * 100.0 + index % 2}}]))
+    arguments = ["--by", "losses.mmd,mmd.sigmas", "--metric", "evaluate.brightness", "--format", "markdown"]
+    for option, bold in (["--direction", "brightness=lower"], 0), (["--direction", "brightness=higher"], 3), ([], None):
+        assert results(root, *arguments, *option) == 0
+        rows = capsys.readouterr().out.splitlines()[2:]
+        assert [row for row in range(4) if "**" in rows[row]] == ([] if bold is None else [bold])

@@ -97,7 +97,7 @@ def fill(root: Path) -> None:
 
 def wait_for(page: Page, condition: str) -> None:
     """Wait for a JavaScript expression to be true; from outside, since the page's policy forbids `eval`."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while not page.evaluate(condition):
         assert time.monotonic() < end, f"never true: {condition}"
         time.sleep(0.02)
@@ -133,7 +133,7 @@ def browser() -> Iterator[Browser]:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """A browser with empty storage."""
     fresh = browser.new_context(viewport={"width": 1280, "height": 900})
-    fresh.set_default_timeout(5000)
+    fresh.set_default_timeout(30_000)
     yield fresh
     fresh.close()
 

@@ -1,4 +1,7 @@
-"""Pictures of a report for the documentation: `python tests/report/screenshots.py REPORT_FOLDER docs/images`."""
+"""Pictures of a report for the documentation: `python tests/report/screenshots.py [--sweep] REPORT_FOLDER docs/images`.
+
+With `--sweep` those of a sweep of four hundred runs, on a desk and on a phone.
+"""
 
 import sys
 from pathlib import Path
@@ -27,6 +30,20 @@ def main(report: Path, images: Path) -> None:
         phone.locator("#player").scroll_into_view_if_needed()
         phone.locator("#listen-heading").evaluate("heading => heading.scrollIntoView()")
         _save(phone, images / "report_phone.png")
+
+
+def sweep(report: Path, images: Path) -> None:
+    """Take the pictures of a large sweep."""
+    images.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--mute-audio"])
+        for width, height, name in ((1400, 1000, "report_sweep.png"), (390, 844, "report_sweep_phone.png")):
+            page = _open(browser, report / "index.html", width, height)
+            page.locator("#filter-text").fill("losses.mmd>=1")
+            page.evaluate("document.activeElement.blur()")
+            if width == 390:
+                page.locator("#runs-heading").evaluate("heading => heading.scrollIntoView()")
+            _save(page, images / name)
 
 
 def _open(browser: Browser, path: Path, width: int, height: int, *, dark: bool = False) -> Page:
@@ -67,4 +84,5 @@ def _save(page: Page, path: Path, part: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    make = sweep if "--sweep" in sys.argv else main
+    make(*map(Path, sys.argv[-2:]))

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from audiotok import cli
 from audiotok.errors import ResultsError
 from audiotok.report import ReportOptions, write_report
 from audiotok.report.charts import curve
 from audiotok.report.runs import _log_file, run_pages
-from audiotok.report.table import clock_text, compare_conditions, condition_columns
+from audiotok.report.table import clock_text, compare_conditions, condition_columns, run_columns
 from audiotok.results import METRICS, load_grid
 from audiotok.results.statistics import compare
 from audiotok.results.tables import best_rows
@@ -76,8 +77,9 @@ def test_statistics_are_those_of_the_library(results: Path) -> None:
     metrics = ["evaluate.sisnr", "evaluate.mi"]
     columns = {column.name: column for column in condition_columns(grid, ["losses.mmd"], metrics)}
     assert [cell.text for cell in columns["runs"].cells] == ["2", "2"]
-    assert [cell.best for cell in columns["evaluate.sisnr"].cells] == [False, True]
     values = grid.runs.groupby("losses.mmd")["evaluate.sisnr"]
+    told_apart = ttest_ind(*(group for _, group in values)).pvalue / 2 < 0.05
+    assert [cell.best for cell in columns["evaluate.sisnr"].cells] == [not told_apart, True]
     expected = [f"{mean:.0f} ± {std:.0f}" for mean, std in zip(values.mean(), values.std(), strict=True)]
     assert [cell.text for cell in columns["evaluate.sisnr"].cells] == expected
     rows = compare_conditions(grid, ["losses.mmd"], metrics, {"losses.mmd": 0}, "seed")
@@ -85,6 +87,26 @@ def test_statistics_are_those_of_the_library(results: Path) -> None:
     assert [(row.metric, row.verdict) for row in rows] == [("evaluate.sisnr", "better"), ("evaluate.mi", "better")]
     assert [row.cells[0] for row in rows] == ["2", "2"]
     assert [row.cells[7] for row in rows] == [f"{p:.3f}" if p >= 1e-3 else "< 0.001" for p in table["p_holm"]]
+
+
+def test_runs_that_have_not_completed_count_only_on_request(tmp_path: Path) -> None:
+    for index, (state, value) in enumerate([("COMPLETED", 10.0), ("COMPLETED", 12.0), ("RUNNING", 50.0)]):
+        argv = ["losses.mmd=1", f"seed={index}"]
+        add_run(tmp_path, "g", f"0000000{index}", argv, [{"evaluate": {"sisnr": value}}], state=state)
+    grid = load_grid("g", tmp_path)
+    for unfinished, runs, mean, best, line in (
+        (False, "2", "11", [False, True, False], "2 of 3 runs completed and are counted; left out: 1 RUNNING"),
+        (True, "3", "24", [False, False, True], "all 3 runs are counted, 1 of which have not completed"),
+    ):
+        by, metrics = ["losses.mmd"], ["evaluate.sisnr"]
+        columns = {column.name: column for column in condition_columns(grid, by, metrics, unfinished=unfinished)}
+        assert columns["runs"].cells[0].text == runs
+        assert columns["evaluate.sisnr"].cells[0].text.startswith(f"{mean}")
+        table = {column.name: column for column in run_columns(grid, metrics, unfinished=unfinished)}
+        assert [cell.best for cell in table["evaluate.sisnr"].cells] == best
+        report = tmp_path / f"report{unfinished}"
+        write_report(grid, report, ReportOptions(by=by, metrics=metrics, unfinished=unfinished))
+        assert (report / "index.html").read_text().count(line) == 3  # table, statistics, plots
 
 
 def test_runs_know_what_sets_them_apart(results: Path) -> None:

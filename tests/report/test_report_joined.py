@@ -45,14 +45,17 @@ def test_the_page_has_the_codecs_the_gap_and_both_likelihoods(
     codecs = page[page.index('id="codecs-heading"') : page.index('id="runs-heading"')]
     assert codecs.count("<tr>") == 7 and all(codec_sig(w, s) in codecs for w in (0, 10) for s in (1, 2, 3))
     assert "of each codec&#39;s own codes" in page
-    for name in ("tradeoff", "gap", "likelihoods"):
-        assert (tmp_path / "report/plots" / f"{name}.svg").is_file()
-    curves = re.findall(r"<figcaption>(\S+) over epochs, mean and range over seed", page)
-    assert "valid.ce" in curves
     statistics = page[page.index('id="statistics-heading"') : page.index('id="plots-heading"')]
     assert all(name in statistics for name in (">gap", ">bits_parallel", ">bits_chain"))
-    assert "codec.evaluate.sisdr against evaluate.gap" in page
     data = json.loads(re.findall(r'id="report-data">(.*?)</script>', page, re.DOTALL)[0])
+    charts = data["charts"]
+    metrics = {metric["name"]: metric for metric in charts["metrics"]}
+    assert [charts["metrics"][place]["name"] for place in charts["axes"]] == ["evaluate.gap", "codec.evaluate.sisdr"]
+    assert (charts["things"], metrics["evaluate.gap"]["n"]) == ("codecs", [3, 3])
+    assert metrics["evaluate.bits_chain"]["direction"] == "neutral" and "valid.ce" in [
+        one["name"] for one in charts["curves"]
+    ]
+    assert sorted(run for runs in charts["points"] for run in runs) == list(range(12))
     assert data["runs"]["1a800100 chain"] == "mmd=0, codec.seed=1, seed=1, chain head"
     run = (tmp_path / "report/runs/1a800100.html").read_text()
     assert '<td class="soft">codec</td>' in run

@@ -100,6 +100,8 @@ def test_the_best_epoch_follows_the_direction_of_the_metric(grid: Path) -> None:
         assert runs.loc[folder.name, "best_epoch"] == best
     with pytest.raises(ResultsError, match="no better direction"):
         load_grid(GRID, grid, best_by="valid.bandwidth")
+    with pytest.raises(ResultsError, match="scatters around 0"):
+        load_grid(GRID, grid, best_by="evaluate.mmd")
     with pytest.raises(ResultsError, match="not a known"):
         load_grid(GRID, grid, best_by="msspec")
 

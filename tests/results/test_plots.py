@@ -13,6 +13,7 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage, imread
 from matplotlib.patches import Rectangle
+from scipy import stats
 
 from audiotok.errors import ResultsError
 from audiotok.results import Experiments, load_grid
@@ -20,6 +21,7 @@ from audiotok.results.plots import (
     codebook_usage,
     heatmap,
     information_matrix,
+    intervals,
     learning_curves,
     metric_label,
     save_figure,
@@ -78,12 +80,67 @@ def test_heatmap(experiments: Experiments) -> None:
 def test_tradeoff(experiments: Experiments) -> None:
     figure = tradeoff(experiments, "evaluate.mi", "evaluate.sisnr", ["losses.mmd"])
     axes = figure.axes[0]
-    assert "evaluate.mi, bit (↓ lower is better)" in texts(figure) and "dB (↑ higher is better)" in texts(figure)
+    assert "evaluate.mi, bit (closer to 0 is better)" in texts(figure) and "dB (↑ higher is better)" in texts(figure)
     front = axes.get_lines()[0]
-    assert np.allclose(np.asarray(front.get_ydata(), float), [10, 12])  # n_q = 3, seed 1, of either weight
-    assert sum(len(np.asarray(points.get_offsets())) for points in axes.collections) == 8
-    markers = {np.asarray(points.get_paths()[0].vertices).shape for points in axes.collections}
-    assert len(markers) == 2
+    assert np.allclose(np.asarray(front.get_ydata(), float), [9.5, 11.5])  # of the means of four runs, not of runs
+    assert sum(len(np.asarray(points.get_offsets())) for points in axes.collections if points.get_offsets().size) >= 8
+    assert "mmd=0 (4 runs)" in texts(figure) and "mmd=10 (4 runs)" in texts(figure)
+    error: Any = next(one for one in axes.containers if one.get_label() == "mmd=0 (4 runs)")
+    half = stats.t.interval(0.95, 3, 11.5, stats.sem([11, 11, 12, 12]))[1] - 11.5
+    (_, _, (_, bars)) = error.lines
+    assert np.allclose(np.ptp(bars.get_segments()[0], axis=0)[1], 2 * half)
+
+
+def test_a_third_parameter_gets_panels_a_value_or_is_averaged_over_by_name(experiments: Experiments) -> None:
+    swept = ["losses.mmd", "rvq.n_q", "seed"]
+    assert list(experiments.swept) == swept
+    with pytest.raises(ResultsError, match=r"rvq\.n_q, seed differ too.*mean_over"):
+        heatmap(experiments, "evaluate.sisnr", "losses.mmd", "label", seeds=())
+    figure = heatmap(experiments, "evaluate.sisnr", "losses.mmd", "seed", seeds=())
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["n_q=2", "n_q=3"]
+    images = [child for axes in figure.axes[:2] for child in axes.get_children() if isinstance(child, AxesImage)]
+    assert images[0].get_clim() == images[1].get_clim() == (9, 12)
+    assert np.allclose(np.asarray(images[1].get_array()), [[12, 12], [10, 10]])
+    held = heatmap(experiments, "evaluate.sisnr", "losses.mmd", "seed", seeds=(), at={"rvq.n_q": 3})
+    assert "rvq.n_q=3" in title(held) and len(held.axes) == 2
+    mean = heatmap(experiments, "evaluate.sisnr", "losses.mmd", "seed", seeds=(), mean_over=["rvq.n_q"])
+    assert "over rvq.n_q" in title(mean)
+    assert "over seed" in title(heatmap(experiments, "evaluate.sisnr", "losses.mmd", "rvq.n_q"))
+    with pytest.raises(ResultsError, match=r"no run of .* has rvq\.n_q=5"):
+        heatmap(experiments, "evaluate.sisnr", "losses.mmd", "seed", at={"rvq.n_q": 5})
+
+
+def title(figure: Figure) -> str:
+    return figure.get_suptitle()
+
+
+def test_better_is_bright_for_every_metric(experiments: Experiments) -> None:
+    for metric, best in (("evaluate.sisnr", np.argmax), ("valid.msspec", np.argmin), ("evaluate.mi", np.argmin)):
+        axes = heatmap(experiments, metric, "losses.mmd", "rvq.n_q").axes[0]
+        image = next(child for child in axes.get_children() if isinstance(child, AxesImage))
+        values = np.asarray(image.get_array(), float)
+        shades = np.asarray(image.to_rgba(image.get_array()))[..., :3].sum(axis=-1)
+        assert np.argmax(shades) == best(values), metric
+
+
+def test_forty_groups_are_drawn_the_best_in_colour(
+    root: Path, make_experiment: Callable[..., Path], done: dict[str, Any]
+) -> None:
+    for index, (weight, seed) in enumerate(itertools.product(range(40), (1, 2))):
+        evaluate = {"mi_groups": 1 + abs(weight - 20) + seed / 100, "sisnr": weight, "usage_q0": 0.5, "usage_q1": 1.0}
+        history = [{"valid": {"msspec": 50.0 - weight}}, {"valid": {"msspec": 40.0 - weight}, "evaluate": evaluate}]
+        make_experiment(f"{index:08x}", [f"losses.mmd={weight}", f"seed={seed}"], history, status=done)
+    grid = load_grid(GRID, root)
+    curves = learning_curves(grid, "valid.msspec", ["losses.mmd"]).axes[0]
+    assert len(curves.get_lines()) == 40
+    assert "mmd=39 (2 runs)" in texts(curves.figure) and "28 others" in texts(curves.figure)  # type: ignore[arg-type]
+    points = tradeoff(grid, "evaluate.mi_groups", "evaluate.sisnr")
+    assert "28 others" in texts(points) and "mmd=39 (2 runs)" in texts(points)
+    assert len(np.asarray(points.axes[0].get_lines()[0].get_xdata())) == 20  # from the weight with least to the best
+    assert len(intervals(grid, ["evaluate.sisnr"], ["losses.mmd"]).axes[0].get_xticklabels()) == 40
+    usage = codebook_usage(grid).axes[0]
+    assert np.allclose(np.asarray(usage.get_lines()[-1].get_ydata(), float), [0.5, 1.0])
+    assert "mean of 80 runs" in texts(usage.figure)  # type: ignore[arg-type]
 
 
 def test_matrices_of_codebooks(experiments: Experiments) -> None:

@@ -13,7 +13,15 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from audiotok.errors import ResultsError
-from audiotok.results.statistics import _confidence_interval, _holm, compare, summarize
+from audiotok.results.statistics import (
+    _compare_pairs,
+    _confidence_interval,
+    compare,
+    effect_needed,
+    holm,
+    reach_line,
+    summarize,
+)
 
 
 def grid(
@@ -81,9 +89,9 @@ def test_few_values_claim_nothing() -> None:
     assert table["std"][2] == pytest.approx(math.sqrt(2))
 
 
-def test_constant_values_have_an_interval_of_no_width() -> None:
+def test_equal_values_say_nothing_of_their_spread() -> None:
     for interval in ("bootstrap", "t"):
-        assert _confidence_interval(np.full(4, 2.5), 0.95, interval) == (2.5, 2.5)
+        assert np.isnan(_confidence_interval(np.full(4, 2.5), 0.95, interval)).all()
 
 
 def test_comparison_beside_scipy_and_statsmodels() -> None:
@@ -135,6 +143,47 @@ def test_equal_conditions_do_not_differ() -> None:
     assert row["difference"] == 0 and row["p"] == 1 and math.isnan(row["effect"])
 
 
+@pytest.mark.parametrize(("seeds", "p"), [(2, 0.5), (3, 0.25), (5, 0.0625)])
+def test_equal_differences_are_no_proof(seeds: int, p: float) -> None:
+    """Whole numbers, and floats equal but for rounding: the p of flipped signs, and no interval."""
+    for step, values in ((1, np.arange(seeds)), (0.1, np.arange(seeds) * 0.3), (1e-3, 5 + np.arange(seeds) / 7)):
+        m = np.append(values, values + step)
+        runs = pd.DataFrame({"c": np.repeat([0, 1], seeds), "seed": [*range(seeds)] * 2, "m": m})
+        row = compare(runs, ["c"], ["m"], {"c": 0}).iloc[0]
+        assert row["difference"] == pytest.approx(step) and row["p"] == p == row["p_holm"]
+        assert math.isnan(row["low"]) and math.isnan(row["effect"])
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_whole_numbers_without_an_effect_are_not_significant(seeds: int) -> None:
+    """100 tables of 18 conditions: at most one comparison in twenty has p < 0.05, and hardly a table p_holm."""
+    rng, tests, tables = np.random.default_rng(0), 0, 0
+    for _ in range(100):
+        values = np.round(rng.normal(3, 1, size=(19, seeds)))
+        p = np.array([_compare_pairs(np.stack([values[0], row], axis=1), 0.95, "t", "t")[-1] for row in values[1:]])
+        tests, tables = tests + int((p < 0.05).sum()), tables + bool((holm(p) < 0.05).any())
+    assert tests <= 0.06 * 1800 and tables <= stats.binom.ppf(0.9999, 100, 0.05)
+
+
+def test_the_effect_that_a_p_needs() -> None:
+    """At the stated effect the paired t-test of SciPy has p = 0.05."""
+    for n in (2, 3, 5):
+        values = stats.norm.ppf((np.arange(n) + 0.5) / n)
+        values = (values - values.mean()) / values.std(ddof=1) + effect_needed(n)
+        assert stats.ttest_1samp(values, 0).pvalue == pytest.approx(0.05)
+    runs = pd.DataFrame({"c": [0, 1], "seed": [1, 1], "m": [0.5, 0.7]})
+    assert reach_line(compare(runs, ["c"], ["m"], {"c": 0})).startswith("no p below .05 is possible")
+
+
+def test_values_under_other_settings_are_not_compared() -> None:
+    runs = pd.DataFrame(
+        {"losses.mmd": [0.1, 0.1, 1, 1, 2, 2], "mmd.sigmas": ["median"] * 4 + ["wide"] * 2, "seed": [1, 2] * 3,
+         "train.mmd": np.arange(6.0), "evaluate.sisdr": np.arange(6.0) ** 2}
+    )  # fmt: skip
+    table = compare(runs, ["losses.mmd"], ["train.mmd", "evaluate.sisdr"], {"losses.mmd": 0.1})
+    assert table["n"].tolist() == [2, 2, 0, 2] and math.isnan(table["difference"][2])
+
+
 def test_one_seed_gives_a_difference_and_no_verdict() -> None:
     runs = pd.DataFrame({"c": [0, 1], "seed": [1, 1], "m": [0.5, 0.7]})
     row = compare(runs, ["c"], ["m"], {"c": 0}).iloc[0]
@@ -144,12 +193,12 @@ def test_one_seed_gives_a_difference_and_no_verdict() -> None:
 
 @settings(max_examples=20)  # statsmodels takes its time
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_is_statsmodels_holm(p_values: list[float]) -> None:
-    assert _holm(np.array(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1])
+def test_holm_is_statsmodelsholm(p_values: list[float]) -> None:
+    assert holm(np.array(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
 def test_holm_leaves_what_was_not_tested() -> None:
-    corrected = _holm(np.array([0.01, math.nan, 0.04]))
+    corrected = holm(np.array([0.01, math.nan, 0.04]))
     assert corrected[[0, 2]] == pytest.approx([0.02, 0.04]) and math.isnan(corrected[1])
 
 

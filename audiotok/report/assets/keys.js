@@ -22,6 +22,7 @@ function startKeys(player, test) {
   });
 }
 
+startCharts();
 startTable();
 if (data.clips.length) {
   const player = startPlayer();

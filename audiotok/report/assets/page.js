@@ -14,3 +14,17 @@ const options = (select, pairs) => {
   for (const [value, text] of pairs) select.append(new Option(text, value));
 };
 const runName = (run) => (run === data.reference ? "reference" : [data.runs[run], run].filter(Boolean).join(" · "));
+
+// What the browser remembers of this grid under a name: read here, kept by `save` where pages from disk may keep it.
+function openMemory(name) {
+  const key = `audiotok-${name}:${data.grid}`;
+  const memory = { value: {}, save };
+  function save() {
+    try { localStorage.setItem(key, JSON.stringify(memory.value)); } catch { /* a browser that keeps nothing */ }
+  }
+  try {
+    const stored = JSON.parse(localStorage.getItem(key) ?? "{}");
+    if (stored && typeof stored === "object") memory.value = stored;
+  } catch { /* the same, or it is not the page's own */ }
+  return memory;
+}

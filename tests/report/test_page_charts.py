@@ -1,0 +1,191 @@
+"""The charts in a real browser, on a sweep of 400 runs: what they draw, name and filter, by pointer and by keyboard."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import BrowserContext, Locator, Page, expect
+
+from audiotok.report import write_report
+from audiotok.results import load_grid
+from tests.report.conftest import EVIL_GRID, OpenPage, wait_for
+from tests.results.shapes import write_shape
+
+pytestmark = pytest.mark.browser
+CHARTS = ("tradeoff", "parallel", "curves", "means", "importance", "heatmap")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Report of 400 runs, 362 of which have completed."""
+    root = tmp_path_factory.mktemp("sweep")
+    write_report(load_grid(write_shape("sweep400", root), root), root / "report")
+    return root / "report"
+
+
+@pytest.fixture
+def page(sweep: Path, context: BrowserContext) -> Iterator[Page]:
+    """Its page; no script may have failed at the end."""
+    trouble: list[str] = []
+    opened = context.new_page()
+    opened.on("console", lambda message: trouble.append(message.text))
+    opened.on("pageerror", lambda error: trouble.append(str(error)))
+    opened.goto((sweep / "index.html").as_uri())
+    yield opened
+    assert trouble == []
+
+
+def drawing(page: Page, name: str) -> Locator:
+    """The drawing of a chart, once it is there."""
+    box = page.locator(f"#chart-{name} .canvas")
+    box.scroll_into_view_if_needed()
+    wait_for(page, f"document.querySelector('#chart-{name} .canvas canvas') !== null")
+    box.evaluate("box => box.scrollIntoView({block: 'center'})")
+    return box
+
+
+def chart(page: Page, name: str, script: str) -> Any:
+    """Value of a script over `view`, the instance of ECharts."""
+    return page.evaluate(
+        f"((view) => {script})(echarts.getInstanceByDom(document.querySelector('#chart-{name} .canvas')))"
+    )
+
+
+def point_at(page: Page, name: str, place: list[float]) -> tuple[float, float]:
+    """Move the pointer to a place of a chart, and return where that is."""
+    left, top = drawing(page, name).evaluate("box => [box.getBoundingClientRect().x, box.getBoundingClientRect().y]")
+    page.mouse.move(left + place[0] - 3, top + place[1])
+    page.mouse.move(left + place[0], top + place[1])
+    return left + place[0], top + place[1]
+
+
+def test_every_chart_is_drawn_and_says_in_words_and_numbers_what_it_shows(page: Page) -> None:
+    for name in CHARTS:
+        drawing(page, name)
+        frame = page.locator(f"#chart-{name}")
+        assert len(frame.locator(".canvas").get_attribute("aria-label") or "") > 40
+        frame.get_by_text("As a table").click()
+        assert frame.locator("tbody tr").count() > 3
+        assert chart(page, name, "view.getOption().animation") is False
+    assert page.locator("#plots").get_by_text("362 of 400 runs completed and are counted").is_visible()
+    assert page.locator("#chart-means tbody tr").count() == page.locator("#chart-curves tbody tr").count() == 199
+    assert page.locator("#chart-importance tbody tr").first.inner_text().startswith("rvq.n_q")
+
+
+def test_the_trade_off_has_runs_means_and_a_front_of_means(page: Page) -> None:
+    drawing(page, "tradeoff")
+    line, _, runs, means = chart(page, "tradeoff", "view.getOption().series.map((one) => one.data.length)")
+    assert (runs, means) == (362, 199) and 2 <= line < 30
+    front = chart(page, "tradeoff", "view.getOption().series[0].data")
+    assert front == sorted(front) == sorted(front, key=lambda point: point[1])  # more quality costs dependence
+    place = chart(page, "tradeoff", "view.convertToPixel({gridIndex: 0}, view.getOption().series[0].data[0])")
+    where = point_at(page, "tradeoff", place)
+    hint = page.locator("#chart-tradeoff .hint")
+    expect(hint).to_contain_text("mmd=") and expect(hint).to_contain_text("mean of 2 runs")
+    page.mouse.click(*where)
+    links = page.locator("#chart-tradeoff .picked a")
+    expect(links).to_have_count(2)
+    links.first.click()
+    page.wait_for_url(re.compile(r"/runs/[0-9a-f]+\.html"))
+
+
+def test_a_brush_filters_the_table_and_the_plots_and_show_all_takes_it_back(page: Page) -> None:
+    drawing(page, "tradeoff")
+    drawing(page, "parallel")
+    axes = chart(page, "parallel", "view.getOption().parallelAxis.map((axis) => axis.name)")
+    place = next(index for index, name in enumerate(axes) if name.endswith("visqol ↑"))
+    width = page.locator("#chart-parallel .canvas").evaluate("box => box.clientWidth")
+    x, y = point_at(page, "parallel", [40 + (width - 100) * place / (len(axes) - 1), 60])
+    page.mouse.down()
+    page.mouse.move(x, y + 40, steps=4)
+    page.mouse.move(x, y + 90, steps=4)
+    page.mouse.up()
+    expect(page.locator("#shown")).not_to_have_text(re.compile("^400 of 400"))
+    shown = int((page.locator("#shown").inner_text()).split()[0])
+    assert 5 < shown < 200
+    drawing(page, "tradeoff")
+    assert chart(page, "tradeoff", "view.getOption().series[2].data.length") == shown
+    page.locator("#brush-state").get_by_role("button", name="Show all").click()
+    expect(page.locator("#shown")).to_have_text(re.compile("^400 of 400"))
+    assert chart(page, "tradeoff", "view.getOption().series[2].data.length") == 362
+
+
+def test_the_keyboard_can_brush_too_and_a_wrong_value_is_named(page: Page) -> None:
+    drawing(page, "parallel")
+    frame = page.locator("#chart-parallel")
+    frame.get_by_label("range of", exact=True).select_option("rvq.n_q")
+    frame.get_by_label("from", exact=True).fill("7")
+    frame.get_by_role("button", name="Filter by the range").press("Enter")
+    expect(frame.locator(".picked")).to_have_text("rvq.n_q takes: 4, 8.")
+    frame.get_by_label("from", exact=True).fill("8")
+    frame.get_by_role("button", name="Filter by the range").press("Enter")
+    expect(page.locator("#shown")).to_have_text(re.compile("^18[0-9] of 400"))
+    expect(page.locator("#brush-state")).to_be_visible()
+
+
+def test_filters_of_the_table_reach_the_plots(page: Page) -> None:
+    drawing(page, "means")
+    search = page.get_by_label("Search")
+    search.fill("rvq.n_q=8")
+    expect(page.locator("#shown")).to_have_text(re.compile("^200 of 400"))
+    labels = chart(page, "means", "view.getOption().yAxis[0].data")
+    assert 50 < len(labels) < 199 and all("n_q=8" in label for label in labels)
+
+
+def test_a_curve_is_named_under_the_pointer_and_the_rest_is_grey(page: Page) -> None:
+    drawing(page, "curves")
+    place = chart(page, "curves", "view.convertToPixel({gridIndex: 0}, [4, 2.45])")
+    point_at(page, "curves", place)
+    expect(page.locator("#chart-curves .hint")).to_contain_text("mmd=")
+    assert page.locator("#chart-curves .key li").all_inner_texts()[-1].endswith("the other 193")
+    page.locator("#chart-curves").get_by_label("panels", exact=True).select_option("optim.lr")
+    assert chart(page, "curves", "view.getOption().grid.length") == 5
+
+
+def test_a_heatmap_hides_no_third_parameter(page: Page) -> None:
+    drawing(page, "heatmap")
+    frame = page.locator("#chart-heatmap")
+    note = frame.locator(".legend")
+    expect(note).to_have_text(
+        re.compile(
+            r"Mean over seed, 1 to 2 runs a cell; at optim\.lr = .*, rvq\.bins = .*; a panel for each mmd\.stream"
+        )
+    )
+    assert chart(page, "heatmap", "view.getOption().grid.length") == 2
+    frame.get_by_label("optim.lr", exact=True).select_option("mean")
+    expect(note).to_have_text(re.compile(r"Mean over seed and over optim\.lr, [0-9]+ to 10 runs"))
+
+
+def test_better_is_the_same_end_of_the_colours_for_every_metric(page: Page) -> None:
+    drawing(page, "heatmap")
+    cells = (
+        "view.getOption().series.flatMap((one) => one.data.map(({value, itemStyle}) => [value[2], itemStyle.color]))"
+    )
+    best = {}
+    for metric, choose in (("evaluate.visqol", max), ("evaluate.mi_groups", min)):
+        page.locator("#chart-heatmap").get_by_label("metric", exact=True).select_option(metric)
+        best[metric] = choose(chart(page, "heatmap", cells))[1]
+    assert len(set(best.values())) == 1
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1400, "light")])
+def test_the_charts_fit_and_follow_the_colours_of_the_page(page: Page, width: int, scheme: Any) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    for name in CHARTS:
+        drawing(page, name)
+        ink = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()")
+        assert chart(page, name, "view.getOption().textStyle.color") == ink
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_names_from_files_are_text_in_the_charts(open_page: OpenPage) -> None:
+    page = open_page(EVIL_GRID)
+    for name in ("parallel", "curves"):
+        if page.locator(f"#chart-{name}").count():
+            drawing(page, name)
+            page.locator(f"#chart-{name}").get_by_text("As a table").click()
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert page.locator("img[src=x], b:not(.key b), [onerror]").count() == 0
