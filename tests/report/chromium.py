@@ -22,7 +22,7 @@ def running_browser() -> Iterator[Browser]:
     if program is None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no Chromium: {reason}")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=program, args=list(FLAGS), timeout=180_000)
         yield browser
         browser.close()
 
