@@ -15,7 +15,7 @@ from audiotok.errors import ResultsError
 from audiotok.report.charts import HEIGHT, WIDTH, RunCharts
 from audiotok.report.figures import curve_metrics, grid_plots, matrix_plot
 from audiotok.report.folder import INDEX, staged
-from audiotok.report.listening import LOWEST_HZ, RANGE_DB, REFERENCE, Listening, choose_clips, write_clips
+from audiotok.report.listening import ANCHOR, LOWEST_HZ, RANGE_DB, REFERENCE, Listening, choose_clips, write_clips
 from audiotok.report.runs import Run, run_pages
 from audiotok.report.table import (
     codec_columns,
@@ -33,7 +33,10 @@ from audiotok.results.published import REMARK
 from audiotok.text import clean_text
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPT = ("page.js", "table.js", "deck.js", "player.js", "blind_test.js", "keys.js")  # in this order
+SCRIPT = (  # in this order
+    *("page.js", "table.js", "audio.js", "deck.js", "player.js"),
+    *("chance.js", "votes.js", "kinds.js", "tests.js", "keys.js"),
+)
 MAX_CHARTS = 100  # metrics that have a chart on each page of a run, besides those that the report judges by
 MAX_MATRICES = 200  # pages that have the plot of their codebooks: a quarter of a second each
 
@@ -220,6 +223,7 @@ def _page_data(experiments: Experiments, runs: list[Run], listening: Listening) 
         "lowest_hz": LOWEST_HZ,
         "range_db": RANGE_DB,
         "reference": REFERENCE,
+        "anchor": ANCHOR,
         "runs": labels | heads,
         "clips": listening.clips,
     }
