@@ -25,15 +25,18 @@ function startPlayer() {
     choose(0);
   }
 
-  function filter() {
+  function filter() { // the first nine that are shown answer to keys
     clip.takes.forEach((take, place) => { takes[place].hidden = !isShown(take.run); });
+    takes.forEach((row) => row.querySelector("kbd")?.remove());
+    takes.filter((row) => !row.hidden).slice(0, 9).forEach((row, place) => {
+      row.querySelector("button").prepend(make("kbd", "", `${place + 1}`));
+    });
   }
 
   function takeRow(take, place) {
     const row = make("li", "take");
     const button = make("button");
     button.type = "button";
-    if (place < 9) button.append(make("kbd", "", `${place + 1}`));
     const isReference = take.run === data.reference;
     button.append(make("span", "", isReference ? "Reference" : data.runs[take.run] || take.run));
     button.append(make("span", "soft", `${isReference ? "original" : `${take.run} · epoch ${take.epoch}`} · ${decibels(take.loudness)}`));
@@ -112,6 +115,9 @@ function startPlayer() {
     get clip() { return Number(find("clip").value); },
     get deck() { return deck; },
     get armed() { return armed; },
-    key: (key) => { if (/^[1-9]$/.test(key)) { armed = true; choose(Number(key) - 1); } },
+    key(key) {
+      const row = takes.find((each) => !each.hidden && each.querySelector("kbd")?.textContent === key);
+      if (row) { armed = true; choose(takes.indexOf(row)); }
+    },
   };
 }
