@@ -14,6 +14,11 @@ def show_votes(args: argparse.Namespace) -> int:
     from audiotok.results.tables import format_table, write_table
     from audiotok.results.votes import pool_votes, read_votes
 
+    others = ("by", "metric", "pivot", "baseline", "columns", "samples", "check", "watch", "published")
+    if given := [f"--{name}" for name in others if getattr(args, name)]:
+        raise ResultsError(
+            f"{', '.join(given)} is about runs and --votes about answers of listeners; give one of them."
+        )
     votes, problems = read_votes(args.votes)
     for problem in problems:
         logger.warning("%s", problem)

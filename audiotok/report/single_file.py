@@ -53,7 +53,7 @@ def write_single_file(
         folder = Path(scratch) / "report"
         listening = write_report(experiments, folder, options)
         page = _in_one(folder).encode()
-    if len(page) > limit_mb * 1e6:
+    if not len(page) <= limit_mb * 1e6:
         raise ResultsError(
             f"{output} would have {len(page) / 1e6:.1f} MB, more than {limit_mb:g}, of which audio and spectrograms "
             f"are {listening.size / 1e6:.1f}: give fewer clips (--clips), less audio (--audio-mb) or a higher --max-mb."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -57,6 +58,11 @@ def ratings(listener: str, trials: Sequence[Mapping[str, float]]) -> list[Row]:
         for n, scores in enumerate(trials, 1)
         for name, score in scores.items()
     ]
+
+
+def values_of(table: pd.DataFrame, condition: str, *names: str) -> list[Any]:
+    row = table.to_dict("index")[condition]
+    return [row[name] for name in names]
 
 
 def test_abx_is_pooled_by_the_exact_binomial_test(tmp_path: Path) -> None:
@@ -113,9 +119,9 @@ def test_a_rating_is_a_mean_over_listeners_with_students_interval(tmp_path: Path
     assert list(table.index) == ["reference", "s1", "anchor"] and pooled.remarks == []
     means = [65.0, 45.0, 70.0]
     expected = stats.t.interval(0.95, 2, np.mean(means), stats.sem(means))
-    assert table.loc["s1", ["listeners", "ratings", "mean"]].tolist() == [3, 6, pytest.approx(60.0)]
-    assert table.loc["s1", ["low", "high"]].tolist() == [pytest.approx(end) for end in expected]
-    assert table.loc["reference", ["low", "high"]].tolist() == [100, 100]
+    assert values_of(table, "s1", "listeners", "ratings", "mean") == [3, 6, pytest.approx(60.0)]
+    assert values_of(table, "s1", "low", "high") == [pytest.approx(end) for end in expected]
+    assert values_of(table, "reference", "low", "high") == [100, 100]
 
 
 def test_who_misses_the_hidden_reference_in_more_than_15_percent_is_left_out(tmp_path: Path) -> None:
@@ -126,7 +132,7 @@ def test_who_misses_the_hidden_reference_in_more_than_15_percent_is_left_out(tmp
     save(tmp_path / "out.csv", ratings("out", trials(4, 20)))
     save(tmp_path / "none.csv", ratings("none", [{"s1": 99}]))
     pooled = pool_votes(read_votes(tmp_path)[0])
-    assert pooled.rating.set_index("condition").loc["s1", ["listeners", "mean"]].tolist() == [1, 50]
+    assert values_of(pooled.rating.set_index("condition"), "s1", "listeners", "mean") == [1, 50]
     assert pooled.remarks[:2] == [
         "listener none is left out: no rating of a hidden reference",
         "listener out is left out: hidden reference below 90 in 4 of 20 items, more than 15 %",
@@ -243,5 +249,7 @@ def test_the_command_prints_tables_or_every_answer(
     )
     with (tmp_path / "all.txt").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
+    assert main(["results", "g", "--votes", str(tmp_path), "--by", "seed"]) == 2
+    assert "--by is about runs and --votes about answers" in capsys.readouterr().err
     assert main(["results", "h", "--votes", str(tmp_path)]) == 2
     assert "no answers about h; there are some about: g." in capsys.readouterr().err

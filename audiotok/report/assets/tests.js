@@ -262,6 +262,7 @@ function startTests(player) {
   if (memory.session) next(); // the page was closed in the middle of a test
   return {
     get deck() { return deck; },
+    get running() { return memory.session !== null; },
     key(key) {
       const chosen = buttons.find((button) => button.textContent[0] === key.toUpperCase());
       const place = KINDS[memory.session.kind].answers.findIndex(([name]) => name === key);
