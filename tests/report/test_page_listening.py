@@ -154,11 +154,11 @@ def test_switching_keeps_the_position_on_a_server_without_ranges(context: Browse
     assert seconds_at(page) > 1.6
 
 
-def test_only_what_is_chosen_is_loaded(open_page: OpenPage) -> None:
-    page = open_page()
+def test_only_what_is_chosen_is_loaded(reports: dict[str, Path], context: BrowserContext) -> None:
+    page = context.new_page()
     loads: list[str] = []
     page.on("request", lambda request: loads.append(request.url) if request.resource_type == "document" else None)
-    page.reload()
+    page.goto((reports["demo"] / "index.html").as_uri())
     expect(page.locator("#player-status")).to_have_text("reference, paused")
     page.keyboard.press("3")
     expect(page.locator("#player-status")).to_contain_text("seed=2")
