@@ -29,6 +29,10 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("--unfinished", action="store_true", help="count runs that have not completed, too")
     parser.add_argument("--clips", type=int, default=8, metavar="N", help="clips of each run (default: 8)")
     parser.add_argument("--audio-mb", type=float, default=200.0, metavar="MB", help="audio in all (default: 200)")
+    parser.add_argument(
+        "--single-file", action="store_true", help="one file to mail: ./reports/GRID.html, without pages of runs"
+    )
+    parser.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest single file (default: 20)")
     parser.set_defaults(run=_report)
 
 
@@ -49,14 +53,19 @@ def _report(args: argparse.Namespace) -> int:
     )
     experiments = results.load_grid(args.grid, args.root)
     logger.info("%r", experiments)
-    output = args.output or Path("reports", args.grid)
-    listening = report.write_report(experiments, output, options)
+    if args.single_file:
+        output = args.output or Path("reports", f"{args.grid}.html")
+        listening, size = report.write_single_file(experiments, output, options, limit_mb=args.max_mb)
+        logger.info("one file of %.1f MB; the pages of the runs are not in it", size / 1e6)
+    else:
+        output = args.output or Path("reports", args.grid)
+        listening = report.write_report(experiments, output, options)
     for problem in listening.problems:
         logger.warning("audio: %s", problem)
     if listening.left_out:
         logger.info("%d reconstructions left out; see --clips and --audio-mb", listening.left_out)
     logger.info("%d clips, %.1f MB of audio and spectrograms", len(listening.clips), listening.size / 1e6)
-    print(output / "index.html")
+    print(output if args.single_file else output / "index.html")
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audiotok.cli.votes import show_votes
 from audiotok.errors import ResultsError
 from audiotok.status import State
 from audiotok.terminal import in_colour, size_of
@@ -54,6 +55,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help=f"print it again every SECONDS (default: {WATCH_S:.0f}) until nothing waits or runs",
     )
     parser.add_argument("--published", action="store_true", help="then published numbers of other codecs, with source")
+    parser.add_argument(
+        "--votes", type=Path, metavar="DIR", help="pool the answers of blind tests in the CSV files there"
+    )
     _add_statistics(parser.add_argument_group("statistics over seeds"))
     parser.set_defaults(run=_results)
 
@@ -82,6 +86,8 @@ def _add_statistics(group: "argparse._ArgumentGroup") -> None:
 
 
 def _results(args: argparse.Namespace) -> int:
+    if args.votes is not None:
+        return show_votes(args)
     from audiotok import results
     from audiotok.results.declared import declare_options
     from audiotok.results.folders import output_root

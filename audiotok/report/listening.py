@@ -1,12 +1,19 @@
 """Clips to listen to: of each, its reference and what each run makes of it, as 16-bit FLAC with a spectrogram.
 
-A recording's level is never changed. Files are named by their content, so no name of a clip becomes a path, and a
-reference that several runs share is there once. Spectrograms are power in dB over time and log frequency, all of a clip
-on one scale.
+The samples of a recording are never changed. Files are named by their content, so no name of a clip becomes a path, and
+a reference that several runs share is there once. Spectrograms are power in dB over time and log frequency, all of a
+clip on one scale.
+
+A page that was opened from disk may read no other file: neither `fetch` nor a media element gives its samples to Web
+Audio. A recording is therefore a small page, `recording.html`, that holds the FLAC as text. Inside a frame it posts the
+bytes to the report; opened by itself it is a player.
 """
 
+import base64
 import contextlib
+import functools
 import hashlib
+import io
 import os
 import re
 from collections import Counter
@@ -22,10 +29,13 @@ from matplotlib.image import imsave
 from scipy import signal
 
 from audiotok.files import is_file_in
+from audiotok.report.stimuli import anchor, loudness
 from audiotok.results.read import natural
 from audiotok.text import clean_text
 
 REFERENCE = "reference"
+ANCHOR = "anchor"  # condition of a rating test, of a clip rather than of a run
+ASSETS = Path(__file__).parent / "assets"
 LOWEST_HZ = 40.0
 RANGE_DB = 80.0
 ROWS = 112
@@ -58,7 +68,8 @@ class Clip:
 class Listening:
     """What the page is given."""
 
-    # {name, seconds, highest_hz, takes: [{run, epoch, audio, image}]} each, as JSON can hold it
+    # {name, seconds, sample_rate, highest_hz, takes: [{run, epoch, image, …}], anchor: {…}} each, as JSON can hold it;
+    # …: audio, seconds, loudness (LUFS or None), peak (full scale is 1)
     clips: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # recordings that could not be read, or are not as they were
     left_out: int = 0  # recordings that are not in the report because of its limits
@@ -138,6 +149,7 @@ def write_clips(clips: Sequence[Clip], folder: Path, limit_bytes: float) -> List
             entry = _write_clip(clip.name, recordings, folder)
             listening.clips.append(entry)
             written |= {folder / take[kind]: "" for take in entry["takes"] for kind in ("audio", "image")}
+            written |= {folder / entry["anchor"]["audio"]: ""} if entry["anchor"] else {}
             listening.size = sum(path.stat().st_size for path in written)
     return listening
 
@@ -154,9 +166,13 @@ class _Recording:
         return len(self.wav) / self.sample_rate
 
     @property
+    def scaled(self) -> Floats:
+        """[T, C], full scale at 1."""
+        return self.wav / 2**15 if self.wav.dtype == np.int16 else self.wav
+
+    @property
     def mono(self) -> Floats:
-        scale = 2**15 if self.wav.dtype == np.int16 else 1
-        mono: Floats = self.wav.mean(axis=1, dtype=np.float64) / scale
+        mono: Floats = self.scaled.mean(axis=1)
         return mono
 
 
@@ -191,16 +207,54 @@ def _write_clip(name: str, recordings: Mapping[_Take, _Recording], folder: Path)
     loudest = float(next(iter(powers.values())).max())  # the reference's, where there is one
     takes = []
     for take, recording in recordings.items():
-        content = hashlib.sha256(recording.wav.tobytes() + str(recording.sample_rate).encode()).hexdigest()[:20]
-        audio = f"audio/{content}.flac"
-        if not (folder / audio).exists():
-            soundfile.write(folder / audio, recording.wav, recording.sample_rate, format="FLAC", subtype="PCM_16")
-        scale = hashlib.sha256(repr((content, seconds, highest_hz, loudest)).encode()).hexdigest()[:20]
+        written = _write_recording(recording, folder)
+        scale = hashlib.sha256(repr((written["audio"], seconds, highest_hz, loudest)).encode()).hexdigest()[:20]
         image = f"audio/{scale}.png"
         if not (folder / image).exists():
             _save_spectrogram(folder / image, powers[take], loudest)
-        takes.append({"run": take.run, "epoch": take.epoch, "audio": audio, "image": image})
-    return {"name": clean_text(name), "seconds": seconds, "highest_hz": highest_hz, "takes": takes}
+        takes.append({"run": take.run, "epoch": take.epoch, "image": image, **written})
+    return {
+        "name": clean_text(name),
+        "seconds": seconds,
+        "sample_rate": max(recording.sample_rate for recording in recordings.values()),
+        "highest_hz": highest_hz,
+        "takes": takes,
+        "anchor": _write_anchor(recordings, folder),
+    }
+
+
+def _write_anchor(recordings: Mapping[_Take, _Recording], folder: Path) -> dict[str, Any] | None:
+    """Low-pass anchor of the reference, for a rating test; None without a reference or a band to take away."""
+    reference = next((found for take, found in recordings.items() if take.run == REFERENCE), None)
+    low = anchor(reference.scaled, reference.sample_rate) if reference else None
+    return _write_recording(_Recording(low, reference.sample_rate), folder) if reference and low is not None else None
+
+
+def _write_recording(recording: _Recording, folder: Path) -> dict[str, Any]:
+    """Write a recording as a page that holds it; its path and its level."""
+    flac = io.BytesIO()
+    soundfile.write(flac, recording.wav, recording.sample_rate, format="FLAC", subtype="PCM_16")
+    content = hashlib.sha256(recording.wav.tobytes() + str(recording.sample_rate).encode()).hexdigest()[:20]
+    path = folder / "audio" / f"{content}.html"
+    if not path.exists():
+        head, tail = _recording_page()
+        path.write_bytes(head + base64.b64encode(flac.getvalue()) + tail)
+    return {
+        "audio": f"audio/{path.name}",
+        "seconds": recording.seconds,
+        "loudness": loudness(recording.scaled, recording.sample_rate),
+        "peak": float(np.abs(recording.scaled).max()),
+    }
+
+
+@functools.cache
+def _recording_page() -> tuple[bytes, bytes]:
+    """What stands before and after the audio in the page of a recording."""
+    page = (ASSETS / "recording.html").read_text(encoding="utf-8")
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    head, _, tail = page.replace("HASH_OF_SCRIPT", f"sha256-{digest}").encode().partition(b"AUDIO")
+    return head, tail
 
 
 def _is_own(sample: Path) -> bool:

@@ -15,7 +15,7 @@ from audiotok.errors import ResultsError
 from audiotok.report.chart_data import chart_data, curve_metrics
 from audiotok.report.charts import HEIGHT, WIDTH, RunCharts
 from audiotok.report.folder import INDEX, staged
-from audiotok.report.listening import LOWEST_HZ, RANGE_DB, REFERENCE, Listening, choose_clips, write_clips
+from audiotok.report.listening import ANCHOR, LOWEST_HZ, RANGE_DB, REFERENCE, Listening, choose_clips, write_clips
 from audiotok.report.matrix import codebook_matrix
 from audiotok.report.runs import Run, run_pages
 from audiotok.report.table import (
@@ -37,16 +37,10 @@ from audiotok.text import clean_text
 
 ASSETS = Path(__file__).parent / "assets"
 CHARTS = ("charts.js", "chart_tradeoff.js", "chart_parallel.js", "chart_curves.js", "chart_heatmap.js", "chart_bars.js")
-SCRIPT = (
-    "page.js",
-    *CHARTS,
-    "filter.js",
-    "table.js",
-    "deck.js",
-    "player.js",
-    "blind_test.js",
-    "keys.js",
-)  # in this order
+SCRIPT = (  # in this order
+    *("page.js", *CHARTS, "filter.js", "table.js", "audio.js", "deck.js", "player.js"),
+    *("chance.js", "votes.js", "kinds.js", "tests.js", "keys.js"),
+)
 LIBRARY = "vendor/echarts.min.js"  # Apache ECharts as published
 MAX_CHARTS = 100  # metrics that have a chart on each page of a run, besides those that the report judges by
 PLAIN_ROWS = 100  # runs up to which the table can be read without JavaScript
@@ -250,6 +244,7 @@ def _page_data(
         "lowest_hz": LOWEST_HZ,
         "range_db": RANGE_DB,
         "reference": REFERENCE,
+        "anchor": ANCHOR,
         "runs": labels | heads,
         "table": [column.data() for column in columns] if runs else [],
         "words": [" ".join([run.reason, *run.problems]) for run in runs],  # that the search finds besides the cells

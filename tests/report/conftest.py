@@ -140,7 +140,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 def failures(request: Request) -> list[str]:
     """What failed to load; a recording that is left before it has loaded is given up by the page itself."""
-    given_up = request.resource_type == "media" and request.failure == "net::ERR_ABORTED"
+    given_up = "/audio/" in request.url and request.failure == "net::ERR_ABORTED"
     return [] if given_up else [f"{request.url} {request.failure}"]
 
 
@@ -156,10 +156,8 @@ def open_page(context: BrowserContext, reports: dict[str, Path]) -> Iterator[Ope
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("requestfailed", lambda request: trouble.extend(failures(request)))
         page.on("request", lambda request: asked.append(request.url))
-        page.add_init_script(
-            "window.players = [];"
-            "window.Audio = class extends Audio { constructor() { super(); players.push(this); } };" + script
-        )
+        if script:
+            page.add_init_script(script)
         page.goto((reports[grid] / path).as_uri())
         return page
 

@@ -22,7 +22,11 @@ def main(report: Path, images: Path) -> None:
         _listen(page)
         _save(page, images / "report_listen.png", "#listen")
         _vote(page)
-        _save(page, images / "report_abx.png", "#abx")
+        _save(page, images / "report_abx.png", "#tests")
+        for width, name in ((1400, "report_mushra.png"), (390, "report_mushra_phone.png")):
+            rating = _open(browser, report / "index.html", width, 860)
+            _rate(rating)
+            _save(rating, images / name, "#tests")
         sig = page.locator("#runs tbody a").last.get_attribute("href") or ""
         _save(_open(browser, report / sig, 1180, 1250, dark=True), images / "report_run_dark.png")
         phone = _open(browser, report / "index.html", 360, 740)
@@ -64,15 +68,29 @@ def _listen(page: Page) -> None:
 
 
 def _vote(page: Page) -> None:
-    page.locator("#abx-trials").fill("5")
-    page.locator("#abx-listener").fill("listener 1")
-    page.locator("#abx-setup button").click()
-    for answer in (0, 1, 1, 0, 1):
+    page.locator("#test-trials").fill("5")
+    page.locator("#test-listener").fill("listener 1")
+    page.locator("#test-start").click()
+    for number, answer in enumerate("12212", 1):
+        page.get_by_text(f"Trial {number} of 5").wait_for()
+        page.locator("#test-play:enabled").wait_for()
         page.evaluate("document.activeElement.blur()")
         page.keyboard.press("x")
         page.keyboard.press("Space")
-        page.locator(f"[data-answer='{answer}']").click()
+        page.keyboard.press(answer)
+    page.locator("#test-result").wait_for()
     page.evaluate("document.activeElement.blur()")
+
+
+def _rate(page: Page) -> None:
+    page.locator("#test-kind").select_option("mushra")
+    page.locator("#test-equal").check()
+    page.locator("#test-start").click()
+    page.locator("#test-play:enabled").click()
+    for place, score in enumerate((96, 34, 71, 58)):
+        page.locator(".rating input").nth(place).fill(str(score))
+    page.evaluate("document.activeElement.blur()")
+    page.wait_for_timeout(300)
 
 
 def _save(page: Page, path: Path, part: str = "") -> None:

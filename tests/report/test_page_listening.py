@@ -1,61 +1,196 @@
-"""The page in a real browser: recordings that switch at one position, and the blind test."""
+"""The player in a real browser: recordings that switch at one position, to the sample, from disk and from a server."""
 
-import csv
-import io
-import itertools
-import json
+import http.server
+import threading
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
-from scipy.stats import binomtest
+import soundfile
+from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.report.conftest import CLIPS, SECONDS, OpenPage, wait_for
+from audiotok.report import write_report
+from audiotok.results import load_grid
+from tests.report.conftest import CLIPS, RATE, SECONDS, OpenPage, add_run, wait_for
 
 pytestmark = pytest.mark.browser
 
-# crypto whose numbers the test knows: 0, 1, 2, ... in turn
-COUNTING = "let drawn = 0; crypto.getRandomValues = (array) => { array[0] = drawn; drawn += 1; return array; };"
-STORED = "JSON.parse(localStorage.getItem('audiotok-abx:demo'))"
+FRAMES = 30400  # of the reference; the run's recording is 400 longer
+# A clock that renders as fast as it can, and stops where a test has put a stop: what sounds is known to the sample.
+OFFLINE = """
+const Offline = window.OfflineAudioContext;
+window.clocks = [];
+window.AudioContext = class extends Offline {
+  constructor({ sampleRate }) { super(1, 5 * sampleRate, sampleRate); clocks.push(this); }
+  resume() { return Promise.resolve(); }
+};
+window.rendered = async (stops) => {
+  const own = clocks.at(-1);
+  const done = stops.map(([seconds, act]) => own.suspend(seconds).then(async () => {
+    await act();
+    await Offline.prototype.resume.call(own);
+  }));
+  const buffer = await own.startRendering();
+  await Promise.all(done);
+  return [...buffer.getChannelData(0)];
+};
+window.find = (id) => document.getElementById(id);
+window.press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+window.until = async (holds) => { while (!holds()) await new Promise((resolve) => setTimeout(resolve, 5)); };
+"""
 
 
-def playing(page: Page) -> list[int]:
-    """Which recordings sound."""
-    found: list[int] = page.evaluate("players.flatMap((player, index) => player.paused ? [] : [index])")
-    return found
+def coded(frames: int, sign: int) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """A signal [T] whose sample tells its place within 1000: 20 steps a sample, up for 1 and down for -1."""
+    return (sign * 20 * (1 + np.arange(frames) % 1000)).astype(np.int16)
 
 
-def wait_beyond(page: Page, player: int, seconds: float) -> None:
-    wait_for(page, f"players[{player}].currentTime > {seconds}")
+@pytest.fixture(scope="module")
+def coded_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One clip: a reference that counts up, a run that counts down and goes on longer."""
+    root = tmp_path_factory.mktemp("coded")
+    samples = add_run(root, "g", "00000001", [], clips=["a"]) / "samples"
+    soundfile.write(samples / "reference/a.wav", coded(FRAMES, 1), RATE)
+    soundfile.write(samples / "epoch_0002/a.wav", coded(FRAMES + 400, -1), RATE)
+    write_report(load_grid("g", root), root / "report")
+    return root / "report"
 
 
-def test_switching_keeps_position_and_level(open_page: OpenPage) -> None:
-    page = open_page()
+def places(wav: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Places within 1000 of what was rendered, with the sign of the recording; nan in silence."""
+    steps = np.array(wav) * 32768 / 20
+    steps[np.abs(steps) < 0.5] = np.nan
+    nearest: np.ndarray[Any, np.dtype[np.float64]] = np.sign(steps) * (np.round(np.abs(steps)) - 1)
+    return nearest
+
+
+def expected(wav: np.ndarray[Any, Any], start: int, frames: slice, loop: tuple[int, int], sign: int) -> None:
+    """Check that frames of what was rendered are those of a recording that began at `start` and loops."""
+    clock = np.arange(frames.start, frames.stop) - start
+    at = np.where(clock < loop[1], clock, loop[0] + (clock - loop[0]) % (loop[1] - loop[0]))
+    assert (sign * wav[frames] == at % 1000).all()
+
+
+def test_switching_is_exact_to_the_sample_while_it_loops(context: BrowserContext, coded_report: Path) -> None:
+    page = context.new_page()
+    page.add_init_script(OFFLINE)
+    page.goto((coded_report / "index.html").as_uri())
+    page.get_by_role("button", name="Play", exact=True).click()  # the second recording loads in the middle of the first
+    wav = places(
+        page.evaluate("""rendered([
+            [0.512, () => { press("2"); return until(() => find("player-status").textContent.startsWith("0")); }],
+            [1.024, () => press("1")],
+        ])""")
+    )
+    start = int(np.flatnonzero(~np.isnan(wav))[0])
+    loop = (0, FRAMES + 400)  # in the player a shorter recording ends in silence
+    late = round(0.05 * RATE)  # the fade
+    first, second = round(0.512 * RATE), round(1.024 * RATE)
+    expected(wav, start, slice(start, first), loop, 1)
+    expected(wav, start, slice(first + late, second), loop, -1)
+    expected(wav, start, slice(second + late, start + FRAMES), loop, 1)
+    assert np.isnan(wav[start + FRAMES : start + FRAMES + 400]).all()
+    expected(wav, start, slice(start + FRAMES + 400, start + 2 * FRAMES), loop, 1)
+
+
+def test_a_blind_trial_has_one_length_and_loops_a_part(context: BrowserContext, coded_report: Path) -> None:
+    page = context.new_page()
+    page.add_init_script(OFFLINE + "crypto.getRandomValues = (array) => { array[0] = 1; return array; };")  # X is B
+    page.goto((coded_report / "index.html").as_uri())
+    page.locator("#test-start").click()
+    expect(page.locator("#test-time")).to_have_text(f"0.0 / {FRAMES / RATE:.1f} s")  # of the shorter one
+    page.keyboard.press("Space")
+    wav = places(
+        page.evaluate("""rendered([[0.256, () => press("x")], [0.512, () => press("]")]])""")  # a loop from 0 to here
+    )
+    start, late = int(np.flatnonzero(~np.isnan(wav))[0]), round(0.05 * RATE)
+    expected(wav, start, slice(start, round(0.256 * RATE)), (0, FRAMES), 1)
+    expected(wav, start, slice(round(0.256 * RATE) + late, round(0.512 * RATE)), (0, FRAMES), -1)
+    again = round(0.512 * RATE) + int(np.flatnonzero(~np.isnan(wav[round(0.512 * RATE) :]))[0])
+    end = round(0.512 * RATE) - start  # where it was when the key was pressed
+    assert not np.isnan(wav[again:]).any()
+    expected(wav, again, slice(again, len(wav)), (0, end), -1)
+
+
+def seconds_at(page: Page) -> float:
+    return float(page.locator("#position").evaluate("slider => slider.value"))
+
+
+def wait_beyond(page: Page, seconds: float) -> None:
+    wait_for(page, f"document.querySelector('#position').value > {seconds}")
+
+
+class _Plain(http.server.SimpleHTTPRequestHandler):
+    """What `python -m http.server` runs: it sends whole files, whatever range is requested."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def served(reports: dict[str, Path]) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Plain, directory=str(reports["demo"])))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/index.html"
+    server.shutdown()
+    server.server_close()
+
+
+def test_switching_keeps_the_position_on_a_server_without_ranges(context: BrowserContext, served: str) -> None:
+    page = context.new_page()
+    page.goto(served)
+    page.locator("#position").fill("1.5")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="mmd=10, seed=1").click()
+    expect(page.locator("#player-status")).to_contain_text("paused")
+    assert seconds_at(page) == 1.5
     page.get_by_role("button", name="Play", exact=True).click()
-    wait_beyond(page, 0, 0.4)
-    for key, old, new in (("3", 0, 2), ("2", 2, 1), ("1", 1, 0)):
-        switch = f"""() => new Promise((resolve) => {{
-            const before = players[{old}].currentTime;
-            players[{new}].addEventListener("timeupdate", () => {{
-                if (!players[{new}].seeking) resolve([before, players[{new}].currentTime]);
-            }});
-            document.body.dispatchEvent(new KeyboardEvent("keydown", {{ key: "{key}", bubbles: true }}));
-        }})"""
-        before, after = page.evaluate(switch)
-        assert abs(after - before) < 0.15
-        assert playing(page) == [new]
-        wait_beyond(page, new, after + 0.1)  # it sounds on
-    assert page.evaluate("players.every((player) => player.volume === 1 && !player.muted)")
-    assert page.locator(".take.chosen button").get_attribute("aria-pressed") == "true"
+    wait_beyond(page, 1.6)
+    page.keyboard.press("1")
+    expect(page.locator("#player-status")).to_have_text("reference, playing")
+    assert seconds_at(page) > 1.6
+
+
+def test_only_what_is_chosen_is_loaded(reports: dict[str, Path], context: BrowserContext) -> None:
+    page = context.new_page()
+    loads: list[str] = []
+    page.on("request", lambda request: loads.append(request.url) if request.resource_type == "document" else None)
+    page.goto((reports["demo"] / "index.html").as_uri())
+    expect(page.locator("#player-status")).to_have_text("reference, paused")
+    page.keyboard.press("3")
+    expect(page.locator("#player-status")).to_contain_text("seed=2")
+    assert len([url for url in loads if "/audio/" in url]) == 2
+    assert page.locator(".take img").evaluate_all("images => images.every((image) => image.loading === 'lazy')")
+
+
+def test_the_players_follow_the_filters(open_page: OpenPage) -> None:
+    page = open_page()
+    page.evaluate(
+        "document.dispatchEvent(new CustomEvent('audiotok:shown', { detail: { sigs: ['000000a1', '000000a3'] } }))"
+    )
+    assert [text.split("\n")[1] for text in page.locator(".take:visible").all_inner_texts()] == [
+        "Reference", "mmd=0, seed=2", "mmd=10, seed=2"
+    ]  # fmt: skip
+    assert page.locator("#test-a option").count() == 3
+
+
+def test_a_recording_that_is_gone_is_stated(reports: dict[str, Path], context: BrowserContext, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    (folder / "index.html").write_bytes((reports["demo"] / "index.html").read_bytes())
+    page = context.new_page()
+    page.goto((folder / "index.html").as_uri())
+    expect(page.locator("#player-status")).to_have_text("reference cannot be played.")
 
 
 def test_switching_in_a_pause_keeps_the_position_too(open_page: OpenPage) -> None:
     page = open_page()
     page.locator("#position").fill("1.5")
     page.get_by_role("button", name="mmd=10, seed=1").click()
-    wait_for(page, "players[3].currentTime === 1.5")
-    assert playing(page) == []
+    expect(page.locator("#player-status")).to_contain_text("000000a2, paused")
     expect(page.locator("#time")).to_have_text(f"1.5 / {SECONDS:.1f} s")
 
 
@@ -72,14 +207,14 @@ def test_everything_can_be_done_by_keyboard(open_page: OpenPage) -> None:
     page.keyboard.press("2")
     assert page.locator(".take.chosen").inner_text().startswith("2")
     page.keyboard.press("Space")
-    wait_beyond(page, 1, 0.1)
+    wait_beyond(page, 0.1)
     page.keyboard.press("Space")
-    wait_for(page, "players[1].paused")
-    position = page.evaluate("players[1].currentTime")
+    expect(page.locator("#play")).to_have_text("Play")
+    position = seconds_at(page)
     page.keyboard.press("ArrowRight")
-    assert page.evaluate("players[1].currentTime") == pytest.approx(position + 1, abs=0.01)
+    assert seconds_at(page) == pytest.approx(min(position + 1, SECONDS), abs=0.011)
     page.locator("#position").press("ArrowLeft")
-    assert page.evaluate("players[1].currentTime") == pytest.approx(position, abs=0.01)
+    assert seconds_at(page) == pytest.approx(position, abs=0.011)
     page.keyboard.press("Tab")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
@@ -87,118 +222,25 @@ def test_everything_can_be_done_by_keyboard(open_page: OpenPage) -> None:
 def test_another_clip_stops_the_first_and_a_click_in_a_spectrogram_moves(open_page: OpenPage) -> None:
     page = open_page()
     page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.locator("#play")).to_have_text("Pause")
     page.locator("#clip").select_option(index=2)
-    assert playing(page) == []
+    expect(page.locator("#play")).to_have_text("Play")
     assert page.locator("#clip").locator("option").all_inner_texts() == [f"{c} (5 recordings)" for c in CLIPS]
     box = page.locator(".picture").nth(1).bounding_box()
     assert box is not None
     page.locator(".picture").nth(1).click(position={"x": box["width"] / 2, "y": 20})
-    assert page.evaluate("players[6].currentTime") == pytest.approx(SECONDS / 2, abs=0.02)
-    assert page.evaluate(
-        "[...document.querySelectorAll('.picture img')].every((image) => image.complete && image.naturalWidth)"
+    assert seconds_at(page) == pytest.approx(SECONDS / 2, abs=0.02)
+    expect(page.locator(".take.chosen")).to_contain_text("mmd=0, seed=1")
+    page.locator(".take").last.scroll_into_view_if_needed()
+    wait_for(
+        page, "[...document.querySelectorAll('.picture img')].every((image) => image.complete && image.naturalWidth)"
     )
 
 
-def vote(page: Page, answer: str) -> None:
-    page.evaluate("document.activeElement.blur()")
-    assert page.get_by_role("button", name=f"X is {answer}").is_disabled()  # before X is heard
-    page.keyboard.press("x")
-    page.get_by_role("button", name="Play", exact=True).last.click()
-    page.get_by_role("button", name=f"X is {answer}").click()
-
-
-def start(page: Page, trials: int, listener: str) -> None:
-    page.locator("#abx-a").select_option("000000a0")
-    page.locator("#abx-b").select_option("000000a3")
-    page.get_by_label("Trials").fill(str(trials))
-    page.get_by_label("Listener").fill(listener)
-    page.get_by_role("button", name="Start").click()
-
-
-def saved_votes(page: Page) -> list[dict[str, str]]:
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Save the votes as CSV").click()
-    path = download.value.path()
-    return list(csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8"), newline="")))
-
-
-def test_votes_are_counted_hidden_until_the_end_and_saved(open_page: OpenPage) -> None:
-    page = open_page(script=COUNTING)
-    start(page, 4, '=cmd("x")')
-    xs = [index * 2 + 1 for index in range(4)]  # each trial draws its clip, then X
-    expected = [["000000a0", "000000a3"][x % 2] for x in xs]
-    assert page.evaluate(STORED)["session"]["trials"] == [{"clip": 2 * i % 3, "x": xs[i] % 2} for i in range(4)]
-    for index, answer in enumerate("BABB"):
-        assert page.locator("#abx-progress").inner_text().startswith(f"Trial {index + 1} of 4")
-        assert not page.locator("#abx-result").is_visible()
-        vote(page, answer)
-    p = binomtest(3, 4, alternative="greater").pvalue
-    score = page.locator("#abx-score").inner_text()
-    assert score.startswith("3 of 4 correct")
-    assert float(score.partition("p = ")[2].partition(" ")[0]) == pytest.approx(p, abs=6e-4)
-    votes = saved_votes(page)
-    assert [row["x"] for row in votes] == expected
-    assert [row["answer"] for row in votes] == ["000000a3", "000000a0", "000000a3", "000000a3"]
-    assert [row["correct"] for row in votes] == ["1", "0", "1", "1"]
-    assert [row["trial"] for row in votes] == list("1234")
-    assert {row["clip"] for row in votes} <= set(CLIPS)
-    assert {row["listener"] for row in votes} == {'\'=cmd("x")'}  # no formula for a spreadsheet
-    assert all(earlier["time"] <= later["time"] for earlier, later in itertools.pairwise(votes))
-    assert {(row["a"], row["b"]) for row in votes} == {("000000a0", "000000a3")}
-
-
-def test_a_test_goes_on_after_a_reload_and_its_votes_stay(open_page: OpenPage) -> None:
+def test_without_repeat_it_ends_at_the_end_and_starts_over(open_page: OpenPage) -> None:
     page = open_page()
-    start(page, 3, "anna")
-    vote(page, "A")
-    page.reload()
-    assert page.locator("#abx-progress").inner_text().startswith("Trial 2 of 3")
-    vote(page, "B")
-    page.get_by_role("button", name="End here").click()
-    page.reload()
-    assert page.locator("#abx-count").inner_text() == "2 votes so far"
-    assert [row["listener"] for row in saved_votes(page)] == ["anna", "anna"]
-    page.once("dialog", lambda dialog: dialog.accept())
-    page.get_by_role("button", name="Forget all votes").click()
-    page.reload()
-    assert page.get_by_role("button", name="Save the votes as CSV").is_disabled()
-
-
-def test_x_is_drawn_evenly_by_crypto(open_page: OpenPage) -> None:
-    count = "window.calls = 0; const real = crypto.getRandomValues.bind(crypto);"
-    count += "crypto.getRandomValues = (array) => { calls += 1; return real(array); };"
-    page = open_page(script=count + " Math.random = () => { throw new Error('not random enough'); };")
-    start(page, 200, "")
-    trials: list[dict[str, Any]] = page.evaluate(STORED)["session"]["trials"]
-    assert page.evaluate("calls") >= 400
-    assert binomtest(sum(trial["x"] for trial in trials), 200).pvalue > 1e-6
-    assert {trial["clip"] for trial in trials} == {0, 1, 2}
-
-
-@pytest.mark.parametrize(("correct", "trials"), [(0, 1), (9, 16), (16, 16), (120, 200), (200, 200)])
-def test_the_p_value_is_exact(open_page: OpenPage, correct: int, trials: int) -> None:
-    votes = [{"clip": "first", "x": "a", "answer": "a", "correct": int(i < correct)} for i in range(trials)]
-    session = {"test": "", "listener": "", "a": "000000a0", "b": "000000a1", "trials": [{"clip": 0, "x": 0}] * trials}
-    stored = json.dumps({"votes": [], "session": {**session, "votes": votes}})
-    page = open_page(script=f"localStorage.setItem('audiotok-abx:demo', JSON.stringify({stored}));")
-    p = float(page.locator("#abx-score").inner_text().partition("p = ")[2].partition(" ")[0])
-    assert p == pytest.approx(binomtest(correct, trials, alternative="greater").pvalue, rel=5e-3)
-
-
-def test_a_browser_that_keeps_nothing_says_so_and_still_saves(open_page: OpenPage) -> None:
-    broken = (
-        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } });"
-    )
-    page = open_page(script=broken)
-    assert "keeps nothing for this page" in page.locator("#abx-storage").inner_text()
-    start(page, 1, "")
-    vote(page, "A")
-    assert len(saved_votes(page)) == 1
-
-
-def test_conditions_without_a_common_clip_are_refused(open_page: OpenPage) -> None:
-    page = open_page()
-    page.locator("#abx-b").select_option("reference")
-    page.get_by_role("button", name="Start").click()
-    assert not page.locator("#abx-trial").is_visible()
-    assert page.evaluate("document.querySelector('#abx-a').validationMessage") == "A and B are the same."
+    page.get_by_label("Repeat").uncheck()
+    page.locator("#position").fill(str(SECONDS - 0.2))
+    page.get_by_role("button", name="Play", exact=True).click()
+    expect(page.locator("#play")).to_have_text("Play")
+    assert seconds_at(page) == 0

@@ -1,6 +1,9 @@
 """Clips for listening: the same samples, the right ones, and none too many; spectrograms that show what sounds."""
 
+import base64
+import io
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -18,8 +21,20 @@ from audiotok.report.listening import (
     power_spectrogram,
     write_clips,
 )
+from audiotok.report.stimuli import anchor
 from audiotok.results import load_grid
 from tests.report.conftest import CLIPS, RATE, SECONDS, add_run, melody
+
+
+def flac_in(path: Path) -> io.BytesIO:
+    """The audio that the page of a recording holds."""
+    found = re.search(rb'src="data:audio/flac;base64,([^"]+)"', path.read_bytes())
+    assert found
+    return io.BytesIO(base64.b64decode(found[1], validate=True))
+
+
+def recordings(folder: Path) -> list[Path]:
+    return list((folder / "audio").glob("*.html"))
 
 
 def listen(root: Path, output: Path, per_run: int = 8, limit_bytes: float = 1e9) -> Listening:
@@ -40,8 +55,8 @@ def test_recordings_keep_every_sample(tmp_path: Path) -> None:
         assert [take["epoch"] for take in clip["takes"]] == [None, 2]  # the last one
         for take, place in zip(clip["takes"], ("reference", "epoch_0002"), strict=True):
             path = tmp_path / "out" / take["audio"]
-            assert soundfile.info(path).subtype == "PCM_16"
-            written, rate = soundfile.read(path, dtype="int16")
+            assert soundfile.info(flac_in(path)).subtype == "PCM_16"
+            written, rate = soundfile.read(flac_in(path), dtype="int16")
             source, _ = soundfile.read(folder / "samples" / place / f"{clip['name']}.wav", dtype="int16")
             assert rate == RATE and np.array_equal(written, source)
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
@@ -55,7 +70,7 @@ def test_a_shared_reference_is_written_once_and_another_of_the_same_name_is_anot
     clips = listen(tmp_path, tmp_path / "out").clips
     runs = [[take["run"] for take in clip["takes"]] for clip in clips]
     assert runs == [["reference", "00000001", "00000002"], ["reference", "00000003"]]
-    assert len(list((tmp_path / "out" / "audio").glob("*.flac"))) == 5
+    assert len(recordings(tmp_path / "out")) == 5 + 2  # and the anchors of two references
 
 
 def test_samples_are_heard_whatever_their_names(tmp_path: Path) -> None:
@@ -97,7 +112,7 @@ def test_damaged_empty_and_loud_recordings_are_told(tmp_path: Path) -> None:
         f"00000001, {name}" for name in ("broken", "empty", "loud")
     ]
     loud = next(clip for clip in listening.clips if clip["name"] == "loud")["takes"][1]
-    written, _ = soundfile.read(tmp_path / "out" / loud["audio"])
+    written, _ = soundfile.read(flac_in(tmp_path / "out" / loud["audio"]))
     assert written == pytest.approx(np.array([[0.5, -0.5], [1.0, 0.0]]), abs=1e-4)
 
 
@@ -115,8 +130,8 @@ def test_a_sample_that_leads_out_of_its_experiment_is_not_copied(tmp_path: Path)
     assert sorted(clip["name"] for clip in listening.clips) == ["linked", "own"]
     said = "00000001, stolen: leads out of the folder of its experiment"
     assert listening.problems == [said.replace("00000001", "reference"), said]
-    levels = [soundfile.read(path)[0].max() for path in (tmp_path / "out" / "audio").glob("*.flac")]
-    assert len(levels) == 3 and 0.25 not in levels
+    levels = [soundfile.read(flac_in(path))[0].max() for path in recordings(tmp_path / "out")]
+    assert len(levels) == 3 + 2 and 0.25 not in levels
 
 
 @pytest.mark.parametrize("hertz", [60.0, 440.0, 3000.0])
@@ -139,3 +154,26 @@ def test_spectrograms_of_a_clip_share_one_scale(tmp_path: Path) -> None:
     loud, quiet = (imread(tmp_path / "out" / take["image"])[..., :3].sum(axis=2) for take in takes)
     assert loud.shape == (ROWS, COLUMNS)
     assert quiet.max() < loud.max()  # 20 dB less is darker; on a scale of its own it would be as bright
+
+
+def test_levels_and_the_anchor_are_of_the_recordings_themselves(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "g", "00000001", [], clips=["a", "short"])
+    soundfile.write(folder / "samples/epoch_0002/a.wav", melody(0) / 2, RATE)
+    soundfile.write(folder / "samples/epoch_0002/short.wav", melody(1, 0.3), RATE)
+    clips = {clip["name"]: clip for clip in listen(tmp_path, tmp_path / "out").clips}
+    reference, halved = clips["a"]["takes"]
+    assert halved["loudness"] - reference["loudness"] == pytest.approx(-6.02, abs=0.01)
+    assert (halved["seconds"], halved["peak"]) == (SECONDS, pytest.approx(reference["peak"] / 2, abs=1e-4))
+    assert clips["short"]["takes"][1]["loudness"] is None
+    written, rate = soundfile.read(flac_in(tmp_path / "out" / clips["a"]["anchor"]["audio"]))
+    expected = anchor(melody(0)[:, None], RATE)
+    assert expected is not None and rate == clips["a"]["sample_rate"] == RATE
+    assert written == pytest.approx(expected[:, 0], abs=1e-4)
+
+
+def test_a_clip_without_a_reference_or_a_band_to_take_away_has_no_anchor(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "g", "00000001", [], clips=["alone", "narrow"])
+    (folder / "samples/reference/alone.wav").unlink()
+    soundfile.write(folder / "samples/reference/narrow.wav", melody(0), 8000)
+    clips = listen(tmp_path, tmp_path / "out").clips
+    assert {clip["name"]: clip["anchor"] for clip in clips} == {"alone": None, "narrow": None}

@@ -42,7 +42,7 @@ const pointName = (point) => {
 };
 const membersOf = (condition) => charts.condition.flatMap((other, point) => (other === condition ? [point] : []));
 const conditionShown = (condition) => membersOf(condition).some(pointShown);
-const openRun = (sig) => location.assign(`runs/${sig}.html`);
+const openRun = (sig) => runPage(sig) && location.assign(runPage(sig));
 
 // Colour at a place from 0 to 1 of the scale.
 function rampColour(place) {
@@ -115,11 +115,7 @@ function addChart(id, title, { build, table, low = false, controls = [] }) {
   };
   chart.pick = (text, sigs) => {
     chart.picked.replaceChildren(make("span", "", `${text}: `));
-    for (const sig of sigs) {
-      const link = make("a", "", sig);
-      link.href = `runs/${sig}.html`;
-      chart.picked.append(link);
-    }
+    chart.picked.append(...sigs.map((sig) => runLink(sig)));
   };
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("change", () => chart.draw());
@@ -157,11 +153,8 @@ function fillTable(holder, { head, rows }) {
     const line = body.insertRow();
     for (const cell of row) {
       const place = line.insertCell();
-      if (cell?.sig) {
-        const link = make("a", "", cell.text);
-        link.href = `runs/${cell.sig}.html`;
-        place.append(link);
-      } else place.textContent = typeof cell === "number" || cell === null ? number(cell) : cell;
+      if (cell?.sig) place.append(runLink(cell.sig, cell.text));
+      else place.textContent = typeof cell === "number" || cell === null ? number(cell) : cell;
     }
   }
   holder.replaceChildren(table);

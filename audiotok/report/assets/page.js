@@ -13,6 +13,14 @@ const make = (tag, className = "", text = "") => {
 const options = (select, pairs) => {
   for (const [value, text] of pairs) select.append(new Option(text, value));
 };
+// A signature that leads to the page of its run; a report of one file has none.
+const runPage = (sig) => (find("report-files") ? null : `runs/${sig}.html`);
+function runLink(sig, text = sig) {
+  const page = runPage(sig);
+  const link = make(page ? "a" : "span", "", text);
+  if (page) link.href = page;
+  return link;
+}
 const runName = (run) => (run === data.reference ? "reference" : [data.runs[run], run].filter(Boolean).join(" · "));
 
 // What the browser remembers of this grid under a name: read here, kept by `save` where pages from disk may keep it.

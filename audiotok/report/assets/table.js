@@ -22,9 +22,7 @@ function startTable() {
     if (column.role === "sig") {
       const heading = make("th");
       heading.scope = "row";
-      const link = make("a", "", text);
-      link.href = `runs/${text}.html`;
-      heading.append(link);
+      heading.append(runLink(text));
       return heading;
     }
     const element = make("td", column.kind === "number" ? "number" : "");
