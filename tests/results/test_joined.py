@@ -246,6 +246,9 @@ def test_the_command_averages_within_codecs_first(
     (row,) = rows_of(capsys.readouterr().out)
     assert row["n"] == "3" and float(row["difference"]) == pytest.approx(-0.01)
     assert "evaluate.gap 3 pairs of codecs that differ alike, so no error is known (-0.01 bit)" in caplog.text
+    assert results(root, "--by", "codec.losses.mmd", "--metric", "evaluate.gap", "--pooled", "--format", "csv") == 0
+    (row,) = rows_of(capsys.readouterr().out)
+    assert (row["blocks"], row["n"], float(row["p"])) == ("3", "6", 2 / 2**3)  # blocks of a codec's seed
 
 
 def test_a_baseline_alone_is_compared_with_nothing(root: Path, caplog: pytest.LogCaptureFixture) -> None:
