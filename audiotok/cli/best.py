@@ -77,12 +77,15 @@ def _ranked(experiments: "Experiments", metric: str) -> "pd.DataFrame":
     files = [record.folder / _CHECKPOINT for record in experiments.records]
     checkpoints = [str(file) if file.is_file() else None for file in files]
     table = runs[[*names, *(["grid"] if "grid" in runs.columns else [])]]
-    measured = table[metric].where([math.isfinite(value) for value in table[metric]])
+    measured = table[metric].where(table[metric].map(math.isfinite))
     if len(swept) < len(experiments.swept):
-        groups = measured.groupby([runs[name] for name in swept] or [0] * len(runs), dropna=False)
+        keys: Any = [runs[name] for name in swept] or [0] * len(runs)
+        groups = measured.groupby(keys, dropna=False)
         each = zip(groups.transform("mean"), groups.transform("std"), groups.transform("count"), strict=True)
-        table = table.assign(**{f"{metric} over seeds": [Estimate(mean, std, int(n)) for mean, std, n in each]})
-    return table.assign(checkpoint=checkpoints)[measured.notna()]
+        over_seeds: dict[str, Any] = {f"{metric} over seeds": [Estimate(mean, std, int(n)) for mean, std, n in each]}
+        table = table.assign(**over_seeds)
+    last: dict[str, Any] = {"checkpoint": checkpoints}
+    return table.assign(**last).loc[measured.notna()]
 
 
 def _json(value: Any) -> Any:

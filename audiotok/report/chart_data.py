@@ -3,7 +3,7 @@
 The page draws with Apache ECharts, which stands in its only script; nothing is drawn here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,10 @@ def _members(
     points: pd.DataFrame, runs: pd.DataFrame, places: dict[str, int], parameters: Sequence[str]
 ) -> list[list[int]]:
     """Of points that are codecs the runs that each is the mean of."""
-    key = lambda row: (row["codec.sig"], *(format_value(row[name]) for name in parameters))  # noqa: E731
+
+    def key(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+        return (row["codec.sig"], *(format_value(row[name]) for name in parameters))
+
     units = runs.assign(**{"codec.sig": runs["codec.sig"].where(runs["codec.sig"].notna(), runs["sig"])})
     members: dict[Any, list[int]] = {}
     for row in units.to_dict("records"):

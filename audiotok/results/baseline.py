@@ -117,7 +117,8 @@ def in_blocks(
     block = [", ".join(f"{name}={shown(value)}" for name, value in row.items()) for row in rows]
     keys = [*by, BLOCK]
     numbers = {name: runs[name].astype(np.float64).replace([np.inf, -np.inf], np.nan) for name in metrics}
-    groups = runs.assign(**{BLOCK: block, **numbers}).groupby(keys, dropna=False, sort=False)
+    columns: dict[str, Any] = {BLOCK: block, **numbers}
+    groups = runs.assign(**columns).groupby(keys, dropna=False, sort=False)
     return groups[list(metrics)].mean().reset_index().assign(sig=groups["sig"].first().to_numpy()), BLOCK
 
 

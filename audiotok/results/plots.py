@@ -217,7 +217,8 @@ def tradeoff(
         axes.scatter(rest[x], rest[y], color="#BBBBBB", s=10, zorder=0.5, label=f"{len(means) - len(coloured)} others")
     things = "codecs" if codecs else "runs"
     for place, style in looks.items():
-        row, members = means.loc[place], points[points["group"] == place]
+        row: Any = means.loc[place]
+        members = points[points["group"] == place]
         look = {"color": style["color"], "marker": style["marker"]}
         axes.scatter(members[x], members[y], s=14, alpha=0.5, linewidths=0, **look)
         sizes = {f"{axis}err": np.nan_to_num([[row[f"{name}.half"]]]) for axis, name in (("x", x), ("y", y))}

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,7 @@ def test_few_parameters_are_compared_in_blocks_of_seed_and_codebooks(frozen: boo
     grid = load_grid(write_shape("main", tmp_path, frozen=frozen), tmp_path)
     runs, baseline = grid.runs, {"losses.mmd": 0}
     rows, pair = in_blocks(runs, ["losses.mmd"], [MI], baseline, parameters=grid.swept, pair="seed")
-    table = compare(rows, ["losses.mmd"], [MI], baseline, pair=pair).set_index("losses.mmd")
+    table: Any = compare(rows, ["losses.mmd"], [MI], baseline, pair=pair).set_index("losses.mmd")
     assert table["n"].tolist() == [4, 4, 4]
     means = runs.groupby(["losses.mmd", "rvq.n_q", "seed"])[MI].mean()  # independent of the pairing by texts
     differences = means.loc[0.5] - means.loc[0.0]

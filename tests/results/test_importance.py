@@ -26,7 +26,7 @@ def factorial(seed: int = 0, a: float = 1.0, b: float = 1.0) -> pd.DataFrame:
 @pytest.mark.parametrize("left_out", [[], [0, 1, 5, 17, 30, 31]])
 def test_it_is_the_analysis_of_variance_of_statsmodels(left_out: list[int]) -> None:
     runs = factorial().drop(index=left_out)
-    table = importance(runs, "y", ["a", "b", "c"]).set_index("parameter")
+    table: Any = importance(runs, "y", ["a", "b", "c"]).set_index("parameter")
     expected: Any = anova_lm(ols("y ~ C(a) + C(b) + C(c)", runs).fit(), typ=2)
     noise = expected.loc["Residual", "sum_sq"] / expected.loc["Residual", "df"]
     total = ((runs["y"] - runs["y"].mean()) ** 2).sum()
@@ -40,10 +40,10 @@ def test_it_is_the_analysis_of_variance_of_statsmodels(left_out: list[int]) -> N
 
 
 def test_intervals_cover_the_truth_and_a_test_without_effect_keeps_its_rate() -> None:
-    spread = {"a": np.var(np.arange(4)), "b": np.var([0, 0.5, -0.5]), "c": 0.0}
+    spread: dict[str, float] = {"a": float(np.var(np.arange(4))), "b": float(np.var([0, 0.5, -0.5])), "c": 0.0}
     covered, rejected = dict.fromkeys("abc", 0), 0
     for seed in range(200):
-        table = importance(factorial(seed), "y", ["a", "b", "c"]).set_index("parameter")
+        table: Any = importance(factorial(seed), "y", ["a", "b", "c"]).set_index("parameter")
         for name, variance in spread.items():
             truth = variance / (spread["a"] + spread["b"] + 1)
             covered[name] += bool(table.loc[name, "low"] <= truth + 1e-12 and truth <= table.loc[name, "high"])
@@ -53,8 +53,8 @@ def test_intervals_cover_the_truth_and_a_test_without_effect_keeps_its_rate() ->
 
 
 def test_what_cannot_be_told_apart_and_what_is_missing() -> None:
-    runs = factorial().assign(twin=lambda table: table["a"] * 10, one=1, none=[None, 1.0] * 24)
-    table = importance(runs, "y", ["a", "twin", "one", "none"]).set_index("parameter")
+    runs = factorial().assign(twin=lambda table: table["a"] * 10, one=1, none=[np.nan, 1.0] * 24)
+    table: Any = importance(runs, "y", ["a", "twin", "one", "none"]).set_index("parameter")
     assert table.loc[["a", "twin", "one"], "share"].isna().all()  # a and twin follow from each other
     assert table.loc["none", "values"] == 2 and np.isfinite(table.loc["none", "share"])
     runs.loc[3, "y"] = np.nan
@@ -63,7 +63,7 @@ def test_what_cannot_be_told_apart_and_what_is_missing() -> None:
 
 def test_an_exact_formula_and_a_random_search() -> None:
     exact = factorial().assign(y=lambda table: table["a"] * 2.0)
-    table = importance(exact, "y", ["a", "b"]).set_index("parameter")
+    table: Any = importance(exact, "y", ["a", "b"]).set_index("parameter")
     assert np.allclose(table.loc["a", ["share", "low", "high", "p"]].to_numpy(float), [1, 1, 1, 0])
     assert np.allclose(table.loc["b", ["share", "low", "high", "p"]].to_numpy(float), [0, 0, 0, 1])
     rates = np.random.default_rng(1).uniform(size=60)

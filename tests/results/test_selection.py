@@ -1,6 +1,7 @@
 """Which runs count, and what is said of it."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -28,7 +29,8 @@ def test_the_stored_sweep_has_the_states_and_the_truth_that_it_states(tmp_path: 
     assert len(runs.columns[runs.columns.get_loc("sig") : runs.columns.get_loc("state")]) == 7
     done = counted(runs)
     names = ["losses.mmd", "rvq.n_q", "mmd.stream", "optim.lr", "rvq.bins"]
-    wanted = [truth(row)["mi_groups"] for row in done[names].to_dict("records")]
+    rows: list[Any] = done[names].to_dict("records")
+    wanted = [truth(row)["mi_groups"] for row in rows]
     assert (done["evaluate.mi_groups"] - wanted).abs().mean() < 0.02
 
 
