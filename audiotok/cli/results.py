@@ -253,12 +253,11 @@ def _show_published(args: argparse.Namespace, experiments: "Experiments") -> Non
 
 def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":
     """Rows of conditions rather than of runs."""
-    from audiotok.results.baseline import in_blocks, unmatched_lines
-    from audiotok.results.joined import counts_codecs, pairing, replicates
-    from audiotok.results.metrics import HEADLINE, differing_settings, metric_values, selection_line, setting_lines
-    from audiotok.results.pooled import pooled, pooled_lines
+    from audiotok.results.conclusions import against_baseline, over_design
+    from audiotok.results.joined import counts_codecs, replicates
+    from audiotok.results.metrics import HEADLINE, metric_values, selection_line, setting_lines
     from audiotok.results.selection import counted, counted_line
-    from audiotok.results.statistics import compare, reach_line, summarize
+    from audiotok.results.statistics import summarize
     from audiotok.results.tables import require_columns, summary_table
 
     by, seeds = _names(args.by), _seeds(args)
@@ -276,7 +275,6 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     codecs = counts_codecs(runs, by)
     if line := counted_line(runs, unfinished=args.unfinished):
         logger.warning("%s", line)
-    runs = counted(runs, unfinished=args.unfinished)
     mixed = [name for name in experiments.swept if name not in (*by, *seeds)]
     if mixed and not args.pooled:
         logger.warning("averaged over %s too; add to --by to keep them apart", ", ".join(mixed))
@@ -285,32 +283,23 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     if args.pooled:
         if args.baseline or args.pivot:
             raise ResultsError("--pooled compares all values of a parameter; it takes no --baseline and no --pivot.")
-        alike = [name for name in (*mixed, *seeds) if name in runs and not (codecs and name == "seed")]
-        runs = replicates(runs, [*by, *(name for name in alike if name not in seeds)], metrics, codecs=codecs)
-        table = pooled(runs, by, metrics, alike)
-        for line in pooled_lines(table, alike):
-            logger.info("%s", line)
-        return table
-    runs = replicates(runs, by, metrics, codecs=codecs)
-    if args.baseline is None:
-        table = summary_table(summarize(runs, by, metrics, interval=args.interval), by, args.pivot)
+        options: dict[str, Any] = {"parameters": experiments.swept, "unfinished": args.unfinished}
+        found = over_design(runs, by, metrics, seeds=seeds, **options)
+    elif args.baseline is None:
+        own = replicates(counted(runs, unfinished=args.unfinished), by, metrics, codecs=codecs)
+        table = summary_table(summarize(own, by, metrics, interval=args.interval), by, args.pivot)
         return table.rename(columns={"n": "codecs"}) if codecs else table
-    baseline = dict(_condition(text, experiments) for text in args.baseline)
-    pair = _names(args.seeds) if args.seeds else [pairing(baseline, codecs=codecs)]
-    if args.pivot is not None or len(pair) != 1:
-        raise ResultsError("--baseline pairs runs by one seed parameter and takes no --pivot.")
-    metrics = [name for name in metrics if set(differing_settings(runs, name)) <= set(by)]
-    if not metrics:
-        raise ResultsError("--baseline: all metrics are measured under settings that differ; add these to --by.")
-    runs, unit = in_blocks(runs, by, metrics, baseline, parameters=experiments.swept, pair=pair[0])
-    if unit != pair[0]:
-        logger.info("n counts blocks, such as %r, in which runs are paired", str(runs[unit].iloc[0]))
-    for line in unmatched_lines(runs, by, baseline):
+    else:
+        baseline = dict(_condition(text, experiments) for text in args.baseline)
+        if args.pivot is not None or (args.seeds and len(seeds) != 1):
+            raise ResultsError("--baseline pairs runs by one seed parameter and takes no --pivot.")
+        options = {"parameters": experiments.swept, "unfinished": args.unfinished, "interval": args.interval}
+        found = against_baseline(runs, by, metrics, baseline, seeds=seeds[0] if args.seeds else None, **options)
+    for line in found.warnings:
         logger.warning("%s", clean_text(line))
-    table = compare(runs, by, metrics, baseline, pair=unit, interval=args.interval)
-    if line := reach_line(table):
-        logger.info("%s", line)
-    return table
+    for line in found.remarks:
+        logger.info("%s", clean_text(line))
+    return found.table
 
 
 def _importance(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":

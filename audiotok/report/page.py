@@ -23,13 +23,14 @@ from audiotok.report.table import (
     codec_columns,
     compare_conditions,
     condition_columns,
+    pooled_columns,
     published_columns,
     run_columns,
 )
 from audiotok.results.codecs import CODEC_SEED, is_joined
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import code_lines, counts_codecs
-from audiotok.results.metrics import CODEC, HEADLINE, known_metric, require_metric, unmeasured
+from audiotok.results.metrics import CODEC, HEADLINE, known_metric, require_metric, setting_lines, unmeasured
 from audiotok.results.protocols import protocol_lines
 from audiotok.results.published import REMARK
 from audiotok.results.selection import counted, counted_line
@@ -179,13 +180,20 @@ def _statistics(experiments: Experiments, by: list[str], metrics: list[str], opt
     metrics = metrics if options.metrics else directed  # the mean of a p-value means little, unless it is requested
     unfinished = options.unfinished
     measured = bool(metrics) and not counted(experiments.runs, unfinished=unfinished).empty
-    compared = []
+    compared, lines = list[Any](), list[str]()
     if options.baseline:
-        compared = compare_conditions(experiments, by, metrics, options.baseline, options.seeds, unfinished=unfinished)
+        compared, lines = compare_conditions(
+            experiments, by, metrics, options.baseline, options.seeds, unfinished=unfinished
+        )
+    columns, pooled_lines = pooled_columns(experiments, by, metrics, options.seeds, unfinished=unfinished)
     baseline = ", ".join(f"{name}={value}" for name, value in (options.baseline or {}).items())
     return {
         "conditions": condition_columns(experiments, by, metrics, unfinished=unfinished) if measured else [],
+        "setting_lines": [clean_text(line) for line in setting_lines(experiments.runs, metrics)],
         "comparisons": compared,
+        "comparison_lines": lines,
+        "pooled": columns,
+        "pooled_lines": pooled_lines,
         "baseline": clean_text(baseline),
     }
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from audiotok.files import is_file_in
 from audiotok.report.table import clock_text
-from audiotok.results.experiments import Experiment, Experiments
+from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import CODEC
 from audiotok.results.protocols import describe, read_protocol
+from audiotok.results.records import Experiment
 from audiotok.results.tables import format_value, short_names
 from audiotok.status import JOB_FILE, read_json
 from audiotok.text import clean_text

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from audiotok.results.baseline import in_blocks
+from audiotok.results.codecs import CODEC_SEED
+from audiotok.results.conclusions import against_baseline, over_design
 from audiotok.results.experiments import Experiments
-from audiotok.results.joined import codec_rows, counts_codecs, pairing, replicates
+from audiotok.results.joined import codec_rows, counts_codecs, replicates
 from audiotok.results.metrics import CODEC, Metric, goodness, metric_in
 from audiotok.results.published import published_table
 from audiotok.results.selection import counted
-from audiotok.results.statistics import compare, summarize
+from audiotok.results.statistics import summarize
 from audiotok.results.tables import (
     Estimate,
     best_rows,
@@ -230,15 +231,35 @@ def compare_conditions(
     seeds: str,
     *,
     unfinished: bool = False,
-) -> list[_Comparison]:
-    """Each condition against the baseline, paired by seed, of runs on several codecs as in `joined.pairing`."""
-    measured = counted(experiments.runs, unfinished=unfinished)
-    codecs = counts_codecs(measured, by)
-    pair = pairing(baseline, codecs=True) if codecs else seeds
-    runs = replicates(measured, by, metrics, codecs=codecs)
-    runs, pair = in_blocks(runs, by, metrics, baseline, parameters=experiments.swept, pair=pair)
-    table = compare(runs, by, metrics, baseline, pair=pair)
-    return [_comparison(experiments, by, row) for row in table.to_dict("records")]
+) -> tuple[list[_Comparison], list[str]]:
+    """Each condition against the baseline, paired by seed, of codecs as in `joined.pairing`; lines about what was."""
+    pair = None if counts_codecs(experiments.runs, by) else seeds
+    options: dict[str, Any] = {"parameters": experiments.swept, "seeds": pair, "unfinished": unfinished}
+    table, warnings, remarks = against_baseline(experiments.runs, by, metrics, baseline, **options)
+    lines = [clean_text(line) for line in (*warnings, *remarks)]
+    return [_comparison(experiments, by, row) for row in table.to_dict("records")], lines
+
+
+def pooled_columns(
+    experiments: Experiments, by: Sequence[str], metrics: Sequence[str], seeds: str, *, unfinished: bool = False
+) -> tuple[list[Column], list[str]]:
+    """Whether each parameter matters over the whole grid, and lines about what was compared.
+
+    Returns:
+        Columns, a row per parameter and metric; none where no two runs differ in one parameter alone.
+    """
+    if not by:
+        return [], []
+    options: dict[str, Any] = {"parameters": experiments.swept, "seeds": [seeds, CODEC_SEED], "unfinished": unfinished}
+    table, _, remarks = over_design(experiments.runs, by, metrics, **options)
+    if table.empty or not table["p"].notna().any():
+        return [], []
+    heads = {"levels": "values", "n": "codecs" if counts_codecs(experiments.runs, by) else "runs", "p_holm": "p, Holm"}
+    texts = {name: [_text(name, value) for value in table[name]] for name in table.columns if name != "smallest_p"}
+    columns = [
+        _texts(heads.get(name, name), cells, name not in ("parameter", "metric")) for name, cells in texts.items()
+    ]
+    return columns, [clean_text(line) for line in remarks]
 
 
 def _comparison(experiments: Experiments, by: Sequence[str], row: Mapping[Any, Any]) -> _Comparison:
@@ -266,11 +287,15 @@ def _text(name: str, value: Any) -> str:
         return value if name == "interval" else format_value(value)
     if name in ("p", "p_holm"):
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-    return f"{value:.2f}" if name == "effect" else format_value(value)
+    return f"{value:.2f}" if name in ("effect", "explained") else format_value(value)
 
 
 def _plain(name: str, items: list[Any]) -> Column:
-    return Column(clean_text(name), _NO_METRIC, False, [_Cell(text) for text in format_column(items)])
+    return _texts(name, format_column(items))
+
+
+def _texts(name: str, texts: list[str], numeric: bool = False) -> Column:
+    return Column(clean_text(name), _NO_METRIC, numeric, [_Cell(text) for text in texts])
 
 
 def _with_count(text: str, value: Any, runs: int) -> str:

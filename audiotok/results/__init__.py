@@ -1,8 +1,9 @@
 """Experiments back as tables: from the folders of a grid to DataFrames, without torch, Dora or Hydra."""
 
-from audiotok.results.experiments import Experiment, Experiments, load_all, load_grid, load_sigs, read_experiment
+from audiotok.results.experiments import Experiments, load_all, load_grid, load_sigs
 from audiotok.results.folders import grid_signatures, list_grids
 from audiotok.results.metrics import METRICS, Metric, metric_direction, require_metric
+from audiotok.results.records import Experiment, read_experiment
 from audiotok.results.tables import format_table, headline_columns
 
 __all__ = [

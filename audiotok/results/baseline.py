@@ -16,6 +16,7 @@ from audiotok.results.tables import format_value
 
 BLOCK = "block"
 _MAX_LISTED = 10
+_ABSENT = object()  # equal to no value
 Condition = tuple[Any, ...]  # values of the parameters that make a condition
 
 
@@ -107,7 +108,7 @@ def in_blocks(
         Runs, or rows for the means of runs, and the name of the column that pairs them: `pair` itself if nothing
         but it differs within a condition, else `block`.
     """
-    reference = runs[[_matches(row, baseline) for row in runs[list(baseline)].to_dict("records")]]
+    reference = runs[has_values(runs, baseline)]
     more = [name for name in parameters if name not in (*by, pair) and name in runs.columns]
     more = [name for name in more if reference[name].map(repr).nunique() > 1]
     repeated = runs.groupby([*by, pair], dropna=False, sort=False).size().gt(1).any()
@@ -131,8 +132,13 @@ def _conditions(runs: pd.DataFrame, by: Sequence[str]) -> list[Condition]:
     return list(dict.fromkeys(tuple(map(_plain, row)) for row in runs[list(by)].itertuples(index=False)))
 
 
-def _matches(row: Mapping[Any, Any], baseline: Mapping[str, Any]) -> bool:
-    return all(_plain(row[name]) == _plain(value) for name, value in baseline.items())
+def has_values(runs: pd.DataFrame, baseline: Mapping[str, Any]) -> "pd.Series[bool]":
+    """Which runs have the values of a baseline."""
+    found = pd.Series(True, index=runs.index)
+    for name, value in baseline.items():
+        own = runs[name].tolist() if name in runs.columns else [_ABSENT] * len(runs)
+        found &= np.array([_plain(one) == _plain(value) for one in own], np.bool_)
+    return found
 
 
 def _idle(name: str, baseline: Mapping[str, Any]) -> bool:

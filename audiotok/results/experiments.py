@@ -1,18 +1,12 @@
-"""Experiments as records and as tables: `runs`, one row each; `history`, one per stage and epoch; `samples`.
+"""Experiments as tables: `runs`, one row each; `history`, one per stage and epoch; `samples`."""
 
-A damaged file is a line in `Experiment.problems`, and a line of the log, not an error: the others still count.
-"""
-
-import contextlib
 import gc
-import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import compress, product
 from pathlib import Path
 from typing import Any
@@ -21,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from audiotok.results.cache import Block, Shard, StaleCacheError, load_shards
+from audiotok.results.cache import Block, StaleCacheError
 from audiotok.results.codecs import (
     CHECKPOINT,
     CODEC_SIG,
@@ -44,140 +38,16 @@ from audiotok.results.folders import (
     samples_frame,
 )
 from audiotok.results.metrics import CODEC, metric_direction, metric_rank
-from audiotok.results.read import History, encodable, hashable, natural, read_history, stage_rank
+from audiotok.results.read import hashable, natural, stage_rank
+from audiotok.results.records import Experiment, load_records
 from audiotok.results.selection import counted
-from audiotok.text import clean_text, number_in
+from audiotok.text import clean_text
 
 BEST_BY = ("valid.msspec", "valid.ce")  # of codecs, of language models: the first that any run has
 _KEYS = ("sig", "stage", "epoch")
-_MAX_LOGGED = 10
-_MAX_TEXT = 200  # characters of the name of a host or a commit
 _THREADS = 2
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment, as read from its files."""
-
-    sig: str  # Dora's signature
-    folder: Path  # its folder; it may not exist yet
-    overrides: dict[str, Any] = field(default_factory=dict)  # parsed, by dotted key
-    # Values of its configuration for parameters that other experiments override and it does not.
-    configured: dict[str, Any] = field(default_factory=dict)
-    state: str = "NOT_STARTED"  # name of a `status.State`
-    reason: str = ""  # why it is in that state; may be empty
-    status: dict[str, Any] = field(default_factory=dict)  # content of `status.json`, empty when there is none
-    profile_gpus: Any = None  # GPUs requested for its job, None if unknown
-    epochs: int = 0  # epochs in the history
-    last_epoch: int = 0  # number of the last one that measured anything, 0 without one
-    measured_s: float | None = None  # seconds of all stages of all epochs, None if none was measured
-    problems: list[str] = field(default_factory=list)  # what could not be read, one line each
-    block: Block = field(default_factory=Block, repr=False, compare=False)  # what holds its numbers, at `place`
-    place: int = field(default=0, repr=False, compare=False)
-
-    @cached_property
-    def history(self) -> History:
-        """One {stage: {metric: number}} per epoch, epoch 1 first; read from the file on first use."""
-        return read_history(self.folder / "history.json", [])
-
-    @property
-    def host(self) -> str:
-        """Machine of the last job; may be empty."""
-        return self._text("host")
-
-    @property
-    def commit(self) -> str:
-        """Commit of the code that ran; may be empty."""
-        return self._text("commit")
-
-    def _text(self, name: str) -> str:
-        return encodable(str(self.status.get(name) or "")[:_MAX_TEXT])
-
-    @property
-    def duration_s(self) -> float:
-        """Seconds of work: all stages of all epochs, else of its last job; NaN if unknown."""
-        if self.measured_s is not None:
-            return self.measured_s
-        start, updated, end = (number_in(self.status, name) for name in ("started", "updated", "ended"))
-        end = updated if end is None else end
-        return math.nan if start is None or end is None else end - start
-
-    @property
-    def gpu_hours(self) -> float:
-        """GPUs × hours of work; 0 on the CPU and before it starts, NaN if unknown."""
-        gpus = number_in({"gpus": self.profile_gpus, **self.status}, "gpus")
-        if gpus == 0 or not (self.status or self.epochs):
-            return 0.0
-        return math.nan if gpus is None else gpus * self.duration_s / 3600
-
-    @property
-    def touched_s(self) -> float:
-        """Unix seconds of its last sign of life: by its status, else by the times of its files."""
-        times = [number_in(self.status, name) for name in ("started", "updated", "ended")]
-        entry = self.block.entries[self.place]
-        marks = [mark for name in ("history", "argv", "state") for mark in entry[name]["marks"]]
-        files = [mark[1] / 1e9 for mark in marks if mark is not None]
-        return max((time for time in times if time is not None), default=max(files, default=0.0))
-
-
-def read_experiment(folder: str | Path) -> Experiment:
-    """Read one experiment, without the cache; damaged or missing files become problems, never errors."""
-    path = Path(folder)
-    key = str(path.absolute())
-    shard = Shard("", "", [key], cached=False)
-    return _record(path, shard.overrides[key], *shard.load([])[key])
-
-
-def _load_records(folders: Mapping[Path, Sequence[Path]], *, cached: bool = True) -> list[Experiment]:
-    """Read experiments, given by results folder, in that order."""
-    for use_cache in (cached, cached, False):  # another process may rewrite the cache meanwhile
-        shards = [shard for root, paths in folders.items() for shard in _shards(root, paths, cached=use_cache)]
-        each = [values for shard in shards for values in shard.overrides.values()]
-        of_codec = any(str(values.get("solver")).startswith("lm/") for values in each)  # a preset may name the codec
-        keys = list(dict.fromkeys([*(key for values in each for key in values), *([CHECKPOINT] if of_codec else [])]))
-        with contextlib.suppress(StaleCacheError):
-            places = load_shards(shards, keys)
-            break
-    overrides = {folder: values for shard in shards for folder, values in shard.overrides.items()}
-    paths = [(path, str(path.absolute())) for group in folders.values() for path in group]
-    records = [_record(path, overrides[key], *places[key]) for path, key in paths]
-    for record in records:
-        if record.problems and not os.path.lexists(record.folder):
-            record.problems.clear()  # of a grid, and not submitted yet
-    damaged = [record for record in records if record.problems]
-    for record in damaged[:_MAX_LOGGED]:
-        for problem in record.problems:
-            logger.warning("%s", clean_text(f"{record.folder}: {problem}"))
-    if len(damaged) > _MAX_LOGGED:
-        logger.warning("and %d more experiments with files that cannot be read", len(damaged) - _MAX_LOGGED)
-    return records
-
-
-def _shards(root: Path, folders: Iterable[Path], *, cached: bool) -> list[Shard]:
-    """Groups by the first two digits: a change rewrites little, and a cold start has pieces to share out."""
-    groups: dict[str, list[str]] = {}
-    for folder in folders:
-        groups.setdefault(folder.name[:2], []).append(str(folder.absolute()))
-    return [Shard(str(root.absolute()), name, group, cached=cached) for name, group in groups.items()]
-
-
-def _record(folder: Path, overrides: dict[str, Any], block: Block, place: int) -> Experiment:
-    entry = block.entries[place]
-    argv, state, history, config = (entry[name] for name in ("argv", "state", "history", "config"))
-    problems = [line for part in (history, state, argv, config) for line in part["problems"]]
-    if problems and not folder.is_dir():
-        problems = ["no folder for this signature"]
-    configured = {key: _configured(text) for key, text in config["values"].items()}
-    facts = {name: state[name] for name in ("state", "reason", "status", "profile_gpus")}
-    facts |= {"epochs": history["epochs"], "last_epoch": history["last_epoch"], "measured_s": history["duration"]}
-    return Experiment(folder.name, folder, overrides, configured, **facts, problems=problems, block=block, place=place)
-
-
-@lru_cache(maxsize=2**12)
-def _configured(text: str) -> Any:
-    return hashable(json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -215,7 +85,7 @@ class Experiments:
                 return _history_frame(records, stages, metrics)
             except StaleCacheError:  # rewritten by another process: the same numbers are there, or later ones
                 folders = {root: [own.folder for own in records if root in own.folder.parents] for root in self.roots}
-                found = {record.folder: record for record in _load_records(folders, cached=cached)}
+                found = {record.folder: record for record in load_records(folders, cached=cached)}
                 records = [found[record.folder] for record in records]
         return _history_frame(records, stages, metrics)
 
@@ -311,7 +181,7 @@ def _load(
     enabled = gc.isenabled()
     gc.disable()  # the collector would go over a million new objects again and again, and find nothing to free
     try:
-        records = _newest(_load_records({root: list(each.values()) for root, each in folders.items()}))
+        records = _newest(load_records({root: list(each.values()) for root, each in folders.items()}))
         return _with_codecs(_tables(name, roots, records, best_by))
     finally:
         if enabled:
@@ -326,7 +196,7 @@ def _with_codecs(experiments: Experiments) -> Experiments:
         return experiments
     sigs, roots = codec_signatures(configurations), experiments.roots
     found = {root: list(experiment_folders(root, sigs).values()) for root in roots}
-    codecs = _tables("codecs", roots, _newest(_load_records(found)), None)
+    codecs = _tables("codecs", roots, _newest(load_records(found)), None)
     if line := missing_codecs(sigs, codecs.runs, roots):
         logger.warning("%s: %s", experiments.name, clean_text(line))
     frame, parameters, metrics = codec_frame(references, codecs.runs, codecs.parameters, codecs.metrics)

@@ -135,7 +135,7 @@ def pooled_lines(table: pd.DataFrame, blocks: Sequence[str]) -> list[str]:
     """Sentences about a table of `pooled`: what was compared with what, and where no p below 0.05 is possible."""
     lines = [
         "values of a parameter are compared between runs that are equal in all of: "
-        f"{', '.join(blocks) or 'nothing else'} and the other parameters of --by"
+        f"{', '.join(blocks) or 'nothing else'} and the other parameters here"
     ]
     for parameter, rows in table.groupby("parameter", sort=False):
         smallest = rows["smallest_p"].min()

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from audiotok.results.experiments import Experiment, Experiments
+from audiotok.results.experiments import Experiments
 from audiotok.results.read import hashable, read_json_file
+from audiotok.results.records import Experiment
 from audiotok.results.tables import format_value
 from audiotok.text import clean_text
 

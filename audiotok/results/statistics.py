@@ -23,6 +23,7 @@ SEED = 0  # of the bootstrap: the same data gives the same interval
 
 Interval = Literal["bootstrap", "t"]
 Test = Literal["t", "permutation"]
+COMPARED = ("n", "baseline", "mean", "difference", "low", "high", "effect", "p", "p_holm")  # columns of `compare`
 _EQUAL = 1e-6  # relative to the values: differences no further apart are equal but for rounding
 
 
@@ -113,8 +114,7 @@ def compare(
                 both = both[:0]
             row = _compare_pairs(both[np.isfinite(both).all(axis=1)], confidence, interval, test)
             rows.append((*group, metric, *row))
-    columns = ["n", "baseline", "mean", "difference", "low", "high", "effect", "p"]
-    table = pd.DataFrame(rows, columns=[*by, "metric", *columns])
+    table = pd.DataFrame(rows, columns=[*by, "metric", *COMPARED[:-1]])
     table["p_holm"] = holm(table["p"].to_numpy(float))
     return table
 

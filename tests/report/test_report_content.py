@@ -82,7 +82,7 @@ def test_statistics_are_those_of_the_library(results: Path) -> None:
     assert [cell.best for cell in columns["evaluate.sisnr"].cells] == [not told_apart, True]
     expected = [f"{mean:.0f} ± {std:.0f}" for mean, std in zip(values.mean(), values.std(), strict=True)]
     assert [cell.text for cell in columns["evaluate.sisnr"].cells] == expected
-    rows = compare_conditions(grid, ["losses.mmd"], metrics, {"losses.mmd": 0}, "seed")
+    rows, _ = compare_conditions(grid, ["losses.mmd"], metrics, {"losses.mmd": 0}, "seed")
     table = compare(grid.runs, ["losses.mmd"], metrics, {"losses.mmd": 0})
     assert [(row.metric, row.verdict) for row in rows] == [("evaluate.sisnr", "better"), ("evaluate.mi", "better")]
     assert [row.cells[0] for row in rows] == ["2", "2"]

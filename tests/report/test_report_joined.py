@@ -67,7 +67,7 @@ def test_statistics_of_the_page_count_codecs(root: Path) -> None:
     columns = {column.name: column for column in condition_columns(grid, ["codec.losses.mmd"], ["evaluate.gap"])}
     assert [cell.text for cell in columns["codecs"].cells] == ["3", "3"]
     metrics = ["evaluate.gap", "evaluate.ce"]
-    row = compare_conditions(grid, ["codec.losses.mmd"], metrics, {"codec.losses.mmd": 0}, "seed")
+    row, _ = compare_conditions(grid, ["codec.losses.mmd"], metrics, {"codec.losses.mmd": 0}, "seed")
     assert [one.cells[0] for one in row] == ["3", "3"]
     assert [one.verdict for one in row] == ["better", ""]  # likelihoods of other codes are neither
     assert metric_of(grid, "evaluate.ce").direction == "neutral" == metric_of(grid, "evaluate.bits_chain").direction

@@ -13,7 +13,7 @@ import pytest
 
 from audiotok.cli import main
 from audiotok.errors import ResultsError
-from audiotok.results.experiments import load_grid, read_experiment
+from audiotok.results import load_grid, read_experiment
 from audiotok.results.folders import (
     experiment_folders,
     grid_signatures,

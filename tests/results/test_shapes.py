@@ -130,18 +130,46 @@ def test_conditions_that_are_no_conditions_are_one_line(capsys: pytest.CaptureFi
 
 
 def test_the_page_compares_few_parameters_in_blocks() -> None:
-    rows = compare_conditions(
+    rows, lines = compare_conditions(
         load_grid(GRID["main"]), ["losses.mmd"], ["evaluate.mi_groups"], {"losses.mmd": 0}, "seed"
     )
     assert [row.cells[0] for row in rows] == ["4", "4", "4"]
+    assert lines[0].startswith("n counts blocks") and lines[1].startswith("with 4 pairs p < .05 needs")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_page(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audiotok.report.page.MAX_MATRICES", 1, raising=False)  # a quarter of a second each
+def test_the_page(shape: str, tmp_path: Path) -> None:
     assert cli.main(["report", GRID[shape], "--baseline", "losses.mmd=0", "--clips", "0"]) == 0
     page = (tmp_path / "reports" / GRID[shape] / "index.html").read_text()
     assert "do not fit" not in page and "Against losses.mmd=0" in page
+    assert re.search(r"with \d pairs p &lt; .05 needs|no p below .05 is possible", page)
+    assert "Tests over all runs" in page and "runs that are equal in all of: seed and" in page
+
+
+def test_a_baseline_whose_runs_have_not_completed_is_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_shape("demo", tmp_path)
+    for sig in load_grid(GRID["demo"], tmp_path).runs.query("`losses.mmd` == 0")["sig"]:
+        path = tmp_path / "xps" / sig / "status.json"
+        path.write_text(path.read_text().replace("COMPLETED", "FAILED"))
+    root, baseline = ["--root", str(tmp_path)], ["--baseline", "losses.mmd=0"]
+    options = ["--by", "losses.mmd", "--metric", "evaluate.sisdr", "--format", "csv"]
+    assert cli.main(["results", GRID["demo"], *root, *options, *baseline]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert table["n"].tolist() == [0] and table["p"].isna().all()
+    assert "no run with losses.mmd=0 counts yet" in caplog.text
+    assert cli.main(["report", GRID["demo"], *root, *baseline, "--clips", "0", "--output", str(tmp_path / "page")]) == 0
+    assert "no run with losses.mmd=0 counts yet" in (tmp_path / "page/index.html").read_text()
+
+
+def test_the_page_compares_no_values_of_different_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ["--by", "losses.mmd", "--baseline", "losses.mmd=0.5", "--clips", "0", "--metric"]
+    assert cli.main(["report", GRID["main"], *options, "train.mmd"]) == 2
+    assert "measured under settings that differ" in capsys.readouterr().err
+    grid, baseline = load_grid(GRID["main"]), {"losses.mmd": 0.5}
+    rows, _ = compare_conditions(grid, ["losses.mmd"], ["train.mmd", "evaluate.sisdr"], baseline, "seed")
+    assert {row.metric for row in rows} == {"evaluate.sisdr"}
 
 
 @pytest.mark.parametrize("shape", EVERY)
