@@ -33,8 +33,8 @@ NOISES = ("normal", "skewed", "uneven", "whole")
 def draw(rng: np.random.Generator, noise: str, levels: int, counts: int, seeds: int, effect: float) -> Floats:
     """Values [levels, counts, seeds] with a spread of about 1; the last level's mean is `effect` above the others.
 
-    `skewed` is log-normal; `uneven` has ten times the spread at one number of codebooks and twice at the last level,
-    scaled so that it is 1 on average there; `whole` is rounded to whole numbers.
+    `skewed` is log-normal; `uneven` has ten times the spread at one number of codebooks, and three times at the last
+    level as at the first; `whole` is rounded to whole numbers.
     """
     shared = np.sqrt(SHARED) * rng.normal(size=(1, counts, seeds))
     own = np.sqrt(1 - SHARED) * rng.normal(size=(levels, counts, seeds))

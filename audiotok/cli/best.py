@@ -52,7 +52,9 @@ def _best(args: argparse.Namespace) -> int:
     if line := counted_line(experiments.runs, unfinished=args.unfinished):
         logger.warning("%s", line)
     ranked = _ranked(experiments.counted(unfinished=args.unfinished), metric)
-    table = in_order(ranked, args.sort or metric, args.top or 1)
+    table = in_order(ranked, args.sort or metric, 1 if args.top is None else args.top)
+    if line := _ties_line(ranked, metric):
+        logger.info("%s", line)
     if table.empty:
         raise ResultsError(f"no run of {experiments.name} that counts has measured {metric}.")
     if args.format == "json":
@@ -86,6 +88,19 @@ def _ranked(experiments: "Experiments", metric: str) -> "pd.DataFrame":
         table = table.assign(**over_seeds)
     last: dict[str, Any] = {"checkpoint": checkpoints}
     return table.assign(**last).loc[measured.notna()]
+
+
+def _ties_line(ranked: "pd.DataFrame", metric: str) -> str:
+    """How many conditions their seeds do not tell apart from the best one; empty where they do, or are unknown."""
+    from audiotok.results.metrics import metric_in
+    from audiotok.results.tables import best_rows
+
+    known, column = metric_in(ranked, metric), f"{metric} over seeds"
+    if known is None or column not in ranked.columns:
+        return ""
+    estimates = list(dict.fromkeys(ranked[column]))  # one of each condition
+    tied = len(best_rows(estimates, known.direction))
+    return f"over seeds {tied} of {len(estimates)} conditions are not told apart from the best mean" if tied > 1 else ""
 
 
 def _json(value: Any) -> Any:

@@ -184,6 +184,7 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
     from audiotok.results.joined import code_lines, codec_rows, counts_codecs
     from audiotok.results.metrics import unmeasured
     from audiotok.results.protocols import protocol_lines
+    from audiotok.results.selection import counted_line
     from audiotok.results.tables import EXACT, fitting_columns, format_table, headline_columns, write_table
 
     if args.importance is not None:
@@ -212,7 +213,7 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
         width, left_out = size_of(sys.stdout).columns if args.width is None else args.width, list[str]()
         if args.format == "table" and args.columns is None and width:
             every = list(table.columns) if columns is None else columns
-            columns = fitting_columns(table, every, width)
+            columns = fitting_columns(table, every, width, [name.partition(":")[0] for name in _names(args.sort or "")])
             left_out = [name for name in every if name not in columns]
         source = experiments.runs
         text = format_table(table, args.format, columns, bold=bold, unfinished=args.unfinished, source=source)
@@ -228,6 +229,9 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
     if args.published:
         _show_published(args, experiments)
     logger.info("%r", experiments)
+    plain = args.by is None and args.importance is None and args.format not in EXACT
+    if plain and (line := counted_line(experiments.runs, unfinished=args.unfinished)):
+        logger.info("for means and bold values %s", line)
     if args.output is None and (line := unmeasured(experiments)):
         logger.info("%s", line)
     lines = protocol_lines(experiments)
@@ -268,7 +272,7 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
         raise ResultsError(f"nothing of {experiments.name} has been measured yet; see `{command}`.")
     values = {name: metric_values(experiments, name, best_by=args.best_by).to_numpy() for name in metrics}
     runs = experiments.runs.assign(**values)
-    require_columns(runs, by)
+    require_columns(runs, [*by, *(seeds if args.seeds else ())])
     for line in [*setting_lines(runs, metrics), selection_line(args.best_by, metrics)]:
         if line:
             logger.warning("%s", line)
@@ -305,12 +309,18 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
 def _importance(args: argparse.Namespace, experiments: "Experiments") -> "pd.DataFrame":
     """Shares of the parameters in the spread of a metric; what they mean goes to the log."""
     from audiotok.results.importance import grid_importance, importance_lines
+    from audiotok.results.metrics import selection_line, setting_lines
+    from audiotok.results.selection import counted_line
 
-    if args.baseline or args.pivot:
-        raise ResultsError("--importance takes no --baseline and no --pivot; leave one of them out.")
+    options = ("baseline", "pivot", "pooled", "metric")
+    if given := [f"--{name}" for name in options if getattr(args, name)]:
+        raise ResultsError(f"--importance METRIC takes no {', '.join(given)}; leave one of them out.")
+    lines = selection_line(args.best_by, [args.importance]), counted_line(experiments.runs, unfinished=args.unfinished)
+    for line in [*setting_lines(experiments.runs, [args.importance]), *filter(None, lines)]:
+        logger.warning("%s", line)
     parameters = _names(args.by) if args.by else None
-    options: dict[str, Any] = {"seeds": _seeds(args), "best_by": args.best_by, "unfinished": args.unfinished}
-    table, runs = grid_importance(experiments, args.importance, parameters, **options)
+    more: dict[str, Any] = {"seeds": _seeds(args), "best_by": args.best_by, "unfinished": args.unfinished}
+    table, runs = grid_importance(experiments, args.importance, parameters, **more)
     for line in importance_lines(args.importance, runs):
         logger.info("%s", line)
     return table

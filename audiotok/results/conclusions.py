@@ -56,6 +56,9 @@ def against_baseline(
     if metrics and not chosen:
         raise ResultsError("--baseline: all metrics are measured under settings that differ; add these to --by.")
     pair = seeds or pairing(baseline, codecs=codecs)
+    require_columns(runs, [pair])
+    if pair in baseline:
+        raise ResultsError(f"{pair} pairs the runs, so it cannot be of the baseline; name another one with --seeds.")
     own = replicates(counted(runs, unfinished=unfinished), by, chosen, codecs=codecs)
     if not has_values(own, baseline).any() and has_values(runs, baseline).any():
         values = ", ".join(f"{name}={shown(value)}" for name, value in baseline.items())

@@ -32,6 +32,7 @@ MISSING = "-"
 _MAX_TEXT = 60
 _MAX_LISTED = 20  # names of columns in a message
 _MAX_CLEANED = 1000  # of a text of megabytes, of which so few are shown
+_SAME = 1e-12  # of a mean: a spread below it is rounding of equal values
 _SMALL = 1e-3  # numbers below it, an MMD for example, are in scientific notation
 _DECIMALS = 6  # at most, but for means with a small spread
 _SHORT_NUMBER = 7  # characters: a number as short as that was typed by a person, and is shown as it is
@@ -102,16 +103,19 @@ def format_table(
     return {"table": _terminal, "markdown": _markdown}[fmt](headers, cells, numeric, best)
 
 
-def fitting_columns(table: pd.DataFrame, columns: Sequence[str] | None, width: int) -> list[str]:
-    """The columns that fit a terminal of this width: from the first on, but for those that there is no room for."""
+def fitting_columns(
+    table: pd.DataFrame, columns: Sequence[str] | None, width: int, wanted: Sequence[str] = ()
+) -> list[str]:
+    """The columns that fit a terminal of this width: the first one, those wanted, and the others from the left."""
+    every = list(table.columns) if columns is None else list(columns)
     chosen, room = list[str](), width
-    for name in list(table.columns) if columns is None else columns:
+    for name in dict.fromkeys([*every[:1], *(name for name in wanted if name in table.columns), *every]):
         cells = _texts(name, table[name].tolist(), _counts(table))
         needs = max(map(_text_width, (clean_text(name), *cells))) + 2 * bool(chosen)
         if needs <= room or not chosen:
             chosen.append(name)
             room -= needs
-    return chosen
+    return sorted(chosen, key=[*every, *chosen].index)
 
 
 def write_table(
@@ -434,7 +438,9 @@ def _decimals(floats: Sequence[float]) -> int | None:
 
 def _estimate_decimals(estimates: Sequence[Estimate]) -> int:
     """Two digits of the typical spread, or four of the largest mean where there is no spread."""
-    spreads = sorted(value.std for value in estimates if math.isfinite(value.std) and value.std > 0)
+    spreads = sorted(
+        value.std for value in estimates if math.isfinite(value.std) and value.std > _SAME * abs(value.mean)
+    )
     means = [abs(value.mean) for value in estimates if math.isfinite(value.mean) and value.mean]
     size, digits = (spreads[len(spreads) // 2], 1) if spreads else (max(means, default=1.0), 3)
     return min(max(digits - math.floor(math.log10(size)), 0), 8)

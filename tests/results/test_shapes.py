@@ -73,6 +73,59 @@ def test_a_factorial_sweep_is_compared_with_its_baseline(shape: str, capsys: pyt
     assert table["difference"].notna().all() and (table.loc[table["losses.mmd"] > 0.4, "difference"] < 0).all()
 
 
+def test_mistakes_about_statistics_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    by = ["--by", "losses.mmd"]
+    for options, found in (
+        ([*by, "--baseline", "losses.mmd=0", "--seeds", "nope"], "no column nope"),
+        ([*by, "--pooled", "--seeds", "nope"], "no column nope"),
+        (["--by", "seed", "--baseline", "seed=1"], "seed pairs the runs"),
+        ([*by, "--importance", "evaluate.sisdr", "--pooled"], "takes no --pooled"),
+        ([*by, "--importance", "evaluate.sisdr", "--metric", "evaluate.mmd"], "takes no --metric"),
+    ):
+        assert cli.main(["results", GRID["demo"], *options]) == 2
+        assert re.fullmatch(rf"error: .*{found}.*\n", capsys.readouterr().err), options
+    assert cli.main(["best", GRID["demo"], "evaluate.sisdr", "--top", "0"]) == 2
+    assert capsys.readouterr().err == "error: --top 0: a number of rows from 1 on expected.\n"
+
+
+def test_tables_of_runs_say_which_runs_count_and_show_what_sorts_them(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert cli.main(["results", "sweep400", "--sort", "evaluate.sisdr", "--top", "2", "--width", "60"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("sig ") and lines[0].endswith("evaluate.sisdr") and max(map(len, lines)) <= 60
+    assert "for means and bold values 362 of 400 runs completed and are counted" in caplog.text
+
+
+def test_the_importance_states_what_counts_and_by_what_the_epoch_was_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    options = ["--importance", "train.mmd", "--best-by", "valid.msspec"]
+    assert cli.main(["results", "sweep400", *options]) == 0
+    assert "362 of 400 runs completed" in caplog.text and "train.mmd is measured under mmd.stream" in caplog.text
+    assert cli.main(["results", "sweep400", "--importance", "evaluate.mmd", "--best-by", "evaluate.sisdr"]) == 0
+    assert "--best-by evaluate.sisdr chooses the epoch by the data" in caplog.text
+
+
+def test_the_best_of_many_is_no_finding(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert cli.main(["best", "sweep400", "evaluate.mmd", "--top", "3"]) == 0
+    assert capsys.readouterr().out
+    assert re.search(r"over seeds \d+ of 200 conditions are not told apart from the best mean", caplog.text)
+
+
+def test_the_notebook_warns_where_it_chooses_by_what_it_reports(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = json.loads((ROOT / "notebooks" / "compare_seeds.ipynb").read_text())["cells"]
+    parameters, load = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"][:2]
+    for best_by, warned in ((None, False), ("valid.msspec", False), ("evaluate.sisdr", True)):
+        space: dict[str, Any] = {}
+        exec(parameters, space)
+        space |= {"best_by": best_by}
+        exec(load.replace("%matplotlib inline", ""), space)
+        assert ("chooses the epoch by the data that" in capsys.readouterr().out) is warned
+
+
 def test_a_null_value_is_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--by", "mmd.estimator,losses.mmd", "--metric", "evaluate.mi_groups", "--format", "csv"]
     assert cli.main(["results", GRID["main"], *options, "--baseline", "mmd.estimator=null"]) == 0
