@@ -100,7 +100,7 @@ def _results(args: argparse.Namespace) -> int:
             root = output_root(args.root)
             logger.info("no grid has run in %s yet; `audiotok plan` lists grids, `dora grid NAME` runs one", root)
         return 0
-    if args.by is None:
+    if args.by is None and args.importance is None:
         options = ("metric", "pivot", "baseline", "best_by", "pooled")
         given = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name) not in (None, False)]
         if given:
