@@ -22,7 +22,7 @@ function startParallel() {
   const chosenAxes = make("details");
   chosenAxes.append(make("summary", "", "Axes"), boxes);
   const colour = metricChoice("colour", usualMetrics()[0].name);
-  const along = choice("range of", every.map(({ name }) => [name, name]));
+  const along = choice("range of", every.map((axis) => [axis.name, titleOf(axis)]));
   const ends = ["from", "to"].map((label) => {
     const wrap = make("label", "", label);
     wrap.input = make("input");
@@ -38,7 +38,11 @@ function startParallel() {
   const axes = () => every.filter(({ box }) => box.checked);
   // Lines of one value of a parameter lie beside one another, so that their colours can be seen.
   const shift = (point) => 0.3 * (((point * 0.618034) % 1) - 0.5);
-  const valueOf = ({ parameter, metric }, point) => (parameter ? parameter.of[point] + shift(point) : metric.values[point]);
+  // Better is up on every axis: one that is better near 0 has the distance from 0.
+  const placed = ({ metric }, value) => (value !== null && metric.direction === "near_zero" ? Math.abs(value) : value);
+  const isDown = ({ metric }) => ["lower", "near_zero"].includes(metric?.direction);
+  const titleOf = (axis) => (axis.metric?.direction === "near_zero" ? axis.name.replace(/[^.]*$/, "|$&|") : axis.name);
+  const valueOf = (axis, point) => (axis.parameter ? axis.parameter.of[point] + shift(point) : placed(axis, axis.metric.values[point]));
 
   function select() {
     const active = [...ranges].filter(([, list]) => list.length).map(([name, list]) => [every.find((axis) => axis.name === name), list]);
@@ -75,18 +79,18 @@ function startParallel() {
     chart.view?.resize();
     const name = (axis) => {
       const arrow = axis.metric ? arrowOf(axis.metric) : "";
-      const text = axis.name.split(".");
-      return (narrow ? axis.name : `${text.slice(0, -1).join(".")}\n${text.at(-1)}`).trim() + arrow;
+      const text = titleOf(axis).split(".");
+      return (narrow ? titleOf(axis) : `${text.slice(0, -1).join(".")}\n${text.at(-1)}`).trim() + arrow;
     };
     const halo = { color: cssColour("ink"), hideOverlap: true, textBorderColor: cssColour("card"), textBorderWidth: 3 };
     const parallelAxis = used.map((axis, dim) => ({
-      dim, name: narrow ? "" : name(axis), id: `axis${every.indexOf(axis)}`, nameLocation: axis.metric?.direction === "lower" ? "start" : "end", realtime: false,
+      dim, name: narrow ? "" : name(axis), id: `axis${every.indexOf(axis)}`, nameLocation: isDown(axis) ? "start" : "end", realtime: false,
       ...(axis.parameter
         ? { type: "value", min: -0.5, max: axis.parameter.levels.length - 0.5, interval: 0.5, axisTick: { show: false }, axisLabel: { ...halo, width: 90, overflow: "truncate", formatter: (level) => axis.parameter.levels[level] ?? "" } }
-        : { type: "value", scale: true, inverse: axis.metric.direction === "lower", axisLabel: { ...halo, formatter: plainAxis } }),
+        : { type: "value", scale: true, inverse: isDown(axis), axisLabel: { ...halo, formatter: plainAxis } }),
       nameTextStyle: { color: cssColour("ink"), fontSize: 11, lineHeight: 14, align: "center" },
       nameGap: 12,
-      axisLine: { lineStyle: { color: cssColour("strong-line") } },       areaSelectStyle: { width: 22, borderColor: cssColour("accent"), color: `${cssColour("accent")}44`, opacity: 1 },
+      axisLine: { lineStyle: { color: cssColour("strong-line") } }, areaSelectStyle: { width: 22, borderColor: cssColour("accent"), color: `${cssColour("accent")}44`, opacity: 1 },
     }));
     const placeOf = (place) => 40 + (place * (chart.box.clientHeight - 70)) / Math.max(1, used.length - 1); // of an axis, px
     const hidden = charts.points.map((_, point) => !pointShown(point));

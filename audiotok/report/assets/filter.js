@@ -32,7 +32,8 @@ function comparison(column, operator, wanted) {
   if (!wanted) return () => true; // still being typed
   const number = amount(wanted);
   if (ORDER[operator]) return (row) => column.keys !== null && ORDER[operator](column.keys[row], number);
-  const same = (row) => squeezed(column.texts[row]) === squeezed(wanted) || column.keys?.[row] === number;
+  const missing = wanted === "null" ? "-" : squeezed(wanted);
+  const same = (row) => squeezed(column.texts[row]) === missing || column.keys?.[row] === number;
   return (row) => same(row) === (operator !== "!=");
 }
 
