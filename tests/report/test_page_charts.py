@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
@@ -12,7 +13,7 @@ from audiotok.report import write_report
 from audiotok.report.runs import Run
 from audiotok.results import load_grid
 from audiotok.results.experiments import Experiments
-from tests.report.conftest import A4_PX, EVIL_GRID, OpenPage, wait_for
+from tests.report.conftest import A4_PX, EVIL_GRID, OpenPage, add_run, wait_for
 from tests.results.shapes import write_shape
 
 pytestmark = pytest.mark.browser
@@ -235,6 +236,28 @@ def test_on_paper_the_charts_have_the_width_and_the_colours_of_a_sheet(page: Pag
             page.locator(f"#chart-{name} {part}").evaluate_all(boxes)[0] for part in (".canvas", ".canvas canvas")
         )
         assert outer == inner and outer[2] <= A4_PX + 1, name
+
+
+def test_a_random_search_has_charts_of_a_bounded_size(context: BrowserContext, tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    for run in range(150):
+        lr, decay = 10 ** draw.uniform(-5, -3), draw.uniform(0, 0.1)
+        history = [{"evaluate": {"visqol": 3 - abs(np.log10(lr) + 4), "mi": decay}}]
+        add_run(
+            tmp_path, "search", f"{run:08x}", [f"optim.lr={lr}", f"optim.decay={decay}"], history, state="COMPLETED"
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("audiotok.report.page._write_run_pages", empty_pages)
+        write_report(load_grid("search", tmp_path), tmp_path / "report")
+    page = context.new_page()
+    page.goto((tmp_path / "report/index.html").as_uri())
+    for name in CHARTS:
+        if page.locator(f"#chart-{name}").count():
+            assert drawing(page, name).evaluate("box => box.clientHeight") <= 800, name
+    page.locator("#chart-tradeoff").get_by_label("colours", exact=True).select_option(label="optim.lr")
+    assert page.locator("#chart-tradeoff .key li").count() <= 13
+    lines = chart(page, "parallel", "view.getOption().series[0].data.map(({value}) => value[0])")
+    assert len(lines) == 150 and -0.5 < min(lines) < 0.5 and 148.5 < max(lines) < 149.5
 
 
 def test_names_from_files_are_text_in_the_charts(open_page: OpenPage) -> None:

@@ -51,7 +51,7 @@ function startHeatmap() {
     const { rows, columns, panels, held, averaged, metric, found } = state();
     const wide = Math.max(1, Math.min(found.length, Math.floor(chart.box.clientWidth / 320)));
     const tall = Math.ceil(found.length / wide);
-    const high = Math.max(10, rows.levels.length * 2.2 + 8);
+    const high = Math.min(45, Math.max(10, rows.levels.length * 2.2 + 8)); // rem
     chart.box.style.height = `${tall * high}rem`;
     chart.view?.resize();
     const all = found.flatMap((panel) => panel.cells);

@@ -83,10 +83,12 @@ function startParallel() {
       return (narrow ? titleOf(axis) : `${text.slice(0, -1).join(".")}\n${text.at(-1)}`).trim() + arrow;
     };
     const halo = { color: cssColour("ink"), hideOverlap: true, textBorderColor: cssColour("card"), textBorderWidth: 3 };
+    const places = ({ levels: { length } }) => // of its values; of hundreds a dozen have a label
+      length > 24 ? { min: -1, max: length, interval: Math.ceil(length / 12) } : { min: -0.5, max: length - 0.5, interval: 0.5 };
     const parallelAxis = used.map((axis, dim) => ({
       dim, name: narrow ? "" : name(axis), id: `axis${every.indexOf(axis)}`, nameLocation: isDown(axis) ? "start" : "end", realtime: false,
       ...(axis.parameter
-        ? { type: "value", min: -0.5, max: axis.parameter.levels.length - 0.5, interval: 0.5, axisTick: { show: false }, axisLabel: { ...halo, width: 90, overflow: "truncate", formatter: (level) => axis.parameter.levels[level] ?? "" } }
+        ? { type: "value", ...places(axis.parameter), axisTick: { show: false }, axisLabel: { ...halo, width: 90, overflow: "truncate", formatter: (level) => axis.parameter.levels[level] ?? "" } }
         : { type: "value", scale: true, inverse: isDown(axis), axisLabel: { ...halo, formatter: plainAxis } }),
       nameTextStyle: { color: cssColour("ink"), fontSize: 11, lineHeight: 14, align: "center" },
       nameGap: 12,
