@@ -163,6 +163,13 @@ function startParallel() {
       else if (sigs.length) chart.pick(pointName(item.point), sigs);
     });
   };
+  // Place of a value, or of the next one inside the range that a number begins (end 0) or ends (1); NaN without one.
+  function levelNear({ levels }, text, end) {
+    if (levels.includes(text)) return levels.indexOf(text);
+    const inside = (level) => (end ? amount(level) <= amount(text) : amount(level) >= amount(text));
+    const found = end ? levels.findLastIndex(inside) : levels.findIndex(inside);
+    return found < 0 ? Number.NaN : found;
+  }
   function redraw() {
     redrawing = true;
     chart.draw();
@@ -173,12 +180,14 @@ function startParallel() {
   apply.addEventListener("click", () => {
     const axis = every.find(({ name }) => name === along.select.value);
     const [low, high] = ends.map(({ input }, end) => {
-      const text = input.value.trim().replace("−", "-");
+      const text = input.value.trim();
       if (!text) return end ? Infinity : -Infinity;
-      return axis.parameter ? axis.parameter.levels.indexOf(text) : Number(text);
+      return axis.parameter ? levelNear(axis.parameter, text, end) : amount(text);
     });
-    const wrong = Number.isNaN(low) || Number.isNaN(high) || (axis.parameter && (low === -1 || high === -1));
-    const values = axis.parameter ? axis.parameter.levels.join(", ") : "numbers";
+    const wrong = Number.isNaN(low) || Number.isNaN(high) || (axis.parameter && low > high);
+    const levels = axis.parameter?.levels ?? [];
+    const some = levels.length > 12 ? `${levels[0]} to ${levels.at(-1)}` : levels.join(", ");
+    const values = axis.parameter ? some : "numbers";
     chart.picked.textContent = wrong ? `${axis.name} takes: ${values}.` : "";
     if (wrong) return;
     const slack = axis.parameter ? 0.4 : 0;
