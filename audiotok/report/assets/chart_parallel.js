@@ -3,6 +3,10 @@
 
 function startParallel() {
   if (charts.points.length < 2) return;
+  // Better is up on every axis: one that is better near 0 has the distance from 0.
+  const placed = ({ metric }, value) => (value !== null && metric.direction === "near_zero" ? Math.abs(value) : value);
+  const isDown = ({ metric }) => ["lower", "near_zero"].includes(metric?.direction);
+  const titleOf = (axis) => (axis.metric?.direction === "near_zero" ? axis.name.replace(/[^.]*$/, "|$&|") : axis.name);
   const every = [
     ...charts.parameters.map((parameter) => ({ name: parameter.name, parameter })),
     ...charts.metrics.map((metric) => ({ name: metric.name, metric })),
@@ -38,10 +42,6 @@ function startParallel() {
   const axes = () => every.filter(({ box }) => box.checked);
   // Lines of one value of a parameter lie beside one another, so that their colours can be seen.
   const shift = (point) => 0.3 * (((point * 0.618034) % 1) - 0.5);
-  // Better is up on every axis: one that is better near 0 has the distance from 0.
-  const placed = ({ metric }, value) => (value !== null && metric.direction === "near_zero" ? Math.abs(value) : value);
-  const isDown = ({ metric }) => ["lower", "near_zero"].includes(metric?.direction);
-  const titleOf = (axis) => (axis.metric?.direction === "near_zero" ? axis.name.replace(/[^.]*$/, "|$&|") : axis.name);
   const valueOf = (axis, point) => (axis.parameter ? axis.parameter.of[point] + shift(point) : placed(axis, axis.metric.values[point]));
 
   function select() {
