@@ -193,6 +193,16 @@ function drawAll() {
   for (const chart of allCharts) chart.draw();
 }
 
+// Paper has one canvas a chart: of several that lie on one another, as of a heatmap, it would show the last.
+function flatten(box) {
+  const [base, ...others] = box.querySelectorAll("canvas");
+  const context = base.getContext("2d");
+  context.save();
+  context.resetTransform();
+  for (const other of others) context.drawImage(other, 0, 0);
+  context.restore();
+}
+
 function startCharts() {
   if (!charts) return;
   startTradeoff();
@@ -224,7 +234,10 @@ function startCharts() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   addEventListener("beforeprint", () => { // the class `paper` gives the colours and the width of a sheet
     root.classList.add("paper");
-    for (const chart of allCharts) chart.draw(true);
+    for (const chart of allCharts) {
+      chart.draw(true);
+      flatten(chart.box);
+    }
   });
   addEventListener("afterprint", () => {
     root.classList.remove("paper");
