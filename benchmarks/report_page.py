@@ -1,8 +1,8 @@
 """How long a page of a sweep takes to open and to filter in a headless Chromium, at 400 and at 2000 runs.
 
 `python -m benchmarks.report_page [FOLDER ...]` writes the page of a stored sweep of each size, and measures it beside
-the reports in the folders given, such as those of an earlier version. Only the page itself is written: plots and the
-pages of the runs, which it links to, take no part.
+the reports in the folders given, such as those of an earlier version. The pages of the runs, which it links to, take no
+part. A filter is measured twice: before any plot was in view, and with a plot in view that has to be drawn again.
 """
 
 import statistics
@@ -14,7 +14,7 @@ from unittest import mock
 
 from playwright.sync_api import Browser
 
-from audiotok.report import ReportOptions, write_report
+from audiotok.report import write_report
 from audiotok.results import load_grid
 from benchmarks.machine import Figures, where, write_page
 from tests.report.chromium import running_browser
@@ -23,9 +23,19 @@ from tests.results.shapes import sweep
 RUNS = (400, 2000)
 REPEATS = 3
 PHONE_PX, DESK_PX = 390, 1400
+TIMES = ("load", "cpu", "filter", "clear", "drawn", "with_plots")
 WORD = "COMPLETED"  # a word that nine of ten rows have
+_PAINTED = "const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));"
+_PLOTS = f"""async () => {{
+    {_PAINTED}
+    const start = performance.now();
+    document.getElementById("chart-parallel").scrollIntoView({{ block: "center" }});
+    while (!document.querySelector("#chart-parallel .canvas[aria-busy=false]")) await painted();
+    await painted();
+    return performance.now() - start;
+}}"""
 _FILTER = f"""async () => {{
-    const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    {_PAINTED}
     const field = document.getElementById("filter-text");
     const took = [];
     for (const text of ["{WORD}", ""]) {{
@@ -44,9 +54,8 @@ def _reports(folder: Path) -> Iterator[Path]:
     for runs in RUNS:
         root, output = folder / f"outputs{runs}", folder / f"report{runs}"
         grid = sweep(root, runs, grid=f"sweep{runs}")
-        page = "audiotok.report.page."
-        with mock.patch(page + "grid_plots", return_value=[]), mock.patch(page + "_write_run_pages"):
-            write_report(load_grid(grid, root), output, ReportOptions(by=["losses.mmd"]))
+        with mock.patch("audiotok.report.page._write_run_pages"):
+            write_report(load_grid(grid, root), output)
         yield output
 
 
@@ -62,10 +71,14 @@ def _measured(browser: Browser, index: Path) -> Figures:
     found = {item["name"]: item["value"] for item in session.send("Performance.getMetrics")["metrics"]}
     elements = page.evaluate("document.querySelectorAll('*').length")
     chosen, cleared = page.evaluate(_FILTER)
+    has_plots = page.locator("#chart-parallel").count() > 0
+    drawn = page.evaluate(_PLOTS) if has_plots else float("nan")
+    with_plots = page.evaluate(_FILTER)[0] if has_plots else float("nan")
     page.set_viewport_size({"width": PHONE_PX, "height": 844})
     phone = page.evaluate("document.documentElement.scrollHeight")
     page.close()
     figures = {"load": load, "cpu": found["TaskDuration"] * 1e3, "filter": chosen, "clear": cleared}
+    figures |= {"drawn": drawn, "with_plots": with_plots}
     return {**figures, "elements": elements, "phone": phone, "kib": index.stat().st_size / 1024}
 
 
@@ -81,7 +94,7 @@ def main(folders: Sequence[str]) -> None:
     lines = []
     for page, rows in zip(pages, found, strict=True):
         figures = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-        times = " | ".join(f"{figures[name]:.0f} ms" for name in ("load", "cpu", "filter", "clear"))
+        times = " | ".join(f"{figures[name]:.0f} ms" for name in TIMES).replace("nan ms", "–")
         size = f"{figures['kib']:.0f} KiB | {figures['elements']:.0f}"
         lines.append(f"| {page.name} | {size} | {times} | {figures['phone']:.0f} px |")
     write_page(
@@ -93,14 +106,15 @@ PAGE = """# The page of a large sweep
 
 {where}
 
-| page | size | elements | load | CPU time | filter | clear | height at 390 px |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+| page | size | elements | load | CPU time | filter | clear | plots | filter, plots | height at 390 px |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
 Medians of {repeats} openings in headless Chromium, in turns. Load: from the navigation to the end of the `load` event,
 which the table's script precedes. CPU time: of the page's main thread until the first frame after that, layout
 included. Filter: from an input in the search, of a word that nine of ten rows have, to the frame that shows it; clear:
-back to all rows.
+back to all rows. Plots: from scrolling to the parallel coordinates to the frame that shows them, the plots near them
+included. Filter, plots: as filter, while they are in view.
 """
 
 

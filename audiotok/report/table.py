@@ -80,7 +80,7 @@ class Column:
         return (ends[0][1], ends[1][1]) if ends[0][0] < ends[1][0] else None
 
     def data(self) -> dict[str, Any]:
-        """The column as JSON: `docs/report.md` has the fields."""
+        """The column as JSON, which `table.js` and `filter.js` read."""
         return {
             "name": self.name,
             "kind": "number" if self.keys is not None else "text",

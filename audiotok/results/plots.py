@@ -117,7 +117,8 @@ def heatmap(
     runs = experiments.runs.assign(**{metric: metric_values(experiments, metric, best_by=best_by).to_numpy()})
     _known(experiments, [rows, columns, *mean_over])
     for parameter, value in (at or {}).items():
-        runs = runs[runs[_known(experiments, [parameter])[0]] == value]
+        texts = runs[_known(experiments, [parameter])[0]].map(format_value)
+        runs = runs[texts == format_value(value)]  # null and lists, too
     if runs.empty:
         raise ResultsError(f"no run of {name} has {_values_text(at or {})}.")
     panels = _panels(runs, [one for one in experiments.swept if one not in (rows, columns, *mean_over, *seeds)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser, BrowserContext, Page, Request
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect
 
 from audiotok.report import ReportOptions, write_report
 from audiotok.results import load_grid
@@ -23,6 +23,9 @@ EVIL_FILE = "<img src=x onerror=hacked=3>'\"&amp;"  # a file name has no slash
 EVIL_GRID = "evil<img src=x onerror=hacked=4>'"
 FAILED: dict[str, Any] = {"state": "FAILED", "reason": "RuntimeError: no disk"}
 OpenPage = Callable[..., Page]
+A4_PX = (297 - 2 * 12) / 25.4 * 96  # inner width of the sheet, landscape
+WAIT_MS = 120_000  # until a state is given up: a busy machine is slow, not wrong
+expect.set_options(timeout=WAIT_MS)
 
 
 def melody(seed: int, seconds: float = SECONDS) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -97,7 +100,7 @@ def fill(root: Path) -> None:
 
 def wait_for(page: Page, condition: str) -> None:
     """Wait for a JavaScript expression to be true; from outside, since the page's policy forbids `eval`."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + WAIT_MS / 1e3
     while not page.evaluate(condition):
         assert time.monotonic() < end, f"never true: {condition}"
         time.sleep(0.02)
@@ -133,7 +136,7 @@ def browser() -> Iterator[Browser]:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """A browser with empty storage."""
     fresh = browser.new_context(viewport={"width": 1280, "height": 900})
-    fresh.set_default_timeout(30_000)
+    fresh.set_default_timeout(WAIT_MS)
     yield fresh
     fresh.close()
 

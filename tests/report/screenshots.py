@@ -3,6 +3,7 @@
 With `--sweep` those of a sweep of four hundred runs, on a desk and on a phone.
 """
 
+import io
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
+MARGIN = 24  # px
 
 
 def main(report: Path, images: Path) -> None:
@@ -48,6 +50,31 @@ def sweep(report: Path, images: Path) -> None:
             if width == 390:
                 page.locator("#runs-heading").evaluate("heading => heading.scrollIntoView()")
             _save(page, images / name)
+            page.locator("#filter-text").fill("")
+            if width == 390:
+                _join([_chart(page, "parallel"), _chart(page, "means")], images / "report_plots_phone.png", beside=True)
+            else:
+                _join([_chart(page, "tradeoff"), _chart(page, "parallel")], images / "report_plots.png")
+
+
+def _chart(page: Page, name: str) -> Image.Image:
+    page.locator(f"#chart-{name}").evaluate("chart => chart.scrollIntoView({ block: 'center' })")
+    page.locator(f"#chart-{name} .canvas[aria-busy=false]").wait_for()
+    page.wait_for_timeout(300)
+    return Image.open(io.BytesIO(page.locator(f"#chart-{name}").screenshot())).convert("RGB")
+
+
+def _join(pictures: list[Image.Image], path: Path, *, beside: bool = False) -> None:
+    """Pictures below or beside one another, with a margin."""
+    widths, heights = zip(*(picture.size for picture in pictures), strict=True)
+    size = (sum(widths), max(heights)) if beside else (max(widths), sum(heights))
+    gaps = MARGIN * (len(pictures) + 1), 2 * MARGIN
+    joined = Image.new("RGB", (size[0] + gaps[not beside], size[1] + gaps[beside]), pictures[0].getpixel((2, 10)))
+    at = [MARGIN, MARGIN]
+    for picture in pictures:
+        joined.paste(picture, (at[0], at[1]))
+        at[not beside] += picture.size[not beside] + MARGIN
+    _write(joined, path)
 
 
 def _open(browser: Browser, path: Path, width: int, height: int, *, dark: bool = False) -> Page:
@@ -98,7 +125,11 @@ def _save(page: Page, path: Path, part: str = "") -> None:
         page.locator(part).screenshot(path=path)
     else:
         page.screenshot(path=path)
-    Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)
+    _write(Image.open(path).convert("RGB"), path)
+
+
+def _write(picture: Image.Image, path: Path) -> None:
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

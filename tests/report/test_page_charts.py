@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from audiotok.report import write_report
+from audiotok.report.runs import Run
 from audiotok.results import load_grid
-from tests.report.conftest import EVIL_GRID, OpenPage, wait_for
+from audiotok.results.experiments import Experiments
+from tests.report.conftest import A4_PX, EVIL_GRID, OpenPage, add_run, wait_for
 from tests.results.shapes import write_shape
 
 pytestmark = pytest.mark.browser
@@ -21,8 +24,16 @@ CHARTS = ("tradeoff", "parallel", "curves", "means", "importance", "heatmap")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Report of 400 runs, 362 of which have completed."""
     root = tmp_path_factory.mktemp("sweep")
-    write_report(load_grid(write_shape("sweep400", root), root), root / "report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("audiotok.report.page._write_run_pages", empty_pages)
+        write_report(load_grid(write_shape("sweep400", root), root), root / "report")
     return root / "report"
+
+
+def empty_pages(_experiments: Experiments, runs: list[Run], _metrics: list[str], stage: Path) -> None:
+    """Pages of runs that a click can open: real ones would take a minute."""
+    for run in runs:
+        (stage / "runs" / f"{run.sig}.html").write_text("<!doctype html><title>a run</title>")
 
 
 @pytest.fixture
@@ -37,13 +48,22 @@ def page(sweep: Path, context: BrowserContext) -> Iterator[Page]:
     assert trouble == []
 
 
+# A chart in the middle of the window, once it and all near it are drawn: drawing may move what follows.
+SETTLED = """((box) => {
+    box.scrollIntoView({ block: "center" });
+    const near = (frame) => {
+        const { top, bottom } = frame.getBoundingClientRect();
+        return bottom >= -400 && top <= innerHeight + 400;
+    };
+    return [...document.querySelectorAll(".chart")].filter(near)
+        .every((frame) => frame.querySelector(".canvas").ariaBusy === "false");
+})"""
+
+
 def drawing(page: Page, name: str) -> Locator:
-    """The drawing of a chart, once it is there."""
-    box = page.locator(f"#chart-{name} .canvas")
-    box.scroll_into_view_if_needed()
-    wait_for(page, f"document.querySelector('#chart-{name} .canvas canvas') !== null")
-    box.evaluate("box => box.scrollIntoView({block: 'center'})")
-    return box
+    """The drawing of a chart, once it is up to date and stays where it is."""
+    wait_for(page, f"{SETTLED}(document.querySelector('#chart-{name} .canvas'))")
+    return page.locator(f"#chart-{name} .canvas")
 
 
 def chart(page: Page, name: str, script: str) -> Any:
@@ -110,6 +130,7 @@ def test_a_brush_filters_the_table_and_the_plots_and_show_all_takes_it_back(page
     assert chart(page, "tradeoff", "view.getOption().series[2].data.length") == shown
     page.locator("#brush-state").get_by_role("button", name="Show all").click()
     expect(page.locator("#shown")).to_have_text(re.compile("^400 of 400"))
+    drawing(page, "tradeoff")
     assert chart(page, "tradeoff", "view.getOption().series[2].data.length") == 362
 
 
@@ -117,10 +138,10 @@ def test_the_keyboard_can_brush_too_and_a_wrong_value_is_named(page: Page) -> No
     drawing(page, "parallel")
     frame = page.locator("#chart-parallel")
     frame.get_by_label("range of", exact=True).select_option("rvq.n_q")
-    frame.get_by_label("from", exact=True).fill("7")
+    frame.get_by_label("from", exact=True).fill("9")
     frame.get_by_role("button", name="Filter by the range").press("Enter")
     expect(frame.locator(".picked")).to_have_text("rvq.n_q takes: 4, 8.")
-    frame.get_by_label("from", exact=True).fill("8")
+    frame.get_by_label("from", exact=True).fill("7,5")  # the next value is 8
     frame.get_by_role("button", name="Filter by the range").press("Enter")
     expect(page.locator("#shown")).to_have_text(re.compile("^18[0-9] of 400"))
     expect(page.locator("#brush-state")).to_be_visible()
@@ -131,6 +152,7 @@ def test_filters_of_the_table_reach_the_plots(page: Page) -> None:
     search = page.get_by_label("Search")
     search.fill("rvq.n_q=8")
     expect(page.locator("#shown")).to_have_text(re.compile("^200 of 400"))
+    drawing(page, "means")
     labels = chart(page, "means", "view.getOption().yAxis[0].data")
     assert 50 < len(labels) < 199 and all("n_q=8" in label for label in labels)
 
@@ -169,6 +191,17 @@ def test_better_is_the_same_end_of_the_colours_for_every_metric(page: Page) -> N
         page.locator("#chart-heatmap").get_by_label("metric", exact=True).select_option(metric)
         best[metric] = choose(chart(page, "heatmap", cells))[1]
     assert len(set(best.values())) == 1
+    expect(page.locator("#chart-heatmap .key li").first).to_have_text(re.compile(r"worse \(0\.[0-9]+ from 0\)"))
+
+
+def test_better_is_up_on_every_axis_of_a_metric(page: Page) -> None:
+    drawing(page, "parallel")
+    axes = chart(page, "parallel", "view.getOption().parallelAxis.map(({name, inverse}) => [name, inverse])")
+    ways = {name.split("\n")[-1]: inverse for name, inverse in axes if "evaluate" in name}
+    assert len(ways) > 2 and all(inverse == name.endswith("| →0") for name, inverse in ways.items())
+    place = [name for name, _ in axes].index("evaluate\n|mmd| →0")
+    values = chart(page, "parallel", f"view.getOption().series[0].data.map(({{value}}) => value[{place}])")
+    assert min(values) >= 0
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1400, "light")])
@@ -180,6 +213,55 @@ def test_the_charts_fit_and_follow_the_colours_of_the_page(page: Page, width: in
         ink = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()")
         assert chart(page, name, "view.getOption().textStyle.color") == ink
     assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_on_paper_the_charts_have_the_width_and_the_colours_of_a_sheet(page: Page) -> None:
+    page.emulate_media(color_scheme="dark")
+    drawing(page, "means")
+    page.evaluate("""addEventListener("beforeprint", () => {
+        const views = [...document.querySelectorAll(".chart .canvas")].map((box) => echarts.getInstanceByDom(box));
+        const inks = (canvas) => new Set(new Uint32Array(canvas.getContext("2d")
+            .getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size;
+        window.inks = inks(document.querySelector("#chart-heatmap canvas"));
+        window.paper = views.map((view) => [view.getWidth(), view.getOption().textStyle.color]);
+    })""")
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+    paper = page.evaluate("paper")
+    assert len(paper) == len(CHARTS)
+    assert all(abs(width - A4_PX) < 2 and colour == "#000000" for width, colour in paper)
+    assert page.evaluate("inks") > 20  # cells and labels, of layers that lie on one another
+    drawing(page, "means")
+    assert chart(page, "means", "view.getOption().textStyle.color") != "#000000"
+    page.emulate_media(media="print", color_scheme="light")
+    page.set_viewport_size({"width": int(A4_PX), "height": 700})
+    boxes = "boxes => boxes.map((box) => [box.clientWidth, box.clientHeight, box.getBoundingClientRect().right])"
+    for name in CHARTS:
+        outer, inner = (
+            page.locator(f"#chart-{name} {part}").evaluate_all(boxes)[0] for part in (".canvas", ".canvas canvas")
+        )
+        assert outer == inner and outer[2] <= A4_PX + 1, name
+
+
+def test_a_random_search_has_charts_of_a_bounded_size(context: BrowserContext, tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    for run in range(150):
+        lr, decay = 10 ** draw.uniform(-5, -3), draw.uniform(0, 0.1)
+        history = [{"evaluate": {"visqol": 3 - abs(np.log10(lr) + 4), "mi": decay}}]
+        add_run(
+            tmp_path, "search", f"{run:08x}", [f"optim.lr={lr}", f"optim.decay={decay}"], history, state="COMPLETED"
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("audiotok.report.page._write_run_pages", empty_pages)
+        write_report(load_grid("search", tmp_path), tmp_path / "report")
+    page = context.new_page()
+    page.goto((tmp_path / "report/index.html").as_uri())
+    for name in CHARTS:
+        if page.locator(f"#chart-{name}").count():
+            assert drawing(page, name).evaluate("box => box.clientHeight") <= 800, name
+    page.locator("#chart-tradeoff").get_by_label("colours", exact=True).select_option(label="optim.lr")
+    assert page.locator("#chart-tradeoff .key li").count() <= 13
+    lines = chart(page, "parallel", "view.getOption().series[0].data.map(({value}) => value[0])")
+    assert len(lines) == 150 and -0.5 < min(lines) < 0.5 and max(lines) > 140
 
 
 def test_names_from_files_are_text_in_the_charts(open_page: OpenPage) -> None:

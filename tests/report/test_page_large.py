@@ -6,18 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.image import imsave
 from playwright.sync_api import Browser, Page, expect
 
 from audiotok.report import write_report
+from audiotok.report.listening import REFERENCE, Listening
 from audiotok.results import load_grid
-from tests.report.conftest import add_run
+from tests.report.conftest import A4_PX, WAIT_MS, add_run, wait_for
 
 pytestmark = pytest.mark.browser
 
 RUNS = 400
 STATES = ["RUNNING", "PENDING", "FAILED", "DIVERGED"]
-A4_PX = (297 - 2 * 12) / 25.4 * 96  # inner width of the sheet, landscape
+TAKES = 363  # of the one clip: its reference, and the first runs
 SHOWN = "document.addEventListener('audiotok:shown', (event) => { window.shown = event.detail.sigs; });"
 
 
@@ -34,20 +37,33 @@ def sig(run: int) -> str:
     return f"{run:08x}"
 
 
+def recordings(stage: Path) -> Listening:
+    """One clip of many runs, whose recordings are empty pages and whose spectrograms are one black dot each."""
+    (stage / "audio").mkdir()
+    takes = []
+    for place in range(TAKES):
+        files = {"audio": f"audio/{place:04d}.html", "image": f"audio/{place:04d}.png"}
+        (stage / files["audio"]).write_text("<!doctype html>")
+        imsave(stage / files["image"], np.zeros((1, 1)))
+        run = {"run": sig(place - 1), "epoch": 2} if place else {"run": REFERENCE, "epoch": None}
+        takes.append({**run, **files, "seconds": 3.0, "loudness": -20.0, "peak": 0.5})
+    clip = {"name": "clip", "seconds": 3.0, "sample_rate": 16000, "highest_hz": 8000.0, "takes": takes, "anchor": None}
+    return Listening(clips=[clip])
+
+
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page alone: plots and the pages of the runs would take a minute."""
+    """The page alone: pages of the runs and real recordings would take a minute."""
     root = tmp_path_factory.mktemp("outputs")
     for run in range(RUNS):
         argv = [f"losses.mmd={run % 5}", f"optim.lr={run / 1e4}", f"label=name {run % 3}", f"seed={run // 200}"]
-        history = [
-            {"evaluate": {"sisnr": sisnr(run), "mi": run / RUNS, "visqol": 3.0, "mel": 0.5, "usage": run % 7 / 7}}
-        ]
+        history = [{"evaluate": {"sisnr": sisnr(run), "mi": run / RUNS, "visqol": 3.0, "mel": 0.5}}]
+        history[0]["evaluate"] |= {"usage": run % 7 / 7} if run % 7 else {}
         told: dict[str, Any] = {"state": state(run), "host": f"node{run % 50:02d}", "commit": f"c{run % 4}0ffee"}
         told["reason"] = "RuntimeError: out of memory " + "and so on " * 9 + f"at step {run}" if run % 10 == 9 else ""
         add_run(root, "sweep", sig(run), argv, history, **told)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("audiotok.report.page.grid_plots", lambda *_args, **_options: [])
+        patch.setattr("audiotok.report.page.write_clips", lambda _clips, stage, _limit: recordings(stage))
         patch.setattr("audiotok.report.page._write_run_pages", lambda *_args, **_options: None)
         write_report(load_grid("sweep", root), root / "report")
     return root / "report" / "index.html"
@@ -56,7 +72,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(browser: Browser, index: Path) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1400, "height": 900})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(WAIT_MS)
     opened = context.new_page()
     trouble: list[str] = []
     opened.on("console", lambda message: trouble.append(message.text))
@@ -119,6 +135,8 @@ def test_all_pages_are_sorted_together(page: Page) -> None:
         ("evaluate.sisnr>30", lambda run: sisnr(run) > 30),
         ("sisnr<-4,5", lambda run: sisnr(run) < -4.5),
         ('label="name 1"', lambda run: run % 3 == 1),
+        ("usage=null", lambda run: run % 7 == 0),
+        ("usage!=null usage<0.2", lambda run: run % 7 == 1),
         ('"step 19"', lambda run: run in (19, 199)),  # far beyond what the cell of a long reason shows
         ("state=failed", lambda run: state(run) == "FAILED"),
         ("seed=0 nothing-like-it", lambda run: False),
@@ -209,6 +227,28 @@ def test_a_sheet_of_a4_has_all_rows_that_fit_and_clips_no_column(page: Page) -> 
     clipped = "cells => cells.filter((cell) => cell.scrollWidth > cell.clientWidth + 1).map((cell) => cell.textContent)"
     assert page.locator("#runs th:visible, #runs td").evaluate_all(clipped) == []
     assert not page.locator("#filters, #choose-columns, #pager").locator("visible=true").count()
+
+
+def test_hundreds_of_recordings_request_nothing_before_they_are_in_view_or_chosen(
+    browser: Browser, index: Path
+) -> None:
+    page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    page.set_default_timeout(WAIT_MS)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url.partition("/audio/")[2]))
+    page.add_init_script(SHOWN)
+    page.goto(index.as_uri())
+    assert page.locator(".take").count() == TAKES
+    assert list(filter(None, requests)) == ["0000.html"]  # the reference, which is chosen
+    page.locator("#listen-heading").scroll_into_view_if_needed()
+    wait_for(page, "document.querySelectorAll('.picture img')[1].naturalWidth > 0")
+    with page.expect_request("**/audio/0001.html"):
+        page.locator(".take").nth(1).locator("button").click()
+    assert 2 <= len([name for name in requests if name.endswith(".png")]) <= 60  # the window, and what is near it
+    search(page, "losses.mmd=2")
+    shown = sum(run % 5 == 2 for run in range(TAKES - 1))
+    assert page.locator(".take:visible").count() == 1 + shown
+    assert [name for name in requests if name.endswith(".html")] == ["0000.html", "0001.html"]
 
 
 def test_without_javascript_a_note_stands_for_a_large_table(browser: Browser, index: Path) -> None:

@@ -110,7 +110,6 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("path", ["index.html", "runs/00000000.html"])
 def test_names_from_files_are_text_and_nothing_else(open_page: OpenPage, path: str) -> None:
     page = open_page(EVIL_GRID, path)
-    page.wait_for_timeout(100)
     assert page.evaluate("typeof hacked") == "undefined"
     assert page.locator("img[src=x], b, [onerror]").count() == 0
     assert EVIL in page.locator("main").inner_text()

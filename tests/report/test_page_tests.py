@@ -362,4 +362,4 @@ def test_a_trial_whose_recording_is_gone_ends_the_test(
     begin(page, "preference", trials=3)
     shutil.rmtree(copy / "audio")
     page.reload()
-    expect(page.locator("#test-score")).to_contain_text("A recording cannot be read", timeout=10000)
+    expect(page.locator("#test-score")).to_contain_text("A recording cannot be read")

@@ -27,6 +27,7 @@ from audiotok.results.plots import (
     save_figure,
     tradeoff,
 )
+from tests.results.shapes import RELEASED, write_shape
 
 GRID = "compression.encodec_mmd_demo"
 
@@ -181,3 +182,12 @@ def test_labels() -> None:
     assert metric_label("evaluate.sisnr") == "evaluate.sisnr, dB (↑ higher is better)"
     assert metric_label("valid.adv") == "valid.adv"
     assert re.fullmatch(r"train\.own", metric_label("train.own"))
+
+
+def test_a_value_that_is_held_may_be_null_or_a_list(tmp_path: Path) -> None:
+    grid = load_grid(write_shape("main", tmp_path), tmp_path)
+    rest = ["mmd.stream", "mmd.estimator", "mmd.num_features"]
+    for value, cells in ((None, 8), (RELEASED, 2)):
+        figure = heatmap(grid, "evaluate.sisdr", "losses.mmd", "rvq.n_q", at={"mmd.sigmas": value}, mean_over=rest)
+        image = next(child for child in figure.axes[0].get_children() if isinstance(child, AxesImage))
+        assert np.isfinite(np.asarray(image.get_array(), float)).sum() == cells

@@ -51,7 +51,7 @@ function startHeatmap() {
     const { rows, columns, panels, held, averaged, metric, found } = state();
     const wide = Math.max(1, Math.min(found.length, Math.floor(chart.box.clientWidth / 320)));
     const tall = Math.ceil(found.length / wide);
-    const high = Math.max(10, rows.levels.length * 2.2 + 8);
+    const high = Math.min(45, Math.max(10, rows.levels.length * 2.2 + 8)); // rem
     chart.box.style.height = `${tall * high}rem`;
     chart.view?.resize();
     const all = found.flatMap((panel) => panel.cells);
@@ -64,7 +64,9 @@ function startHeatmap() {
     chart.caption.textContent = `${metric.name} over ${rows.name} and ${columns.name}`;
     chart.note.textContent = `Mean over ${over}, ${between} ${charts.things} a cell${held_text.length ? `; at ${held_text.join(", ")}` : ""}${panels ? `; a panel for each ${panels.name}` : ""}. Empty: not measured.`;
     const [from, to] = directed(metric) ? ["worse", "better"] : ["low", "high"];
-    fillKey(chart, [{ colour: rampColour(0), sign: "■", text: `${from} (${number(metric.direction === "lower" ? -low : low)})` }, { colour: rampColour(1), sign: "■", text: `${to} (${number(metric.direction === "lower" ? -best : best)})` }]);
+    const end = (value) => (directed(metric) && metric.direction !== "higher" ? `${number(-value)}${metric.direction === "lower" ? "" : " from 0"}` : number(value));
+    const ends = [[rampColour(0), `${from} (${end(low)})`], [rampColour(1), `${to} (${end(best)})`]];
+    fillKey(chart, all.length ? ends.map(([colour, text]) => ({ colour, sign: "■", text })) : []);
     chart.describe(`${metric.name} over ${rows.name} and ${columns.name}. ${chart.note.textContent}`);
     const [w, h] = [100 / wide, 100 / tall];
     const at = (panel) => [(panel % wide) * w, Math.floor(panel / wide) * h];

@@ -3,6 +3,10 @@
 
 function startParallel() {
   if (charts.points.length < 2) return;
+  // Better is up on every axis: one that is better near 0 has the distance from 0.
+  const placed = ({ metric }, value) => (value !== null && metric.direction === "near_zero" ? Math.abs(value) : value);
+  const isDown = ({ metric }) => ["lower", "near_zero"].includes(metric?.direction);
+  const titleOf = (axis) => (axis.metric?.direction === "near_zero" ? axis.name.replace(/[^.]*$/, "|$&|") : axis.name);
   const every = [
     ...charts.parameters.map((parameter) => ({ name: parameter.name, parameter })),
     ...charts.metrics.map((metric) => ({ name: metric.name, metric })),
@@ -22,7 +26,7 @@ function startParallel() {
   const chosenAxes = make("details");
   chosenAxes.append(make("summary", "", "Axes"), boxes);
   const colour = metricChoice("colour", usualMetrics()[0].name);
-  const along = choice("range of", every.map(({ name }) => [name, name]));
+  const along = choice("range of", every.map((axis) => [axis.name, titleOf(axis)]));
   const ends = ["from", "to"].map((label) => {
     const wrap = make("label", "", label);
     wrap.input = make("input");
@@ -38,7 +42,7 @@ function startParallel() {
   const axes = () => every.filter(({ box }) => box.checked);
   // Lines of one value of a parameter lie beside one another, so that their colours can be seen.
   const shift = (point) => 0.3 * (((point * 0.618034) % 1) - 0.5);
-  const valueOf = ({ parameter, metric }, point) => (parameter ? parameter.of[point] + shift(point) : metric.values[point]);
+  const valueOf = (axis, point) => (axis.parameter ? axis.parameter.of[point] + shift(point) : placed(axis, axis.metric.values[point]));
 
   function select() {
     const active = [...ranges].filter(([, list]) => list.length).map(([name, list]) => [every.find((axis) => axis.name === name), list]);
@@ -75,18 +79,20 @@ function startParallel() {
     chart.view?.resize();
     const name = (axis) => {
       const arrow = axis.metric ? arrowOf(axis.metric) : "";
-      const text = axis.name.split(".");
-      return (narrow ? axis.name : `${text.slice(0, -1).join(".")}\n${text.at(-1)}`).trim() + arrow;
+      const text = titleOf(axis).split(".");
+      return (narrow ? titleOf(axis) : `${text.slice(0, -1).join(".")}\n${text.at(-1)}`).trim() + arrow;
     };
     const halo = { color: cssColour("ink"), hideOverlap: true, textBorderColor: cssColour("card"), textBorderWidth: 3 };
+    const places = ({ levels: { length } }) => // of its values; of hundreds a dozen have a label
+      length > 24 ? { min: -1, max: length, interval: Math.ceil(length / 12) } : { min: -0.5, max: length - 0.5, interval: 0.5 };
     const parallelAxis = used.map((axis, dim) => ({
-      dim, name: narrow ? "" : name(axis), id: `axis${every.indexOf(axis)}`, nameLocation: axis.metric?.direction === "lower" ? "start" : "end", realtime: false,
+      dim, name: narrow ? "" : name(axis), id: `axis${every.indexOf(axis)}`, nameLocation: isDown(axis) ? "start" : "end", realtime: false,
       ...(axis.parameter
-        ? { type: "value", min: -0.5, max: axis.parameter.levels.length - 0.5, interval: 0.5, axisTick: { show: false }, axisLabel: { ...halo, width: 90, overflow: "truncate", formatter: (level) => axis.parameter.levels[level] ?? "" } }
-        : { type: "value", scale: true, inverse: axis.metric.direction === "lower", axisLabel: { ...halo, formatter: plainAxis } }),
+        ? { type: "value", ...places(axis.parameter), axisTick: { show: false }, axisLabel: { ...halo, width: 90, overflow: "truncate", formatter: (level) => axis.parameter.levels[level] ?? "" } }
+        : { type: "value", scale: true, inverse: isDown(axis), axisLabel: { ...halo, formatter: plainAxis } }),
       nameTextStyle: { color: cssColour("ink"), fontSize: 11, lineHeight: 14, align: "center" },
       nameGap: 12,
-      axisLine: { lineStyle: { color: cssColour("strong-line") } },       areaSelectStyle: { width: 22, borderColor: cssColour("accent"), color: `${cssColour("accent")}44`, opacity: 1 },
+      axisLine: { lineStyle: { color: cssColour("strong-line") } }, areaSelectStyle: { width: 22, borderColor: cssColour("accent"), color: `${cssColour("accent")}44`, opacity: 1 },
     }));
     const placeOf = (place) => 40 + (place * (chart.box.clientHeight - 70)) / Math.max(1, used.length - 1); // of an axis, px
     const hidden = charts.points.map((_, point) => !pointShown(point));
@@ -157,6 +163,13 @@ function startParallel() {
       else if (sigs.length) chart.pick(pointName(item.point), sigs);
     });
   };
+  // Place of a value, or of the next one inside the range that a number begins (end 0) or ends (1); NaN without one.
+  function levelNear({ levels }, text, end) {
+    if (levels.includes(text)) return levels.indexOf(text);
+    const inside = (level) => (end ? amount(level) <= amount(text) : amount(level) >= amount(text));
+    const found = end ? levels.findLastIndex(inside) : levels.findIndex(inside);
+    return found < 0 ? Number.NaN : found;
+  }
   function redraw() {
     redrawing = true;
     chart.draw();
@@ -167,12 +180,14 @@ function startParallel() {
   apply.addEventListener("click", () => {
     const axis = every.find(({ name }) => name === along.select.value);
     const [low, high] = ends.map(({ input }, end) => {
-      const text = input.value.trim().replace("−", "-");
+      const text = input.value.trim();
       if (!text) return end ? Infinity : -Infinity;
-      return axis.parameter ? axis.parameter.levels.indexOf(text) : Number(text);
+      return axis.parameter ? levelNear(axis.parameter, text, end) : amount(text);
     });
-    const wrong = Number.isNaN(low) || Number.isNaN(high) || (axis.parameter && (low === -1 || high === -1));
-    const values = axis.parameter ? axis.parameter.levels.join(", ") : "numbers";
+    const wrong = Number.isNaN(low) || Number.isNaN(high) || (axis.parameter && low > high);
+    const levels = axis.parameter?.levels ?? [];
+    const some = levels.length > 12 ? `${levels[0]} to ${levels.at(-1)}` : levels.join(", ");
+    const values = axis.parameter ? some : "numbers";
     chart.picked.textContent = wrong ? `${axis.name} takes: ${values}.` : "";
     if (wrong) return;
     const slack = axis.parameter ? 0.4 : 0;

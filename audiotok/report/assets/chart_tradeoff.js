@@ -42,8 +42,9 @@ function startTradeoff() {
       const steps = Math.max(1, parameter.levels.length - 1);
       const look = (level) => ({ colour: rampColour(level / steps), sign: mark(level) });
       for (const condition of conditions) found.set(condition, look(parameter.of[membersOf(condition)[0]]));
+      const every = Math.ceil(parameter.levels.length / 12); // of hundreds of values, as of a random search
       const listed = parameter.levels.map((text, level) => ({ ...look(level), text: `${parameter.name} = ${text}` }));
-      return [found, listed.map((entry) => ({ ...entry, sign: entry.sign[1] }))];
+      return [found, listed.filter((_, level) => level % every === 0).map((entry) => ({ ...entry, sign: entry.sign[1] }))];
     }
     const named = charts.conditions.length <= COLOURS.length ? conditions : front;
     named.forEach((condition, place) => found.set(condition, { colour: paint(place), sign: mark(place) }));

@@ -16,8 +16,9 @@ const allCharts = [];
 let chartSigs = null; // null: all
 let brushed = false;
 
-const cssColour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches && !matchMedia("print").matches;
+const cssColour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+const root = document.documentElement;
+const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches && !root.classList.contains("paper");
 const scaleColours = () => SCALES[isDark() ? "dark" : "light"];
 const paint = (place) => {
   const colour = COLOURS[place % COLOURS.length];
@@ -40,7 +41,14 @@ const pointName = (point) => {
   const sigs = sigsOf(point);
   return sigs.length === 1 ? runName(sigs[0]) : `${charts.conditions[charts.condition[point]]} · ${sigs.length} runs`;
 };
-const membersOf = (condition) => charts.condition.flatMap((other, point) => (other === condition ? [point] : []));
+let conditionPoints = null;
+function membersOf(condition) {
+  if (!conditionPoints) {
+    conditionPoints = charts.conditions.map(() => []);
+    charts.condition.forEach((each, point) => conditionPoints[each].push(point));
+  }
+  return conditionPoints[condition];
+}
 const conditionShown = (condition) => membersOf(condition).some(pointShown);
 const openRun = (sig) => runPage(sig) && location.assign(runPage(sig));
 
@@ -97,15 +105,18 @@ function addChart(id, title, { build, table, low = false, controls = [] }) {
   box.setAttribute("role", "img");
   frame.append(caption, form, box, parts.key, parts.note, parts.picked, rows);
   find("charts").append(frame);
-  const chart = { id, box, caption, form, view: null, near: false, stale: true, ...parts };
+  const chart = { id, frame, box, caption, form, view: null, near: false, stale: true, ...parts };
   chart.describe = (text) => box.setAttribute("aria-label", text);
-  chart.draw = () => {
-    chart.stale = !chart.near;
-    if (!chart.near) return;
+  // Draws what is in sight, or will be on paper; what is not, when it comes into view.
+  chart.draw = (always = false) => {
+    chart.stale = !chart.near && !always;
+    box.setAttribute("aria-busy", chart.stale);
+    if (chart.stale) return;
     chart.view ??= chart.start();
     const option = build(chart);
     chart.view.resize();
     chart.view.setOption({ animation: false, textStyle: { color: cssColour("ink"), fontFamily: getComputedStyle(document.body).fontFamily }, ...option }, { notMerge: !chart.keeps?.() });
+    box.style.aspectRatio = `${box.clientWidth} / ${box.clientHeight}`; // which a narrower sheet of paper keeps
     if (rows.open) fillTable(holder, table());
   };
   chart.start = () => {
@@ -182,6 +193,16 @@ function drawAll() {
   for (const chart of allCharts) chart.draw();
 }
 
+// Paper has one canvas a chart: of several that lie on one another, as of a heatmap, it would show the last.
+function flatten(box) {
+  const [base, ...others] = box.querySelectorAll("canvas");
+  const context = base.getContext("2d");
+  context.save();
+  context.resetTransform();
+  for (const other of others) context.drawImage(other, 0, 0);
+  context.restore();
+}
+
 function startCharts() {
   if (!charts) return;
   startTradeoff();
@@ -192,8 +213,8 @@ function startCharts() {
   const seen = new IntersectionObserver(
     (entries) => {
       for (const entry of entries) {
-        const chart = allCharts.find(({ box }) => box === entry.target);
-        chart.near ||= entry.isIntersecting;
+        const chart = allCharts.find(({ frame }) => frame === entry.target);
+        chart.near = entry.isIntersecting;
         if (chart.near && chart.stale) chart.draw();
       }
     },
@@ -202,8 +223,8 @@ function startCharts() {
   const sized = new ResizeObserver((entries) => {
     for (const { target } of entries) allCharts.find(({ box }) => box === target).draw();
   });
-  for (const { box } of allCharts) {
-    seen.observe(box);
+  for (const { box, frame } of allCharts) {
+    seen.observe(frame);
     sized.observe(box);
   }
   document.addEventListener("audiotok:shown", ({ detail }) => {
@@ -211,9 +232,15 @@ function startCharts() {
     drawAll();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  addEventListener("beforeprint", () => {
-    for (const chart of allCharts) chart.near = true;
+  addEventListener("beforeprint", () => { // the class `paper` gives the colours and the width of a sheet
+    root.classList.add("paper");
+    for (const chart of allCharts) {
+      chart.draw(true);
+      flatten(chart.box);
+    }
+  });
+  addEventListener("afterprint", () => {
+    root.classList.remove("paper");
     drawAll();
   });
-  addEventListener("afterprint", drawAll);
 }

@@ -32,7 +32,8 @@ function comparison(column, operator, wanted) {
   if (!wanted) return () => true; // still being typed
   const number = amount(wanted);
   if (ORDER[operator]) return (row) => column.keys !== null && ORDER[operator](column.keys[row], number);
-  const same = (row) => squeezed(column.texts[row]) === squeezed(wanted) || column.keys?.[row] === number;
+  const missing = wanted === "null" ? "-" : squeezed(wanted);
+  const same = (row) => squeezed(column.texts[row]) === missing || column.keys?.[row] === number;
   return (row) => same(row) === (operator !== "!=");
 }
 
@@ -45,8 +46,8 @@ function startFilter(columns, changed) {
   const sigs = columns[0].texts;
   const texts = sigs.map((_, row) =>
     [...columns.map((column) => column.texts[row]), data.words[row]].join("\n").toLowerCase());
-  const buttons = [...document.querySelectorAll("[data-state]")].map(stateButton);
-  const state = selects.find((select) => columns[select.dataset.column].role === "state");
+  const state = selects.find((select) => columns[select.dataset.column].role === "state"); // none if all have the same
+  const buttons = state ? [...document.querySelectorAll("[data-state]")].map(stateButton) : [];
   let brushed = null;
 
   function demands() {
@@ -75,7 +76,7 @@ function startFilter(columns, changed) {
     find("ranges-set").textContent = ranges ? `(${ranges} set)` : "";
     find("shown").textContent =
       `${rows.length} of ${sigs.length} shown${brushed ? `, of ${brushed.size} selected in a plot` : ""}`;
-    for (const button of buttons) button.setAttribute("aria-pressed", state?.value === button.dataset.state);
+    for (const button of buttons) button.setAttribute("aria-pressed", state.value === button.dataset.state);
     changed(rows);
     document.dispatchEvent(new CustomEvent("audiotok:shown", { detail: { sigs: rows.map((row) => sigs[row]) } }));
   }
@@ -87,7 +88,6 @@ function startFilter(columns, changed) {
     button.dataset.state = count.dataset.state;
     button.append(...count.childNodes);
     button.addEventListener("click", () => {
-      if (!state) return;
       state.value = state.value === button.dataset.state ? "" : button.dataset.state;
       filter();
     });
