@@ -17,7 +17,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,9 +144,9 @@ def write_clips(clips: Sequence[Clip], folder: Path, limit_bytes: float) -> List
         if listening.size >= limit_bytes:
             listening.left_out += sum(take.run != REFERENCE for take in clip.takes)
             continue
-        recordings = {take: wav for take, wav in _readable(clip, listening.problems)}
-        if any(take.run != REFERENCE for take in recordings):
-            entry = _write_clip(clip.name, recordings, folder)
+        seconds = {take: recording.seconds for take, recording in _readable(clip, listening.problems)}
+        if any(take.run != REFERENCE for take in seconds):
+            entry = _write_clip(Clip(clip.name, tuple(seconds)), max(seconds.values()), folder)
             listening.clips.append(entry)
             written |= {folder / take[kind]: "" for take in entry["takes"] for kind in ("audio", "image")}
             written |= {folder / entry["anchor"]["audio"]: ""} if entry["anchor"] else {}
@@ -171,12 +171,19 @@ class _Recording:
         return self.wav / 2**15 if self.wav.dtype == np.int16 else self.wav
 
     @property
+    def rounded(self) -> np.ndarray[Any, np.dtype[np.int16]]:
+        """[T, C] of 16 bits: what has no more is left as it is, in whatever type it is stored."""
+        whole = self.wav if self.wav.dtype == np.int16 else np.clip(np.rint(self.wav * 2**15), -(2**15), 2**15 - 1)
+        return whole.astype(np.int16, copy=False)
+
+    @property
     def mono(self) -> Floats:
         mono: Floats = self.scaled.mean(axis=1)
         return mono
 
 
 def _readable(clip: Clip, problems: list[str]) -> Iterator[tuple[_Take, _Recording]]:
+    """Recordings of a clip one by one: those of a large sweep do not fit into memory together."""
     for take in clip.takes:
         if not _is_own(take.source):
             problems.append(clean_text(f"{take.run}, {clip.name}: leads out of the folder of its experiment"))
@@ -197,46 +204,45 @@ def _readable(clip: Clip, problems: list[str]) -> Iterator[tuple[_Take, _Recordi
         yield take, _Recording(wav, sample_rate)
 
 
-def _write_clip(name: str, recordings: Mapping[_Take, _Recording], folder: Path) -> dict[str, Any]:
-    seconds = max(recording.seconds for recording in recordings.values())
-    highest_hz = next(iter(recordings.values())).sample_rate / 2
-    powers = {
-        take: power_spectrogram(found.mono, found.sample_rate, seconds=seconds, highest_hz=highest_hz)
-        for take, found in recordings.items()
-    }
-    loudest = float(next(iter(powers.values())).max())  # the reference's, where there is one
-    takes = []
-    for take, recording in recordings.items():
+def _write_clip(clip: Clip, seconds: float, folder: Path) -> dict[str, Any]:
+    takes: list[dict[str, Any]] = []
+    sample_rate, highest_hz, loudest, low = 0, 0.0, 0.0, None
+    for take, recording in _readable(clip, []):
+        sample_rate = max(sample_rate, recording.sample_rate)
+        highest_hz = highest_hz if takes else recording.sample_rate / 2
+        power = power_spectrogram(recording.mono, recording.sample_rate, seconds=seconds, highest_hz=highest_hz)
+        loudest = loudest if takes else float(power.max())  # the reference's, where there is one
+        low = _write_anchor(recording, folder) if take.run == REFERENCE else low
         written = _write_recording(recording, folder)
         scale = hashlib.sha256(repr((written["audio"], seconds, highest_hz, loudest)).encode()).hexdigest()[:20]
         image = f"audio/{scale}.png"
         if not (folder / image).exists():
-            _save_spectrogram(folder / image, powers[take], loudest)
+            _save_spectrogram(folder / image, power, loudest)
         takes.append({"run": take.run, "epoch": take.epoch, "image": image, **written})
     return {
-        "name": clean_text(name),
+        "name": clean_text(clip.name),
         "seconds": seconds,
-        "sample_rate": max(recording.sample_rate for recording in recordings.values()),
+        "sample_rate": sample_rate,
         "highest_hz": highest_hz,
         "takes": takes,
-        "anchor": _write_anchor(recordings, folder),
+        "anchor": low,
     }
 
 
-def _write_anchor(recordings: Mapping[_Take, _Recording], folder: Path) -> dict[str, Any] | None:
-    """Low-pass anchor of the reference, for a rating test; None without a reference or a band to take away."""
-    reference = next((found for take, found in recordings.items() if take.run == REFERENCE), None)
-    low = anchor(reference.scaled, reference.sample_rate) if reference else None
-    return _write_recording(_Recording(low, reference.sample_rate), folder) if reference and low is not None else None
+def _write_anchor(reference: _Recording, folder: Path) -> dict[str, Any] | None:
+    """Low-pass anchor of the reference, for a rating test; None without a band to take away."""
+    low = anchor(reference.scaled, reference.sample_rate)
+    return None if low is None else _write_recording(_Recording(low, reference.sample_rate), folder)
 
 
 def _write_recording(recording: _Recording, folder: Path) -> dict[str, Any]:
     """Write a recording as a page that holds it; its path and its level."""
-    flac = io.BytesIO()
-    soundfile.write(flac, recording.wav, recording.sample_rate, format="FLAC", subtype="PCM_16")
-    content = hashlib.sha256(recording.wav.tobytes() + str(recording.sample_rate).encode()).hexdigest()[:20]
+    wav = recording.rounded
+    content = hashlib.sha256(wav.tobytes() + repr((wav.shape, recording.sample_rate)).encode()).hexdigest()[:20]
     path = folder / "audio" / f"{content}.html"
     if not path.exists():
+        flac = io.BytesIO()
+        soundfile.write(flac, wav, recording.sample_rate, format="FLAC", subtype="PCM_16")
         head, tail = _recording_page()
         path.write_bytes(head + base64.b64encode(flac.getvalue()) + tail)
     return {

@@ -23,6 +23,7 @@ _MARK = "<!-- a report of audiotok as one file -->"
 _TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 _STYLES = re.compile(r'<link rel="stylesheet" href="([^"]+)">')
 _RUN_LINK = re.compile(r'<a href="runs/[^"]+"[^>]*>(.*?)</a>', re.DOTALL)
+_OF_FOLDER = re.compile(r"<span data-folder>.*?</span>", re.DOTALL)  # what holds of a folder of pages alone
 _FILES = re.compile(r'\b(src|srcset|href)="(assets/[^"]+)"')
 _RECORDINGS = re.compile(r'"(audio/[0-9a-f]+\.(?:html|png))"')
 _AUDIO = re.compile(rb'src="data:audio/flac;base64,([^"]+)"')
@@ -92,7 +93,7 @@ def _in_one(folder: Path) -> str:
 
     page = _STYLES.sub(style, page)
     head, data, tail = page.partition('<script type="application/json" id="report-data">')
-    head = _RUN_LINK.sub(r"\1", head)
+    head = _OF_FOLDER.sub("", _RUN_LINK.sub(r"\1", head))
     head = _FILES.sub(lambda found: f'{found[1]}="{_as_text(folder / html.unescape(found[2]))}"', head)
     head = _POLICY.sub(lambda found: found[1] + _closed(found[2], styles) + found[3], head, count=1)
     files = {name: _bytes_of(folder / name) for name in dict.fromkeys(_RECORDINGS.findall(tail))}

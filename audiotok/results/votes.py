@@ -37,6 +37,10 @@ _REQUIRED = ("test", "trial", "clip", "listener")
 _CONFIDENCE = 0.95
 _MAX_BYTES = 8 * 2**20  # of a file: forty thousand answers
 _MAX_FILES = 10_000
+_MAX_ANSWERS = 200_000  # in all
+_MAX_REFUSED = 1000  # of a file, before the rest of it is left out
+_KEY = ("grid", "listener", "kind", "test", "trial", "clip", "condition")
+_GIVEN = ("a", "b", "x", "answer", "score")
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -54,7 +58,8 @@ class Pooled:
 def read_votes(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """Read the answers in the CSV files of a folder.
 
-    An answer that is in several files counts once. A listener without a name is called by the file.
+    An answer that is in several files counts once, as it is in the first. A listener without a name is called by the
+    first file that has an answer in common with this one.
 
     Args:
         folder: folder of files that the page has saved, or one such file.
@@ -73,9 +78,20 @@ def read_votes(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     for path in paths[:_MAX_FILES]:
         rows, problem = _file(path)
         problems += [clean_text(f"{path.name}: {problem}")] if problem else []
-        for row in rows:
-            key = tuple(row[name] for name in ("grid", "listener", "kind", "test", "trial", "clip", "condition"))
-            answers.setdefault(key, row)
+        keyed = [(tuple(row[name] for name in _KEY), row) for row in rows]
+        earlier = (answers[key]["listener"] for key, row in keyed if not row["listener"] and key in answers)
+        nameless = next(earlier, f"({_text(path.stem)})")
+        differ = 0
+        for key, row in keyed:
+            row["listener"] = row["listener"] or nameless
+            kept = answers.setdefault(key, row)
+            differ += any(str(kept[name]) != str(row[name]) for name in _GIVEN)
+        if differ:
+            contradict = f"{differ} of {len(rows)} answers differ from earlier ones of the same trial, which count"
+            problems.append(clean_text(f"{path.name}: {contradict}"))
+        if len(answers) > _MAX_ANSWERS:
+            problems.append(clean_text(f"more than {_MAX_ANSWERS} answers: the files after {path.name} are left out"))
+            break
     if not answers:
         found = "; ".join(problems) if problems else "there are no .csv files"
         raise ResultsError(f"--votes {folder}: no answers of blind tests ({found[:300]}).")
@@ -90,9 +106,9 @@ def _file(path: Path) -> tuple[list[dict[str, Any]], str]:
         return [], f"left out: {getattr(error, 'reason', error)}"
     except UnicodeDecodeError:
         return [], "left out: no text in UTF-8"
-    first = text.partition("\n")[0]
-    lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=";" if ";" in first and "," not in first else ",")
-    rows, refused = list[dict[str, Any]](), list[str]()
+    head = text.partition("\n")[0]
+    lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=";" if ";" in head and "," not in head else ",")
+    rows, refused, first = list[dict[str, Any]](), 0, ""
     try:
         missing = [name for name in _REQUIRED if name not in (lines.fieldnames or ())]
         if missing:
@@ -101,12 +117,14 @@ def _file(path: Path) -> tuple[list[dict[str, Any]], str]:
             try:
                 rows.append(_row(line, path))
             except ValueError as error:
-                refused.append(f"line {lines.line_num}, {error}")
+                refused += 1
+                first = first or f"line {lines.line_num}, {error}"
+                if refused == _MAX_REFUSED:
+                    return rows, f"{refused} answers and all after line {lines.line_num} left out: {first[:150]}"
     except csv.Error as error:
-        refused.append(f"line {lines.line_num} and all after it, {error}")
-    if not refused:
-        return rows, ""
-    return rows, f"{len(refused)} of {len(refused) + len(rows)} answers left out: {refused[0][:150]}"
+        refused += 1
+        first = first or f"line {lines.line_num} and all after it, {error}"
+    return rows, f"{refused} of {refused + len(rows)} answers left out: {first[:150]}" if refused else ""
 
 
 def _row(line: Mapping[Any, Any], path: Path) -> dict[str, Any]:
@@ -116,8 +134,7 @@ def _row(line: Mapping[Any, Any], path: Path) -> dict[str, Any]:
         ValueError: if it is none.
     """
     texts = {name: _text(line.get(name)) for name in COLUMNS}
-    row: dict[str, Any] = texts | {"file": path.name, "kind": texts["kind"] or ABX}
-    row["listener"] = texts["listener"] or f"({path.stem})"
+    row: dict[str, Any] = texts | {"file": _text(path.name), "kind": texts["kind"] or ABX}
     row["loudness"] = texts["loudness"] or "as is"
     row["trial"] = _number(texts["trial"], "trial", 1, 1e6)
     row["trials"] = _number(texts["trials"], "trials", 1, 1e6) if texts["trials"] else math.nan
@@ -144,8 +161,9 @@ def _row(line: Mapping[Any, Any], path: Path) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    """A cell; a quote keeps a spreadsheet from taking it for a formula, as in what the page saves."""
-    text = value.strip() if isinstance(value, str) else ""
+    """A cell as text that can be shown; a quote keeps a spreadsheet from taking it for a formula, as the page does."""
+    text = value if isinstance(value, str) else ""
+    text = (text if text.isprintable() else clean_text(text)).strip()
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
@@ -178,6 +196,13 @@ def pool_votes(votes: pd.DataFrame) -> Pooled:
             f"{count} test{'s' * (count != 1)} ended before the last trial; p holds if answers did not decide when"
         )
     kinds = {kind: votes[votes["kind"] == kind] for kind in (ABX, PREFERENCE, RATING)}
+    tests = _ordered(votes[votes["kind"] != RATING]).groupby(["grid", "loudness", "kind", "a", "b", "listener"])["test"]
+    numbers = tests.nunique()
+    if count := numbers[numbers > 1].index.get_level_values("listener").nunique():
+        remarks.append(
+            f"{count} listener{'s' * (count != 1)} repeated a test of the same two; p is of all answers, and holds if "
+            "they did not decide whether to go on"
+        )
     abx = [_abx(group, rows) for group, rows in _pairs(kinds[ABX])]
     preference = [_preference(group, rows) for group, rows in _pairs(kinds[PREFERENCE])]
     rating = [
@@ -193,10 +218,13 @@ def _groups(votes: pd.DataFrame, by: list[str]) -> Iterator[tuple[tuple[str, ...
 
 
 def _pairs(votes: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
-    """Answers by pair of conditions, whichever of them was called A."""
+    yield from _groups(_ordered(votes), ["grid", "loudness", "a", "b"])
+
+
+def _ordered(votes: pd.DataFrame) -> pd.DataFrame:
+    """Answers about pairs of conditions, each pair in one order, whichever of them was called A."""
     swapped = votes["a"] > votes["b"]
-    ordered = votes.assign(a=votes["a"].mask(swapped, votes["b"]), b=votes["b"].mask(swapped, votes["a"]))
-    yield from _groups(ordered, ["grid", "loudness", "a", "b"])
+    return votes.assign(a=votes["a"].mask(swapped, votes["b"]), b=votes["b"].mask(swapped, votes["a"]))
 
 
 def _abx(group: Sequence[str], votes: pd.DataFrame) -> dict[str, Any]:

@@ -143,7 +143,11 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 def failures(request: Request) -> list[str]:
     """What failed to load; a recording that is left before it has loaded is given up by the page itself."""
-    given_up = "/audio/" in request.url and request.failure == "net::ERR_ABORTED"
+    given_up = "/audio/" in request.url and request.failure in (
+        "net::ERR_ABORTED",
+        "",
+        None,
+    )  # no text: a frame is gone
     return [] if given_up else [f"{request.url} {request.failure}"]
 
 

@@ -17,6 +17,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from scipy.stats import binom, binomtest
 
 from audiotok.report import write_report
+from audiotok.report.stimuli import loudness
 from audiotok.results import load_grid
 from tests.report.conftest import CLIPS, RATE, OpenPage, add_run, melody
 
@@ -35,7 +36,7 @@ def begin(page: Page, kind: str = "abx", *, trials: int = 4, listener: str = "",
         page.locator("#test-b").select_option(pair[1])
         page.locator("#test-trials").fill(str(trials))
     page.get_by_label("Listener").fill(listener)
-    page.get_by_role("button", name="Start").click()
+    page.locator("#test-start").click()
     expect(page.locator("#test-problem")).not_to_contain_text("Reading")
 
 
@@ -120,7 +121,7 @@ def test_a_test_goes_on_after_a_reload_and_its_answers_stay(open_page: OpenPage)
 
 
 def test_x_is_drawn_evenly_by_crypto_and_clips_come_equally_often(open_page: OpenPage) -> None:
-    page = open_page(script="Math.random = () => { throw new Error('not random enough'); };")
+    page = open_page(script="Math.random = () => 0.25;")  # draws from it would be all alike
     begin(page, trials=200)
     trials: list[dict[str, Any]] = stored(page)["session"]["trials"]
     assert binomtest(sum(trial["x"] for trial in trials), 200).pvalue > 1e-6
@@ -194,9 +195,70 @@ def test_conditions_that_cannot_be_compared_are_refused(open_page: OpenPage) -> 
     page.locator("#test-kind").select_option("mushra")
     for box in page.locator("#test-runs input").all():
         box.uncheck()
-    page.get_by_role("button", name="Start").click()
+    page.locator("#test-start").click()
     assert page.locator("#test-problem").inner_text() == "Choose one to 10 runs to rate."
     assert not page.locator("#test-trial").is_visible()
+
+
+def test_a_number_that_is_hidden_bars_no_rating(open_page: OpenPage) -> None:
+    page = open_page()
+    page.locator("#test-trials").fill("500")
+    begin(page, "mushra")
+    assert page.locator("#test-progress").inner_text().startswith("Trial 1 of 3")
+
+
+def test_choices_that_change_while_recordings_are_read_do_not_reach_the_test(
+    context: BrowserContext, report_of: "MakeReport"
+) -> None:
+    page = opened(context, report_of({"a": np.append(melody(0) * 0.9, 0.0)}))  # of two lengths: both are read
+    page.evaluate("""() => {
+        const find = (id) => document.getElementById(id);
+        find("test-a").value = "reference";
+        find("test-b").value = "00000001";
+        find("test-start").click();
+        find("test-kind").value = "mushra";
+        find("test-listener").value = "late";
+    }""")
+    expect(page.locator("#test-progress")).to_contain_text("Trial 1 of 16 · a · A: reference")
+    session = page.evaluate("JSON.parse(localStorage.getItem('audiotok-votes:g')).session")
+    assert (session["kind"], session["listener"], len(session["trials"])) == ("abx", "", 16)
+
+
+def test_recordings_of_several_clips_are_compared_one_clip_at_a_time(
+    context: BrowserContext, report_of: "MakeReport"
+) -> None:
+    context.add_init_script("""
+        window.most = 0;
+        addEventListener("DOMContentLoaded", () => new MutationObserver(() => {
+            most = Math.max(most, document.querySelectorAll("iframe").length);
+        }).observe(document.body, { childList: true }));
+    """)
+    page = opened(context, report_of({clip: np.append(melody(n) * 0.9, 0.0) for n, clip in enumerate("abcd")}))
+    expect(page.locator("#player-status")).to_have_text("reference, paused")
+    begin(page, pair=["reference", "00000001"])
+    expect(page.locator("#test-play")).to_be_enabled()
+    assert page.evaluate("most") == 3  # A, X and B of the trial; eight, were all clips compared at once
+
+
+def test_a_storage_that_is_full_ends_no_test(open_page: OpenPage) -> None:
+    page = open_page()
+    begin(page, trials=2)
+    page.evaluate(
+        "() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }"
+    )
+    vote(page, "1")
+    vote(page, "2")
+    assert "keeps nothing for this page" in page.locator("#test-storage").inner_text()
+    assert len(saved_votes(page)) == 2
+
+
+def test_a_test_that_is_repeated_says_what_p_is_of(open_page: OpenPage) -> None:
+    page = open_page()
+    for number, listener in enumerate(("anna", "anna", "ben"), 1):
+        begin(page, trials=1, listener=listener, pair=PAIR if number == 1 else PAIR[::-1])
+        vote(page, "1")
+        repeated = "Test 2 of these two by this listener" in page.locator("#test-score").inner_text()
+        assert repeated == (number == 2)
 
 
 MakeReport = Callable[[Mapping[str, Any]], Path]
@@ -246,10 +308,9 @@ window.GainNode = class extends GainNode {
 def test_levels_are_shown_warned_of_and_made_equal(context: BrowserContext, report_of: MakeReport) -> None:
     context.add_init_script(GAINS)
     page = opened(context, report_of({"a": melody(0) * 0.5}))
-    assert (
-        "−6." in page.locator("#takes").inner_text().replace("−15", "−6.")
-        or "LUFS" in page.locator("#takes").inner_text()
-    )
+    for place, gain in enumerate((1.0, 0.5)):
+        level = loudness(gain * melody(0)[:, None], RATE)
+        assert f"{level:.1f} LUFS".replace("-", "−") in page.locator(".take").nth(place).inner_text()
     page.locator("#test-a").select_option("00000001")  # the quiet one: the other is brought down to it
     page.locator("#test-b").select_option("reference")
     levels = page.locator("#test-levels")
@@ -257,7 +318,7 @@ def test_levels_are_shown_warned_of_and_made_equal(context: BrowserContext, repo
     expect(levels).to_contain_text("A difference above 0.5 dB")
     page.get_by_label("Equal loudness").check()
     expect(levels).not_to_contain_text("A difference above 0.5 dB")
-    page.get_by_role("button", name="Start").click()
+    page.locator("#test-start").click()
     expect(page.locator("#test-play")).to_be_enabled()
     for key in ("a", "b"):
         page.keyboard.press(key)
@@ -274,7 +335,7 @@ def test_no_gain_makes_a_recording_clip(context: BrowserContext, report_of: Make
     page.locator("#test-a").select_option("00000001")
     page.locator("#test-b").select_option("reference")
     page.get_by_label("Equal loudness").check()
-    page.get_by_role("button", name="Start").click()
+    page.locator("#test-start").click()
     expect(page.locator("#test-play")).to_be_enabled()
     for key in ("a", "b"):
         page.keyboard.press(key)

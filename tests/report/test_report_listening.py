@@ -5,7 +5,9 @@ import io
 import os
 import re
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +63,35 @@ def test_recordings_keep_every_sample(tmp_path: Path) -> None:
             assert rate == RATE and np.array_equal(written, source)
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert listening.size == sum(path.stat().st_size for path in files)
+
+
+def test_equal_samples_are_one_recording_whatever_the_files_type(tmp_path: Path) -> None:
+    folder = add_run(tmp_path, "g", "00000001", [], clips=["a", "b"])
+    for clip, kind in (("a", "PCM_24"), ("b", "FLOAT")):
+        whole, _ = soundfile.read(folder / "samples/reference" / f"{clip}.wav", dtype="int16")
+        whole[:2] = (-(2**15), 2**15 - 1)
+        soundfile.write(folder / "samples/reference" / f"{clip}.wav", whole, RATE)
+        soundfile.write(folder / "samples/epoch_0002" / f"{clip}.wav", whole / 2**15, RATE, subtype=kind)
+    clips = listen(tmp_path, tmp_path / "out").clips
+    assert [len({take["audio"] for take in clip["takes"]}) for clip in clips] == [1, 1]  # refused by a blind test
+    written, _ = soundfile.read(flac_in(tmp_path / "out" / clips[1]["takes"][1]["audio"]), dtype="int16")
+    assert np.array_equal(written, whole)
+
+
+def test_one_recording_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(1, 7):
+        add_run(tmp_path, "g", f"0000000{index}", [], clips=["a"])
+    alive, most, read = list[Any](), list[int](), soundfile.read
+
+    def watched(*args: Any, **options: Any) -> Any:
+        most.append(sum(one() is not None for one in alive))
+        wav, rate = read(*args, **options)
+        alive.append(weakref.ref(wav))
+        return wav, rate
+
+    monkeypatch.setattr(soundfile, "read", watched)
+    assert len(listen(tmp_path, tmp_path / "out").clips[0]["takes"]) == 7
+    assert max(most) == 1  # the last one, which the next replaces
 
 
 def test_a_shared_reference_is_written_once_and_another_of_the_same_name_is_another_clip(tmp_path: Path) -> None:

@@ -38,6 +38,15 @@ def test_it_shows_and_plays_everything_by_itself(
     expect(page.locator("#play")).to_have_text("Pause")
     page.locator("#test-start").click()
     expect(page.locator("#test-play")).to_be_enabled()
+    charts = page.locator(".chart .canvas")
+    for place in range(charts.count()):
+        charts.nth(place).scroll_into_view_if_needed()
+        expect(charts.nth(place).locator("canvas")).to_have_count(1)
+        expect(charts.nth(place)).to_have_attribute("aria-label", re.compile(".{20}"))
+    drawn = """views => views.map((box) => echarts.getInstanceByDom(box).getZr().storage.getDisplayList().length)"""
+    assert charts.count() > 3 and min(charts.evaluate_all(drawn)) > 3
+    page.locator(".chart").first.get_by_text("As a table").click()
+    assert page.locator(".chart").first.locator("tbody tr").count() > 1
     images = page.locator("img").evaluate_all("images => images.map((image) => image.currentSrc || image.src)")
     assert images and all(address.startswith("data:") for address in images)
     assert page.evaluate("getComputedStyle(document.querySelector('main section')).borderRadius") == "8px"
@@ -51,6 +60,7 @@ def test_it_shows_and_plays_everything_by_itself(
 def test_names_from_files_stay_text(results: Path, tmp_path: Path) -> None:
     listening, size = write_single_file(load_grid(EVIL_GRID, results), tmp_path / "evil.html")
     text = (tmp_path / "evil.html").read_text(encoding="utf-8")
+    assert "<span data-folder>" not in text and "opens its page" not in text and "folder <code>" not in text
     assert size == len(text.encode()) and listening.clips
     assert "<img src=x" not in text and text.count("<script") == 3 and "<script>hacked" not in text
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api as sm
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from audiotok.cli import main
 from audiotok.errors import ResultsError
@@ -94,6 +96,61 @@ def test_the_interval_of_one_listener_or_of_like_ones_is_that_of_clopper_and_pea
     assert np.isnan(share_interval(np.zeros(0), np.zeros(0))).all()
 
 
+def test_the_interval_of_listeners_who_differ_has_the_variance_of_a_regression_with_clusters() -> None:
+    hits, trials = np.array([15, 9, 12, 4, 14]), np.array([16, 16, 20, 8, 16])
+    listener = np.repeat(np.arange(5), trials)
+    right = np.concatenate([np.arange(n) < k for n, k in zip(trials, hits, strict=True)]).astype(float)
+    fit = sm.OLS(right, np.ones(len(right))).fit(cov_type="cluster", cov_kwds={"groups": listener})
+    share, variance = float(fit.params[0]), float(fit.cov_params()[0, 0])
+    ratio = stats.t.ppf(0.975, len(right) - 1) / stats.t.ppf(0.975, 4)  # Korn and Graubard
+    worth = min(len(right), share * (1 - share) / variance * ratio**2)
+    assert worth < 50
+    expected = proportion_confint(share * worth, worth, method="beta")
+    assert share_interval(hits.astype(float), trials.astype(float)) == pytest.approx(expected)
+
+
+def guessed(kind: str, shares: np.ndarray[Any, Any], rng: np.random.Generator) -> pd.DataFrame:
+    """Answers of 16 trials that are right, or for b, with a probability [draws, listeners]; a draw is a grid."""
+    draws, listeners = shares.shape
+    hit = rng.random((draws, listeners, 16)) < shares[..., None]
+    draw, listener, trial = (part.ravel() for part in np.indices(hit.shape))
+    names = {
+        "grid": draw.astype(str),
+        "listener": listener.astype(str),
+        "trial": trial + 1.0,
+    }
+    same: dict[str, Any] = {
+        "kind": kind,
+        "test": "t",
+        "trials": 16.0,
+        "loudness": "as is",
+        "a": "s1",
+        "b": "s2",
+        "clip": "c",
+    }
+    answers = np.where(hit.ravel(), "s2", "s1")
+    columns = {**names, "answer": answers, "correct": hit.ravel() * 1.0, "condition": "", "score": np.nan}
+    return pd.DataFrame(columns).assign(**same)
+
+
+def test_listeners_who_guess_are_rarely_taken_for_ones_who_hear() -> None:
+    rng = np.random.default_rng(2)
+    draws, listeners = 200, 4
+    fair = np.full((draws, listeners), 0.5)
+    differ = rng.beta(5.1, 5.1, (draws, 7))  # taste: a standard deviation of 0.15
+    abx = pool_votes(guessed("abx", fair, rng)).abx
+    preference = pool_votes(guessed("preference", fair, rng)).preference
+    tastes = pool_votes(guessed("preference", differ, rng)).preference
+    assert len(abx) == len(preference) == len(tastes) == draws
+    for table, name in ((abx, "p"), (preference, "p"), (preference, "p_listeners"), (tastes, "p_listeners")):
+        for level in (0.05, 0.2, 0.5):
+            most = stats.binom.ppf(0.999, draws, level) / draws
+            assert (table[name] <= level).mean() <= most, (name, level)
+    for table in (abx, preference, tastes):
+        assert ((table["low"] <= 0.5) & (table["high"] >= 0.5)).mean() > 0.92
+    assert (tastes["p"] <= 0.05).mean() > 0.1  # of these listeners it holds, not of others: see the docs
+
+
 @pytest.mark.parametrize(("spread", "listeners"), [(0.0, 6), (0.15, 6), (0.15, 20)])
 def test_the_interval_covers_the_mean_of_listeners_who_differ(spread: float, listeners: int) -> None:
     rng = np.random.default_rng(1)
@@ -163,6 +220,52 @@ def test_an_answer_that_was_saved_twice_counts_once(tmp_path: Path) -> None:
     save(tmp_path / "c.csv", rows)  # without a name: the file's
     votes, _ = read_votes(tmp_path)
     assert votes.groupby("listener").size().to_dict() == {"(c)": 3, "anna": 3}
+
+
+def test_a_listener_without_a_name_who_saves_again_is_the_same_one(tmp_path: Path) -> None:
+    first, second = abx("", [1] * 6, test="t1"), abx("", [1, 0], test="t2")
+    save(tmp_path / "a.csv", first)
+    save(tmp_path / "b.csv", [*first, *second])  # the page saves all answers each time
+    save(tmp_path / "c.csv", abx("", [0], test="t3"))
+    pooled = pool_votes(read_votes(tmp_path)[0])
+    (row,) = pooled.abx.to_dict("records")
+    assert [row[name] for name in ("listeners", "trials", "correct")] == [2, 9, 7]
+    (remark,) = pooled.remarks
+    assert remark.startswith("1 listener repeated a test of the same two; p is of all answers, and holds if ")
+
+
+def test_answers_that_contradict_earlier_ones_are_stated_and_do_not_count(tmp_path: Path) -> None:
+    save(tmp_path / "a.csv", abx("anna", [1, 0, 1]))
+    save(tmp_path / "b.csv", abx("anna", [1, 1, 1, 1]))
+    votes, problems = read_votes(tmp_path)
+    assert votes["correct"].sum() == 3 and len(votes) == 4
+    assert problems == ["b.csv: 1 of 4 answers differ from earlier ones of the same trial, which count"]
+
+
+def test_files_full_of_rubbish_end_soon_and_so_do_too_many_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = ",".join(COLUMNS[1:])
+    (tmp_path / "a.csv").write_text(f"{header}\n" + "1\n" * 1_000_000)
+    for name in "bcd":
+        save(tmp_path / f"{name}.csv", abx(name, [1, 0]))
+    monkeypatch.setattr("audiotok.results.votes._MAX_ANSWERS", 3)
+    votes, problems = read_votes(tmp_path)
+    assert set(votes["listener"]) == {"b", "c"}
+    assert problems[0].startswith("a.csv: 1000 answers and all after line 1001 left out: line 2, ")
+    assert problems[1:] == ["more than 3 answers: the files after c.csv are left out"]
+
+
+def test_texts_of_others_steer_no_terminal_and_no_spreadsheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = abx("\x00=1+1", [1], clip="\x1b[2Jc\u202e", b="-s2")
+    save(tmp_path / "=1+1.csv", rows)
+    save(tmp_path / "\udcff.csv", abx("", [1], test="t"))
+    assert main(["results", "--votes", str(tmp_path), "--format", "csv"]) == 0
+    one, other = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert [one[name] for name in ("file", "listener", "clip", "b")] == ["'=1+1.csv", "'=1+1", "c", "'-s2"]
+    assert other["file"] == ".csv"
 
 
 def test_files_of_earlier_pages_and_of_spreadsheets_are_read(tmp_path: Path) -> None:

@@ -8,9 +8,6 @@ function startTests(player) {
   let [heard, scores, buttons, answers] = [new Set(), new Map(), [], []];
   let begun = 0; // trials that were opened: what is loaded for an earlier one is dropped
 
-  find("test-storage").textContent = store.lasting
-    ? "Answers stay in this browser until you forget them."
-    : "This browser keeps nothing for this page: save the answers before you close it.";
   find("tests").hidden = false;
 
   // Setting up
@@ -47,7 +44,10 @@ function startTests(player) {
     const { rated: rates, sides } = KINDS[kind()];
     const runs = conditions();
     const clips = clipsOf(runs);
-    for (const part of find("test-setup").querySelectorAll("[data-for]")) part.hidden = (part.dataset.for === "rating") !== Boolean(rates);
+    for (const part of find("test-setup").querySelectorAll("[data-for]")) {
+      part.hidden = (part.dataset.for === "rating") !== Boolean(rates);
+      for (const input of part.querySelectorAll("input")) input.disabled = part.hidden; // what is hidden bars no start
+    }
     find("test-problem").textContent = "";
     const trials = Number(find("test-trials").value);
     const share = Math.min(0.99, Math.max(0.51, Number(find("test-share").value) / 100 || 0.75));
@@ -76,28 +76,29 @@ function startTests(player) {
 
   async function begin(event) {
     event.preventDefault();
-    const runs = conditions();
-    const equal = find("test-equal").checked;
+    const runs = conditions(); // the choices as they are now: they may change while recordings are read
+    const [tested, equal, trials] = [kind(), find("test-equal").checked, Number(find("test-trials").value)];
+    const listener = find("test-listener").value.trim();
+    const { rated: rates, trial } = KINDS[tested];
     const problem = (text) => { find("test-problem").textContent = text; };
-    if (KINDS[kind()].rated && !(runs.length > 2 && runs.length <= MOST_RATED + 2)) { problem(`Choose one to ${MOST_RATED} runs to rate.`); return; }
+    if (rates && !(runs.length > 2 && runs.length <= MOST_RATED + 2)) { problem(`Choose one to ${MOST_RATED} runs to rate.`); return; }
     if (runs[0] === runs[1]) { problem("A and B are the same."); return; }
     const found = clipsOf(runs);
     if (!found.length) { problem("These have no clip in common; choose others."); return; }
     find("test-start").disabled = true;
     problem("Reading the recordings …");
-    const reasons = await Promise.all(found.map((clip) => usable(clip, runs, equal).catch(() => "cannot be read")));
+    const reasons = []; // one by one: all clips of twelve conditions do not fit into memory together
+    for (const clip of found) reasons.push(await usable(clip, runs, equal).catch(() => "cannot be read"));
     find("test-start").disabled = false;
     const clips = found.filter((clip, place) => !reasons[place]);
     const left = [...new Set(reasons.filter(Boolean))].map((reason) => `${reasons.filter((each) => each === reason).length} of ${found.length} clips ${reason}`).join(", ");
     problem(left && `${left}: left out.`);
     if (!clips.length) return;
-    const { rated: rates, trial } = KINDS[kind()];
-    const count = rates ? clips.length : Number(find("test-trials").value);
     memory.session = {
-      kind: kind(), test: new Date().toISOString(), listener: find("test-listener").value.trim(), equal, runs, done: 0, votes: [],
-      trials: dealt(clips, count).map((clip) => trial(clip, runs)),
+      kind: tested, test: new Date().toISOString(), listener, equal, runs, done: 0, votes: [],
+      trials: dealt(clips, rates ? clips.length : trials).map((clip) => trial(clip, runs)),
     };
-    store.save();
+    save();
     find("test-result").hidden = true;
     next();
   }
@@ -205,7 +206,7 @@ function startTests(player) {
       trial: session.done, trials: session.trials.length, clip: data.clips[trial.clip].name, loudness: session.equal ? "equal" : "as is",
     };
     session.votes.push(...KINDS[session.kind].votes(trial, session.runs, given, scores).map((vote) => ({ ...common, ...vote })));
-    store.save();
+    save();
     next();
     if (memory.session) find("test-play").focus();
   }
@@ -215,13 +216,14 @@ function startTests(player) {
     begun += 1;
     deck?.close();
     deck = null;
+    const again = votes.length ? repeated(votes[0]) : "";
     memory.votes.push(...votes);
     memory.session = null;
-    store.save();
+    save();
     find("test-setup").hidden = false;
     find("test-trial").hidden = true;
     const { score, head, rows } = votes.length ? KINDS[tested].result(votes) : { score: "No answers were given.", head: [], rows: [] };
-    find("test-score").textContent = remark + score;
+    find("test-score").textContent = remark + score + again;
     const row = (cells, tag) => {
       const line = make("tr");
       line.append(...cells.map((cell, place) => make(tag, Number.isNaN(Number(cell)) && typeof rows[0]?.[place] === "string" && Number.isNaN(Number(rows[0][place])) ? "" : "number", cell)));
@@ -232,6 +234,21 @@ function startTests(player) {
     find("test-result").hidden = false;
     find("test-result").focus();
     count();
+  }
+
+  // What a test of the same two by the same listener before does to p.
+  function repeated(vote) {
+    const pair = ({ a, b }) => [a, b].sort().join(" ");
+    const same = ({ kind: other, listener, ...rest }) => other === vote.kind && listener === vote.listener && pair(rest) === pair(vote);
+    const before = new Set(memory.votes.filter(same).map(({ test }) => test)).size;
+    return before && KINDS[vote.kind].sides ? ` Test ${before + 1} of these two by this listener: p holds for a test that was chosen beforehand, not for the best of several.` : "";
+  }
+
+  function save() {
+    store.save();
+    find("test-storage").textContent = store.lasting
+      ? "Answers stay in this browser until you forget them."
+      : "This browser keeps nothing for this page: save the answers before you close it.";
   }
 
   function count() {
@@ -253,10 +270,11 @@ function startTests(player) {
   on("test-forget", "click", () => {
     if (!confirm(`Forget ${memory.votes.length} answers? Save them first if you need them.`)) return;
     memory.votes = [];
-    store.save();
+    save();
     count();
   });
   offer();
+  save();
   count();
   if (!(memory.session?.kind in KINDS)) memory.session = null; // of a page before, too
   if (memory.session) next(); // the page was closed in the middle of a test

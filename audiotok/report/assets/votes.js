@@ -7,17 +7,19 @@ const COLUMNS = [
 
 function openStorage() {
   const key = `audiotok-votes:${data.grid}`;
-  let memory = { votes: [], session: null };
-  let lasting = false;
+  const memory = { votes: [], session: null };
+  const store = { memory, lasting: false, save };
+  function save() {
+    try { if (store.lasting) localStorage.setItem(key, JSON.stringify(memory)); } catch { store.lasting = false; } // it is full
+  }
   try {
     const earlier = JSON.parse(localStorage.getItem(`audiotok-abx:${data.grid}`))?.votes ?? []; // of pages before
     memory.votes = earlier.map((vote) => ({ grid: data.grid, kind: "abx", ...vote }));
-    memory = { ...memory, ...JSON.parse(localStorage.getItem(key) ?? "{}") };
+    Object.assign(memory, JSON.parse(localStorage.getItem(key) ?? "{}"));
     localStorage.setItem(key, JSON.stringify(memory));
-    lasting = true;
+    store.lasting = true;
   } catch { /* a browser that keeps nothing for files from disk; the page shows that */ }
-  const save = () => { if (lasting) localStorage.setItem(key, JSON.stringify(memory)); };
-  return { memory, lasting, save };
+  return store;
 }
 
 function csv(votes) {
