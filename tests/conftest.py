@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,17 @@ def chords(seed: int, seconds: float, rate: int = RATE) -> np.ndarray:
             wav += envelope * sum(np.sin(2 * np.pi * note * h * since) / h for h in (1, 2, 3))
     stereo: np.ndarray = np.stack([wav, np.roll(wav, 40)], axis=1) * 0.1
     return stereo
+
+
+@pytest.fixture(autouse=True)
+def metrics_are_as_declared() -> Iterator[None]:
+    """A test that declares metrics, as a command does, leaves none to the tests after it."""
+    yield
+    if "audiotok.results.metrics" in sys.modules:
+        from audiotok.results.metrics import declare
+
+        for project in (True, False):
+            declare({}, project=project)
 
 
 def group_of(item: pytest.Item) -> str:

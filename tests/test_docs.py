@@ -24,6 +24,8 @@ import yaml
 from audiotok.cli import make_parser
 from audiotok.data.demo import PACKAGE, VERSION
 from audiotok.launchers.profile import Profile
+from audiotok.results.declared import declare_project
+from audiotok.results.metrics import known_metric
 from tests.conftest import RATE, chords
 from tests.pages import PAGES, ROOT, Block, blocks
 from tests.report.conftest import add_run
@@ -271,6 +273,11 @@ def test_a_block_runs(block: Block, folder: Path) -> None:
         run(folder, "\n".join(script), "bash", "-x", "-")
     elif block.kind == "yaml":
         check_yaml(block, folder)
+    elif block.kind == "toml":  # of a project's pyproject.toml
+        (folder / "pages").mkdir(exist_ok=True)
+        (folder / "pages/pyproject.toml").write_text(block.text)
+        declare_project(folder / "pages")
+        assert known_metric("evaluate.brightness") is not None
     else:
         pytest.fail(f"a block of kind {block.kind!r}, which nothing here runs")
 

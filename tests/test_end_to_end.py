@@ -46,7 +46,7 @@ def test_dora_info_tells_state_and_metrics(debug_grid: Path) -> None:
 def test_a_table_for_a_paper(debug_grid: Path) -> None:
     by = ["--by", "losses.mmd", "--metric", "evaluate.sisdr,evaluate.mi"]
     table = run_module(debug_grid, "audiotok.cli", "results", GRID, *by, "--format", "latex").stdout
-    assert table.count(r"\pm") == 4 and r"\begin{tabular}{rrr}" in table
+    assert table.count(r"\pm") == 4 and r"\begin{tabular}{rrrr}" in table
     compared = run_module(debug_grid, "audiotok.cli", "results", GRID, *by, "--baseline", "losses.mmd=0").stdout
     assert [line.split()[:3] for line in compared.splitlines()[2:]] == [
         ["1", "evaluate.sisdr", "2"],
