@@ -180,6 +180,8 @@ def known_metric(column: str) -> Metric | None:
     """
     own = column.removeprefix(CODEC)
     _, _, name = own.partition(".")
+    if not name:
+        return None  # metrics are of a stage
     names = (own, name, _OF_CODEBOOKS.sub("", name))
     found = next((known[each] for known in (_DECLARED, METRICS) for each in names if each in known), None)
     if found is None and name.endswith("_err") and (of := known_metric(f".{name.removesuffix('_err')}")) is not None:
