@@ -174,7 +174,7 @@ def test_counts_of_states_filter_and_a_brush_is_one_more_filter(page: Page) -> N
     expect(page.locator("#shown")).to_have_text("2 of 400 shown, of 3 selected in a plot")
     count.click()
     assert page.evaluate("shown.length") == 3
-    page.get_by_role("button", name="Show all").click()
+    page.locator("#filters").get_by_role("button", name="Show all").click()
     expect(page.locator("#shown")).to_have_text("400 of 400 shown")
 
 
