@@ -156,7 +156,7 @@ def test_ranges_filter_numbers_and_what_is_no_number_is_marked(page: Page) -> No
     expect(page.locator("#ranges-set")).to_have_text("(2 set)")
     high.fill("much")
     assert high.get_attribute("aria-invalid") == "true" and len(page.evaluate("shown")) == 300
-    page.get_by_role("button", name="Show all").click()
+    page.locator("#filters").get_by_role("button", name="Show all").click()
     expect(page.locator("#shown")).to_have_text("400 of 400 shown")
 
 

@@ -65,7 +65,7 @@ def test_rows_are_filtered_by_text_state_and_parameter(open_page: OpenPage) -> N
     page.get_by_role("combobox", name="losses.mmd").select_option("10")
     assert column(page, "sig") == ["000000a2", "000000a3"]
     expect(page.locator("#shown")).to_have_text("2 of 5 shown")
-    page.get_by_role("button", name="Show all").click()
+    page.locator("#filters").get_by_role("button", name="Show all").click()
     expect(page.locator("#shown")).to_have_text("5 of 5 shown")
 
 
