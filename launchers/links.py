@@ -38,11 +38,11 @@ def write_readable_links(folder: Path, xps: str, names: Mapping[str, str]) -> No
         names: names by signature, any text.
     """
     there = linked(folder)
-    wanted = {readable_name(name, sig): sig for sig, name in names.items() if sig in there}
+    own = {readable_name(name, sig): sig for sig, name in names.items() if sig in there}
     for name, target in _targets(folder).items():
-        if _is_readable(name, target) and name not in wanted:
+        if _is_readable(name, target) and name not in own:
             (folder / name).unlink(missing_ok=True)
-    for name, sig in wanted.items():
+    for name, sig in own.items():
         link, target = folder / name, Path("../..", xps, sig)
         if not link.is_symlink() or link.readlink() != target:
             write_symlink(link, target)

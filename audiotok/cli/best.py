@@ -91,7 +91,7 @@ def _ranked(experiments: "Experiments", metric: str) -> "pd.DataFrame":
 
 
 def _ties_line(ranked: "pd.DataFrame", metric: str) -> str:
-    """How many conditions their seeds do not tell apart from the best one; empty where they do, or are unknown."""
+    """How many conditions do not differ from the best one beyond their seeds; empty where all do, or without seeds."""
     from audiotok.results.metrics import metric_in
     from audiotok.results.tables import best_rows
 

@@ -14,21 +14,23 @@ def show_votes(args: argparse.Namespace) -> int:
     from audiotok.results.tables import format_table, write_table
     from audiotok.results.votes import pool_votes, read_votes
 
-    others = ("by", "metric", "pivot", "baseline", "columns", "samples", "check", "watch", "published")
-    if given := [f"--{name}" for name in others if getattr(args, name)]:
+    others = (
+        *("by", "metric", "pivot", "baseline", "pooled", "best_by", "importance", "where", "sort", "direction", "top"),
+        *("columns", "runs", "samples", "check", "watch", "published", "unfinished"),
+    )
+    if given := [f"--{name.replace('_', '-')}" for name in others if getattr(args, name)]:
         raise ResultsError(
             f"{', '.join(given)} is about runs and --votes about answers of listeners; give one of them."
         )
     votes, problems = read_votes(args.votes)
     for problem in problems:
         logger.warning("%s", problem)
-    grids = [args.grid] if isinstance(args.grid, str) else list(args.grid or ())
-    if grids:
+    if args.grid:
         known = ", ".join(sorted(set(votes["grid"]))) or "none"
-        votes = votes[votes["grid"].isin(grids)]
+        votes = votes[votes["grid"].isin(args.grid)]
         if votes.empty:
             raise ResultsError(
-                f"--votes {args.votes}: no answers about {', '.join(grids)}; there are some about: {known}."
+                f"--votes {args.votes}: no answers about {', '.join(args.grid)}; there are some about: {known}."
             )
     logger.info("%d answers of %d listeners", len(votes), votes["listener"].nunique())
     if args.format in ("csv", "parquet"):

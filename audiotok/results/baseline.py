@@ -47,8 +47,8 @@ def match(conditions: Sequence[Condition], by: Sequence[str], baseline: Mapping[
     if unknown or not baseline:
         raise ResultsError(f"baseline names {unknown or 'nothing'}; give values of: {', '.join(by)}.")
     plain = [tuple(map(_plain, condition)) for condition in conditions]
-    wanted = {by.index(name): _plain(value) for name, value in baseline.items()}
-    baselines = [n for n, own in enumerate(plain) if all(own[at] == value for at, value in wanted.items())]
+    given = {by.index(name): _plain(value) for name, value in baseline.items()}
+    baselines = [n for n, own in enumerate(plain) if all(own[at] == value for at, value in given.items())]
     if not baselines and plain:
         values = ", ".join(f"{name}={shown(value)}" for name, value in baseline.items())
         raise ResultsError(f"no runs with {values} to compare with; there are: {_listed(plain, by)}.")
@@ -59,7 +59,7 @@ def match(conditions: Sequence[Condition], by: Sequence[str], baseline: Mapping[
             continue
         ranks: dict[int, int] = {}
         for n in baselines:
-            same = [at in wanted or own[at] == plain[n][at] for at in range(len(by))]
+            same = [at in given or own[at] == plain[n][at] for at in range(len(by))]
             if all(one or lacked for one, lacked in zip(same, lacks, strict=True)):
                 ranks[n] = sum(same)
         best = [n for n, rank in ranks.items() if rank == max(ranks.values())]

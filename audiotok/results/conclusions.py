@@ -1,4 +1,4 @@
-"""What a grid says of its parameters, and lines that say how far that goes: for command, page and notebook."""
+"""Conclusions about the parameters of a grid, and the limits of each as lines: for command, page and notebook."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -105,7 +105,7 @@ def codec_rows(
 
 
 def code_lines(experiments: "Experiments") -> list[str]:
-    """Lines about what the numbers of language models say of the codecs that they are on, and what they do not."""
+    """Lines about which numbers of language models compare between the codecs that they are on."""
     runs = experiments.runs
     lines = []
     if "evaluate.gap_converged" in runs and (falling := runs["sig"][runs["evaluate.gap_converged"] == 0].tolist()):

@@ -205,8 +205,8 @@ def differing_settings(runs: pd.DataFrame, column: str) -> list[str]:
     """Parameters that set how a metric is measured (`Metric.depends_on`) and differ between the rows of a table."""
     metric = known_metric(column)
     prefix = CODEC * column.startswith(CODEC)
-    wanted = [f"{prefix}{name}" for name in metric.depends_on] if metric else []
-    names = [str(name) for name in runs.columns if any(fnmatchcase(str(name), pattern) for pattern in wanted)]
+    patterns = [f"{prefix}{name}" for name in metric.depends_on] if metric else []
+    names = [str(name) for name in runs.columns if any(fnmatchcase(str(name), pattern) for pattern in patterns)]
     return [name for name in names if runs[name].map(repr).nunique() > 1]
 
 

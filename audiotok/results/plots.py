@@ -97,7 +97,7 @@ def heatmap(
 ) -> Figure:
     """Mean and standard deviation of a metric over seeds, for each pair of values of two parameters.
 
-    A third parameter that differs makes a panel for each of its values. The title says over what the mean is.
+    A third parameter that differs makes a panel for each of its values. The title names what the mean is over.
 
     Args:
         experiments: the runs.

@@ -1,4 +1,4 @@
-"""One experiment as a record of what its files say, and many of them at once, from the cache where that holds.
+"""One experiment as a record of the content of its files, and many of them at once, from the cache where that holds.
 
 A damaged file is a line in `Experiment.problems`, and a line of the log, not an error: the others still count.
 """

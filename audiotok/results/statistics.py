@@ -47,7 +47,7 @@ def summarize(
 
     Returns:
         One row per group and metric: the columns of `by`, `metric`, `n`, `mean`, `std` (n - 1), `low`, `high`. A number
-        that `n` does not allow is NaN, as is the interval of equal values, which say nothing of their spread.
+        that `n` does not allow is NaN, as is the interval of equal values, which have no spread to estimate it from.
 
     Raises:
         ResultsError: if a column does not exist, or `confidence` is not between 0 and 1.
@@ -88,7 +88,7 @@ def compare(
         interval: as in `summarize`.
         test: `t` (paired t-test) or `permutation` (signs of the differences flipped; exact; with n pairs its smallest
             p-value is 2 / 2^n). Where all differences are equal, as those of whole numbers may be, it is always the
-            latter, for they say nothing of their spread.
+            latter, as they have no spread to estimate an error from.
 
     Returns:
         One row per condition and metric: the columns of `by`, `metric`, `n` (pairs), `baseline` and `mean` (over the

@@ -72,7 +72,7 @@ def format_table(
         bold: mark the best values of every metric that has a better direction (`best_rows`); for `table`, with terminal
             escapes.
         unfinished: whether runs that have not completed can be best.
-        source: the runs that the table summarises, whose settings say which values compare; default `runs`.
+        source: the runs that the table summarises, whose settings decide which values compare; default `runs`.
 
     Returns:
         Lines, the last one ended too.
@@ -104,12 +104,12 @@ def format_table(
 
 
 def fitting_columns(
-    table: pd.DataFrame, columns: Sequence[str] | None, width: int, wanted: Sequence[str] = ()
+    table: pd.DataFrame, columns: Sequence[str] | None, width: int, kept: Sequence[str] = ()
 ) -> list[str]:
-    """The columns that fit a terminal of this width: the first one, those wanted, and the others from the left."""
+    """The columns that fit a terminal of this width: the first one, those kept, and the others from the left."""
     every = list(table.columns) if columns is None else list(columns)
     chosen, room = list[str](), width
-    for name in dict.fromkeys([*every[:1], *(name for name in wanted if name in table.columns), *every]):
+    for name in dict.fromkeys([*every[:1], *(name for name in kept if name in table.columns), *every]):
         cells = _texts(name, table[name].tolist(), _counts(table))
         needs = max(map(_text_width, (clean_text(name), *cells))) + 2 * bool(chosen)
         if needs <= room or not chosen:
@@ -225,14 +225,14 @@ def summary_table(summary: pd.DataFrame, by: Sequence[str], pivot: str | None = 
 
 
 def best_rows(items: Sequence[Any], direction: Direction, errors: Sequence[float] | None = None) -> set[int]:
-    """Rows with the best finite value, and those that their errors do not tell apart from it.
+    """Rows with the best finite value, and those that do not differ from it beyond their errors.
 
     With at least 95 % of probability the row that is best in truth is among them: each other row is compared with the
     best one by a one-sided test, at Bonferroni's share of 5 % (Gupta's subset selection, 1965).
 
     Args:
         items: numbers, or `Estimate`s, whose errors follow from the spread of all rows together (all are taken for
-            equally noisy, since two seeds say little of the noise of one condition).
+            equally noisy, since two seeds hardly measure the noise of one condition).
         direction: of the metric; of a neutral one no row is best. With `near_zero` rows within their error of 0 are
             all best, if any is.
         errors: standard error of each number; by default none, and only equal values are best together.
@@ -263,7 +263,7 @@ def own_errors(runs: pd.DataFrame, column: str) -> list[float] | None:
     if metric is None or metric.direction != "near_zero" or f"{column}_err" not in runs.columns:
         return None
     if any(isinstance(value, Estimate) for value in runs[column]):
-        return None  # the spread over seeds says more
+        return None  # the spread over seeds covers more
     return [number_of(value) for value in runs[f"{column}_err"]]
 
 

@@ -352,7 +352,8 @@ def test_the_command_prints_tables_or_every_answer(
     )
     with (tmp_path / "all.txt").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
-    assert main(["results", "g", "--votes", str(tmp_path), "--by", "seed"]) == 2
-    assert "--by is about runs and --votes about answers" in capsys.readouterr().err
+    for options in (["--by", "seed"], ["--where", "seed==1"], ["--best-by", "valid.msspec"], ["--pooled"]):
+        assert main(["results", "g", "--votes", str(tmp_path), *options]) == 2
+        assert f"{options[0]} is about runs and --votes about answers" in capsys.readouterr().err
     assert main(["results", "h", "--votes", str(tmp_path)]) == 2
     assert "no answers about h; there are some about: g." in capsys.readouterr().err
