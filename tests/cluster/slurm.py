@@ -108,7 +108,8 @@ class TestCluster:
         if changed:
             self.run("scontrol", "reconfigure")
         self.output("scancel", "--user=0")
-        if not until(self._is_clear, seconds=60.0):
+        # A report of a node that is lost with the controller is sent again only after a minute or more.
+        if not until(self._is_clear, seconds=180.0):
             raise RuntimeError(f"not clear: {self.node_states()}; {self.output('squeue')}")
 
     def run(self, *command: str) -> str:

@@ -53,7 +53,7 @@ def test_preempted_jobs_go_on_where_they_were(cluster: TestCluster, project: Tin
         seen.update(verdicts)
         return set(verdicts) == {"COMPLETED"}
 
-    project.wait(is_over, seconds=90)
+    project.wait(is_over)
     assert_nothing_lost(project, 4)
     for folder in found:
         runs = runs_of(folder)
@@ -91,7 +91,7 @@ def test_jobs_cancelled_by_hand_are_told_and_retried(cluster: TestCluster, proje
     for index in ids:  # the others wait for their fault
         if index != running:
             cluster_stops(cluster, project, index)
-    project.wait(lambda: is_done(project, 6), seconds=120)
+    project.wait(lambda: is_done(project, 6))
     assert_nothing_lost(project, 6)
     assert runs_of(project.experiment(index=running))[1]["from"] == HALF
 
@@ -109,13 +109,13 @@ def test_a_node_that_falls_over_takes_nothing_along(cluster: TestCluster, projec
     struck = [folder for folder in found if runs_of(folder)[-1]["host"] == "n1"]
     assert len(struck) == 2
     cluster.kill_node("n1")
-    project.wait(lambda: any(state.startswith("down") for state in cluster.node_states()), seconds=90)
+    project.wait(lambda: any(state.startswith("down") for state in cluster.node_states()))
     cluster.start_node("n1")
-    project.wait(lambda: all(len(runs_of(folder)) == 2 for folder in struck), seconds=90)
+    project.wait(lambda: all(len(runs_of(folder)) == 2 for folder in struck))
     for index, folder in enumerate(found, start=1):
         if folder not in struck:
             cluster_stops(cluster, project, index)
-    project.wait(lambda: is_done(project, 4), seconds=90)
+    project.wait(lambda: is_done(project, 4))
     assert_nothing_lost(project, 4)
     for folder in struck:
         assert runs_of(folder)[1]["from"] == [1, 0]  # from the last checkpoint: nobody was there to write another

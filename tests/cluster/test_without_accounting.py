@@ -86,7 +86,7 @@ def test_an_array_is_split_at_what_the_site_takes(bare_cluster: TestCluster, pro
     assert len(arrays) == 3 and sum(sizes) == 25 and max(sizes) == 11
     assert [task for array, task in ids if array == arrays[0]] == [str(task) for task in range(11)]
     assert "ArrayTaskThrottle=3" in bare_cluster.run("scontrol", "show", "job", arrays[0])
-    project.wait(lambda: project.verdicts(25) == ["COMPLETED"] * 25, seconds=90)
+    project.wait(lambda: project.verdicts(25) == ["COMPLETED"] * 25)
     assert_nothing_lost(project, 25, epochs=1, steps=1)
 
 

@@ -61,7 +61,7 @@ def test_a_time_limit_queues_again_until_it_may_no_more(house: House) -> None:
     runs = [{"index": 1, "slurm": often}, {"index": 2, "slurm": never}]
     slow = {**SHORT, "faults": 1}
     project.many(runs, array=False, **slow)
-    project.wait(lambda: project.verdicts(2) == ["COMPLETED", "TIMEOUT"], seconds=150)
+    project.wait(lambda: project.verdicts(2) == ["COMPLETED", "TIMEOUT"])
     first, second = (project.experiment(index=index) for index in (1, 2))
     assert runs_of(first)[1]["from"] == [1, STEPS // 2] and len(runs_of(second)) == 1
     assert runs_of(first)[1]["restart"] == house.restarted

@@ -154,7 +154,7 @@ class TinyProject:
         states = [experiment_state(self.experiment(index=index)) for index in range(1, count + 1)]
         return ["NOT_STARTED" if state is None else state.state for state in states]
 
-    def wait(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float = 180.0) -> None:
         """Wait for a condition; fails with what everybody has written down if it does not come."""
         deadline = time.monotonic() + seconds
         while not condition():
