@@ -19,6 +19,7 @@ from audiotok.schema import SCHEMA
 from audiotok.status import StatusWriter
 from audiotok.terminal import in_colour
 from audiotok.utils.commit import current_commit
+from audiotok.utils.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from audiotok.solvers import StandardSolver
@@ -91,8 +92,9 @@ def _look(cfg: DictConfig) -> None:
 
 
 def _setup(cfg: DictConfig) -> None:
-    """Set up logging to the terminal and the experiment's folder, threads, and the processes of a distributed run."""
+    """Set up logging to the terminal and the experiment's folder, memory, threads and the processes of the run."""
     _check(cfg)
+    keep_freed_memory()
     import flashy
     import torch
 

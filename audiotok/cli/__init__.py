@@ -27,6 +27,7 @@ from audiotok.cli import (
 )
 from audiotok.errors import AudiotokError
 from audiotok.terminal import prepare_streams
+from audiotok.utils.memory import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, 1 for a failed check, 2 for a mistake of the user, 130 if interrupted, 141 if stdout is closed.
     """
     prepare_streams()
+    keep_freed_memory()
     args = make_parser().parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     try:

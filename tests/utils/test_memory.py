@@ -1,0 +1,37 @@
+"""Large blocks come from memory that was freed before, once the process has asked for that."""
+
+import platform
+import subprocess as sp
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource
+import sys
+import torch
+from audiotok.utils.memory import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(2**23)  # 32 MB, 8192 pages of 4 kB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+faults(20)  # until there is a block for each place in use
+print(faults(10))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc has these settings")
+def test_freed_blocks_are_given_out_again() -> None:
+    def faults(how: str, **environ: str) -> int:
+        done = sp.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, env=environ, check=True)
+        return int(done.stdout)
+
+    assert faults("keep") * 10 < faults("leave")
+    assert faults("keep", MALLOC_MMAP_MAX_="65536") * 10 > faults("leave")  # the user's own choice stands
