@@ -184,6 +184,14 @@ INSTEAD = (
         "",
         "likewise",
     ),
+    Instead(
+        "docs/studies/factorisation_gap.md",
+        "audiotok results lm.gap_study --runs --where 'state==COMPLETED' --format csv"
+        " --output docs/studies/factorisation_gap.csv --columns 'sig,seed,lm.pattern,codec.sig,codec.losses.mmd,"
+        "codec.mmd.*,codec.seed,codec.evaluate.*,evaluate.*,generate.*'",
+        "",
+        "it needs hours of training: tests/test_notebooks.py has the table",
+    ),
     *(
         Instead(
             "docs/studies/factorisation_gap.md",
