@@ -95,8 +95,13 @@ def _setup(cfg: DictConfig) -> None:
     """Set up logging to the terminal and the experiment's folder, memory, threads and the processes of the run."""
     _check(cfg)
     keep_freed_memory()
+    # flashy imports Weights & Biases wherever it is installed: half a second of every start, and its end if that fails.
+    hidden = sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
     import flashy
     import torch
+
+    if hidden is None:
+        del sys.modules["wandb"]
 
     from audiotok.solvers.randomness import set_deterministic
 
@@ -109,6 +114,8 @@ def _setup(cfg: DictConfig) -> None:
     if cfg.num_threads != "auto":
         torch.set_num_threads(cfg.num_threads)
     set_deterministic(bool(cfg.get("deterministic")))  # a run that was frozen before has no such key
+    if cfg.get("tf32") is not None:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cfg.tf32
     flashy.distrib.init(backend="nccl" if torch.cuda.is_available() and cfg.device != "cpu" else "gloo")
 
 
@@ -153,6 +160,7 @@ def _report_progress(solver: "StandardSolver", status: StatusWriter) -> None:
         update=solver.progress.updates,
         updates_per_epoch=solver.updates_per_epoch,
         epoch_s=sum(durations) / len(durations) if durations else None,
+        warning=solver.watch.text,
     )
 
 

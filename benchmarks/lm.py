@@ -1,20 +1,18 @@
 """The language model beside AudioCraft's `LMModel`: `python -m benchmarks.lm [--audiocraft CLONE] [--quick]`.
 
-CLONE is a clone of github.com/facebookresearch/audiocraft, of which three modules are imported; they need the package
-einops. What their optional imports would give is replaced by stand-ins here. Without CLONE only ours is measured.
+CLONE is a clone of github.com/facebookresearch/audiocraft, see `benchmarks.audiocraft`. Without it only ours is
+measured.
 
 Both have the same weights. Calls take turns within one process, so that a busy machine slows all, and CPU seconds of
 one thread are counted. Before anything is timed, logits and greedy codes are compared.
 """
 
 import argparse
-import importlib
 import itertools
 import statistics
 import sys
 import time
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiotok.models.lm import LMModel, Sampling
+from benchmarks.audiocraft import import_audiocraft
 from benchmarks.machine import where, write_page
 
 K, STEPS = 4, 250
@@ -42,29 +41,10 @@ Run = Callable[[], object]
 Times = dict[str, float]
 
 
-class _Everything(types.ModuleType):
-    """A module in which every name is a class."""
-
-    def __getattr__(self, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {"__init__": lambda self, *args, **options: None})
-
-
-def import_audiocraft(clone: Path) -> tuple[Any, Any]:
-    """Its modules `lm` and `codebooks_patterns`, without the packages that import everything else."""
-    for name in ("", ".models", ".modules", ".utils"):
-        package = types.ModuleType(f"audiocraft{name}")
-        package.__path__ = [str(clone / "audiocraft" / name.strip("."))]
-        sys.modules[package.__name__] = package
-    ops = _Everything("xformers.ops")
-    xformers = _Everything("xformers")
-    ops.__dict__["unbind"], xformers.__dict__["ops"] = torch.unbind, ops
-    for module in (ops, xformers, _Everything("audiocraft.modules.conditioners")):
-        sys.modules[module.__name__] = module
-    lm, patterns = (
-        importlib.import_module(f"audiocraft.{name}") for name in ("models.lm", "modules.codebooks_patterns")
-    )
+def load(clone: Path) -> tuple[Any, Any]:
+    """AudioCraft's modules `lm` and `codebooks_patterns`."""
+    names, without = ("models.lm", "modules.codebooks_patterns"), ("modules.conditioners",)
+    lm, patterns = import_audiocraft(clone, names, without=without)
     return lm, patterns
 
 
@@ -83,7 +63,7 @@ def ours(size: Mapping[str, Any]) -> LMModel:
     return LMModel(n_q=K, **{name: value for name, value in size.items() if name != "batch"})
 
 
-def theirs(modules: tuple[Any, Any], size: Mapping[str, Any], attention: str, state: Mapping[str, Tensor]) -> Any:
+def theirs(modules: Sequence[Any], size: Mapping[str, Any], attention: str, state: Mapping[str, Tensor]) -> Any:
     """AudioCraft's model with the weights of ours."""
     lm, patterns = modules
     unbiased = {name: False for name in ("bias_proj", "bias_ff", "bias_attn")}
@@ -191,7 +171,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("training", "generation"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    modules = import_audiocraft(options.audiocraft) if options.audiocraft else None
+    modules = load(options.audiocraft) if options.audiocraft else None
     rounds, lengths = options.rounds, (50,) if options.quick else (150, 500)
     updates: list[str] = []
     tokens: list[str] = []
@@ -218,15 +198,15 @@ def main() -> None:
             steps[FUSED] = training(models["ours"], our_loss, codes, fused=True)
             times = in_turns(steps, rounds, warm=True)
             updates.append(row(f"{size_name}, {size['batch']} × {STEPS}", times, 0, 3))
-    names = [name for name in ("ours", *ATTENTION) if modules is not None or name == "ours"]
+    columns = [name for name in ("ours", *ATTENTION) if modules is not None or name == "ours"]
     page = "\n\n".join(
         [
             "# The language model beside AudioCraft's",
             where("benchmarks.lm" + (" --audiocraft CLONE" if options.audiocraft else "")),
             "Seconds of an update (forward, backward, AdamW), clips × frames:",
-            table("model", [*names, FUSED], updates),
+            table("model", [*columns, FUSED], updates),
             "Codes per second of a whole call of `generate`, clips × frames:",
-            table("model", [*(name for name in names if name != "theirs, default"), BFLOAT16], tokens),
+            table("model", [*(name for name in columns if name != "theirs, default"), BFLOAT16], tokens),
         ]
     )
     print(page) if options.quick else write_page("lm.md", page + "\n")

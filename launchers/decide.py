@@ -1,6 +1,7 @@
 """Which experiments are submitted, and why: one pure function for `dora grid`, `--dry_run` and `audiotok plan`.
 
-An experiment without a job is new. One whose job waits, runs or may run is kept; one that has completed is reused.
+An experiment without a job is new. One whose job waits, runs or may run is kept; one that has completed is reused, and
+goes on if its epochs were raised since (`audiotok extend`).
 `--retry` submits again what failed, however it ended, with two exceptions: a run that diverged or met bad configuration
 or data would end the same way, and one that ran out of memory needs more. AUDIOTOK_RETRY=force retries those, too; so
 does a configuration that has changed since, if the experiment is frozen anew with it. What needs other experiments
@@ -107,6 +108,9 @@ def _decide(
     factor = _kept_factor(previous, profile)
     if verdict is None or verdict.state in (State.NOT_STARTED, State.BLOCKED):
         return Decision(Action.NEW, mem_factor=factor)
+    if verdict.state is State.EXTENDED:
+        action = Action.RETRY if "job_id" in previous else Action.NEW
+        return Decision(action, f"goes on: {verdict.reason}", factor)
     if verdict.state is State.COMPLETED:
         return Decision(Action.REPLACE, "completed", factor) if rules.replace_done else Decision(Action.REUSE)
     if verdict.state.live:

@@ -25,7 +25,9 @@ from audiotok.launchers.shepherd import GridShepherd, detect
 from audiotok.launchers.table import load_history, monitor
 from audiotok.launchers.watch import follow, left_alone
 from audiotok.status import State, experiment_state
+from audiotok.status.amendments import amendment_lines
 from audiotok.terminal import in_colour, prepare_streams
+from audiotok.text import clean_text
 
 
 class OneShepherd(GridShepherd):
@@ -57,6 +59,8 @@ class InfoShepherd(OneShepherd):
         if hasattr(self.main, "drift"):
             for line in self.main.drift(sheep.xp):
                 self.log(f"Configuration has changed since: {line}")
+        for line in amendment_lines(sheep.xp.folder):
+            self.log(f"Amended {clean_text(line)}")
         code = None if sheep.job is None else sheep.job.record.content.get("code")
         if isinstance(code, dict):
             commit, changes, _ = str(code.get("commit")).partition("-dirty")

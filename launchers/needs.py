@@ -7,7 +7,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from audiotok.status import read_json, write_json
+from audiotok.files import UnreadableError, load_json
+from audiotok.status import State, experiment_state, read_json, read_status, write_json
+from audiotok.status.amendments import EPOCHS, read_amendments
+from audiotok.text import number_in
 
 WAITS = "not submitted: waits for room"
 _OF_SIG = re.compile(r"""['"]?(?://pretrained/)?//sig/([0-9a-zA-Z_-]+)/?['"]?""")  # value of an override
@@ -17,6 +20,33 @@ def needed_by(argv: Iterable[str]) -> list[str]:
     """Signatures of the experiments whose checkpoints these overrides name, such as `continue_from=//sig/SIG`."""
     values = dict(argument.partition("=")[::2] for argument in argv)
     return [match[1] for match in map(_OF_SIG.fullmatch, values.values()) if match]
+
+
+def extended_since(folder: Path, sigs: Iterable[str]) -> list[str]:
+    """A line for each experiment, of these beside it, whose epochs were raised after the one in a folder began."""
+    began: float | None = None
+    lines = []
+    for sig in sigs:
+        times = [number_in(one, "time") or 0.0 for one in read_amendments(folder.parent / sig) if EPOCHS in one["keys"]]
+        if times and began is None:
+            began = number_in(read_status(folder) or {}, "started") or 0.0
+        if times and began is not None and max(times) > began:
+            lines.append(f"keeps what it has of {sig} before that was extended")
+    return lines
+
+
+def needing(xps: Path, sig: str) -> dict[str, list[str]]:
+    """Signatures of the experiments that need one, by the state of each; `xps` is the folder of all."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(xps.glob("*/.argv.json")):
+        try:
+            argv = load_json(path, list)
+        except (OSError, UnreadableError):
+            continue
+        if sig in needed_by(str(argument) for argument in argv):
+            verdict = experiment_state(path.parent)
+            found.setdefault(str(verdict.state if verdict else State.NOT_STARTED), []).append(path.parent.name)
+    return found
 
 
 def record_path(root: Path, grid: str) -> Path:

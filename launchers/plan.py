@@ -27,7 +27,7 @@ from audiotok.launchers.profile import Profile
 from audiotok.launchers.shepherd import ENGINES
 from audiotok.launchers.table import PRESET
 from audiotok.status import State, read_json, read_status, write_json
-from audiotok.status.progress import progress_of
+from audiotok.status.progress import progress_in, progress_of
 from audiotok.text import number_in
 
 SAMPLE = 20  # folders of finished experiments that are measured, at most
@@ -217,8 +217,8 @@ def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
     durations = [seconds / 3600 for seconds in finished.values() if seconds is not None]
     likely: Sequence[float | None] = (None, None)
     if durations:  # a retried experiment resumes from its checkpoint
-        shares = [0.0 if one.action is Action.NEW else progress_of(read_status(one.folder)).share for one in submitted]
-        likely = in_all(statistics.median(durations) * (1.0 - share) for share in shares)
+        usual_h = statistics.median(durations)
+        likely = in_all(_hours_left(entry, usual_h) for entry in submitted)
     measured: list[int] = []
     if any(entry.size is None for entry in submitted):
         evenly = list(finished)[:: max(1, len(finished) // SAMPLE)]
@@ -239,6 +239,16 @@ def _request(root: Path, grid: str, entries: Sequence[Entry]) -> Request:
         finished=len(durations),
         measured=len(measured),
     )
+
+
+def _hours_left(entry: Entry, usual_h: float) -> float:
+    """Hours that an experiment likely takes, where others of its grid have taken so many."""
+    if entry.action is Action.NEW and entry.state != State.EXTENDED:
+        return usual_h
+    progress = progress_in(entry.folder)
+    if entry.state == State.EXTENDED and progress.left_s is not None:
+        return progress.left_s / 3600
+    return usual_h * (1.0 - progress.share)
 
 
 def _finished(folders: Iterable[Path]) -> dict[Path, float | None]:

@@ -13,6 +13,7 @@ from audiotok.launchers.engine import Job, job_of
 from audiotok.launchers.needs import WAITS
 from audiotok.launchers.profile import Profile
 from audiotok.status import JOB_FILE, State, Verdict, experiment_state, job_identity, read_status
+from audiotok.status.amendments import extended
 from audiotok.status.judge import hold_up, waiting
 
 if TYPE_CHECKING:
@@ -66,11 +67,15 @@ class GridSheep(Sheep):
         if verdict is not None and verdict.state is State.PENDING and self.job and self.job.record.content.get("needs"):
             return waiting(verdict, hold_up(self.shepherd.needs(self.xp)))
         if verdict is not None and not verdict.state.failed:
-            return verdict
+            found = extended(verdict, self.xp.folder)
+            if found is not None and found.state is State.EXTENDED:
+                by_hand = experiment_state(self.xp.folder)  # it may be going on with it
+                return by_hand if by_hand is not None and by_hand.state is State.RUNNING else found
+            return found
         status = read_status(self.xp.folder) or {}
         if status.get("state") == State.COMPLETED and (self.job is None or status.get("job_id") is None):
             by_hand = experiment_state(self.xp.folder)
-            if by_hand is not None and by_hand.state is State.COMPLETED:
+            if by_hand is not None and by_hand.state in (State.COMPLETED, State.EXTENDED):
                 return by_hand  # after its job had failed
         return verdict
 

@@ -32,7 +32,7 @@ from audiotok.launchers.engine import Engine, Job, NoRoomError, Task, job_of
 from audiotok.launchers.grid_file import grid_of
 from audiotok.launchers.local.engine import LocalEngine
 from audiotok.launchers.lock import SubmitLock
-from audiotok.launchers.needs import grids_waiting, needed_by
+from audiotok.launchers.needs import extended_since, grids_waiting, needed_by
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.sheep import GridSheep, SheepJob
 from audiotok.launchers.slurm.engine import SlurmEngine
@@ -155,7 +155,7 @@ class GridShepherd(Shepherd):
 
     def _state_needed(self, sheep: GridSheep) -> Verdict:
         found = sheep.verdict() or experiment_state(sheep.xp.folder)
-        if found is not None and not found.state.failed:
+        if found is not None and not found.state.failed and found.state is not State.EXTENDED:
             return found
         sig, root = sheep.xp.sig, Path(self.main.dora.dir)
         if sig in self._asked:
@@ -436,11 +436,15 @@ class GridShepherd(Shepherd):
 
     def _decide(self, sheep: GridSheep, profile: Profile, rules: SubmitRules) -> Decision:
         verdict, change, force = sheep.verdict(), None, retry_mode(os.environ) == "force"
-        stays = verdict is not None and not verdict.state.failed  # spares reading the frozen files of a whole grid
-        previous = {} if sheep.job is None else previous_job(sheep.xp.folder, failed=not stays)
+        extended = verdict is not None and verdict.state is State.EXTENDED
+        # Spares reading the frozen files of a whole grid.
+        stays = verdict is not None and not verdict.state.failed and not extended
+        previous = {} if sheep.job is None else previous_job(sheep.xp.folder, failed=not (stays or extended))
         if hasattr(self.main, "change") and (not stays or rules.replace or rules.replace_done or rules.update):
             change = self.main.change(sheep.xp)
         decision = decide(verdict, rules, previous, profile, force=force, change=change)
+        if decision.action is Action.REUSE and (lines := extended_since(sheep.xp.folder, needed_by(sheep.xp.argv))):
+            return replace(decision, reason="; ".join(lines))
         if not (decision.action.submits or (verdict is not None and verdict.state is State.WAITING)):
             return decision
         needing = after(decision, self.needs(sheep.xp))

@@ -22,7 +22,7 @@ from dora.main import DecoratedMain
 
 from audiotok.files import UnreadableError, content_of, parse_json_fast, read_bytes
 from audiotok.status import STATUS_FILE, State, Verdict, read_json
-from audiotok.status.progress import Progress, progress_of
+from audiotok.status.progress import Progress, progress_of, with_amended_epochs
 from audiotok.terminal import in_colour, size_of
 from audiotok.text import duration_text, shortened
 
@@ -34,7 +34,7 @@ _MARK = 0xE000  # of the private-use area of Unicode; see `_marked`
 _COLOURED = re.compile(r"\033\[([\d;]*)m|([\ue000-\ue07f]+)")
 # Grey, blue and green; other states are yellow while they live and red once they failed.
 _COLOURS = {State.RUNNING: "34", State.COMPLETING: "34", State.COMPLETED: "32"}
-_COLOURS |= dict.fromkeys((State.PENDING, State.WAITING), "90")
+_COLOURS |= dict.fromkeys((State.PENDING, State.WAITING, State.EXTENDED), "90")
 
 _History = list[dict[str, Any]]
 _Rows = Sequence[Mapping[str, Any]]
@@ -55,6 +55,10 @@ def monitor(
     if getattr(args, "silent", False):
         return finished
     progress = [_progress.read(Path(sheep.xp.folder) / STATUS_FILE) for sheep in herd]
+    progress = [
+        one if state in (State.COMPLETED, State.RUNNING) else with_amended_epochs(one, Path(sheep.xp.folder))
+        for sheep, state, one in zip(herd, states, progress, strict=True)
+    ]
     names, base_name = names_of(main, [sheep.xp for sheep in herd])
     columns = zip(herd, names, verdicts, progress, strict=True)
     meta = [_meta(index, *values) for index, values in enumerate(columns)]

@@ -37,15 +37,18 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     root.setLevel(level)
 
 
-FAST = ("mmd", "measures", "nccl")
+FAST = ("mmd", "measures", "nccl", "language_model")
+RESUMED = 670  # tensors of a checkpoint
+LEFT_OUT = ("compiled", "beside_audiocraft")  # the one compiles for minutes, the other needs a clone
 
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SECTIONS if name != "compiled"],
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SECTIONS if name not in LEFT_OUT],
 )
 def test_every_section_runs(name: str, setting: Setting) -> None:
-    lines = section(name, setting)
+    found = section(name, setting)
+    lines = found if isinstance(found, list) else list(found)[-1]
     assert lines[1].startswith("| ---") and "failed" not in "".join(lines)
     if name in ("resume", "deterministic"):
-        assert [line.split(" | ")[2] for line in lines[2:4]] == ["0 of 669"] * 2
+        assert [line.split(" | ")[2] for line in lines[2:4]] == [f"0 of {RESUMED}"] * 2

@@ -22,6 +22,7 @@ from audiotok.modules import transformer
 from audiotok.modules.seanet import SEANetDecoderOptions, SEANetOptions
 from audiotok.quantization import QuantizedResult
 from audiotok.solvers.macro_batch import MMDWeight
+from audiotok.solvers.watching import Watch
 from audiotok.training import ADDITIONS
 
 ROOMS = (adversarial, data, losses, metrics, models, modules, quantization)
@@ -35,6 +36,7 @@ SECTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
     losses.MultiScaleMelSpectrogramLoss: ("msspec",),
     losses.SISNRLoss: ("sisnr",),
     MMDWeight: ("mmd",),
+    Watch: ("watch",),
     adversarial.AdversarialLoss: ("adversarial",),
     adversarial.FeatureMatchingLoss: (),  # its normalize is over maps, that of the configuration over discriminators
     discriminators.DiscriminatorSTFT: ("msstftd",),
@@ -150,7 +152,7 @@ def test_a_default_is_that_of_the_configuration(target: Callable[..., Any], cfg:
 
 def test_every_class_with_defaults_is_compared() -> None:
     found = {kind for kind in classes() if "__init__" in vars(kind) and defaults(kind)}
-    results = {"PrepareReport", "Scan", "SegmentInfo", "TokenSet", "TokenTrack"}
+    results = {"Conversion", "Converted", "PrepareReport", "Scan", "SegmentInfo", "TokenSet", "TokenTrack"}
     alone = {"FileEmbedding", "GapFit", "GapMeter", "Lane"}  # of commands, which have options of their own
     assert {kind.__name__ for kind in found - SECTIONS.keys()} == results | alone
 

@@ -201,6 +201,15 @@ INSTEAD = (
         )
         for grid in ("compression", "lm")
     ),
+    *(
+        Instead(
+            "docs/studies/factorisation_gap.md",
+            f"dora grid {grid}.gap_study_32khz",
+            f"dora grid {grid}.gap_study_32khz --dry_run --no_monitoring",
+            "GPUs for weeks at full size",
+        )
+        for grid in ("compression", "lm")
+    ),
     Instead("docs/extending.md", "class FakeEngine:", "", "a part of a file: tests/contract/test_third_engine.py"),
     Instead(
         "docs/extending.md",

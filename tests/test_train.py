@@ -180,11 +180,14 @@ def test_progress_is_told_from_the_history(tmp_path: Path) -> None:
         class progress:
             updates = 5
 
+        class watch:
+            text = "codebook 2 collapsed"
+
     training._report_progress(Solver, StatusWriter(tmp_path, epochs=9))  # type: ignore[arg-type]
     status = read_status(tmp_path)
     assert status is not None
-    found = [status[name] for name in ("epoch", "epochs", "update", "updates_per_epoch", "epoch_s")]
-    assert found == [2, 9, 5, 7, 5.0]
+    found = [status[name] for name in ("epoch", "epochs", "update", "updates_per_epoch", "epoch_s", "warning")]
+    assert found == [2, 9, 5, 7, 5.0, "codebook 2 collapsed"]
 
 
 def test_logs_have_no_escape_codes(tmp_path: Path, debug_overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,14 +104,14 @@ class DiscriminatorSTFT(nn.Module):
         activation_params: Mapping[str, Any] | None = _SLOPE,
     ) -> None:
         super().__init__()
-        self.activation = make_activation(activation, activation_params)
+        self.activation = _in_place(make_activation(activation, activation_params))
         self.spec_transform = Spectrogram(
             n_fft, win_length, hop_length, normalized=normalized, center=False, power=None
         )
         kernel, square = (kernel_size[0], kernel_size[1]), (kernel_size[0], kernel_size[0])
         # EnCodec leaves the first convolution without normalisation; its weights would not fit otherwise.
         self.convs = nn.ModuleList([NormConv2d(2 * in_channels, filters, kernel, padding=_same(kernel), norm="none")])
-        channels = filters
+        channels, self.fast = filters, filters % 16 == 0
         for depth, dilation in enumerate(dilations):
             wider = min(filters_scale ** (depth + 1) * filters, max_filters)
             padding = _same(kernel, dilation)
@@ -123,8 +123,10 @@ class DiscriminatorSTFT(nn.Module):
 
     def forward(self, wav: torch.Tensor) -> tuple[torch.Tensor, FeatureMaps]:
         """Return the logit and the activations before it."""
-        spectrum = self.spec_transform(wav)
-        x = torch.cat([spectrum.real, spectrum.imag], dim=1).transpose(2, 3)  # time before frequency, as in EnCodec
+        parts = torch.view_as_real(self.spec_transform(wav))  # [B, C, F, T, 2]
+        x = parts.permute(0, 4, 1, 3, 2).flatten(1, 2)  # [B, 2C, T, F]: time before frequency, as in EnCodec
+        # The layout in which convolutions of 16, 32 … channels are fastest; with fewer it is by far slower on a CPU.
+        x = x.contiguous(memory_format=torch.channels_last if self.fast else torch.contiguous_format)
         x, maps = _activations(x, self.convs, self.activation)
         return self.conv_post(x), maps  # the logit is no feature map here, unlike in the other two: as in AudioCraft
 
@@ -199,7 +201,7 @@ class PeriodDiscriminator(nn.Module):
         activation_params: Mapping[str, Any] | None = _SLOPE,
     ) -> None:
         super().__init__()
-        self.activation = make_activation(activation, activation_params)
+        self.activation = _in_place(make_activation(activation, activation_params))
         self.period = period
         inner, last = kernel_sizes
         self.convs = nn.ModuleList()
@@ -277,7 +279,7 @@ class ScaleDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         _check_scales(kernel_sizes, downsample_scales, inner_kernel_sizes, groups, strides, paddings)
-        self.activation = make_activation(activation, activation_params)
+        self.activation = _in_place(make_activation(activation, activation_params))
         first = kernel_sizes[0] * kernel_sizes[1]
         padding = getattr(nn, pad)((first - 1) // 2, **(pad_params or {}))
         head = nn.Sequential(padding, NormConv1d(in_channels, filters, first, norm=norm))
@@ -353,6 +355,13 @@ def _activations(x: torch.Tensor, convs: nn.ModuleList, activation: nn.Module) -
         x = activation(conv(x))
         maps.append(x)
     return x, maps
+
+
+def _in_place(activation: nn.Module) -> nn.Module:
+    """The same activation, which overwrites its input: no convolution needs its own output again."""
+    if isinstance(activation, nn.LeakyReLU) and activation.negative_slope > 0:  # the sign is still there afterwards
+        activation.inplace = True
+    return activation
 
 
 def _same(kernel: tuple[int, int], dilation: int = 1) -> tuple[int, int]:

@@ -86,18 +86,22 @@ class AdversarialLoss(nn.Module):
 
         Returns its loss before the update, detached; DataError if the shapes differ.
         """
-        check_pair(fake, real)
-        # Detached: this step must leave no gradient in the codec, and frees its own graph.
-        logits_fake, _ = self.adversary(fake.detach())
-        logits_real, _ = self.adversary(real.detach())
-        pairs = zip(logits_fake, logits_real, strict=True)
-        loss = self._reduce([self.loss_fake(f) + self.loss_real(r) for f, r in pairs])
+        loss = self.adversary_loss(fake=fake, real=real)
         self.optimizer.zero_grad()
         # A collective: each rank must train this adversary at the same steps, see `CompressionSolver.rng`.
         with flashy.distrib.eager_sync_model(self.adversary):
             loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+    def adversary_loss(self, *, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Loss of the adversary on fake and real signals [B, C, T], with its graph; DataError if the shapes differ."""
+        check_pair(fake, real)
+        # Detached: this step must leave no gradient in the codec, and frees its own graph.
+        logits_fake, _ = self.adversary(fake.detach())
+        logits_real, _ = self.adversary(real.detach())
+        pairs = zip(logits_fake, logits_real, strict=True)
+        return self._reduce([self.loss_fake(f) + self.loss_real(r) for f, r in pairs])
 
     def forward(self, *, fake: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (adversarial loss, feature matching loss) of the generator for signals [B, C, T].

@@ -16,6 +16,7 @@ from audiotok.cli import (
     data,
     distance,
     doctor,
+    extend,
     gap,
     generate,
     init,
@@ -62,7 +63,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="audiotok", description="Grids of neural audio codec experiments.")
     parser.add_argument("--version", action="version", version=f"audiotok {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (results, best, report, plan, requeue, data, tokenize, gap, generate, distance, doctor, init):
+    for command in (
+        results,
+        best,
+        report,
+        plan,
+        requeue,
+        extend,
+        data,
+        tokenize,
+        gap,
+        generate,
+        distance,
+        doctor,
+        init,
+    ):
         command.add_to(commands)
     completion.add_to(commands)
     parser.set_defaults(whole=parser)

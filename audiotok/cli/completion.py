@@ -24,6 +24,7 @@ _ARGUMENTS = {
         "best": {"grid": "results"},
         "report": {"grid": "results"},
         "requeue": {"sigs": "signatures"},
+        "extend": {"sigs": "signatures"},
         "tokenize": {"codec": "codecs"},
     },
     "dora": {

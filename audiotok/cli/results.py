@@ -180,6 +180,7 @@ def _may_change(record: "Experiment") -> bool:
 
 def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) -> None:
     """Print or write the requested table."""
+    from audiotok.results.amended import amended_lines
     from audiotok.results.codecs import is_joined
     from audiotok.results.joined import code_lines, codec_rows, counts_codecs
     from audiotok.results.metrics import unmeasured
@@ -234,6 +235,8 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
         logger.info("for means and bold values %s", line)
     if args.output is None and (line := unmeasured(experiments)):
         logger.info("%s", line)
+    for line in amended_lines(experiments):
+        logger.warning("%s", line)
     lines = protocol_lines(experiments)
     for line in code_lines(experiments):
         logger.info("%s", line)

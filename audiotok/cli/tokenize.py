@@ -3,18 +3,16 @@
 import argparse
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from audiotok.cli.progress import clear_line, hours_line
 from audiotok.errors import ConfigError
 from audiotok.text import duration_text
 
 if TYPE_CHECKING:
-    from audiotok.tokenizing import Progress, Statistics
-
-_EVERY_S = 0.5  # between two lines of progress
+    from audiotok.tokenizing import Statistics
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -80,7 +78,6 @@ def _tokenize(args: argparse.Namespace) -> int:
     check_trained(args.codec)
     model = CompressionModel.get_pretrained(args.codec, resolve_device(args.device))
     stats = Statistics()
-    progress = _progress() if sys.stderr.isatty() else None
     try:
         tokens = tokenize_part(
             model,
@@ -92,15 +89,14 @@ def _tokenize(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             window_s=WINDOW_S if args.window is None else args.window,
             workers=args.workers,
-            progress=progress,
+            progress=hours_line(),
             statistics=stats,
         )
     except KeyboardInterrupt:
         print(f"\ninterrupted: {_done(stats)}; the same command goes on from there", file=sys.stderr)
         return 130
     finally:
-        if progress is not None:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        clear_line()
     if stats.tracks:
         print(_done(stats))
     if tokens is not None:
@@ -120,20 +116,3 @@ def _done(stats: "Statistics") -> str:
         f"{stats.tracks} tracks, {stats.audio_s / 3600:.3g} h encoded in {duration_text(stats.elapsed_s)}, "
         f"{rate:.3g} times as fast as they play"
     )
-
-
-def _progress() -> "Progress":
-    """A line that a terminal shows in its place: hours done, and what is left."""
-    started = shown = time.monotonic()
-
-    def show(done_s: float, total_s: float) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown < _EVERY_S or not done_s or not total_s:
-            return
-        shown = now
-        left = (total_s - done_s) * (now - started) / done_s
-        line = f"{done_s / total_s:4.0%} of {total_s / 3600:.3g} h, {done_s / (now - started):.3g} × real time, "
-        print(f"\r\x1b[K{line}{duration_text(left)} left", end="", file=sys.stderr, flush=True)
-
-    return show

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from audiotok.data.audio import read_segment
+from audiotok.data.levels import HotFiles
 from audiotok.data.limits import require_open_files
 from audiotok.data.manifest import AudioMeta, read_manifest
 from audiotok.errors import AudiotokError, ConfigError, DataError, one_line
@@ -159,6 +160,7 @@ class AudioDataset(Dataset[Item]):
             self.num_samples = num_samples or max(1, int(sum(meta.duration for meta in self.metas) / segment_s))
         self._target = None if segment_s is None else round(segment_s * sample_rate)
         self.ledger = _ReadLedger(len({meta.path for meta in self.metas}), max_bad_fraction)
+        self._hot = HotFiles([meta.path for meta in self.metas])
         lowest = min(meta.sample_rate for meta in self.metas)
         if sample_rate > lowest:
             logger.warning("sample_rate=%d Hz, but some tracks have only %d Hz", sample_rate, lowest)
@@ -227,6 +229,7 @@ class AudioDataset(Dataset[Item]):
             meta.path, start_s=start_s, n_frames=self._target, sample_rate=self.sample_rate, channels=self.channels
         )
         n_frames = wav.shape[-1]
+        self._hot.note(meta.path, wav, start_s)
         if self.pad and self._target is not None:
             wav = F.pad(wav, (0, self._target - n_frames))
         if not self.return_info:

@@ -3,7 +3,8 @@
 A split is a matter of whole tracks: segments of one track in two splits would let training see what
 evaluation measures. Tracks are ranked by a hash of their path and the seed, so the same folder gives the
 same splits on any machine, and adding a track moves few others. Of equal tracks one is taken, and what belongs
-together (one recording in two encodings, an album, an artist) goes to one split.
+together (one recording in two encodings, an album, an artist) goes to one split. Tracks can be converted on the way
+(`audiotok.data.convert`), which changes nothing of this.
 """
 
 import hashlib
@@ -21,7 +22,9 @@ from typing import NamedTuple, TypeVar
 import soundfile
 
 from audiotok.data.audio import ENCODINGS
+from audiotok.data.convert import Conversion, Converted, check_outside, convert_tracks, names_below
 from audiotok.data.duplicates import find_copies, united
+from audiotok.data.levels import HOT_PEAK, hot_text
 from audiotok.data.manifest import AudioMeta, read_manifest, write_manifest
 from audiotok.data.scan import LeftOut, Scan, describe, scan_folders
 from audiotok.errors import ConfigError, DataError, one_line
@@ -39,6 +42,7 @@ _PLURALS = {"copy": "copies", "unreadable folder": "unreadable folders", "broken
             "repeated link": "repeated links", "special file": "special files"}  # fmt: skip
 _MARK = b"audiotok data prepare"  # comment in the gzip header of a manifest that is written here
 _REPORT_EVERY_S = 10.0
+_HOT_NAMED = 5  # files beyond full scale in the table; the listing names all
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -63,6 +67,8 @@ class PrepareReport:
     ungrouped: int = 0  # tracks without the tags to group by
     removed: list[Path] = field(default_factory=list)  # manifests of an earlier call
     stale: list[Path] = field(default_factory=list)  # manifests from elsewhere that hold some of these tracks
+    hot: dict[Path, float] = field(default_factory=dict)  # peaks of tracks that pass full scale by far; those known
+    converted: Converted | None = None
 
     @property
     def max_sample_rate(self) -> int:
@@ -95,9 +101,10 @@ class PrepareReport:
         return "; ".join(parts)
 
     def listing(self) -> str:
-        """A line for each file that is left out, with its kind and reason, and each set that is kept together."""
+        """A line for each file that is left out, with its kind and reason, is loud, or is in a set kept together."""
         lines = [f"left out, {one.kind}: {one_line(str(one.path))}: {one_line(one.reason)}" for one in self.left_out]
         lines += ["kept together: " + ", ".join(one_line(str(path)) for path in paths) for paths in self.same_recording]
+        lines += [f"far beyond full scale: {hot_text(path, peak)}" for path, peak in self.hot.items()]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -106,6 +113,10 @@ class PrepareReport:
         lines = [row.format(name, one.tracks, one.hours, one.manifest) for name, one in self.splits.items()]
         lines.append("sample rates: " + ", ".join(f"{n} at {rate} Hz" for rate, n in self.sample_rates.items()))
         lines.append("channels: " + ", ".join(f"{n} with {count}" for count, n in self.channels.items()))
+        lines += [f"{hot_text(path, peak)}; used as it is" for path, peak in list(self.hot.items())[:_HOT_NAMED]]
+        if len(self.hot) > _HOT_NAMED:
+            lines.append(f"and {len(self.hot) - _HOT_NAMED} more beyond full scale: --list-skipped names them")
+        lines += [] if self.converted is None else [str(self.converted)]
         lines += [f"removed {path}: of an earlier split of these tracks" for path in self.removed]
         lines += [f"{path} has some of these tracks, too: remove it if it is an earlier split" for path in self.stale]
         return "\n".join([*lines, self.summary])
@@ -121,6 +132,7 @@ def prepare(
     extensions: Sequence[str] = EXTENSIONS,
     min_duration_s: float = 1.0,
     workers: int = 8,
+    convert: Conversion | None = None,
 ) -> PrepareReport:
     """Write `<split>.jsonl.gz` into `output` for each split of the audio found below `folders`.
 
@@ -142,17 +154,21 @@ def prepare(
         extensions: of the files to take, upper or lower case.
         min_duration_s: shorter tracks are left out.
         workers: threads that read.
+        convert: copy the tracks into `output`/audio, and list the copies in the manifests. The same tracks go to the
+            same splits as without it.
 
     Raises:
         ConfigError: if there are no splits, a share is not above 0, the shares do not sum to 1, a name is not a plain
-            word, or `output` cannot be a folder to write to.
+            word, `output` cannot be a folder to write to, or copies there would be found as tracks.
         DataError: if a folder is missing, no audio is found or usable, there are fewer tracks or groups than splits, or
-            a manifest cannot be written.
+            a manifest or copy cannot be written.
     """
     _check_splits(splits)
     if group_by not in (None, *GROUPINGS):
         raise ConfigError(f"group_by={group_by!r}: choose one of {', '.join(GROUPINGS)}, or leave it out.")
     _check_output(Path(output))
+    if convert is not None:
+        check_outside(Path(output), folders)
     scan = scan_folders(folders, extensions)
     if not scan.found:
         others = ", ".join(f"{n} × {kind}" for kind, n in _ranked(scan.others)[:5]) or "no other files"
@@ -163,30 +179,51 @@ def prepare(
     # Threads will do: libsndfile and the file system work without the interpreter's lock.
     with ThreadPoolExecutor(max(1, workers)) as pool:
         each = _Each(pool)
-        usable, left_out = _usable(scan, min_duration_s, each)
+        usable, left_out, hot = _usable(scan, min_duration_s, each)
         copies, same = find_copies(usable, each)
         left_out += [LeftOut(path, "copy", f"equal to {original}") for path, original in copies.items()]
         usable = {path: meta for path, meta in usable.items() if path not in copies}
         sets, ungrouped = _group(list(usable), group_by, each)
     _check_enough(usable, left_out, united(usable, [*same, *sets]), splits, min_duration_s, group_by)
+    together = [*same, *sets]
+    tracks, converted = usable, None  # of the manifests
+    if convert is not None:
+        converted = _convert(usable, scan, folders, Path(output), convert)
+        tracks, hot = converted.copies, hot | converted.peaks
+        left_out += converted.left_out
+        kept = ([path for path in paths if path in tracks] for paths in together)
+        together = [paths for paths in kept if paths]
+        _check_enough(tracks, left_out, united(tracks, together), splits, min_duration_s, group_by)
     reports = {}
-    names = {path: scan.found[path] for path in usable}
-    for name, members in _split_tracks(names, splits, seed, [*same, *sets]).items():
-        chosen = [usable[path] for path in members]
+    names = {path: scan.found[path] for path in tracks}
+    for name, members in _split_tracks(names, splits, seed, together).items():
+        chosen = [tracks[path] for path in members]
         manifest = _write(Path(output) / f"{name}.jsonl.gz", chosen)
         reports[name] = _SplitReport(manifest, len(chosen), sum(meta.duration for meta in chosen) / 3600)
-    removed, stale = _clear(Path(output), set(reports), {os.path.normpath(path) for path in usable})
+    held = {os.path.normpath(path) for path in [*usable, *(meta.path for meta in tracks.values())]}
+    removed, stale = _clear(Path(output), set(reports), held)
     return PrepareReport(
         splits=reports,
-        sample_rates=dict(sorted(Counter(meta.sample_rate for meta in usable.values()).items())),
-        channels=dict(sorted(Counter(meta.channels or 0 for meta in usable.values()).items())),
+        sample_rates=dict(sorted(Counter(meta.sample_rate for meta in tracks.values()).items())),
+        channels=dict(sorted(Counter(meta.channels or 0 for meta in tracks.values()).items())),
         left_out=sorted(left_out, key=lambda one: one.path),
         others=scan.others,
         same_recording=[sorted(paths) for paths in united(usable, same) if len(paths) > 1],
         ungrouped=ungrouped,
         removed=removed,
         stale=stale,
+        hot=dict(sorted((path, peak) for path, peak in hot.items() if path in tracks)),
+        converted=converted,
     )
+
+
+def _convert(
+    usable: Mapping[Path, AudioMeta], scan: Scan, folders: Sequence[str | Path], output: Path, how: Conversion
+) -> Converted:
+    found = {path: scan.found[path] for path in usable}
+    names = names_below(found, [Path(folder).absolute() for folder in folders])
+    with ThreadPoolExecutor(how.workers or os.cpu_count() or 1) as pool:
+        return convert_tracks(usable, names, output, how, _Each(pool))
 
 
 class _Each:
@@ -206,10 +243,15 @@ class _Each:
         return results
 
 
-def _usable(scan: Scan, min_duration_s: float, each: _Each) -> tuple[dict[Path, AudioMeta], list[LeftOut]]:
-    outcomes = each(lambda path: describe(path, min_duration_s), list(scan.found), "reading headers")
+def _usable(
+    scan: Scan, min_duration_s: float, each: _Each
+) -> tuple[dict[Path, AudioMeta], list[LeftOut], dict[Path, float]]:
+    """The tracks, what is left out, and the peaks of tracks that pass full scale by far."""
+    peaks = dict[Path, float]()
+    outcomes = each(lambda path: describe(path, min_duration_s, peaks), list(scan.found), "reading headers")
     usable = {what.path: what for what in outcomes if isinstance(what, AudioMeta)}
-    return usable, scan.left_out + [what for what in outcomes if isinstance(what, LeftOut)]
+    hot = {path: peak for path, peak in peaks.items() if peak > HOT_PEAK}
+    return usable, scan.left_out + [what for what in outcomes if isinstance(what, LeftOut)], hot
 
 
 def _group(paths: list[Path], group_by: str | None, each: _Each) -> tuple[list[list[Path]], int]:

@@ -76,13 +76,24 @@ def scan_folders(folders: Sequence[str | Path], extensions: Collection[str]) -> 
     return scan
 
 
-def describe(path: Path, min_duration_s: float) -> AudioMeta | LeftOut:
-    """The manifest entry of a file; or why it has none. Files of floating-point samples are read to their end."""
+def describe(path: Path, min_duration_s: float, peaks: dict[Path, float] | None = None) -> AudioMeta | LeftOut:
+    """The manifest entry of a file; or why it has none.
+
+    Files of floating-point samples are read to their end; their peaks are put into `peaks`.
+    """
     try:
         info = audio_info(path)
         if info.duration_s < min_duration_s:
             return LeftOut(path, "too short", f"{info.duration_s:.3g} s, at least {min_duration_s:g} s are needed")
-        return _level_problem(path) or AudioMeta(path, info.duration_s, info.sample_rate, info.channels)
+        peak = _peak(path)
+        if peak is None:
+            return LeftOut(path, "unreadable", "holds NaN or infinity")
+        if peak > MAX_PEAK:
+            advice = f"full scale is 1, at most {MAX_PEAK:g} is read: divide its samples by their range, such as 32768"
+            return LeftOut(path, "beyond full scale", f"peak {peak:.6g}; {advice}")
+        if peaks is not None:
+            peaks[path] = peak
+        return AudioMeta(path, info.duration_s, info.sample_rate, info.channels)
     except (DataError, OSError, soundfile.SoundFileError) as err:
         return LeftOut(path, "unreadable", str(err).removeprefix(f"{path}: "))
 
@@ -126,20 +137,16 @@ def _walk(folder: Path, scan: Scan) -> Iterator[tuple[Path, Path, bool]]:
                 scan.left_out.append(LeftOut(path, "special file", "neither a file nor a folder, such as a pipe"))
 
 
-def _level_problem(path: Path) -> LeftOut | None:
-    """Whether a file holds values that no other scaling than a mistaken one gives; only floating-point samples can."""
+def _peak(path: Path) -> float | None:
+    """The largest sample of a file, None if one is not finite; of floating-point samples only: others are at most 1."""
+    peak = 0.0
     with soundfile.SoundFile(os.fsencode(path)) as handle:
-        if handle.subtype not in ("FLOAT", "DOUBLE"):
-            return None
-        peak = 0.0
-        for block in handle.blocks(_BLOCK, dtype="float64"):
-            peak = max(peak, float(np.abs(block).max(initial=0.0)))
-            if not np.isfinite(block).all():
-                return LeftOut(path, "unreadable", "holds NaN or infinity")
-    if peak <= MAX_PEAK:
-        return None
-    advice = f"full scale is 1, at most {MAX_PEAK:g} is read: divide its samples by their range, such as 32768"
-    return LeftOut(path, "beyond full scale", f"peak {peak:.6g}; {advice}")
+        if handle.subtype in ("FLOAT", "DOUBLE"):
+            for block in handle.blocks(_BLOCK, dtype="float64"):
+                peak = max(peak, float(np.abs(block).max(initial=0.0)))
+                if not np.isfinite(block).all():
+                    return None
+    return peak
 
 
 def _why(err: Exception) -> str:

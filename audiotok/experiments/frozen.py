@@ -4,15 +4,17 @@ It is written when the experiment is first submitted or run: a job runs what was
 edited while it waits. What has not trained a step is frozen anew when it is submitted or run again; what has trained
 only on request (`Change`). The file before is kept as `frozen.N.json`. Fields: version, sig, argv, delta, choices
 (config groups), cfg (see `Composition.freeze_values`) or cfg_yaml (where JSON cannot hold it), written (unix seconds).
+What was changed since by `audiotok extend` stands in `amended.json` beside it and counts over it.
 
 The file may come from elsewhere: of its interpolations that call a resolver, such as `${oc.env:NAME}`, only those
 count that stand in the YAML files of the project that reads it; others are text.
 """
 
+import copy
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from audiotok.errors import ConfigError
 from audiotok.experiments.overrides import aligned, dotted, leaves_of, parse_override
 from audiotok.experiments.schema import Checked
 from audiotok.files import UnreadableError, parse_json, read_bytes, read_json, read_text, write_text
-from audiotok.status import STATUS_FILE
+from audiotok.status import AMENDED_FILE, STATUS_FILE
+from audiotok.status.amendments import amended_values, may_change
 from audiotok.text import number_in
 
 FROZEN_FILE = "frozen.json"
@@ -105,6 +108,20 @@ class Frozen:
     cfg: Plain  # keys that do not count for the signature are as in the presets
     choices: dict[str, Any]
     written: float
+    amended: Plain = field(default_factory=dict)  # values since, by dotted key; `cfg` is without them
+
+    def amended_cfg(self) -> Plain:
+        """The configuration with what was amended."""
+        if not self.amended:
+            return self.cfg
+        cfg = copy.deepcopy(self.cfg)
+        for key, value in self.amended.items():
+            *above, last = key.split(".")
+            section = cfg
+            for part in above:
+                section = section.setdefault(part, {})
+            section[last] = value
+        return cfg
 
 
 @dataclass(frozen=True)
@@ -208,7 +225,24 @@ def read_frozen(path: Path) -> Frozen:
             raise ConfigError(f"{path} lacks {name!r} or has something else there; {remedy}")
     if content["sig"] != path.resolve().parent.name:
         raise ConfigError(f"{path} is of experiment {content['sig']}, not of the folder it is in; {remedy}")
-    return Frozen(**{name: content[name] for name in kinds})
+    return Frozen(**{name: content[name] for name in kinds}, amended=_read_amended(path.with_name(AMENDED_FILE)))
+
+
+def _read_amended(path: Path) -> Plain:
+    """What was amended of an experiment, by dotted key; ConfigError if the record is there and cannot be read."""
+    remedy = "put a copy back that can be, or remove it to go on with the frozen configuration"
+    try:
+        content = parse_json(read_bytes(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); {remedy}") from error
+    values = amended_values(path.parent)
+    if not isinstance(content, dict) or content.get("sig") != path.resolve().parent.name or not values:
+        raise ConfigError(f"{path} holds no amendments of the experiment of its folder; {remedy}")
+    if wrong := [key for key, value in values.items() if not may_change(key, value)]:
+        raise ConfigError(f"{path} changes {', '.join(wrong)[:200]}, which may not change; {remedy}")
+    return values
 
 
 def thaw(
@@ -242,14 +276,19 @@ def thaw(
         shared = {key: value for key, value in frozen.cfg.items() if key not in LOCAL_SECTIONS}
         cfg = OmegaConf.create({**inert(shared, trusted), **(local or {})})
         assert isinstance(cfg, DictConfig)
-        for key, value in _loose_overrides(argv, dora, set(frozen.choices)):
+        # What was amended counts over what the experiment was submitted with, and what this run is given over both.
+        first = [argument for argument in argv if argument in frozen.argv]
+        given = [argument for argument in argv if argument not in first]
+        groups = set(frozen.choices)
+        amended = [(key, inert(value, trusted)) for key, value in frozen.amended.items()]
+        for key, value in (*_loose_overrides(first, dora, groups), *amended, *_loose_overrides(given, dora, groups)):
             OmegaConf.update(cfg, key, value, force_add=True)
         if "dir" in (cfg.get("dora") or ()):
             cfg.dora.dir = str(dora.dir)
         OmegaConf.set_struct(cfg, True)
         return cfg
 
-    made: dict[str, Any] = {"build": build, "values": lambda: frozen.cfg, "choices": frozen.choices}
+    made: dict[str, Any] = {"build": build, "values": frozen.amended_cfg, "choices": frozen.choices}
     return Experiment(dora, argv, frozen.delta, **made, sig=frozen.sig, is_frozen=True)
 
 

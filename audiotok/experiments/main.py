@@ -54,7 +54,7 @@ from audiotok.experiments.overrides import Composition, aligned, as_override, is
 from audiotok.experiments.run import alone, run_frozen
 from audiotok.experiments.schema import Checked, Schema, refuse
 from audiotok.files import UnreadableError, load_json, read_text, write_text
-from audiotok.status import experiment_state
+from audiotok.status import AMENDED_FILE, experiment_state
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +147,9 @@ class ExperimentMain(HydraMain):
             if int(os.environ.get("RANK") or 0) == 0:
                 freeze(xp, anew=True)
             return xp  # of several processes one writes, and the others may be ahead of it
+        path = Path(xp.folder) / FROZEN_FILE
+        if path.with_name(AMENDED_FILE).exists():  # not without it: a record that cannot be read stops the run
+            return self._thaw(read_frozen(path), xp.argv)
         frozen = self._read_frozen(xp.sig)
         return xp if frozen is None else self._thaw(frozen, xp.argv)
 
@@ -252,6 +255,18 @@ class ExperimentMain(HydraMain):
         if retry_mode(os.environ) == "today" or not has_trained(xp):
             return Change(lines)
         return Change(lines, f"it has trained, so it keeps the frozen one; {RETRY_VARIABLE}=today takes today's")
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Keys that the schema names; none without one."""
+        return frozenset() if self._schema is None else self._schema.keys
+
+    def faults(self, frozen: Frozen) -> list[str]:
+        """What the schema refuses in a frozen configuration with what was amended, a line each."""
+        if self._schema is None:
+            return []
+        values: Any = OmegaConf.to_container(self._thaw(frozen, frozen.argv).cfg, resolve=True)
+        return self._schema.faults(values)
 
     def init_xp(self, xp: Any) -> Any:
         """Make the folder of an experiment, with its overrides and its frozen configuration."""

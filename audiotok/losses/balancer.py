@@ -69,12 +69,15 @@ class Balancer:
         self._totals: dict[str, float] = {}
         self._counts: dict[str, float] = {}
 
-    def backward(self, losses: Mapping[str, torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+    def backward(
+        self, losses: Mapping[str, torch.Tensor], output: torch.Tensor, penalty: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Backpropagate the balanced gradient through the model that made `output`.
 
         Args:
             losses: scalars by name, each depending on the model through `output` only.
             output: what the model returned, with its graph, [B, ...].
+            penalty: a scalar whose own gradient is added, not balanced, in the same pass through the model.
 
         Returns:
             The weighted sum of the loss values with the very weights their gradients got; a detached scalar.
@@ -98,7 +101,10 @@ class Balancer:
         if self.monitor:
             summed = sum(norms.values()) or 1.0
             self.metrics = {f"ratio_{name}": norm / summed for name, norm in norms.items()}
-        output.backward(total)
+        if penalty is None:
+            output.backward(total)
+        else:
+            torch.autograd.backward([output, penalty], [total, None])
         return effective
 
     def state_dict(self) -> dict[str, dict[str, float]]:

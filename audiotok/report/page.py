@@ -27,6 +27,7 @@ from audiotok.report.table import (
     published_columns,
     run_columns,
 )
+from audiotok.results.amended import amended_lines
 from audiotok.results.codecs import CODEC_SEED, is_joined
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import code_lines, counts_codecs
@@ -149,9 +150,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 codecs=_codecs(experiments, metrics, options),
                 counted=counted_line(experiments.runs, unfinished=options.unfinished) if runs else "",
                 notes=[
-                    line
-                    for line in (unmeasured(experiments), *code_lines(experiments), *protocol_lines(experiments))
-                    if line
+                    line for line in (unmeasured(experiments), *code_lines(experiments), *_of_runs(experiments)) if line
                 ],
                 published=published_columns(experiments),
                 remark=REMARK,
@@ -273,9 +272,14 @@ def _environment() -> Environment:
     return environment
 
 
+def _of_runs(experiments: Experiments) -> list[str]:
+    """Lines about what the numbers of some runs do not compare with."""
+    return [*amended_lines(experiments), *protocol_lines(experiments)]
+
+
 def _tone(state: str) -> str:
     """Class of a state: how it is coloured."""
-    going = state in ("RUNNING", "PENDING", "NOT_STARTED", "REQUEUED")
+    going = state in ("RUNNING", "PENDING", "NOT_STARTED", "REQUEUED", "EXTENDED")
     return "good" if state == "COMPLETED" else "going" if going else "bad"
 
 

@@ -128,6 +128,7 @@ def _facts(record: Experiment) -> list[tuple[str, str]]:
     status = record.status
     facts = {
         "epochs": f"{record.epochs} of {status['epochs']}" if "epochs" in status else str(record.epochs),
+        "amended": record.amended,
         "duration": clock_text(record.duration_s),
         "GPU hours": format_value(record.gpu_hours),
         "evaluate": describe(read_protocol(record)),

@@ -37,7 +37,8 @@ from audiotok.results.read import (
     read_json_file,
     read_tables,
 )
-from audiotok.status import JOB_FILE, STATUS_FILE, TASK_FILE, experiment_state
+from audiotok.status import AMENDED_FILE, JOB_FILE, STATUS_FILE, TASK_FILE, experiment_state
+from audiotok.status.amendments import EPOCHS, read_amendments
 
 VERSION = 3
 CACHE_FOLDER = Path(".cache", "audiotok", f"results-{VERSION}")
@@ -50,8 +51,8 @@ _REST_S = 30.0  # a file that changed less than that ago may be changing still, 
 _ABANDONED_S = 3600.0
 _FILES = {  # parts of an entry, and the files that each is read from
     "history": ("history.json",),
-    "argv": (".argv.json",),
-    "state": (STATUS_FILE, JOB_FILE, TASK_FILE),
+    "argv": (".argv.json", AMENDED_FILE),
+    "state": (STATUS_FILE, JOB_FILE, TASK_FILE, AMENDED_FILE),
     "config": (FROZEN_FILE,),
 }
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, pa.ArrowException)
@@ -293,10 +294,11 @@ def _read_history(folder: str) -> tuple[Part, list[StageTable]]:
 def _read_argv(folder: str) -> Part:
     """The overrides as text; they are parsed each time, which is faster than to keep them parsed."""
     part: Part = {"marks": _marks(folder, "argv"), "problems": []}
-    (name,) = _FILES["argv"]
+    name, _ = _FILES["argv"]
     argv = read_json_file(Path(folder, name), list, part["problems"])[0]
     if argv is None and not part["problems"]:
         part["problems"].append(f"{name} is missing: parameters unknown")
+    part["amendments"] = read_amendments(Path(folder))
     part["argv"] = [item for item in argv or [] if type(item) is str]
     if len(part["argv"]) < len(argv or ()):
         part["problems"].append(f"{name}: an override that is not text")
@@ -304,6 +306,13 @@ def _read_argv(folder: str) -> Part:
         part["problems"].append(f"{name} cannot be read: it has more than {_MAX_OVERRIDES} overrides")
         part["argv"] = []
     return part
+
+
+def _overrides(part: Part) -> dict[str, Any]:
+    """Overrides with the values since the last amendment: the length always, other keys where they are overridden."""
+    values = parse_overrides(part["argv"])
+    amended = {key: pair[1] for one in part["amendments"] for key, pair in one["keys"].items()}
+    return values | {key: value for key, value in amended.items() if key in values or key == EPOCHS}
 
 
 def _read_state(folder: str) -> Part:
@@ -348,7 +357,7 @@ class Shard:
         self._known: dict[str, Entry] = {entry["key"]: entry for entry in self._block.entries}
         self._keys = {folder: folder.removeprefix(f"{root}{os.sep}") for folder in folders}
         self._argv = {folder: self._fresh(folder, "argv") or _read_argv(folder) for folder in folders}
-        self.overrides = {folder: parse_overrides(part["argv"]) for folder, part in self._argv.items()}
+        self.overrides = {folder: _overrides(part) for folder, part in self._argv.items()}
 
     def load(self, keys: Sequence[str]) -> dict[str, tuple[Block, int]]:
         """Bring the experiments up to date, and write to the cache what may be kept.

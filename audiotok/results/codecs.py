@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from audiotok.results.metrics import CODEC
+from audiotok.status.amendments import EPOCHS
+from audiotok.text import number_in
 
 CHECKPOINT = "compression_model_checkpoint"
 CODEC_SIG = f"{CODEC}sig"
@@ -72,6 +74,30 @@ def missing_codecs(sigs: Iterable[str], codecs: pd.DataFrame, roots: Iterable[Pa
     more = f" and {len(lost) - _MAX_NAMED} more" * (len(lost) > _MAX_NAMED)
     where = " or ".join(str(root / "xps") for root in roots)
     return f"no folder of the codec {', '.join(lost[:_MAX_NAMED])}{more} in {where}: its columns, codec.*, are empty"
+
+
+def extended_codecs(runs: Sequence[Any], references: Sequence[str | None], codecs: Sequence[Any]) -> list[str]:
+    """A line for each codec that has trained on since runs that build on it began: its columns are not what they read.
+
+    Args:
+        runs: records of runs.
+        references: codec of each.
+        codecs: records of codecs.
+    """
+    lines = []
+    for codec in codecs:
+        longer = [one for one in codec.amendments if EPOCHS in one["keys"]]
+        went_on = [one for one in longer if codec.epochs > (number_in(one, "epochs_done") or 0)]
+        time = max((number_in(one, "time") or 0.0 for one in went_on), default=0.0)
+        pairs = zip(runs, references, strict=True)
+        sigs = [
+            run.sig for run, name in pairs if name == codec.sig and 0 < (number_in(run.status, "started") or 0) < time
+        ]
+        if sigs:
+            more = f" and {len(sigs) - _MAX_NAMED} more" * (len(sigs) > _MAX_NAMED)
+            what = "was extended since, and its columns, codec.*, are of its weights now"
+            lines.append(f"codec {codec.sig} of {', '.join(sigs[:_MAX_NAMED])}{more} {what}")
+    return lines
 
 
 def is_joined(runs: pd.DataFrame) -> bool:

@@ -22,6 +22,7 @@ from audiotok.results.codecs import (
     codec_frame,
     codec_reference,
     codec_signatures,
+    extended_codecs,
     is_joined,
     missing_codecs,
 )
@@ -199,6 +200,8 @@ def _with_codecs(experiments: Experiments) -> Experiments:
     codecs = _tables("codecs", roots, _newest(load_records(found)), None)
     if line := missing_codecs(sigs, codecs.runs, roots):
         logger.warning("%s: %s", experiments.name, clean_text(line))
+    for line in extended_codecs(experiments.records, references, codecs.records):
+        logger.warning("%s: %s", experiments.name, clean_text(line))
     frame, parameters, metrics = codec_frame(references, codecs.runs, codecs.parameters, codecs.metrics)
     own = experiments.runs.columns
     if not own.intersection(frame.columns).empty:
@@ -242,6 +245,8 @@ def _tables(name: str, roots: Sequence[Path], records: list[Experiment], best_by
         "host": [record.host for record in records],
         "commit": [record.commit for record in records],
     }
+    if any(amended := [record.amended for record in records]):
+        facts["amended"] = amended
     taken = {*facts, *metrics, "problems"}
     for index, key in enumerate(order):
         column = _distinct(key, taken | columns.keys(), "param.")

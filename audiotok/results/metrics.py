@@ -149,6 +149,8 @@ METRICS: dict[str, Metric] = {
     "g_loss": Metric("neutral", "", "sum of the balanced losses of the generator"),
     "penalty": Metric("neutral", "", "commitment loss of the quantizer"),
     "grad_norm": Metric("neutral", "", "norm of the gradient of the codec, before clipping"),
+    "clipped": Metric("neutral", "", "share of updates whose gradient was clipped"),
+    "skipped": Metric("neutral", "", "share of updates that were skipped, as something was not finite"),
     "protocol": Metric("neutral", "", "number of how evaluate measures: runs with the same one compare"),
     "duration": Metric("neutral", "s", "wall time of the stage"),
 }

@@ -17,6 +17,7 @@ from typing import Any
 from audiotok.results.cache import Block, Shard, StaleCacheError, load_shards
 from audiotok.results.codecs import CHECKPOINT
 from audiotok.results.read import History, encodable, hashable, read_history
+from audiotok.status.amendments import amendment_text
 from audiotok.text import clean_text, number_in
 
 _MAX_LOGGED = 10
@@ -41,6 +42,7 @@ class Experiment:
     epochs: int = 0  # epochs in the history
     last_epoch: int = 0  # number of the last one that measured anything, 0 without one
     measured_s: float | None = None  # seconds of all stages of all epochs, None if none was measured
+    amendments: list[dict[str, Any]] = field(default_factory=list)  # see `status.amendments`, the oldest first
     problems: list[str] = field(default_factory=list)  # what could not be read, one line each
     block: Block = field(default_factory=Block, repr=False, compare=False)  # what holds its numbers, at `place`
     place: int = field(default=0, repr=False, compare=False)
@@ -49,6 +51,11 @@ class Experiment:
     def history(self) -> History:
         """One {stage: {metric: number}} per epoch, epoch 1 first; read from the file on first use."""
         return read_history(self.folder / "history.json", [])
+
+    @property
+    def amended(self) -> str:
+        """What was amended since it was made: `optim.epochs 200 → 300`; empty if nothing was."""
+        return encodable("; ".join(map(amendment_text, self.amendments))[:_MAX_TEXT])
 
     @property
     def host(self) -> str:
@@ -137,10 +144,12 @@ def _record(folder: Path, overrides: dict[str, Any], block: Block, place: int) -
     problems = [line for part in (history, state, argv, config) for line in part["problems"]]
     if problems and not folder.is_dir():
         problems = ["no folder for this signature"]
-    configured = {key: _configured(text) for key, text in config["values"].items()}
+    amended = {key: pair[1] for one in argv["amendments"] for key, pair in one["keys"].items()}
+    configured = {key: amended.get(key, _configured(text)) for key, text in config["values"].items()}
     facts = {name: state[name] for name in ("state", "reason", "status", "profile_gpus")}
     facts |= {"epochs": history["epochs"], "last_epoch": history["last_epoch"], "measured_s": history["duration"]}
-    return Experiment(folder.name, folder, overrides, configured, **facts, problems=problems, block=block, place=place)
+    facts |= {"amendments": argv["amendments"], "problems": problems}
+    return Experiment(folder.name, folder, overrides, configured, **facts, block=block, place=place)
 
 
 @lru_cache(maxsize=2**12)

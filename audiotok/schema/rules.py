@@ -329,6 +329,12 @@ def _one_codebook(cfg: Plain) -> str:
     return "there is one codebook" if _codebooks(cfg) == 1 else ""
 
 
+def _measured_exactly(cfg: Plain) -> str:
+    if _get(cfg, "losses.mmd"):
+        return _is(cfg, "losses.mmd")
+    return _is(cfg, "mmd.estimator") if _get(cfg, "mmd.estimator") in ("clips", "samples") else ""
+
+
 def _no_chain(cfg: Plain) -> str:
     return "" if "chain" in _get(cfg, "lm.heads", []) else _is(cfg, "lm.heads")
 
@@ -353,6 +359,7 @@ COMPRESSION_IDLE = (
     Idle(("losses.adv", "losses.feat"), _without_adversaries, refused=True),
     Idle(("adversarial.every", "adversarial.*_loss", "adversarial.normalize"), _without_adversaries),
     Idle(("mmd.num_features", "mmd.features_seed"), _unless("mmd.estimator", "rff")),
+    Idle(("mmd.max_samples",), _measured_exactly),
     Idle(("mmd.weighting", "mmd.start_epoch", "mmd.ramp_epochs"),
          lambda cfg: "" if _get(cfg, "losses.mmd") else _is(cfg, "losses.mmd")),
     Idle(("mmd.*", "metrics.dependence.*", "metrics.mmd.*"), _one_codebook),

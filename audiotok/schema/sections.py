@@ -26,6 +26,7 @@ Rate = Annotated[int, Field(strict=True, ge=1, le=10**6), "a sample rate in Hz, 
 Real = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), "a number, 0 or more"]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), "a number above 0"]
 Lufs = Annotated[float, Field(strict=True, ge=-70, le=0), "a number of LUFS from -70 to 0"]
+Factor = Annotated[float, Field(strict=True, gt=1, allow_inf_nan=False), "a number above 1"]
 Share = Annotated[float, Field(strict=True, ge=0, le=1), "a number from 0 to 1"]
 PositiveShare = Annotated[float, Field(strict=True, gt=0, le=1), "a number above 0, at most 1"]
 Decay = Annotated[float, Field(strict=True, ge=0, lt=1), "a number from 0 up to, not including, 1"]
@@ -68,12 +69,24 @@ Adversaries = Annotated[
 # --- What every solver reads: config/config.yaml and config/solver/default.yaml ---
 
 
+class WandB(TypedDict, total=False):
+    """Section `logging.wandb`."""
+
+    mode: Literal["offline", "online"]
+    project: Text
+    entity: Text | None
+
+
 class Logging(TypedDict, total=False):
     """Section `logging`."""
 
     level: Level
     log_updates: Whole
     log_tensorboard: Flag
+    log_wandb: Flag
+    every: Whole
+    samples: Whole
+    wandb: WandB
 
 
 class Split(TypedDict, total=False):
@@ -137,6 +150,9 @@ class Optim(TypedDict, total=False):
     lr: Positive
     adam: Adam
     max_norm: Real
+    fused: Flag | None
+    accumulate: Count
+    max_skipped: Whole
     ema: Ema
 
 
@@ -201,6 +217,20 @@ class Checkpoint(TypedDict, total=False):
     keep_every_states: Names | None
 
 
+class Watch(TypedDict, total=False):
+    """Section `watch` of every solver."""
+
+    explosion: Factor | None
+    window: Pair
+
+
+class WatchCodec(Watch, total=False):
+    """Section `watch` of the compression solver."""
+
+    collapse: PositiveShare | None
+    victory: PositiveShare | None
+
+
 class Evaluate(TypedDict, total=False):
     """Section `evaluate` of every solver."""
 
@@ -226,6 +256,9 @@ class Common(TypedDict, total=False):
 
     solver: Text | None
     device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: Flag
+    tf32: Flag | None
     seed: Seed
     num_threads: Count | Literal["auto"]
     deterministic: Flag
@@ -239,6 +272,7 @@ class Common(TypedDict, total=False):
     optim: Optim
     schedule: Schedule
     checkpoint: Checkpoint
+    watch: Watch
     evaluate: Evaluate
     generate: Generate
 
@@ -272,6 +306,7 @@ class Mmd(TypedDict, total=False):
     num_features: Count
     features_seed: Seed
     num_batches_mmd: Count
+    max_samples: Annotated[int, Field(strict=True, ge=4, le=_MOST), "a whole number, 4 or more"] | None
     start_epoch: Count
     ramp_epochs: Whole
 
@@ -586,7 +621,8 @@ class Compression(Common, total=False):
     msstftd: Msstftd
     mpd: Mpd
     msd: Msd
-    evaluate: EvaluateCodec  # type: ignore[misc]  # more keys than of every solver
+    watch: WatchCodec  # type: ignore[misc]  # more keys than of every solver
+    evaluate: EvaluateCodec  # type: ignore[misc]  # likewise
     metrics: Metrics
     encodec: Encodec
     seanet: Seanet

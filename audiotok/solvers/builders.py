@@ -33,6 +33,7 @@ from audiotok.metrics import SET_METRICS, SIGNAL_METRICS
 from audiotok.metrics.quality import SetMetric, SignalMetric
 from audiotok.solvers.macro_batch import MacroBatch
 from audiotok.solvers.settings import settings
+from audiotok.solvers.updates import Updates, accumulated
 
 SIGNAL_LOSSES: dict[str, type[nn.Module]] = {
     "l1": L1Loss,
@@ -53,11 +54,18 @@ HELD_OUT_SEED = 0  # every experiment is judged, and listened to, on the same cl
 
 
 def get_optimizer(params: Iterable[nn.Parameter], cfg: DictConfig, *, fused: bool = False) -> torch.optim.Optimizer:
-    """Optimiser of the `optim` section; `fused` is several times faster and rounds otherwise."""
+    """Optimiser of the `optim` section; `fused` where `optim.fused` is null: several times faster, rounds otherwise."""
     kinds: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     adam = settings(cfg.adam)
     options = {"lr": cfg.lr, "betas": tuple(adam["betas"]), "weight_decay": adam["weight_decay"]}
+    if cfg.get("fused") is not None:
+        fused = cfg.fused
     return kinds[cfg.optimizer](params, **options, fused=fused or None)  # not False: PyTorch's choice for this device
+
+
+def get_updates(optimizer: torch.optim.Optimizer, cfg: DictConfig, **options: Any) -> Updates:
+    """Updates of one optimiser; options as of `Updates`."""
+    return Updates(optimizer, accumulate=accumulated(cfg), **options)
 
 
 def get_signal_losses(cfg: DictConfig) -> tuple[nn.ModuleDict, nn.ModuleDict]:
@@ -106,7 +114,12 @@ def get_macro_batch(cfg: DictConfig) -> MacroBatch:
     between = mmd.get("between", "codebooks")  # a run that was frozen before lacks it
     loss = MMDLoss(mmd["sigmas"], mmd["estimator"], mmd["delay"], between=between, **features)
     weighting = mmd.get("weighting", "absolute")  # likewise
-    return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], cfg.seed, weighting, cfg.balancer.ema_decay)
+    options = cfg.seed, weighting, cfg.balancer.ema_decay
+    # The values of these two depend on the number of samples by construction: `docs/mmd.md`.
+    many = between != "codebooks" and mmd["estimator"] not in ("closed", "disjoint")  # a bias of hundreds of variables
+    exact = cfg.losses.mmd > 0 or many or mmd["estimator"] in ("clips", "samples")
+    max_samples = None if exact else mmd.get("max_samples")  # likewise
+    return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], *options, max_samples)
 
 
 def get_evaluation_metrics(cfg: DictConfig) -> tuple[dict[str, SignalMetric], dict[str, SetMetric]]:
@@ -163,10 +176,10 @@ def draws_of(cfg: DictConfig, split: str, data: dict[str, Any]) -> dict[str, Any
         raise ConfigError(
             f"batch size {batch_size} of {split} over {world_size} processes; choose a multiple of {world_size}"
         )
-    train = split == "train"
+    train, updates = split == "train", cfg.optim.updates_per_epoch
     whole = data["num_samples"]
     return {
-        "num_samples": cfg.optim.updates_per_epoch * batch_size if train and cfg.optim.updates_per_epoch else whole,
+        "num_samples": updates * accumulated(cfg) * batch_size if train and updates else whole,
         "shuffle": data["shuffle"],
         "seed": cfg.seed if train else HELD_OUT_SEED,
         "tile": split == "evaluate",

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from audiotok.adversarial import AdversarialLoss
+from audiotok.adversarial.discriminators import MultiDiscriminator
 from audiotok.data.names import clip_name, note_source
-from audiotok.errors import ConfigError
+from audiotok.errors import ConfigError, DivergedError
 from audiotok.models.encodec import CompressionModel, EncodecModel, get_compression_model
+from audiotok.quantization import DummyQuantizer
 from audiotok.solvers import builders
 from audiotok.solvers.averages import State
 from audiotok.solvers.evaluation import evaluate_codec
@@ -22,6 +24,8 @@ from audiotok.solvers.gradient_share import GradientProbe
 from audiotok.solvers.macro_batch import MacroBatch, MMDWeight
 from audiotok.solvers.samples import save_sample
 from audiotok.solvers.solver import Metrics, StandardSolver
+from audiotok.solvers.updates import Snapshot, Updates
+from audiotok.solvers.watching import CHANCES, Watch, get_watch
 
 
 class CompressionSolver(StandardSolver):
@@ -44,6 +48,7 @@ class CompressionSolver(StandardSolver):
         self.optimizer = builders.get_optimizer(self.model.parameters(), cfg.optim)
         self.adversaries = builders.get_adversaries(cfg, self.device)
         self.adv_losses = nn.ModuleDict(self.adversaries)
+        self._prepare_updates()
         self.aux_losses, self.info_losses = builders.get_signal_losses(cfg)
         self.aux_losses.to(self.device)
         self.info_losses.to(self.device)
@@ -59,9 +64,45 @@ class CompressionSolver(StandardSolver):
             if cfg.losses.mmd > 0:
                 self.probe = GradientProbe(self.model.decoder)
 
+    def _prepare_updates(self) -> None:
+        """Precision and compilation of the networks, and what follows their backward passes."""
+        cfg, options = self.cfg, {"skips": self.skips}
+        scale = self.precision.new_scale("model")
+        self.precision.prepare([self.model.encoder, self.model.decoder], scale)
+        parameters = list(self.model.parameters())
+        self.updates = builders.get_updates(
+            self.optimizer, cfg, parameters=parameters, max_norm=cfg.optim.max_norm, scale=scale, **options
+        )
+        self.adversary_updates: dict[str, Updates] = {}
+        for name, one in self.adversaries.items():
+            scale = self.precision.new_scale(name)
+            self.precision.prepare(one.adversary.get_submodule("discriminators").children(), scale)
+            parameters = list(one.adversary.parameters())
+            self.adversary_updates[name] = builders.get_updates(
+                one.optimizer, cfg, parameters=parameters, scale=scale, name=name, **options
+            )
+        self.adversaries_due = False
+
     def build_dataloaders(self) -> None:
         """Loaders of the four splits."""
         self.dataloaders = builders.get_dataloaders(self.cfg)
+
+    def build_watch(self) -> Watch:
+        """Watch the losses that are no scores of a discriminator, its own loss, and the codebooks."""
+        chances = {}
+        for name, one in self.adversaries.items():
+            assert isinstance(one.adversary, MultiDiscriminator)
+            parts = 1 if one.normalize else one.adversary.num_discriminators
+            chances[f"d_{name}"] = CHANCES[self.cfg.adversarial.adv_loss] * parts
+        losses = [name for name in self.aux_losses if name != "sisnr"]  # the one that may be negative
+        quantizer = self.model.quantizer
+        return get_watch(
+            self.cfg,
+            metrics=["grad_norm", "penalty", *losses, *chances],
+            chances=chances,
+            codebooks=None if isinstance(quantizer, DummyQuantizer) else (quantizer.total_codebooks, quantizer.bins),
+            device=self.device,
+        )
 
     def run_epoch(self) -> None:
         """Run the stages of an epoch; see `StandardSolver`."""
@@ -83,6 +124,8 @@ class CompressionSolver(StandardSolver):
 
     def run_step(self, batch: Tensor) -> Metrics:
         """Reconstruct a batch [B, C, T], measure, and in training update adversaries and codec."""
+        if self.is_training and self.updates.guarded and self.updates.batches == 0:
+            self.before = Snapshot(self.model, self.balancer, self.macro_batch)
         result = self.model(batch)
         metrics: Metrics = {"bandwidth": result.bandwidth.mean()}
         if self.is_training:
@@ -95,6 +138,8 @@ class CompressionSolver(StandardSolver):
             metrics["penalty"] = result.penalty
         if self.is_training:
             metrics.update(self._update(batch, result, losses))
+            if not metrics.get("skipped"):
+                self.watch.add_codes(result.codes)
         else:  # what is only reported need not slow training down
             metrics.update(self._valid_mmd(batch))
             metrics.update({name: loss(estimate=result.x, reference=batch) for name, loss in self.info_losses.items()})
@@ -103,10 +148,18 @@ class CompressionSolver(StandardSolver):
         return metrics
 
     def _train_adversaries(self, estimate: Tensor, reference: Tensor) -> Metrics:
-        if not self.adversaries or torch.rand(1, generator=self.rng).item() > 1 / self.cfg.adversarial.every:
+        if self.adversaries and self.updates.batches == 0:  # all batches of an update, or none
+            self.adversaries_due = torch.rand(1, generator=self.rng).item() <= 1 / self.cfg.adversarial.every
+        if not self.adversaries or not self.adversaries_due:
             return {}
-        losses = {f"d_{name}": a.train_adv(fake=estimate, real=reference) for name, a in self.adversaries.items()}
-        return {"d_loss": torch.stack(list(losses.values())).sum(), **losses}
+        losses: Metrics = {}
+        for name, adversary in self.adversaries.items():
+            loss = adversary.adversary_loss(fake=estimate, real=reference)
+            loss.backward()
+            found = self.adversary_updates[name].step(loss, norm=False)
+            if not found.get("skipped"):
+                losses[f"d_{name}"] = loss.detach()
+        return {"d_loss": torch.stack(list(losses.values())).sum(), **losses} if losses else {}
 
     def _balanced_losses(self, estimate: Tensor, reference: Tensor) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
@@ -115,19 +168,29 @@ class CompressionSolver(StandardSolver):
         return losses | {name: loss(estimate=estimate, reference=reference) for name, loss in self.aux_losses.items()}
 
     def _update(self, batch: Tensor, result: Any, losses: dict[str, Tensor]) -> Metrics:
-        """Gradients of penalty, balanced losses and, when its batches are there, the MMD; then one optimiser step."""
-        metrics: Metrics = {}
-        if result.penalty is not None:
-            result.penalty.backward(retain_graph=True)  # the balancer walks the encoder's graph again
-        metrics["g_loss"] = self.balancer.backward(losses, result.x)
+        """Gradients of a batch, and what follows them; see `Updates`."""
+        try:
+            metrics = self._gradients(batch, result, losses)
+        except DivergedError as error:  # of the balancer or the MMD, on all ranks
+            if not self.updates.guarded:
+                raise
+            metrics = self.updates.skip(str(error))
+        else:
+            metrics |= self.updates.step(*losses.values())
+        if metrics.get("skipped"):
+            self.before.restore()
+            for updates in self.adversary_updates.values():
+                updates.drop()
+                if updates.scale is not None:  # the codec's gradient runs through its networks, too
+                    updates.scale.update(False)
+        return metrics
+
+    def _gradients(self, batch: Tensor, result: Any, losses: dict[str, Tensor]) -> Metrics:
+        """Backward passes of penalty, balanced losses and, when its batches are there, the MMD."""
+        # The penalty in the same pass, which would walk the encoder's graph once more.
+        metrics: Metrics = {"g_loss": self.balancer.backward(losses, result.x, result.penalty)}
         metrics.update(self.balancer.metrics)
         metrics.update(self._mmd_step(batch, result.codes.shape[1]))
-        # Once, after all backward passes; which parameters have a gradient by then is the same on every rank.
-        flashy.distrib.sync_gradients(self.model.parameters())
-        limit = self.cfg.optim.max_norm or float("inf")
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         return metrics
 
     def _mmd_step(self, batch: Tensor, n_q: int) -> Metrics:
@@ -139,8 +202,10 @@ class CompressionSolver(StandardSolver):
             macro.share.add_reconstruction(self.probe.norm)
         if not macro.add(batch) or n_q == 1:
             return {}
-        metrics: Metrics = {"mmd": macro.value(self.model, self.mmd_weight(self.epoch), n_q)}
-        return metrics if self.probe is None else metrics | {"mmd_share": macro.reached}
+        # An update takes the mean over its batches; of them one has the MMD, or one in `num_batches`.
+        times = min(self.updates.accumulate, macro.num_batches)
+        metrics: Metrics = {"mmd": macro.value(self.model, times * self.mmd_weight(self.epoch), n_q)}
+        return metrics if self.probe is None else metrics | {"mmd_share": macro.reached / times}
 
     def valid(self) -> Metrics:
         """Valid stage; its MMD is the training criterion on as many batches."""

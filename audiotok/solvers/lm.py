@@ -8,10 +8,9 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-import flashy
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from audiotok.config_text import escaped, saved_text
 from audiotok.data import AudioLoader
@@ -72,6 +71,15 @@ class LMSolver(StandardSolver):
             self.model.alone.logits.data = lm_data.log_counts(self.tokens["train"]).to(self.device)
             # Without weight decay: it would pull these laws away from the frequencies, which they begin with.
             self.optimizer.add_param_group({"params": [*self.model.alone.parameters()], "weight_decay": 0.0})
+        self.updates = builders.get_updates(
+            self.optimizer,
+            self.cfg,
+            parameters=list(self.model.parameters()),
+            clipped=list(self.model.trunk_parameters()),
+            max_norm=self.cfg.optim.max_norm,
+            scale=self.precision.new_scale("model"),
+            skips=self.skips,
+        )
 
     @cached_property
     def codes(self) -> CodeFormat:
@@ -150,23 +158,20 @@ class LMSolver(StandardSolver):
 
     def _nll(self, batch: lm_data.CodeBatch) -> CodeNLL:
         labels = batch.labels if self.model.num_labels else None
-        mixed = self.is_training and self.device.type == "cuda" and bool(self.cfg.lm.get("autocast"))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+        here = self.is_training and self.device.type == "cuda" and self.precision.name == "fp32"
+        mixed = here and bool(self.cfg.lm.get("autocast"))
+        with torch.autocast(self.device.type, torch.bfloat16) if mixed else self.precision.autocast():
             return self.model.nll(batch.codes, labels)
 
     def _update(self, ce: Tensor, nll: CodeNLL, batch: lm_data.CodeBatch) -> Metrics:
         """One step on the cross-entropy of the parallel head, of the chain head, and of both without context."""
         loss = ce + self._chain_loss(nll)
-        loss.backward()
+        scale = 1.0 if self.updates.scale is None else self.updates.scale.value
+        (scale * loss).backward()
         if self.model.alone is not None:
             alone = self.model.alone.nll(batch.codes[::_ALONE])
-            (mean_by_codebook(alone.parallel, alone.mask).mean() + self._chain_loss(alone)).backward()
-        flashy.distrib.sync_gradients(self.model.parameters())
-        limit = self.cfg.optim.max_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.trunk_parameters(), limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return {"loss": loss, "grad_norm": norm}
+            (scale * (mean_by_codebook(alone.parallel, alone.mask).mean() + self._chain_loss(alone))).backward()
+        return {"loss": loss} | self.updates.step(loss)
 
     def _chain_loss(self, nll: CodeNLL) -> Tensor | float:
         """Mean over the codebooks after the first, which the chain head shares with the parallel head."""

@@ -42,6 +42,8 @@ def with_bits(metrics: dict[str, Any], frame_rate: float) -> dict[str, Any]:
 
     Of means over a stage, since a mean of perplexities is not the perplexity of the mean.
     """
+    if "ce" not in metrics:  # every update of the epoch was skipped
+        return metrics
     names = [name for name in metrics if name == "ce" or name.startswith("ce_q")]
     more = {name.replace("ce", "ppl", 1): math.exp(min(metrics[name], _MOST_NATS)) for name in names}
     n_q = len(names) - 1

@@ -6,6 +6,7 @@ with respect to these latents, and each batch goes through the encoder once more
 The result is the gradient of the MMD of all batches together, at the memory of one (gradient caching, Gao et al. 2021).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,8 @@ class MacroBatch:
         weighting: what a weight is: "absolute", a factor; "share", the norm of the MMD's gradient at the latent
             relative to that of the reconstruction; see `GradientShare`.
         ema_decay: of the reconstruction's norm, for each batch.
+        max_samples: samples that a step without weight compares, those of clips spread evenly over the batches; None:
+            all. Rounded up to whole clips, as many on each rank.
 
     Attributes:
         share: that norm; `share.add_reconstruction` takes in a batch.
@@ -95,6 +98,7 @@ class MacroBatch:
         seed: int,
         weighting: str = "absolute",
         ema_decay: float = 0.999,
+        max_samples: int | None = None,
     ) -> None:
         if weighting not in WEIGHTINGS:
             raise ConfigError(f"mmd.weighting={weighting!r}; choose one of: {', '.join(WEIGHTINGS)}")
@@ -105,6 +109,7 @@ class MacroBatch:
         self.num_batches = num_batches
         self.seed = seed
         self.weighting = weighting
+        self.max_samples = max_samples
         self.share = GradientShare(ema_decay)
         self.reached = 0.0
         self.pending: list[torch.Tensor] = []
@@ -122,7 +127,8 @@ class MacroBatch:
         Compares n_q codebooks, 2 or more, or those in use. The quantiser's buffers are read, never written.
         """
         device = next(model.parameters()).device
-        wavs, self.pending = [own_clips(wav) for wav in self.pending], []
+        pending = self._sampled(model, n_q) if weight == 0 else self.pending
+        wavs, self.pending = [own_clips(wav) for wav in pending], []
         keep_graph = weight != 0 and len(wavs) == 1  # a single batch needs no second pass
         with torch.set_grad_enabled(keep_graph):
             own = torch.cat([model.encode_latent(wav.to(device))[0] for wav in wavs])
@@ -139,6 +145,19 @@ class MacroBatch:
                 graph = own if keep_graph else model.encode_latent(wav.to(device))[0]
                 graph.backward(part)
         return value.detach()
+
+    def _sampled(self, model: EncodecModel, n_q: int | None) -> list[torch.Tensor]:
+        """Batches of the clips to measure on: all that are pending, or `max_samples` of their samples."""
+        clips = sum(len(wav) for wav in self.pending)
+        frames = math.ceil(self.pending[0].shape[-1] / round(model.sample_rate / model.frame_rate))
+        delayed = (n_q or model.num_codebooks) if self.loss.delay else 0
+        of_clip = 1 if self.loss.between == "frames" else max(1, frames - delayed)
+        wanted = clips if self.max_samples is None else math.ceil(self.max_samples / of_clip)
+        wanted = math.ceil(max(2, wanted) / world_size()) * world_size()
+        if wanted >= clips:
+            return self.pending
+        chosen = torch.cat(self.pending)[torch.arange(wanted) * clips // wanted]
+        return list(chosen.split(len(self.pending[0])))
 
     def _weighted_gradient(
         self, value: torch.Tensor, weight: float, latent: torch.Tensor, own: torch.Tensor

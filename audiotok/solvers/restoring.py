@@ -15,6 +15,7 @@ from audiotok.solvers.randomness import rng_state
 
 # torch adds keys of optimisers and schedules from version to version; early states of the MMD step hold no norm.
 _LOOSE = ("optimizer", "scheduler", "adv_losses", "macro_batch")
+_LATER = ("watch",)  # entries that checkpoints of earlier versions lack, whose runs go on without
 _PROGRESS: State = {"updates": 0, "stages": {}, "elapsed_s": 0.0, "ranks": []}
 _RANK: State = {"averages": {"totals": {}, "counts": {}}}
 
@@ -37,6 +38,7 @@ def check_state(state: State, own: State, path: Path, updates_per_epoch: int) ->
             f"{path} is a checkpoint of experiment {sig!r}, in the folder of {own['xp.sig']}; put it back where it "
             "was, or start from its weights in a new experiment with continue_from=PATH"
         )
+    own = {name: entry for name, entry in own.items() if name in state or name not in _LATER}
     missing = [name for name in own if name not in state]
     if missing:
         raise CheckpointError(

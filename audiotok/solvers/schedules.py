@@ -34,9 +34,28 @@ def get_lr_scheduler(optimizer: Optimizer, cfg: Mapping[str, Any], total_updates
         )
 
     def factor(step: int) -> float:
-        return step / warmup if step < warmup else _FACTORS[name](step, total_updates, **settings)
+        return rate_factor(cfg, step, total_updates)
 
     return LambdaLR(optimizer, factor)  # which calls it for update 0 at once: what settings raise, they raise here
+
+
+def set_rates(scheduler: LambdaLR) -> None:
+    """Set the rates of its optimiser to those of its step, after a checkpoint that may be of another horizon."""
+    pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    rates = [base * factor(scheduler.last_epoch) for base, factor in pairs]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
+
+
+def rate_factor(cfg: Mapping[str, Any], step: int, total_updates: int) -> float:
+    """Factor on the base rate at an update; as `get_lr_scheduler`, 1 for a constant rate."""
+    name = cfg["lr_scheduler"]
+    if name not in _FACTORS:
+        return 1.0
+    settings = dict(cfg[name])
+    warmup = settings.get("warmup", 0)
+    return step / warmup if step < warmup else _FACTORS[name](step, total_updates, **settings)
 
 
 def _cosine(step: int, total: int, warmup: int, lr_min_ratio: float) -> float:

@@ -8,7 +8,7 @@ deterministic=true).
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -29,10 +29,14 @@ from audiotok.integrity import misfit
 from audiotok.models.pretrained import best_weights_of, configuration_of
 from audiotok.solvers.averages import BestState, MetricAverages, State, WeightEMA, to_floats
 from audiotok.solvers.interruption import PROGRESS, SAVE, Interrupted, Progress, SaveClock
+from audiotok.solvers.loggers import RunLog, get_run_log
+from audiotok.solvers.precision import Precision
 from audiotok.solvers.randomness import keeping_rng, rng_state, seed_everything, set_rng_state
 from audiotok.solvers.restoring import check_moments, check_state, explained
-from audiotok.solvers.schedules import get_lr_scheduler
+from audiotok.solvers.schedules import get_lr_scheduler, set_rates
 from audiotok.solvers.settings import resolve_device
+from audiotok.solvers.updates import Skips, accumulated, groups
+from audiotok.solvers.watching import Watch, get_watch
 
 Metrics = dict[str, Any]
 _SINGLE_STAGES = ("valid", "evaluate", "generate")  # those that can run alone
@@ -68,24 +72,36 @@ class StandardSolver(flashy.BaseSolver, ABC):
         self.stop_signal: Callable[[], int] = lambda: 0
         self.progress = Progress()
         self.averages = MetricAverages()  # of the train stage
+        compiled = bool(cfg.get("compile"))  # a run that was frozen before lacks these keys
+        self.precision = Precision(cfg.get("precision", "fp32"), self.device, compiled, lambda: self.is_training)
+        self.skips = Skips(cfg.optim.get("max_skipped", 0))
+        self.accumulate = accumulated(cfg)
         self.stage_rng: State | None = None  # at the start of the current stage, unless it is train
         self.stage_began = 0.0  # by the monotonic clock
-        if cfg.logging.log_tensorboard:
-            self.init_tensorboard()
+        self.run_log = RunLog(Path(self.folder))  # writes nothing outside `run`
         seed_everything(cfg.seed)  # every rank starts from the same weights
         self.build_dataloaders()
-        self.updates_per_epoch = len(self.dataloaders["train"])
+        self.updates_per_epoch = len(self.dataloaders["train"]) // self.accumulate
+        if self.updates_per_epoch == 0:
+            raise ConfigError(
+                f"optim.accumulate={self.accumulate}, but an epoch has {len(self.dataloaders['train'])} batches"
+            )
         self.build_model()
         flashy.distrib.broadcast_model(self.model)
+        self.watch = self.build_watch()
         self.best_state = BestState()
         self.ema = WeightEMA(self.model, cfg.optim.ema.decay) if cfg.optim.ema.use else None
         self.scheduler = get_lr_scheduler(self.optimizer, cfg.schedule, self.updates_per_epoch * cfg.optim.epochs)
         # The names of these attributes are the keys of checkpoints.
-        self.register_stateful("model", "optimizer", "best_state")
+        self.register_stateful("model", "optimizer", "best_state", "watch")
         if self.ema is not None:
             self.register_stateful("ema")
         if self.scheduler is not None:
             self.register_stateful("scheduler")
+        if self.skips.most:
+            self.register_stateful("skips")
+        if self.precision.scales:
+            self.register_stateful("precision")
 
     @abstractmethod
     def build_model(self) -> None:
@@ -94,6 +110,10 @@ class StandardSolver(flashy.BaseSolver, ABC):
     @abstractmethod
     def build_dataloaders(self) -> None:
         """Set `self.dataloaders`, one for each split."""
+
+    def build_watch(self) -> Watch:
+        """What is watched in training: by default the loss and the norm of the gradient, by their usual names."""
+        return get_watch(self.cfg, metrics=("loss", "grad_norm"))
 
     @abstractmethod
     def run_step(self, batch: Any) -> Metrics:
@@ -129,11 +149,17 @@ class StandardSolver(flashy.BaseSolver, ABC):
             # A crash between checkpoint and history leaves the history one epoch short: the checkpoint is right.
             self.xp.link.update_history(self.history)
         self.save_clock.restart()
-        while self.epoch <= self.cfg.optim.epochs:
-            self.on_progress()
-            self.run_epoch()
-            self.commit()
+        self.run_log = get_run_log(self.cfg, self.cfg_text, self.xp, self.updates_per_epoch)
+        with self.run_log.opened(self.history, self._update_of(self.progress.updates)):
+            while self.epoch <= self.cfg.optim.epochs:
+                self.on_progress()
+                self.run_epoch()
+                self.commit()
         self.agreement.finish()  # the exchange that the last step started
+
+    def _update_of(self, updates: int) -> int:
+        """Number of an update of the current epoch, counted from the start of training."""
+        return len(self.history) * self.updates_per_epoch + updates
 
     def run_epoch(self) -> None:
         """Train and validate; evaluate and generate when they are due. Continues where the last stop was.
@@ -217,7 +243,9 @@ class StandardSolver(flashy.BaseSolver, ABC):
 
     def train(self) -> Metrics:
         """Train stage."""
-        return self._run_split("train")
+        metrics = self._run_split("train")
+        self.watch.end_epoch(metrics, self.epoch)
+        return metrics
 
     def valid(self) -> Metrics:
         """Valid stage."""
@@ -228,21 +256,39 @@ class StandardSolver(flashy.BaseSolver, ABC):
         self.model.train(self.is_training)
         loader = self.dataloaders[split]
         start = self.progress.updates if self.is_training else 0
+        size = self.accumulate if self.is_training else 1
         average = self.averages if self.is_training else MetricAverages()
-        loader.set_epoch(self.epoch, start)
-        progress = self.progress_of(split, start)
-        for index, batch in enumerate(progress, start):
-            metrics = to_floats(self.run_step(batch.to(self.device)))
-            self._check_finite(metrics, split, index)
+        loader.set_epoch(self.epoch, start * size)
+        progress = self.progress_of(split, start * size)
+        for index, batches in enumerate(groups(progress, size), start):
+            metrics = self._run_batches(batches, split, index)
             if self.is_training:
                 self.progress.updates = index + 1
-                if self.scheduler is not None:
-                    self.scheduler.step()
-                if self.ema is not None and (index + 1) % self.cfg.optim.ema.updates == 0:
-                    self.ema.step()
+                self.watch.add_step(metrics, f"epoch {self.epoch}, update {index + 1}")
+                self.run_log.step(metrics, self._update_of(index + 1))
+                if not metrics.get("skipped"):
+                    if self.scheduler is not None:
+                        self.scheduler.step()
+                    if self.ema is not None and (index + 1) % self.cfg.optim.ema.updates == 0:
+                        self.ema.step()
             progress.update(**average.add(metrics))
             self.after_step()
         return dict(flashy.distrib.average_metrics(average.means(), len(loader)))
+
+    def _run_batches(self, batches: Sequence[Any], split: str, index: int) -> dict[str, float]:
+        """Means of the metrics of the batches of one update, or of the one of another split; checked."""
+        means = MetricAverages()
+        self.skips.next_update()
+        for number, batch in enumerate(batches):
+            if number:
+                self.on_progress()
+            metrics = to_floats(self.run_step(batch.to(self.device)))
+            if metrics.get("skipped"):
+                return {"skipped": 1.0}
+            means.add(metrics)
+        found = means.means()
+        self._check_finite(found, split, index)  # here, where all ranks have made the update
+        return found
 
     def progress_of(self, split: str, start: int = 0) -> LogProgressBar:
         """The batches of a split from `start` on, with lines of progress in the log."""
@@ -330,6 +376,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
             self.xp.link.update_history(self.history)
 
         self._on_source(save)
+        self.run_log.epoch(len(self.history), self.history[-1])
         self.save_clock.restart()
 
     def _save_epoch(self, progress: State) -> None:
@@ -425,7 +472,9 @@ class StandardSolver(flashy.BaseSolver, ABC):
     def _load(self, state: State) -> None:
         check_state(state, self.state_dict(), self.checkpoint_path, self.updates_per_epoch)
         with explained(self.checkpoint_path):
-            self.load_state_dict({name: state[name] for name in self.stateful.sources})
+            self.load_state_dict({name: state[name] for name in self.stateful.sources if name in state})
+            if self.scheduler is not None:
+                set_rates(self.scheduler)  # optim.epochs, which a schedule may count on, may have been raised since
             if PROGRESS in state:
                 self.progress = Progress.from_state(state[PROGRESS], flashy.distrib.rank(), world_size())
         check_moments(self.optimizer, self.checkpoint_path)

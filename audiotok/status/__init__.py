@@ -9,15 +9,18 @@
 - `status.json`, by the trainer: state (RUNNING, COMPLETED, FAILED, DIVERGED or INTERRUPTED), reason, kind (one of
   KINDS: what kind of reason), launcher (its name, or none), job_id, token, host, pid, started, updated, ended,
   epoch (epochs finished), epochs (requested), update (updates done in the current epoch), updates_per_epoch, epoch_s
-  (mean duration of an epoch so far, in s), commit (of the code), world_size and gpus (of the run).
+  (mean duration of an epoch so far, in s), warning (signs of trouble in the training, "" for none), commit (of the
+  code), world_size and gpus (of the run).
 """
 
 from audiotok.files import read_json, write_json
+from audiotok.status.amendments import AMENDED_FILE
 from audiotok.status.judge import experiment_state
 from audiotok.status.state import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict, read_status, same_job
 from audiotok.status.writer import KINDS, StatusWriter, job_identity
 
 __all__ = [
+    "AMENDED_FILE",
     "JOB_FILE",
     "KINDS",
     "STATUS_FILE",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from audiotok.files import is_locked, read_json
+from audiotok.status.amendments import extended
 from audiotok.status.state import JOB_FILE, STATUS_FILE, TASK_FILE, SchedulerWord, State, Verdict, same_job
 from audiotok.text import number_in
 
@@ -65,7 +66,8 @@ def judge(
     trainer if its heartbeat is too old; a RUNNING task is mute if its heartbeat is too old. An ended scheduler takes
     the reason of a task that agrees, and for FAILED the first of the task's, the trainer's and its own. COMPLETED by a
     scheduler is an exit code of 0, which a script also has that ends before the task begins: it needs the job's own
-    word. A verdict FAILED gives way to the trainer's DIVERGED, which nothing else can know.
+    word. A verdict FAILED gives way to the trainer's DIVERGED, which nothing else can know, and RUNNING without a
+    reason has the trainer's warning for it.
 
     Args:
         job: content of `job.json`, None without one.
@@ -81,6 +83,8 @@ def judge(
     verdict = verdict or _by_files(job, task, status, scheduler, now, stale_s)
     if verdict is not None and verdict.state is State.FAILED and status.get("state") == State.DIVERGED:
         return _reported(status)
+    if verdict == (State.RUNNING, ""):
+        return Verdict(State.RUNNING, str(status.get("warning") or ""))
     return verdict
 
 
@@ -101,7 +105,7 @@ def _state_of(folder: Path, stale_s: float | None = None) -> Verdict | None:
     if job is not None and _has_no_process(job):
         job = read_json(folder / JOB_FILE) or job  # it may have ended properly between the two looks
         word = SchedulerWord(State.NODE_FAIL, "its process vanished") if _has_no_process(job) else None
-    return judge(job, task, status, word, stale_s=stale_s)
+    return extended(judge(job, task, status, word, stale_s=stale_s), folder)
 
 
 def hold_up(needs: Mapping[str, Verdict]) -> Verdict | None:
@@ -118,8 +122,10 @@ def hold_up(needs: Mapping[str, Verdict]) -> Verdict | None:
 
 def unmet(folder: Path, needs: Iterable[str]) -> Verdict | None:
     """`hold_up` of an experiment from the folders beside its own alone; `needs` are signatures."""
-    not_started = Verdict(State.NOT_STARTED, "")
-    return hold_up({sig: _state_of(folder.parent / Path(sig).name) or not_started for sig in needs})
+    found = {sig: _state_of(folder.parent / Path(sig).name) or Verdict(State.NOT_STARTED, "") for sig in needs}
+    # What is in the queue or half way was submitted for the weights that are there; only new ones wait for the rest.
+    met = {sig: Verdict(State.COMPLETED, "") if one.state is State.EXTENDED else one for sig, one in found.items()}
+    return hold_up(met)
 
 
 def waiting(pending: Verdict, held: Verdict | None) -> Verdict:

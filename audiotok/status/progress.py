@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from audiotok.status.amendments import amended_epochs
+from audiotok.status.state import read_status
 from audiotok.text import number_in
 
 
@@ -45,6 +48,17 @@ def progress_of(status: Mapping[str, Any] | None) -> Progress:
     update, updates = _number(status, "update"), _number(status, "updates_per_epoch")
     part = min(update / updates, 0.999) if update and updates else 0.0  # an epoch counts as whole once it is recorded
     return Progress(min(epoch + part, epochs or epoch + part), int(epochs) if epochs else None, _epoch_s(status, epoch))
+
+
+def progress_in(folder: Path) -> Progress:
+    """Progress of the experiment in a folder, with the epochs that it was extended to since it ran last."""
+    return with_amended_epochs(progress_of(read_status(folder)), folder)
+
+
+def with_amended_epochs(progress: Progress, folder: Path) -> Progress:
+    """The same with the epochs that an experiment was extended to, if it was."""
+    epochs = amended_epochs(folder)
+    return progress if epochs is None else replace(progress, epochs=epochs)
 
 
 def _epoch_s(status: Mapping[str, Any], epoch: float) -> float | None:

@@ -23,6 +23,7 @@ class State(StrEnum):
     REQUEUED = "REQUEUED"
     UNKNOWN = "UNKNOWN"  # the scheduler does not answer, or answers with a word we do not know: it may be running
     COMPLETED = "COMPLETED"
+    EXTENDED = "EXTENDED"  # completed, and its epochs were raised since: it goes on when it is submitted again
     FAILED = "FAILED"
     DIVERGED = "DIVERGED"  # training produced a value that is not finite
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
@@ -51,7 +52,7 @@ class State(StrEnum):
     @property
     def failed(self) -> bool:
         """True if the job ended without its result."""
-        return not self.live and self not in (State.COMPLETED, State.NOT_STARTED)
+        return not self.live and self not in (State.COMPLETED, State.EXTENDED, State.NOT_STARTED)
 
     @property
     def settled(self) -> bool:
@@ -63,7 +64,7 @@ _LIVE = frozenset(
     map(State, ("PENDING", "WAITING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "UNKNOWN"))
 )
 _SETTLED = frozenset(
-    map(State, ("COMPLETED", "FAILED", "DIVERGED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BLOCKED"))
+    map(State, ("COMPLETED", "EXTENDED", "FAILED", "DIVERGED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BLOCKED"))
 )
 
 

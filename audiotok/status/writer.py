@@ -35,6 +35,7 @@ class StatusWriter:
         self._fields |= {"host": socket.gethostname(), "pid": os.getpid()}
         self._fields |= dict.fromkeys(("started", "updated", "ended", "epoch")) | {"epochs": epochs}
         self._fields |= dict.fromkeys(("update", "updates_per_epoch", "epoch_s", "commit", "world_size", "gpus"))
+        self._fields["warning"] = ""
         self._written = float("-inf")
 
     def start(self, *, epoch: int | None = None) -> None:
@@ -54,17 +55,20 @@ class StatusWriter:
         update: int | None = None,
         updates_per_epoch: int | None = None,
         epoch_s: float | None = None,
+        warning: str | None = None,
     ) -> None:
-        """Write a heartbeat; cheap enough for every step: it writes each epoch or `beat_s` only.
+        """Write a heartbeat; cheap enough for every step: it writes each epoch, warning or `beat_s` only.
 
         Args:
             epoch: epochs finished; like all below, None leaves the value before.
             update: updates done in the current epoch.
             updates_per_epoch: how many there are.
             epoch_s: mean duration of an epoch so far, in s.
+            warning: signs of trouble in a few words, "" for none.
         """
-        given = {"epoch": epoch, "update": update, "updates_per_epoch": updates_per_epoch, "epoch_s": epoch_s}
-        changed = epoch is not None and epoch != self._fields["epoch"]
+        given: dict[str, Any] = {"epoch": epoch, "update": update, "epoch_s": epoch_s, "warning": warning}
+        given["updates_per_epoch"] = updates_per_epoch
+        changed = any(given[name] not in (None, self._fields[name]) for name in ("epoch", "warning"))
         self._fields.update((name, value) for name, value in given.items() if value is not None)
         if changed or time.monotonic() - self._written >= self.beat_s:
             self._write()

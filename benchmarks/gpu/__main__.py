@@ -1,15 +1,17 @@
 """Write docs/benchmarks/gpu.md: each section in a process of its own, so that none can take the others with it."""
 
 import argparse
+import contextlib
 import datetime
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +42,7 @@ SECTIONS = {
         "steps", 150, "Training steps of the 32 kHz model",
         "encodec_mmd_32khz in full: batches of 64 clips of 1 s from wav and flac files, 8 loader processes, msstftd, "
         "balancer, an MMD step every 4 batches. PyTorch's defaults allow TF32 in convolutions and LSTMs, not in matrix "
-        "products; bf16 is no option of the product.",
+        "products.",
     ),
     "values": Section(
         "steps", 60, "Training steps beside the CPU",
@@ -57,17 +59,36 @@ SECTIONS = {
     ),
     "deterministic": Section("runs", 60, "Stopped and resumed, deterministic", "The same with deterministic=true."),
     "nccl": Section("runs", 60, "NCCL", "A group of one process, with no collective passed over."),
-    "compiled": Section("steps", 150, "torch.compile", "An experiment: encoder and decoder, in TF32, no MMD."),
+    "language_model": Section(
+        "lm", 60, "The language model",
+        "The two sizes of benchmarks/lm.py; an update is forward, backward and AdamW (fused in audiotok), all within "
+        "autocast for bf16; codes are drawn from the 250 likeliest.",
+    ),
+    "beside_audiocraft": Section(
+        "steps", 60, "Training steps beside AudioCraft",
+        "AudioCraft's solver from a clone, see benchmarks/train_step.py: the baseline of the 32 kHz preset, the same "
+        "weights and batches, in turns. PyTorch's defaults for TF32.",
+    ),
+    "compiled": Section(
+        "steps", 170, "torch.compile",
+        "compile=true, no MMD. The first step is that of a machine that has never compiled the model.",
+    ),
 }  # fmt: skip
 MARK = "section: "
 
 
-def section(name: str, setting: Setting) -> list[str]:
-    """Run a section; its lines of Markdown."""
-    run: Callable[[Setting], list[str]] = getattr(
+def section(name: str, setting: Setting) -> list[str] | Iterator[list[str]]:
+    """Run a section; its lines of Markdown, or growing lists of them."""
+    run: Callable[[Setting], list[str] | Iterator[list[str]]] = getattr(
         importlib.import_module(f"benchmarks.gpu.{SECTIONS[name].module}"), name
     )
     return run(setting)
+
+
+def show(found: list[str] | Iterator[list[str]]) -> None:
+    """Print the lines of a section, again whenever there are more of them."""
+    for lines in [found] if isinstance(found, list) else found:
+        print(MARK + json.dumps(lines), flush=True)
 
 
 def in_own_process(name: str, options: argparse.Namespace, music: Path, limit_s: float) -> list[str]:
@@ -76,18 +97,30 @@ def in_own_process(name: str, options: argparse.Namespace, music: Path, limit_s:
         return ["left out: no time was left", ""]
     command = [sys.executable, "-m", "benchmarks.gpu", "--one", name, "--device", options.device]
     command += ["--music", str(music), *(["--tiny"] if options.tiny else [])]
+    command += ["--audiocraft", str(options.audiocraft)] if options.audiocraft else []
     started = time.monotonic()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        return [f"given up after {limit_s:.0f} s", ""]
-    found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if not found:
-        sys.stderr.write(done.stderr[-4000:])
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return [f"failed, exit code {done.returncode}: {said[:300]}", ""]
-    print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    return list(json.loads(found[-1].removeprefix(MARK)))
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        # A group of its own: processes that compile would outlive it.
+        process = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True)
+        try:
+            end = "" if process.wait(limit_s) == 0 else f"failed, exit code {process.returncode}"
+        except subprocess.TimeoutExpired:
+            end = f"given up after {limit_s:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for stream in (out, err):
+            stream.seek(0)
+        printed, messages = out.read(), err.read()
+    print(f"{name}: {time.monotonic() - started:.0f} s {end}", file=sys.stderr)
+    if end:
+        sys.stderr.write(messages[-4000:])
+    if end.startswith("failed"):
+        end += f": {(messages.strip().splitlines() or ['no message'])[-1][:300]}"
+    found = [line for line in printed.splitlines() if line.startswith(MARK)]
+    lines = list(json.loads(found[-1].removeprefix(MARK))) if found else []
+    return [*lines, end, ""] if end else lines
 
 
 def make_music(folder: Path, tracks: int, length_s: float) -> None:
@@ -129,15 +162,17 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=460, help="seconds in all (460)")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs; nothing is written")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only to try this program out")
+    parser.add_argument("--audiocraft", type=Path, metavar="CLONE", help="of AudioCraft, to run beside")
     parser.add_argument("--one", choices=SECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--music", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # so that sections end with it
     if options.device == "cuda" and not torch.cuda.is_available():
         print("No GPU here: there is nothing to measure (try the program out with --device cpu --tiny).")
         return
     if options.one:
-        lines = section(options.one, Setting(torch.device(options.device), options.tiny, options.music))
-        print(MARK + json.dumps(lines))
+        device, clone = torch.device(options.device), options.audiocraft
+        show(section(options.one, Setting(device, options.tiny, options.music, clone)))
         return
     page = make_page(options)
     if options.tiny or options.only or options.device == "cpu":

@@ -22,11 +22,12 @@ TF32_MODES = {  # convolutions and LSTMs, matrix products
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a section runs, whether at sizes that only show that it runs, and on which music (a folder)."""
+    """Where a section runs, whether at sizes that only show that it runs, on which music (a folder), beside what."""
 
     device: torch.device
     tiny: bool
     music: Path
+    audiocraft: Path | None = None  # a clone
 
     def pick(self, full: T, tiny: T) -> T:
         """One of two sizes."""

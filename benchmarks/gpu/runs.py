@@ -44,8 +44,9 @@ def resume(setting: Setting, *overrides: str) -> list[str]:
 
 
 def deterministic(setting: Setting) -> list[str]:
-    """`resume` with deterministic=true."""
-    return resume(setting, "deterministic=true")
+    """`resume` with deterministic=true, in float32 and in bfloat16."""
+    lines = resume(setting, "deterministic=true")
+    return lines + resume(setting, "deterministic=true", "precision=bf16")
 
 
 def _run(setting: Setting, folder: Path, stop_after: int, *more: str) -> dict[str, Any]:

@@ -5,8 +5,9 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +25,16 @@ from benchmarks.gpu.device import TF32_MODES, Setting, peak_mib, seconds, table,
 from benchmarks.gpu.solvers import SMALL, batch_of, one_batch, solver_on
 
 UPDATES, WARM_UP = 10, 4
-DETERMINISTIC, BF16 = "deterministic algorithms", "bf16 autocast, an experiment"
+MODES: dict[str, list[str]] = {  # overrides of the product
+    "fp32, PyTorch's defaults": [],
+    "fp32, tf32=false": ["tf32=false"],
+    "fp32, tf32=true": ["tf32=true"],
+    "fp32, deterministic": ["deterministic=true"],
+    "fp32, fused Adam": ["optim.fused=true"],
+    "bf16": ["precision=bf16"],
+    "bf16, tf32=true, fused Adam": ["precision=bf16", "tf32=true", "optim.fused=true"],
+    "fp16": ["precision=fp16"],
+}
 KINDS = {  # of kernels, by words in their names
     "change of layout": ("nchwToNhwc", "nhwcToNchw", "transpose"),
     "convolutions": ("fprop", "dgrad", "wgrad", "conv", "Convolution"),
@@ -85,27 +95,42 @@ class _Timed:
         self.bar.update(**metrics)
 
 
-def steps(setting: Setting) -> list[str]:
-    """Time, waiting and memory of training steps at full size, in each mode of TF32, and what else there is to know."""
-    updates = setting.pick(UPDATES, 6)
+def steps(setting: Setting) -> Iterator[list[str]]:
+    """Time, waiting and memory of training steps at full size, in each mode, and what else there is to know."""
+    rows: list[tuple[object, ...]] = []
+    header = ["mode", "step, s", "clips of 1 s a second", "MMD step of 4 batches, s", "first step, s"]
+    header += ["waiting for data", "longest wait, ms", "memory, MiB"]
+    for name, overrides in list(MODES.items())[:: setting.pick(1, 5)]:
+        try:
+            rows.append((name, *_measured(setting, overrides)))
+        except Exception as error:
+            rows.append((name, *[None] * 6, f"{type(error).__name__}: {str(error)[:120]}"))
+        yield table(header, rows)
+    lines = table(header, rows)
+    with TemporaryDirectory() as folder, _solver(setting, folder, []) as one:
+        train_stage(one)
+        yield [*lines, *_waits(one), *_kernels(one, "PyTorch's defaults"), *_full_macro_batch(setting, one)]
+        lines += [*_waits(one), *_kernels(one, "PyTorch's defaults"), *_full_macro_batch(setting, one)]
+    with TemporaryDirectory() as folder, _solver(setting, folder, ["precision=bf16"]) as one:
+        train_stage(one)
+        yield [*lines, *_kernels(one, "bf16")]
+
+
+@contextmanager
+def _solver(setting: Setting, folder: str, overrides: list[str], updates: int = 6) -> Iterator[CompressionSolver]:
+    """Solver of full size, with PyTorch's defaults where overrides do not change them."""
     sizes = [batch_of(setting, 64), f"optim.updates_per_epoch={updates}", "mmd.num_batches_mmd=4"]
     sizes.append(f"dataset.num_workers={setting.pick(8, 0)}")
-    rows, modes = [], [*TF32_MODES, DETERMINISTIC, BF16]
-    with TemporaryDirectory() as folder, solver_on(setting, folder, *sizes) as one:
-        for mode in modes:
-            autocast = torch.autocast(setting.device.type, torch.bfloat16) if mode == BF16 else nullcontext()
-            set_deterministic(mode == DETERMINISTIC)
-            try:
-                with tf32(mode if mode in TF32_MODES else "PyTorch's defaults"), autocast:
-                    clocks: list[Clock] = []
-                    memory = peak_mib(lambda: clocks.append(train_stage(one)), setting.device)  # noqa: B023
-                rows.append((mode, *_summary(clocks[0], setting.pick(64, 2)), memory))
-            except Exception as error:
-                rows.append((mode, *[None] * 6, f"{type(error).__name__}: {str(error)[:120]}"))
-        set_deterministic(False)
-        header = ["mode", "step, s", "clips of 1 s a second", "MMD step of 4 batches, s", "first step, s"]
-        header += ["waiting for data", "longest wait, ms", "memory, MiB"]
-        return [*table(header, rows), *_waits(one), *_kernels(one), *_full_macro_batch(setting, one)]
+    with tf32("PyTorch's defaults"), solver_on(setting, folder, *sizes, *overrides) as one:
+        yield one
+    set_deterministic(False)
+
+
+def _measured(setting: Setting, overrides: list[str]) -> tuple[object, ...]:
+    with TemporaryDirectory() as folder, _solver(setting, folder, overrides, setting.pick(UPDATES, 6)) as one:
+        clocks: list[Clock] = []
+        memory = peak_mib(lambda: clocks.append(train_stage(one)), setting.device)
+        return *_summary(clocks[0], setting.pick(64, 2)), memory
 
 
 def train_stage(one: CompressionSolver) -> Clock:
@@ -150,7 +175,7 @@ def _waits(one: CompressionSolver) -> list[str]:
     return table(["the program waits for the device in", "times a step"], places.most_common(12))
 
 
-def _kernels(one: CompressionSolver) -> list[str]:
+def _kernels(one: CompressionSolver, mode: str) -> list[str]:
     """Share of three steps in which the device computes, and on what."""
     if one.device.type != "cuda":
         return []
@@ -169,7 +194,7 @@ def _kernels(one: CompressionSolver) -> list[str]:
                 calls[name] += event.count
                 shares[name] += event.self_device_time_total
     rows = [(kind, calls[kind] // 3, f"{time_us / took:.1%}") for kind, time_us in shares.most_common()]
-    return table(["kernels, PyTorch's defaults", "calls a step", "share of the time"], rows)
+    return table([f"kernels, {mode}", "calls a step", "share of the time"], rows)
 
 
 def _full_macro_batch(setting: Setting, one: CompressionSolver) -> list[str]:
@@ -199,11 +224,15 @@ def values(setting: Setting) -> list[str]:
     for mode in TF32_MODES:
         with tf32(mode):
             found[mode] = _metrics(setting, overrides)
+    for mode in ("bf16", "fp16"):
+        found[mode] = _metrics(setting, [*overrides, f"precision={mode}"])
     for index in (0, 2):
         for name, value in wanted[index].items():
-            differences = [abs(found[mode][index][name] - value) / max(abs(value), 1e-12) for mode in TF32_MODES]
+            differences = [
+                abs(one[index].get(name, float("nan")) - value) / max(abs(value), 1e-12) for one in found.values()
+            ]
             rows.append((index + 1, name, value, *differences))
-    return table(["step", "metric", "CPU", *(f"relative difference, {mode}" for mode in TF32_MODES)], rows)
+    return table(["step", "metric", "CPU", *(f"relative difference, {mode}" for mode in found)], rows)
 
 
 def _metrics(setting: Setting, overrides: list[str]) -> list[dict[str, float]]:
@@ -212,20 +241,53 @@ def _metrics(setting: Setting, overrides: list[str]) -> list[dict[str, float]]:
         return [to_floats(one.run_step(batch)) for _ in range(3)]
 
 
-def compiled(setting: Setting) -> list[str]:
-    """An experiment: encoder and decoder through torch.compile."""
-    import torch._functorch.config as functorch
+def compiled(setting: Setting) -> Iterator[list[str]]:
+    """Time of steps with compile=true, and of the first, with an empty cache of compiled kernels."""
+    rows: list[tuple[object, ...]] = []
+    header = ["mode", "step, s", "memory, MiB", "step with compile=true, s", "memory, MiB", "first step, s"]
+    shared = [batch_of(setting, 64), f"dataset.num_workers={setting.pick(8, 0)}", "mmd.num_batches_mmd=64"]
+    for name, mode in (("bf16, tf32=true", ["precision=bf16", "tf32=true"]), ("fp32, tf32=true", ["tf32=true"])):
+        cells: list[object] = [name]
+        for more in ([], ["compile=true"]):
+            torch.compiler.reset()
+            with (
+                TemporaryDirectory() as cache,
+                mock.patch.dict("os.environ", {"TORCHINDUCTOR_CACHE_DIR": cache}),
+                TemporaryDirectory() as folder,
+                solver_on(setting, folder, *shared, *mode, *more) as one,
+            ):
+                batch = one_batch(one)
+                start = time.perf_counter()
+                to_floats(one.run_step(batch))
+                first = time.perf_counter() - start
+                cells += [seconds(lambda: to_floats(one.run_step(batch)), one.device, 3)]  # noqa: B023
+                cells += [peak_mib(lambda: to_floats(one.run_step(batch)), one.device)]  # noqa: B023
+            cells += [first] if more else []
+            yield table(header, [*rows, (*cells, *[None] * (len(header) - len(cells)))])
+        rows.append(tuple(cells))
 
-    functorch.donated_buffer = False  # the penalty and the balancer both walk the encoder's graph
-    overrides = [batch_of(setting, 64), f"dataset.num_workers={setting.pick(8, 0)}", "mmd.num_batches_mmd=64"]
-    with TemporaryDirectory() as folder, solver_on(setting, folder, *overrides) as one, tf32("TF32"):
-        batch = one_batch(one)
-        plain = seconds(lambda: to_floats(one.run_step(batch)), one.device, 3)
-        start = time.perf_counter()
-        for part in (one.model.encoder, one.model.decoder):
-            part.compile()
-        to_floats(one.run_step(batch))
-        wait_for(one.device)
-        waited = time.perf_counter() - start
-        took = seconds(lambda: to_floats(one.run_step(batch)), one.device, 3)
-    return table(["step, TF32, s", "encoder and decoder compiled, s", "first step, s"], [(plain, took, waited)])
+
+def beside_audiocraft(setting: Setting) -> list[str]:
+    """Training steps of ours and of AudioCraft's solver in turns, from the same weights, on the same batches."""
+    if setting.audiocraft is None:
+        return ["left out: no --audiocraft CLONE was given", ""]
+    from benchmarks import train_step
+
+    size = setting.pick(32, 2)
+    modes = {"audiotok, fp32": [], "audiotok, bf16": ["precision=bf16"]}
+    solvers = {name: train_step.our_solver(setting.device, *mode, tiny=setting.tiny) for name, mode in modes.items()}
+    theirs = train_step.their_solver(train_step.load(setting.audiocraft), solvers["audiotok, fp32"])
+    runs = {"AudioCraft": train_step.their_step(theirs)}
+    runs |= {name: train_step.our_step(one) for name, one in solvers.items()}
+    batches = [train_step.music(index, size).to(setting.device) for index in range(setting.pick(8, 3))]
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for batch in batches:
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run(batch)
+            wait_for(setting.device)
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(found[2:]) for name, found in times.items()}
+    memory = {name: peak_mib(partial(run, batches[0]), setting.device) for name, run in runs.items()}
+    rows = [(name, took, medians["AudioCraft"] / took, memory[name]) for name, took in medians.items()]
+    return table([f"{size} clips of 1 s", "s a step", "times as fast", "MiB above the model"], rows)

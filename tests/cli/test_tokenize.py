@@ -129,7 +129,7 @@ def test_an_experiment_is_trained_to_its_end(folder: Path, done: int, capsys: py
 def test_a_terminal_shows_one_line_in_its_place(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audiotok.cli.tokenize._EVERY_S", 0.0)
+    monkeypatch.setattr("audiotok.cli.progress._EVERY_S", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert tokenize(folder, "--window", "0.5", "--batch-size", "1") == 0
     shown = capsys.readouterr().err.split("\r\x1b[K")[1:]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-START_S = 60.0
+START_S = 180.0
 
 
 class Daemons:

@@ -230,6 +230,7 @@ def test_a_messy_folder_is_counted_to_the_last_file(
     assert sorted(map(tuple, listed)) == sorted(left_out)
     assert f"kept together: {music / 'album/4.mp3'}, {music / 'album/4.wav'}" in lines
     assert f"left out, too short: {music / 'blip.wav'}: 0.9 s, at least 1 s are needed" in lines
+    assert any(line.startswith(f"{music / 'fine.wav'}: peak 3, 9.5 dB beyond full scale; used") for line in lines)
     peak = float(np.abs(chords(21, 2.0) * 32767).max())
     (line,) = (line for line in lines if f"{music / 'int16.wav'}" in line)
     assert f"peak {peak:.6g}; full scale is 1" in line and "divide its samples" in line

@@ -55,6 +55,13 @@ def test_without_a_job_it_is_new(rules: SubmitRules) -> None:
     assert _decide("BLOCKED", rules) == Decision(Action.NEW)
 
 
+def test_what_was_extended_goes_on() -> None:
+    found = _decide("EXTENDED", reason="4 of 6 epochs are done")
+    assert found == Decision(Action.RETRY, "goes on: 4 of 6 epochs are done")
+    assert _decide("EXTENDED", previous={}).action is Action.NEW  # it was run by hand
+    assert not State.EXTENDED.live and not State.EXTENDED.failed
+
+
 def test_what_is_done_is_run_again_only_when_told_so() -> None:
     assert _decide("COMPLETED", SubmitRules(retry=True, replace=True)).action is Action.REUSE
     assert _decide("COMPLETED", SubmitRules(replace_done=True)).action is Action.REPLACE

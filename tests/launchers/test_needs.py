@@ -8,7 +8,7 @@ from dora.conf import SubmitRules
 from audiotok.errors import LaunchError
 from audiotok.launchers.decide import Action, Decision, after
 from audiotok.launchers.engine import Job
-from audiotok.launchers.needs import set_waiting
+from audiotok.launchers.needs import needing, set_waiting
 from audiotok.launchers.profile import Profile
 from audiotok.launchers.sheep import GridSheep
 from audiotok.launchers.shepherd import GridShepherd
@@ -61,6 +61,25 @@ def test_experiments_over_one_share_an_array_that_waits_for_its_job(house: House
     over(shepherd, 0, 1, 2, seeds=2)
     shepherd.commit()
     assert engine.submitted == []
+
+
+def test_over_what_was_extended_nothing_new_begins_and_what_is_done_says_so(house: House) -> None:
+    (codec,), _ = house.launch(1)
+    house.states[str(codec.current_job_id)] = Verdict(State.COMPLETED, "")
+    shepherd, engine = shepherd_of(house)
+    (done,) = over(shepherd, 0)
+    shepherd.commit()
+    house.states[str(done.current_job_id)] = Verdict(State.COMPLETED, "")
+    write_json(done.xp.folder / "status.json", {"state": "COMPLETED", "started": 100.0})
+    write_json(codec.xp.folder / "status.json", {"state": "COMPLETED", "epoch": 2})
+    amendment = {"time": 200.0, "keys": {"optim.epochs": [2, 4]}}
+    write_json(codec.xp.folder / "amended.json", {"sig": codec.xp.sig, "amendments": [amendment]})
+    shepherd, engine = shepherd_of(house)
+    sheeps = over(shepherd, 0, seeds=2)
+    assert shepherd.carry_out() == [] and engine.submitted == []
+    assert sheeps[0].decision == Decision(Action.REUSE, f"keeps what it has of {codec.xp.sig} before that was extended")
+    assert sheeps[1].held() == ("BLOCKED", f"needs {codec.xp.sig}, which is EXTENDED: 2 of 4 epochs are done")
+    assert needing(house.folder / "xps", codec.xp.sig).keys() <= {"COMPLETED", "NOT_STARTED", "PENDING"}
 
 
 def test_what_cannot_wait_in_a_queue_goes_out_when_the_other_has_completed(house: House) -> None:

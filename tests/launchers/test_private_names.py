@@ -17,7 +17,8 @@ from audiotok.launchers.dora_patches import PATCHES
 from tests.fakes.tiny import REPOSITORY
 
 UPSTREAM = ("dora", "hydra", "omegaconf", "submitit")
-OTHERS = {"_exit", "_replace", "_fields", "_foreach_lerp_", "_start_epoch"}  # of Python, torch and flashy
+# Of Python, torch and flashy.
+OTHERS = {"_exit", "_replace", "_fields", "_foreach_lerp_", "_foreach_mul_", "_functorch", "_dynamo", "_start_epoch"}
 
 
 class Use(NamedTuple):

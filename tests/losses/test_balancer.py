@@ -159,3 +159,22 @@ def test_a_gradient_that_is_not_finite_is_named() -> None:
     slopes["b"][0, 0, 0] = math.inf
     with pytest.raises(DivergedError, match=r"gradients of \['b'\]"):
         step(Balancer({"a": 1.0, "b": 1.0}), slopes)
+
+
+def test_a_penalty_adds_its_own_gradient_in_the_same_pass() -> None:
+    def gradients(together: bool) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        first, second = (
+            torch.randn(4, 4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)
+        )
+        hidden = torch.tanh(torch.randn(3, 4, generator=generator, dtype=torch.float64) @ first)
+        output, penalty = hidden @ second, hidden.square().mean()
+        losses = {"a": output.square().mean(), "b": output.abs().mean()}
+        if not together:
+            penalty.backward(retain_graph=True)
+        Balancer({"a": 1.0, "b": 2.0}).backward(losses, output, penalty if together else None)
+        return [weight.grad for weight in (first, second) if weight.grad is not None]
+
+    apart = gradients(together=False)
+    assert len(apart) == 2
+    torch.testing.assert_close(gradients(together=True), apart, rtol=1e-12, atol=1e-14)

@@ -32,6 +32,7 @@ from audiotok.status import read_status
 from audiotok.tokenizing import tokenize
 from tests.conftest import data_overrides
 from tests.solvers.test_interruption import launch, stop_at, without_time
+from tests.solvers.test_loggers import events
 
 Enter = Callable[..., AbstractContextManager[LMSolver]]
 UPDATES, EPOCHS = 3, 2
@@ -98,12 +99,27 @@ def whole(tmp_path_factory: pytest.TempPathFactory, music: Path, codec: Path) ->
     old, train.main.dora.dir = train.main.dora.dir, tmp_path_factory.mktemp("whole")
     try:
         given = [*SMALL, *data_overrides(music), f"compression_model_checkpoint={codec}"]
-        xp = train.main.init_xp(train.main.get_xp(given))
+        xp = train.main.init_xp(train.main.get_xp([*given, "logging.log_tensorboard=true", "logging.every=1"]))
         with xp.enter():
             train.get_solver(xp.cfg).run()
         return Path(xp.folder)
     finally:
         train.main.dora.dir = old
+
+
+def test_its_loss_is_watched_and_what_it_draws_is_logged(whole: Path) -> None:
+    courses = load_checkpoint(whole / LAST)["watch"]["courses"]
+    assert {name: len(course["usual"]) for name, course in courses.items()} == dict.fromkeys(
+        ("loss", "grad_norm"), UPDATES * EPOCHS
+    )
+    shown = events(whole)
+    assert [point.step for point in shown.Scalars("step/loss")] == [*range(1, UPDATES * EPOCHS + 1)]
+    assert [point.step for point in shown.Scalars("valid/ce")] == [1, 2]
+    takes = {tag.split("/")[1] for tag in shown.Tags()["audio"]}
+    drawn = {path.stem for path in (whole / "samples" / f"epoch_{EPOCHS:04d}").glob("*.wav")}
+    assert takes and takes <= drawn
+    prompted = [name for name in takes if name.startswith("prompted_")]
+    assert prompted and {f"samples/{name}/reference" for name in prompted} <= {*shown.Tags()["audio"]}
 
 
 def test_history_has_the_metrics_of_every_stage(whole: Path) -> None:
@@ -114,7 +130,7 @@ def test_history_has_the_metrics_of_every_stage(whole: Path) -> None:
         ["train", "valid", "evaluate", "generate"],
     ]
     for epoch in history:
-        assert set(epoch["train"]) == of_all | {"loss", "grad_norm", "duration"}
+        assert set(epoch["train"]) == of_all | {"loss", "grad_norm", "clipped", "duration"}
         assert set(epoch["valid"]) == of_all | {"duration"}
         assert set(epoch["evaluate"]) >= of_all | {"duration", "protocol"}
         for stage in ("train", "valid", "evaluate"):

@@ -157,3 +157,33 @@ def test_an_encoder_that_diverged_is_said_so() -> None:
     latent[1, 2, 3] = float("inf")
     with pytest.raises(DivergedError, match="not finite"):
         stream_mmd(MMDLoss([1.0], "unbiased", True), tiny_model(), latent, "code", torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("most", "delay", "between", "encoded"),
+    [(None, True, "codebooks", 8), (40, True, "codebooks", 3), (40, False, "dimensions", 2), (3, False, "frames", 3),
+     (1000, True, "codebooks", 8)],
+)  # fmt: skip
+def test_a_step_that_measures_only_encodes_as_many_clips_as_it_compares(
+    most: int | None, delay: bool, between: str, encoded: int
+) -> None:
+    model, seen = tiny_model(), []
+    model.encoder.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
+    macro = MacroBatch(MMDLoss([1.0], "closed", delay, between=between), "residual", 4, seed=0, max_samples=most)
+    wavs = batches(4)  # of 2 clips of 20 frames
+    for wav in wavs:
+        macro.add(wav)
+    macro.value(model, weight=0.0)
+    clips = torch.cat(wavs)
+    assert len(seen) == encoded
+    for index, clip in enumerate(seen):  # spread over the batches, in their order
+        assert torch.equal(clip, clips[index * 8 // encoded])
+
+
+def test_a_step_with_weight_compares_all_samples() -> None:
+    model, loss, wavs = tiny_model(), MMDLoss([1.0], "closed", True), batches(3)
+    capped, whole = (MacroBatch(loss, "residual", 3, seed=0, max_samples=most) for most in (20, None))
+    for wav in wavs:
+        capped.add(wav)
+        whole.add(wav)
+    assert capped.value(model, weight=1.0) == whole.value(model, weight=1.0)

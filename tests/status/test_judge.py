@@ -291,6 +291,19 @@ def test_every_combination_follows_the_table() -> None:
     assert used.keys() == set(range(len(rows)))
 
 
+def test_a_warning_is_the_reason_of_what_runs_and_of_nothing_else() -> None:
+    now = time.time()
+    job, task = {"launcher": "slurm", "job_id": "7"}, {"job_id": "7", "state": "RUNNING", "updated": now}
+    status = {"job_id": "7", "state": "RUNNING", "updated": now, "warning": "codebook 2 collapsed"}
+    runs = SchedulerWord(State.RUNNING, live=True)
+    assert judge(job, task, status, runs) == (State.RUNNING, "codebook 2 collapsed")
+    assert judge(job, task, {**status, "job_id": "6"}, runs) == (State.RUNNING, "")  # of an earlier job
+    assert judge(job, task, status, SchedulerWord(State.SUSPENDED, live=True)) == (State.SUSPENDED, "")
+    note = judge(job, {**task, "updated": now - 4000}, status, runs)
+    assert note is not None and note.reason.startswith("no sign of life")  # which matters more
+    assert judge(job, {**task, "state": "COMPLETED"}, {**status, "state": "COMPLETED"}) == (State.COMPLETED, "")
+
+
 def test_nothing_is_a_verdict_on_nothing() -> None:
     assert judge(None, None, None) is None
     assert judge({}, {}, {}, SchedulerWord(State.MISSING)) is None

@@ -92,3 +92,18 @@ def test_a_full_disk_does_not_stop_training(
 )
 def test_identity(environ: dict[str, str], expected: tuple[str, str | None]) -> None:
     assert job_identity(environ) == expected
+
+
+def test_a_warning_is_the_reason_while_the_run_goes_on(tmp_path: Path) -> None:
+    status = StatusWriter(tmp_path, beat_s=3600.0)
+    status.start()
+    status.beat(epoch=0, warning="")
+    assert experiment_state(tmp_path) == ("RUNNING", "")
+    status.beat(epoch=0, warning="codebook 2 collapsed")  # at once, not with the next heartbeat
+    assert experiment_state(tmp_path) == ("RUNNING", "codebook 2 collapsed")
+    status.beat(epoch=0)
+    status.beat(epoch=0, warning="")
+    assert experiment_state(tmp_path) == ("RUNNING", "")
+    status.beat(warning="msstftd wins")
+    status.end("COMPLETED")
+    assert experiment_state(tmp_path) == ("COMPLETED", "")

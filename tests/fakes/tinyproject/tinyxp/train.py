@@ -29,7 +29,7 @@ _asked_to_stop = False
 @experiment_main(config_name="config", config_path="config", version_base="1.3")
 def main(cfg: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if cfg.end == "stubborn" else _stop)
-    status = StatusWriter(get_xp().folder, epochs=cfg.epochs)
+    status = StatusWriter(get_xp().folder, epochs=cfg.optim.epochs)
     try:
         if cfg.data == "nowhere":
             raise DataError("no manifest nowhere")
@@ -95,8 +95,8 @@ class Training:
         where = f"epoch {self.epoch} step {self.step}"
         print(f"index {self.cfg.index} here in {Path.cwd()}, from {where}", flush=True)
         use_memory(self.cfg)
-        while self.epoch < self.cfg.epochs:
-            time.sleep(self.cfg.seconds / self.cfg.epochs / self.cfg.steps)
+        while self.epoch < self.cfg.optim.epochs:
+            time.sleep(self.cfg.seconds / self.cfg.optim.epochs / self.cfg.steps)
             if self.may_step():
                 self.value = following(self.value, self.cfg.index)
                 self.step += 1

@@ -1,0 +1,124 @@
+"""Networks in lower precision; runs in every precision stop and go on to the last bit."""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from audiotok.checkpoint import load_checkpoint
+from audiotok.errors import DivergedError
+from audiotok.solvers import CompressionSolver
+from audiotok.solvers.averages import to_floats
+from audiotok.solvers.interruption import PROGRESS, Interrupted, StopSignals
+from audiotok.solvers.precision import LossScale, Precision
+from tests.solvers.test_interruption import SMALL, stop_at, without_time
+
+Enter = Callable[..., AbstractContextManager[CompressionSolver]]
+CPU = torch.device("cpu")
+QUICK = [*SMALL, "optim.epochs=1", "rvq.n_q=2", "evaluate.every=null", "generate.every=null"]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_a_network_has_float32_at_both_ends(name: str, tolerance: float) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv1d(1, 8, 5), nn.ELU(), nn.Conv1d(8, 2, 5))
+    network, training = copy.deepcopy(plain), [True]
+    precision = Precision(name, CPU, compiled=False, training=lambda: training[0])
+    scale = precision.new_scale("a")
+    precision.prepare([network], scale)
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    gradients = []
+    for one in (plain, network):
+        # So small that float16 would lose it.
+        wav = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = one(wav)
+        assert y.dtype == torch.float32
+        (1e-7 * y.square().sum()).backward()
+        assert wav.grad is not None
+        gradients.append([wav.grad, *(p.grad for p in one.parameters())])
+    factor = 1.0 if scale is None else scale.value
+    for index, (wanted, found) in enumerate(zip(*gradients, strict=True)):
+        assert wanted is not None and found is not None
+        found = found if index == 0 else found / factor  # those of the parameters are left scaled
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+    training[0] = False
+    assert torch.equal(network(wav), plain(wav))
+
+
+def test_float32_leaves_networks_alone() -> None:
+    network = nn.Conv1d(1, 1, 3)
+    Precision("fp32", CPU, compiled=False, training=lambda: True).prepare([network], None)
+    assert "forward" not in vars(network)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["precision=bf16", "optim.fused=true"],
+        ["precision=fp16", "losses.mmd=0"],
+        ["optim.accumulate=2", "optim.max_skipped=3", "optim.max_norm=1"],
+    ],
+    ids=["bf16", "fp16", "accumulate"],
+)
+def test_a_stopped_run_goes_on_to_the_last_bit(
+    tmp_path: Path, solver_in: Enter, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LossScale, "start", 2.0**6)  # four updates are too few to come down from 2^16
+    for stage in ("evaluate", "generate"):  # plain float32 in every precision
+        monkeypatch.setattr(CompressionSolver, stage, lambda self: {})
+    with solver_in(tmp_path / "whole", *QUICK, *overrides) as solver:
+        solver.run()
+        whole = load_checkpoint(solver.checkpoint_path)
+    assert "penalty" in whole["history"][0]["train"] and ("precision" in whole) == ("precision=fp16" in overrides)
+    with solver_in(tmp_path / "parts", *QUICK, *overrides) as solver, StopSignals() as stop:
+        stop_at(solver, stop, 2)  # with accumulation, between two batches of an update
+        with pytest.raises(Interrupted):
+            solver.run()
+        assert 0 < load_checkpoint(solver.checkpoint_path)[PROGRESS]["updates"] < 4
+    with solver_in(tmp_path / "parts", *QUICK, *overrides) as solver:
+        solver.run()
+        assert without_time(load_checkpoint(solver.checkpoint_path)) == without_time(whole)
+
+
+def test_a_skipped_update_leaves_nothing_behind(tmp_path: Path, solver_in: Enter) -> None:
+    with solver_in(tmp_path, *QUICK, "optim.max_skipped=1", "losses.mmd=0") as solver:
+        solver.model.train()
+        solver._current_stage = "train"
+        solver.rng = torch.Generator().manual_seed(0)
+        batch = torch.randn(4, solver.model.channels, 6400)
+        assert to_floats(solver.run_step(batch))["skipped"] == 0
+        before = without_time({"a": solver.state_dict()})
+        assert solver.run_step(batch * float("nan"))["skipped"] == 1
+        after = without_time({"a": solver.state_dict()})
+        assert before["a"].pop("skips") == {"count": 0} and after["a"].pop("skips") == {"count": 1}
+        assert before == after
+
+
+def test_with_several_batches_an_update_is_skipped_for_any_of_them(tmp_path: Path, solver_in: Enter) -> None:
+    with solver_in(tmp_path, *QUICK, "optim.max_skipped=1", "optim.accumulate=2", "losses.mmd=0") as solver:
+        solver.model.train()
+        solver._current_stage = "train"
+        solver.rng = torch.Generator().manual_seed(0)
+        good = torch.randn(4, solver.model.channels, 6400)
+        assert solver._run_batches([good, good], "train", 0)["skipped"] == 0
+        assert solver._run_batches([good * float("nan"), good], "train", 1) == {"skipped": 1.0}
+        with pytest.raises(DivergedError, match="max_skipped=1"):
+            solver._run_batches([good, good * float("nan")], "train", 2)
+
+
+def test_a_run_that_was_frozen_before_has_none_of_these_keys(tmp_path: Path, solver_in: Enter) -> None:
+    with solver_in(tmp_path, *QUICK) as solver:
+        cfg = copy.deepcopy(solver.cfg)
+        OmegaConf.set_struct(cfg, False)
+        for section, names in ((cfg, ("precision", "compile", "tf32")), (cfg.optim, ("accumulate", "max_skipped"))):
+            for name in names:
+                del section[name]
+        del cfg.optim["fused"]
+        old = type(solver)(cfg)
+        assert (old.precision.name, old.accumulate, old.skips.most) == ("fp32", 1, 0)
+        assert "skips" not in old.state_dict() and "precision" not in old.state_dict()
