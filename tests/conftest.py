@@ -10,9 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import HealthCheck, settings
 
 from audiotok.data.demo import SPLITS, fetch_demo
 from audiotok.data.prepare import prepare
+
+# No test rests on the speed of a machine.
+settings.register_profile("audiotok", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("audiotok")
 
 os.environ.pop("COLUMNS", None)  # set for the processes of pytest-xdist: a pipe has no width
 # Tests start hundreds of Python processes: what they import is compiled once, not by each.
