@@ -1,7 +1,7 @@
 """Which experiments are submitted, and why: one pure function for `dora grid`, `--dry_run` and `audiotok plan`.
 
 An experiment without a job is new. One whose job waits, runs or may run is kept; one that has completed is reused, and
-goes on if its epochs were raised since (`audiotok extend`).
+continues if its epochs were raised since (`audiotok extend`).
 `--retry` submits again what failed, however it ended, with two exceptions: a run that diverged or met bad configuration
 or data would end the same way, and one that ran out of memory needs more. AUDIOTOK_RETRY=force retries those, too; so
 does a configuration that has changed since, if the experiment is frozen anew with it. What needs other experiments

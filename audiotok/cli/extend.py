@@ -24,9 +24,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser = commands.add_parser("extend", help="train finished experiments longer, under the same signature")
     parser.description = (
         "Raise optim.epochs of experiments that have trained, or change another key that changes nothing a training "
-        "step computes: evaluate.every, generate.every, checkpoint.*, logging.*, *.num_workers. The change is kept "
-        "with its date in the folder of the experiment, in amended.json; the next `dora grid`, `dora launch` or `dora "
-        "run -f SIG` goes on from the last checkpoint with it."
+        "step computes: evaluate.every, generate.every, checkpoint.*, logging.*, watch.*, *.num_workers. The change is "
+        "kept with its date in the folder of the experiment, in amended.json; the next `dora grid`, `dora launch` or "
+        "`dora run -f SIG` trains from the last checkpoint with it."
     )
     parser.add_argument("sigs", nargs="+", metavar="SIG", help="signature of an experiment, or name of a grid")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as optim.epochs=300")
@@ -82,7 +82,7 @@ def _lines(extension: "Extension", xps: Path) -> Iterator[str]:
     yield f"{extension}; {extension.done} epochs are done"
     if verdict is not None and verdict.state.live:
         again = f"from its next start; `audiotok requeue {extension.sig}` has a job begin anew"
-        yield f"it is {verdict.state}: what has begun goes on with the values before, and takes these {again}"
+        yield f"it is {verdict.state}: what has begun keeps the values before, and takes these {again}"
     elif verdict is not None and verdict.state is State.COMPLETED and extension.epochs is None:
         yield "it has completed: this counts once optim.epochs is raised, too"
     if extension.epochs is None:

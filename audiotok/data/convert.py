@@ -184,7 +184,7 @@ class _Sources:
 
     @staticmethod
     def of(path: Path) -> list[Any]:
-        """What tells a file, and a change of it: its path, size and time."""
+        """What identifies a file, and a change of it: its path, size and time."""
         stat = path.stat()
         return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
@@ -322,7 +322,7 @@ def _kept(path: Path, target: Path, meta: AudioMeta, how: Conversion, sources: _
 
 
 def _check_whole(path: Path, frames: int) -> None:
-    """OSError unless a file can be read up to its last frame, which libsndfile says nothing of on a full disk."""
+    """OSError unless a file can be read up to its last frame, which libsndfile does not report on a full disk."""
     try:
         rate = audio_info(path).sample_rate
         read_audio(path, start_s=(frames - 1) / rate)

@@ -85,7 +85,7 @@ class Opus:
 
 
 def open_opus(path: Path, rate: int) -> Opus | None:
-    """The pages of an opus file, of which libsndfile says it has this rate; None if libsndfile is to read it."""
+    """The pages of an opus file, that has this rate by libsndfile; None if libsndfile is to read it."""
     if rate != _RATE or _av() is None:
         return None
     status = path.stat()

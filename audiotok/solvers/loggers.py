@@ -2,7 +2,7 @@
 
 They are written to here rather than by flashy's own loggers, which confuse the names of clips, drop scalars with the
 media, ask a server for the run before it exists, write points again after a resume, and end the training when they
-fail. Only the first process writes. The file `logged.json` of an experiment says how far each of the two is, so that a
+fail. Only the first process writes. The file `logged.json` of an experiment holds how far each of the two is, so that a
 resumed run writes what comes after, and one that is switched on later has all epochs of the history first.
 """
 
@@ -139,7 +139,7 @@ class RunLog:
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
-        """Whatever a backend raises switches it off, with one line in the log, and training goes on."""
+        """Whatever a backend raises switches it off, with one line in the log, and training continues."""
         try:
             yield
         except ImportError as error:
@@ -243,7 +243,7 @@ class _WandB:
         logging.getLogger("wandb").propagate = False  # it describes all it does, the configuration included
         self._wandb: Any = wandb
         self._updates_per_epoch = about.updates_per_epoch
-        # Of the machine only what the run itself says goes out: no arguments, packages, source, output or git remote,
+        # Of the machine only what the run itself logs goes out: no arguments, packages, source, output or git remote,
         # whose address may hold a password.
         quiet = wandb.Settings(
             console="off", silent=True, disable_git=True, disable_code=True, save_code=False, x_disable_meta=True,

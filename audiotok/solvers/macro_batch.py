@@ -152,11 +152,11 @@ class MacroBatch:
         frames = math.ceil(self.pending[0].shape[-1] / round(model.sample_rate / model.frame_rate))
         delayed = (n_q or model.num_codebooks) if self.loss.delay else 0
         of_clip = 1 if self.loss.between == "frames" else max(1, frames - delayed)
-        wanted = clips if self.max_samples is None else math.ceil(self.max_samples / of_clip)
-        wanted = math.ceil(max(2, wanted) / world_size()) * world_size()
-        if wanted >= clips:
+        count = clips if self.max_samples is None else math.ceil(self.max_samples / of_clip)
+        count = math.ceil(max(2, count) / world_size()) * world_size()
+        if count >= clips:
             return self.pending
-        chosen = torch.cat(self.pending)[torch.arange(wanted) * clips // wanted]
+        chosen = torch.cat(self.pending)[torch.arange(count) * clips // count]
         return list(chosen.split(len(self.pending[0])))
 
     def _weighted_gradient(

@@ -1,4 +1,4 @@
-"""Signs of trouble in a training that goes on: collapsed codebooks, winning discriminators, exploding losses.
+"""Signs of trouble in a running training: collapsed codebooks, winning discriminators, exploding losses.
 
 They are shown, and stop nothing. All they take are the floats that a step reports anyway, and counts of codes that stay
 on the device until the end of an epoch. Each process watches its own steps; those of the first are shown and saved.
@@ -103,7 +103,7 @@ class Watch:
         self._counts.view(-1).index_add_(0, flat, torch.ones_like(flat))
 
     def add_step(self, metrics: Mapping[str, float], where: str) -> None:
-        """Hold the metrics of a training step against those before it; `where` says which step it is.
+        """Hold the metrics of a training step against those before it; `where` names the step.
 
         A step with the metric `skipped` changed nothing, as its loss or gradient was not finite: such are counted.
         """

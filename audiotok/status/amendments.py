@@ -16,7 +16,7 @@ from audiotok.text import number_in
 AMENDED_FILE = "amended.json"
 EPOCHS = "optim.epochs"
 MAY_CHANGE = {  # patterns of keys, and what a change of them does
-    EPOCHS: "the training goes on to there",
+    EPOCHS: "the training continues to there",
     "evaluate.every": "when evaluate runs",
     "generate.every": "when generate runs",
     "checkpoint.*": "when checkpoints are written, and which copies are kept",

@@ -23,7 +23,7 @@ class State(StrEnum):
     REQUEUED = "REQUEUED"
     UNKNOWN = "UNKNOWN"  # the scheduler does not answer, or answers with a word we do not know: it may be running
     COMPLETED = "COMPLETED"
-    EXTENDED = "EXTENDED"  # completed, and its epochs were raised since: it goes on when it is submitted again
+    EXTENDED = "EXTENDED"  # completed, and its epochs were raised since: it continues when it is submitted again
     FAILED = "FAILED"
     DIVERGED = "DIVERGED"  # training produced a value that is not finite
     OUT_OF_MEMORY = "OUT_OF_MEMORY"

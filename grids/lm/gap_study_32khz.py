@@ -1,6 +1,6 @@
 """The language models of docs/studies/factorisation_gap.md at full size, for a cluster: MusicGen's small size.
 
-On each codec of compression.gap_study_32khz, with both alignments; compared as grids/lm/gap_study.py says.
+On each codec of compression.gap_study_32khz, with both alignments; compared as in grids/lm/gap_study.py.
 """
 
 from dora import Launcher
