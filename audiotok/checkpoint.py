@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from audiotok.cluster import output_dir
 from audiotok.errors import CheckpointError, first_line
 from audiotok.files import replacing
 from audiotok.integrity import damage, oddity
+from audiotok.interchange.audiocraft import plain_state, stand_ins
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +60,12 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     logger.debug("Checkpoint saved to %s", path)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, *, foreign: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without executing anything of it.
+
+    Args:
+        path: of the file.
+        foreign: also read those of AudioCraft, see `audiotok.interchange.audiocraft`.
 
     Raises:
         CheckpointError: if the file is missing, truncated, changed since it was written, or holds more than tensors,
@@ -75,8 +81,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if found:
         raise CheckpointError(f"{path} is damaged or is not a checkpoint ({found}); {advice}")
     try:
-        with warnings.catch_warnings():  # of torch, about odd files
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(), stand_ins() if foreign else nullcontext():
+            warnings.simplefilter("ignore")  # of torch, about odd files
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here, all of them about the file
         if "Weights only load failed" in str(error) or "Unsupported" in str(error):
@@ -87,9 +93,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or is not a checkpoint ({first_line(error)}); {advice}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}; a checkpoint is a dict of states")
+    if foreign:
+        try:
+            state = plain_state(state)
+        except ValueError as error:
+            raise CheckpointError(f"{path} holds {error}; so it was not loaded") from error
     if odd := oddity(state, size):
         raise CheckpointError(f"{path} holds {odd}; a checkpoint is of tensors, numbers and text, so it was not loaded")
-    return state
+    plain: dict[str, Any] = state
+    return plain
 
 
 def flush_old_epochs(folder: Path, keep_last: int | None) -> None:
@@ -129,8 +141,8 @@ def resolve_checkpoint(source: str | Path, root: Path | None = None) -> Path:
         path = path / LAST
     if not os.path.isfile(path):
         raise CheckpointError(
-            f"no checkpoint at {path}; give //sig/SIG, a file, a folder with {LAST}, or a model that comes with "
-            f"audiotok: {', '.join(own)}"
+            f"no checkpoint at {path}; give //sig/SIG, a file, a folder with {LAST}, or of another program (see "
+            f"docs/interchange.md), or a model that comes with audiotok: {', '.join(own)}"
         )
     return path
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from audiotok import __version__
-from audiotok.data.audio import audio_info, read_segment
+from audiotok.data.audio import audio_info, read_at
 from audiotok.data.manifest import AudioMeta, manifest_file, read_labels, read_manifest
 from audiotok.data.token_writer import TokenWriter, join, writing
 from audiotok.data.tokens import FORMAT, MAX_BINS, TokenSet
@@ -207,12 +207,8 @@ class _Run:
 
     def _samples(self, track: _Track, start: int, count: int | None) -> Tensor:
         """Samples [C, at most count] of a track from a sample of the model's rate on."""
-        # Half a sample on, so that rounding does not lose one; the reader begins there or before, and says where.
         options = {"sample_rate": self._rate, "channels": self._channels}
-        more = None if count is None else count + track.grid
-        wav, start_s = read_segment(track.meta.path, start_s=(start + 0.5) / self._rate, n_frames=more, **options)
-        lead = start - round(start_s * self._rate)
-        return wav[:, lead:] if count is None else wav[:, lead : lead + count]
+        return read_at(track.meta.path, start, count, grid=track.grid, **options)
 
     def _volume(self, track: _Track) -> float:
         """Root mean square of the mean of all channels, over the whole track, as the model takes it in one pass."""

@@ -104,7 +104,7 @@ def their_solver(modules: Mapping[str, Any], ours: CompressionSolver) -> Any:
     module = modules["solvers.compression"]
     solver = object.__new__(module.CompressionSolver)
     solver.cfg, solver.device, solver.is_training = cfg, device, True
-    solver.model = _their_model(modules, cfg).to(device)
+    solver.model = their_model(modules, cfg).to(device)
     solver.model.load_state_dict(ours.model.state_dict())
     solver.optimizer = _adam(solver.model, cfg)
     solver.adv_losses = torch.nn.ModuleDict({"msstftd": _their_adversary(modules, ours)})
@@ -127,7 +127,8 @@ def their_solver(modules: Mapping[str, Any], ours: CompressionSolver) -> Any:
     return solver
 
 
-def _their_model(modules: Mapping[str, Any], cfg: Any) -> Any:
+def their_model(modules: Mapping[str, Any], cfg: Any) -> Any:
+    """AudioCraft's codec of a configuration with our keys, on the CPU."""
     networks, seanet, rvq = modules["modules"], settings(cfg.seanet), settings(cfg.rvq)
     encoder, decoder = seanet.pop("encoder"), seanet.pop("decoder")
     left_out = ("kmeans_start", "commitment_weight")  # their ways are ours by default
@@ -289,8 +290,8 @@ def curve(options: argparse.Namespace, modules: Mapping[str, Any]) -> list[str]:
             found[name].append(step(batch))
         if (index + 1) % 10 == 0:
             print(index + 1, {name: round(rows[-1]["msspec"], 5) for name, rows in found.items()}, file=sys.stderr)
-    if options.save:
-        Path(options.save).write_text(json.dumps(found))
+            if options.save:
+                Path(options.save).write_text(json.dumps(found))
     return _differences(found)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *(f"docs/{name}.md" for name in (
     "launching", "data", "encodec_mmd", "mmd", "dependence", "tokens", "lm", "gap", "metrics", "generation", "results",
-    "report", "listening", "logging", "training", "extending", "MAP", "studies/factorisation_gap",
+    "report", "listening", "logging", "training", "extending", "interchange", "MAP", "studies/factorisation_gap",
 )))  # fmt: skip
 
 

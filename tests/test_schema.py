@@ -193,6 +193,10 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"dataset.segment_duration": 0.08}, "has 2 frames: mmd.delay of 2 codebooks needs 3 or more"),
     ({"dataset.segment_duration": 0.02}, "has 320 samples: mel needs 385 or more"),
     ({"optim.updates_per_epoch": None, "dataset.train.num_samples": 3}, "dataset.train.num_samples=3 with 4"),
+    (
+        {"optim.updates_per_epoch": None, "dataset.train.num_samples": 11, "optim.accumulate": 3},
+        "dataset.train.num_samples=11 with 4 in each of optim.accumulate=3 batches of an update",
+    ),
     ({"schedule.lr_scheduler": "cosine", "schedule.cosine.warmup": 9}, "at most the 8 updates"),
     ({"mel.hop_length": 2048}, "give hops and windows of at most n_fft"),
     ({"mel.f_min": 8000}, "give less than the highest frequency, 8000 Hz"),

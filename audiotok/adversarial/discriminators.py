@@ -123,12 +123,21 @@ class DiscriminatorSTFT(nn.Module):
 
     def forward(self, wav: torch.Tensor) -> tuple[torch.Tensor, FeatureMaps]:
         """Return the logit and the activations before it."""
-        parts = torch.view_as_real(self.spec_transform(wav))  # [B, C, F, T, 2]
+        parts = torch.view_as_real(self._spectrum(wav))  # [B, C, F, T, 2]
         x = parts.permute(0, 4, 1, 3, 2).flatten(1, 2)  # [B, 2C, T, F]: time before frequency, as in EnCodec
         # The layout in which convolutions of 16, 32 … channels are fastest; with fewer it is by far slower on a CPU.
         x = x.contiguous(memory_format=torch.channels_last if self.fast else torch.contiguous_format)
         x, maps = _activations(x, self.convs, self.activation)
         return self.conv_post(x), maps  # the logit is no feature map here, unlike in the other two: as in AudioCraft
+
+    def _spectrum(self, wav: torch.Tensor) -> torch.Tensor:
+        """What `spec_transform` returns, [B, C, F, T], in operations that torch.compile can follow."""
+        stft, flat = self.spec_transform, wav.reshape(-1, wav.shape[-1])
+        sizes = stft.n_fft, stft.hop_length, stft.win_length
+        spectrum = torch.stft(flat, *sizes, stft.window, center=False, return_complex=True)
+        if stft.normalized:
+            spectrum = spectrum / stft.window.square().sum().sqrt()
+        return spectrum.reshape(*wav.shape[:-1], *spectrum.shape[-2:])
 
 
 class MultiScaleSTFTDiscriminator(MultiDiscriminator):

@@ -47,10 +47,10 @@ class FeatureMatchingLoss(nn.Module):
 
 
 class AdversarialLoss(nn.Module):
-    """One adversary with its optimizer: trains it, and scores the generator with it.
+    """One adversary with its optimizer, the loss that trains it, and its scores of the generator.
 
-    Per step, call `train_adv` (the adversary's update) and the module itself (the generator's losses). The state dict
-    holds the optimizer's state next to the adversary's, as plain containers of tensors and numbers.
+    Per step, call `adversary_loss` (to update the adversary by) and the module itself (the generator's losses). The
+    state dict holds the optimizer's state next to the adversary's, as plain containers of tensors and numbers.
 
     Args:
         adversary: maps [B, C, T] to (logits, feature maps), see `DiscriminatorOutput`; broadcast from rank 0 here.
@@ -80,19 +80,6 @@ class AdversarialLoss(nn.Module):
         self.loss_fake = loss_fake
         self.loss_feat = loss_feat
         self.normalize = normalize
-
-    def train_adv(self, *, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Update the adversary once on fake and real signals [B, C, T], with gradients averaged over ranks.
-
-        Returns its loss before the update, detached; DataError if the shapes differ.
-        """
-        loss = self.adversary_loss(fake=fake, real=real)
-        self.optimizer.zero_grad()
-        # A collective: each rank must train this adversary at the same steps, see `CompressionSolver.rng`.
-        with flashy.distrib.eager_sync_model(self.adversary):
-            loss.backward()
-        self.optimizer.step()
-        return loss.detach()
 
     def adversary_loss(self, *, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Loss of the adversary on fake and real signals [B, C, T], with its graph; DataError if the shapes differ."""

@@ -25,7 +25,10 @@ _ARGUMENTS = {
         "report": {"grid": "results"},
         "requeue": {"sigs": "signatures"},
         "extend": {"sigs": "signatures"},
+        "export": {"codec": "codecs"},
         "tokenize": {"codec": "codecs"},
+        "encode": {"model": "codecs"},
+        "decode": {"model": "codecs"},
     },
     "dora": {
         "grid": {"grid": "grids"},
@@ -84,7 +87,7 @@ def _scripts(shell: str, ours: argparse.ArgumentParser) -> Iterator[str]:
                 action.complete = shtab.cmd(f"audiotok completion {names} 2>/dev/null")  # type: ignore[attr-defined]
             elif action.metavar == "DIR":
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-            elif action.metavar == "MANIFEST":
+            elif action.metavar in ("MANIFEST", "IN"):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         yield shtab.complete(parser, shell)
 

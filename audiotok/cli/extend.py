@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiotok.cli.entry_point import PACKAGE_HELP, entry_point
 from audiotok.errors import ConfigError, LaunchError
+from audiotok.status.amendments import EPOCHS, MAY_CHANGE
 from audiotok.text import number_in
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser = commands.add_parser("extend", help="train finished experiments longer, under the same signature")
     parser.description = (
         "Raise optim.epochs of experiments that have trained, or change another key that changes nothing a training "
-        "step computes: evaluate.every, generate.every, checkpoint.*, logging.*, watch.*, *.num_workers. The change is "
+        f"step computes: {', '.join(key for key in MAY_CHANGE if key != EPOCHS)}. The change is "
         "kept with its date in the folder of the experiment, in amended.json; the next `dora grid`, `dora launch` or "
         "`dora run -f SIG` trains from the last checkpoint with it."
     )

@@ -2,12 +2,19 @@
 
 import argparse
 import logging
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from audiotok.errors import ResultsError
 
+if TYPE_CHECKING:
+    from audiotok.report import PageModel, ReportOptions
+    from audiotok.results import Experiments
+
 logger = logging.getLogger(__name__)
+
+_BEST = ""  # --with-model without a name
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,10 +40,20 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "--single-file", action="store_true", help="one file to mail: ./reports/GRID.html, without pages of runs"
     )
     parser.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest single file (default: 20)")
+    parser.add_argument(
+        "--with-model",
+        nargs="?",
+        const=_BEST,
+        metavar="MODEL",
+        help="a codec inside the page, for sounds of the reader's own: a signature of the grid, or what "
+        "CompressionModel.get_pretrained takes (default: the run that is best by the first metric)",
+    )
     parser.set_defaults(run=_report)
 
 
 def _report(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from audiotok import report, results
     from audiotok.results.declared import declare_options
 
@@ -53,6 +70,9 @@ def _report(args: argparse.Namespace) -> int:
     )
     experiments = results.load_grid(args.grid, args.root)
     logger.info("%r", experiments)
+    if args.with_model is not None:
+        model = _model(experiments, options, args.with_model)
+        options = replace(options, model=model)
     if args.single_file:
         output = args.output or Path("reports", f"{args.grid}.html")
         listening, size = report.write_single_file(experiments, output, options, limit_mb=args.max_mb)
@@ -60,6 +80,15 @@ def _report(args: argparse.Namespace) -> int:
     else:
         output = args.output or Path("reports", args.grid)
         listening = report.write_report(experiments, output, options)
+    if options.model:
+        logger.info(
+            "model %s (%s): %.1f MB in the page, and %.1f MB of ONNX Runtime Web %s",
+            options.model.name,
+            options.model.reason,
+            options.model.model_mb,
+            options.model.runtime_mb,
+            options.model.runtime_version,
+        )
     for problem in listening.problems:
         logger.warning("audio: %s", problem)
     if listening.left_out:
@@ -67,6 +96,46 @@ def _report(args: argparse.Namespace) -> int:
     logger.info("%d clips, %.1f MB of audio and spectrograms", len(listening.clips), listening.size / 1e6)
     print(output if args.single_file else output / "index.html")
     return 0
+
+
+def _model(experiments: "Experiments", options: "ReportOptions", name: str) -> "PageModel":
+    """The codec of a name, or of the best run, as ONNX files in memory."""
+    from audiotok.export.onnx import write_onnx
+    from audiotok.models.encodec import CompressionModel, EncodecModel
+    from audiotok.report import PageModel
+
+    name, reason = (name, "named by --with-model") if name else _best(experiments, options)
+    folders = {record.sig: record.folder for record in experiments.records}
+    model = CompressionModel.get_pretrained(folders.get(name, name))
+    if not isinstance(model, EncodecModel):
+        raise ResultsError(f"{name} is no EnCodec; name one with --with-model.")
+    with tempfile.TemporaryDirectory() as scratch:
+        write_onnx(model, Path(scratch))
+        return PageModel.read(Path(scratch), Path(name).name, reason)
+
+
+def _best(experiments: "Experiments", options: "ReportOptions") -> tuple[str, str]:
+    """Signature of the best run with a checkpoint, by the page's first metric that has a better direction, and why."""
+    from audiotok.checkpoint import LAST
+    from audiotok.results.codecs import is_joined
+    from audiotok.results.metrics import known_metric
+    from audiotok.results.query import ordered
+
+    if is_joined(experiments.runs):
+        raise ResultsError(f"the runs of {experiments.name} are no codecs; name one: --with-model //sig/SIG.")
+    metrics = options.judged(experiments)
+    directed = [name for name in metrics if (known := known_metric(name)) and known.direction != "neutral"]
+    if not directed:
+        raise ResultsError(f"no metric of {experiments.name} has a better direction; name a run: --with-model SIG.")
+    there = {record.sig for record in experiments.records if (record.folder / LAST).is_file()}
+    runs = experiments.counted(unfinished=options.unfinished).runs
+    runs = runs[runs["sig"].isin(there) & runs[directed[0]].notna()]
+    if runs.empty:
+        raise ResultsError(
+            f"no run of {experiments.name} that counts has {directed[0]} and a {LAST}; name a model: "
+            "--with-model SIG, or --with-model demo."
+        )
+    return str(ordered(runs, [directed[0]]).iloc[0]["sig"]), f"the run that is best by {directed[0]}"
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -143,6 +143,33 @@ def read_segment(
     return (wav if n_frames is None else wav[:, :n_frames]), first * step / rate
 
 
+def read_at(
+    path: str | Path, start: int, count: int | None, *, sample_rate: int, channels: int, grid: int | None = None
+) -> torch.Tensor:
+    """Samples [channels, at most count] of a file, resampled, from one of them on; equal to those of the whole file.
+
+    Args:
+        path: audio file.
+        start: first sample, at `sample_rate`.
+        count: of samples; None reads to the end.
+        sample_rate: in Hz.
+        channels: of the result.
+        grid: samples at `sample_rate` between two places at which `read_segment` can begin, at most; None: a look
+            into the file finds it.
+
+    Raises:
+        DataError: as `read_segment`.
+    """
+    if grid is None:
+        grid = sample_rate // math.gcd(sample_rate, audio_info(path).sample_rate)
+    # Half a sample on, so that rounding does not lose one; the reader begins there or before, and returns where.
+    options = {"sample_rate": sample_rate, "channels": channels}
+    more = None if count is None else count + grid
+    wav, start_s = read_segment(path, start_s=(start + 0.5) / sample_rate, n_frames=more, **options)
+    lead = start - round(start_s * sample_rate)
+    return wav[:, lead:] if count is None else wav[:, lead : lead + count]
+
+
 def _segment_at(
     source: "_Source", first: int, n_frames: int | None, sample_rate: int, channels: int
 ) -> tuple[torch.Tensor, float]:

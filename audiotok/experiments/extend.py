@@ -88,7 +88,7 @@ def plan_extension(main: "ExperimentMain", sig: str, argv: Sequence[str]) -> Ext
     before = {key: value_at(plain, tuple(key.split("."))) for key in values}
     keys = {key: (before[key], value) for key, value in values.items() if value != before[key]}
     if EPOCHS in keys:
-        _check_epochs(sig, values[EPOCHS], done, folder)
+        _check_epochs(sig, before[EPOCHS], values[EPOCHS], done, folder)
     after = replace(frozen, amended={**frozen.amended, **values})
     if found := [line for line in main.faults(after) if line not in main.faults(frozen)]:
         raise ConfigError(f"{sig}: {'; '.join(found)}")
@@ -134,11 +134,17 @@ def _way_out(main: "ExperimentMain", sig: str, argument: str, key: str) -> str:
     )
 
 
-def _check_epochs(sig: str, epochs: Any, done: int, folder: Path) -> None:
-    """Refuse epochs that leave nothing to do; but the number that it has completed with may be set again."""
+def _check_epochs(sig: str, before: int, epochs: Any, done: int, folder: Path) -> None:
+    """Refuse epochs that leave nothing to do; but the number that it has completed with may be set again.
+
+    Fewer than before are refused while a job may run, too: it keeps those before, and may have passed the new end.
+    """
     if type(epochs) is not int:
         raise ConfigError(f"{EPOCHS}={epochs}: give a whole number of epochs above the {done} that {sig} has done")
     verdict = experiment_state(folder)
     completed = verdict is not None and verdict.state in (State.COMPLETED, State.EXTENDED)
     if epochs < done or (epochs == done and not completed):
         raise ConfigError(f"{EPOCHS}={epochs}: {sig} has done {done} epochs; give more than that")
+    if verdict is not None and verdict.state.live and epochs < before:
+        found = f"{sig} is {verdict.state}, and its job trains {before}"
+        raise ConfigError(f"{EPOCHS}={epochs}: {found}; give more than that, or cancel it first")

@@ -7,7 +7,7 @@ too. Source: Défossez et al., "High Fidelity Neural Audio Compression", TMLR 20
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _ENCODEC_KEYS = ("autoencoder", "quantizer", "sample_rate", "channels", "causal", "renormalize")
 _OUTDATED_KEYS = ("renorm",)  # in old exported files, without effect in AudioCraft either
-_SILENCE = 1e-8  # added to the volume, so that silence can be renormalised
+SILENCE = 1e-8  # added to the volume, so that silence can be renormalised
 
 
 class CompressionModel(nn.Module, ABC):
@@ -52,6 +52,20 @@ class CompressionModel(nn.Module, ABC):
     @abstractmethod
     def decode_latent(self, codes: Tensor) -> Tensor:
         """Latent [B, D, T'] of codes [B, K, T']."""
+
+    def encode_chunks(self, chunks: Iterable[Tensor], **options: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Codes and scale of wav [B, C, t] in chunks, in bounded memory; see `audiotok.models.chunks.encode_chunks`."""
+        from audiotok.models.chunks import encode_chunks  # which needs this class
+
+        return encode_chunks(self, chunks, **options)
+
+    def decode_chunks(
+        self, chunks: Iterable[Tensor | tuple[Tensor, Tensor | None]], **options: Any
+    ) -> Iterator[Tensor]:
+        """Audio [B, C, t] of codes in chunks, in bounded memory; see `audiotok.models.chunks.decode_chunks`."""
+        from audiotok.models.chunks import decode_chunks
+
+        return decode_chunks(self, chunks, **options)
 
     @property
     @abstractmethod
@@ -126,8 +140,12 @@ class EncodecModel(CompressionModel):
         result.x = self._restore_volume(self.decoder(result.x)[..., : wav.shape[-1]], scale)
         return result
 
+    @torch.no_grad()
     def encode(self, wav: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Codes [B, K, T'] of wav [B, C, T], and its volume [B, 1] or None; errors as `encode_latent`."""
+        """Codes [B, K, T'] of wav [B, C, T], and its volume [B, 1] or None; errors as `encode_latent`.
+
+        Keeps no graph, as codes have no gradient; `forward` and `encode_latent` do.
+        """
         latent, scale = self.encode_latent(wav)
         return self.quantizer.encode(latent), scale
 
@@ -145,7 +163,7 @@ class EncodecModel(CompressionModel):
         if self.renormalize:
             # One volume for all channels, that of their mean: the stereo image stays.
             volume = wav.mean(dim=1).pow(2).mean(dim=1, keepdim=True).sqrt()
-            scale = volume + _SILENCE
+            scale = volume + SILENCE
             wav = wav / scale[:, :, None]
         latent: Tensor = self.encoder(wav)
         return latent, scale
@@ -153,11 +171,13 @@ class EncodecModel(CompressionModel):
     def decode(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
         """Audio [B, C, T' * hop] of codes [B, K, T']; scale [B, 1] as `encode` gave it, None for unit volume.
 
-        ConfigError if scale is given to a model that does not renormalise; DataError if the codes do not fit.
+        Keeps no graph in evaluation mode. ConfigError if scale is given to a model that does not renormalise;
+        DataError if the codes do not fit.
         """
         if scale is not None and not self.renormalize:
             raise ConfigError("decode got a scale, but this model has renormalize=false; pass scale=None.")
-        return self._restore_volume(self.decoder(self.decode_latent(codes)), scale)
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            return self._restore_volume(self.decoder(self.decode_latent(codes)), scale)
 
     def decode_latent(self, codes: Tensor) -> Tensor:
         """Latent [B, D, T'] of codes [B, K, T']."""

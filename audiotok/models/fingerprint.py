@@ -4,10 +4,12 @@ import hashlib
 import json
 
 import torch
+from torch import nn
 
 from audiotok.models.encodec import CompressionModel
 
 _OF_TRAINING = (".inited", ".cluster_size", ".embed_avg")  # buffers of codebooks that no code depends on
+_OWN_LAYERS = "audiotok.modules.conv"  # its convolutions are torch's, in another order of memory
 # What decides codes and audio beside the weights; by name, so that a new attribute of a class changes no hash.
 _ATTRIBUTES = (
     "alpha", "causal", "channels", "dilation", "eps", "frame_rate", "groups", "kernel_size", "negative_slope",
@@ -24,7 +26,9 @@ def codec_hash(model: CompressionModel) -> str:
     """
     digest = hashlib.sha256(b"audiotok codec 1\n")
     for name, module in model.named_modules():
-        kind = type(module).__name__ if type(module).__module__.startswith("torch.nn.") else ""  # such as ELU
+        layer = next(each for each in type(module).__mro__ if each.__module__ != _OWN_LAYERS)
+        of_torch = layer.__module__.startswith("torch.nn.") and layer is not nn.Module
+        kind = layer.__name__ if of_torch else ""  # such as ELU
         values = {key: value for key in _ATTRIBUTES if _plain(value := getattr(module, key, None))}
         if kind or values:
             digest.update(f"{name} {kind} {json.dumps(values, sort_keys=True)}\n".encode())

@@ -324,8 +324,8 @@ class LMModel(nn.Module):
                 clip does not depend on the others of its batch.
             use_cache: whether each step is read once, rather than all steps for each new one.
 
-        Within torch.autocast the weights are kept in its type. In bfloat16 they are read in half of the time, and codes
-        are others than in float32.
+        Within torch.autocast the weights are kept in its type. In bfloat16 codes are others than in float32; on a CPU
+        batches from four clips on are faster by it, one clip is not (docs/benchmarks/lm.md).
 
         Raises:
             ConfigError: for a head that the model does not have, or guidance without labels.
@@ -360,7 +360,9 @@ class LMModel(nn.Module):
                 state = self.state(sequence[..., :step].repeat(copies, 1, 1), labels, cache)[:, -1]
                 decoder = Decoder(self.transformer, cache, rows) if cache is not None else None
             else:
-                state = self.out_norm(decoder.read(self._embed(sequence[..., step - 1].repeat(copies, 1))))
+                codes = sequence[..., step - 1]
+                codes = codes if copies == 1 else codes.repeat(copies, 1)
+                state = self.out_norm(decoder.read(self._embed(codes)))
             drawer.fill(sequence[..., step], state)
         return pattern.undo(sequence, self.special_token)[0]
 

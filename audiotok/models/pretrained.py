@@ -1,12 +1,14 @@
-"""Models from files: our training checkpoints and exported files, and files exported by AudioCraft."""
+"""Models from files: checkpoints, exported files and folders of ours, of AudioCraft and of Hugging Face."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -14,35 +16,111 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from audiotok.checkpoint import PRETRAINED_PREFIX, load_checkpoint, resolve_checkpoint
+from audiotok.checkpoint import LAST, PRETRAINED_PREFIX, load_checkpoint, own_models, resolve_checkpoint
 from audiotok.config_text import read_text
 from audiotok.errors import CheckpointError, first_line
 from audiotok.integrity import misfit, not_finite
+from audiotok.interchange import audiocraft, hub, huggingface
+from audiotok.interchange import folder as own
 
 Model = TypeVar("Model", bound=nn.Module)
 _REGISTRATIONS = 50  # of modules, parameters and buffers, for each tensor of a network; ours have less than 10
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """What a source holds of a trained model.
+
+    Attributes:
+        path: the file or folder.
+        cfg: configuration of the model; of a checkpoint that of its experiment.
+        weights: the best ones, under our names.
+        state: everything that a checkpoint or an exported file holds; empty of a folder.
+    """
+
+    path: Path
+    cfg: DictConfig
+    weights: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def find_pretrained(name: str | Path, root: Path | None = None) -> Path:
+    """File or folder of a model, which is fetched first if it is named as one of the hub, owner/name.
+
+    Args:
+        name: a model that comes with the package (demo), an exported file, a training checkpoint, a folder with either
+            (`checkpoint.th`, `compression_state_dict.bin`) or with an EnCodec of Transformers or an export of ours,
+            //sig/SIG, owner/name of the hub unless there is such a folder here, or any of these after //pretrained/.
+            A `Path` is always a path.
+        root: Dora's folder, for signatures; by default that of this process.
+
+    Raises:
+        CheckpointError: if there is no such model, or it cannot be fetched.
+    """
+    text = str(name).removeprefix(PRETRAINED_PREFIX)
+    path = Path(text)
+    if path.name in huggingface.WEIGHTS and (own.is_folder(path.parent) or huggingface.is_folder(path.parent)):
+        path = path.parent
+    by_path = isinstance(name, Path) or text not in own_models()
+    if by_path and os.path.isdir(path) and not os.path.isfile(path / LAST):
+        if own.is_folder(path) or huggingface.is_folder(path):
+            return path
+        if os.path.isfile(path / audiocraft.EXPORTED):
+            return path / audiocraft.EXPORTED
+    elif isinstance(name, str) and hub.is_name(text):
+        return hub.fetch(text)
+    return resolve_checkpoint(name, root)
+
+
+def read_pretrained(name: str | Path, root: Path | None = None) -> Pretrained:
+    """Read what a model's source holds; see `find_pretrained`. Nothing of it is executed.
+
+    Raises:
+        CheckpointError: if there is no such source, it cannot be read safely, or its weights are not finite.
+    """
+    path = find_pretrained(name, root)
+    if os.path.isdir(path):
+        read = own.read_folder if own.is_folder(path) else huggingface.read_folder
+        cfg, weights = read(path)
+        return Pretrained(path, OmegaConf.create(cfg), _checked(weights, path), {})
+    state = load_checkpoint(path, foreign=True)
+    if audiocraft.POINTER in state:
+        return read_pretrained(_pointed(state[audiocraft.POINTER], path))
+    return Pretrained(path, configuration_of(state, path), best_weights_of(state, path), state)
+
+
+def _pointed(name: Any, path: Path) -> Path:
+    """Model that a file names instead of holding it: a folder here, or what was fetched from the hub before."""
+    if not isinstance(name, str) or not hub.NAME.fullmatch(name):
+        raise CheckpointError(f"{path} points to {str(name)[:80]!r}, which is no EnCodec that is read here")
+    if os.path.isdir(name):
+        return Path(name)
+    try:
+        return hub.fetch(name, kept_only=True)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path} points to {name} and holds no weights; give {name} itself, which is fetched from the hub, or the "
+            "path of a copy"
+        ) from error
+
+
 def load_pretrained(
     name: str | Path, device: torch.device | str = "cpu", *, build: Callable[[DictConfig], Model]
 ) -> Model:
-    """Build the model that a file describes and fill in its best weights, ready for use (eval mode).
+    """Build the model that a source describes and fill in its best weights, ready for use (eval mode).
 
     Args:
-        name: a model that comes with the package (demo), an exported file, a training checkpoint, a folder with
-            `checkpoint.th`, //sig/SIG, or any of these after //pretrained/.
+        name: as `find_pretrained` reads it.
         device: where to put the model.
-        build: makes a model of the file's configuration. A parameter, so that this module knows no kind of model.
+        build: makes a model of the source's configuration. A parameter, so that this module knows no kind of model.
 
     Raises:
-        CheckpointError: if there is no such file, it cannot be read safely, its weights do not fit, or are not finite.
+        CheckpointError: as `read_pretrained`, and if the weights do not fit their configuration.
     """
-    path = resolve_checkpoint(name)
-    state = load_checkpoint(path)
-    weights, cfg = best_weights_of(state, path), configuration_of(state, path)
-    check_weights(cfg, weights, path, build)
-    model = build(cfg)
-    model.load_state_dict(weights)
+    found = read_pretrained(name)
+    check_weights(found.cfg, found.weights, found.path, build)
+    model = build(found.cfg)
+    model.load_state_dict(found.weights)
     return model.to(device).eval()
 
 
@@ -53,8 +131,11 @@ def best_weights_of(state: dict[str, Any], path: Path) -> dict[str, Any]:
         CheckpointError: naming `path`, if there are none.
     """
     best = state.get("best_state")
-    # An exported file, ours or AudioCraft's, holds the weights alone; a checkpoint the best state of each module.
-    weights = best if state.get("exported") is True or not isinstance(best, dict) else best.get("model")
+    # An exported file, ours or AudioCraft's, holds the weights alone; a checkpoint the best state of each module. The
+    # first files of MusicGen lack the mark of exported ones.
+    flat = isinstance(best, dict) and bool(best) and all(isinstance(value, torch.Tensor) for value in best.values())
+    alone = state.get("exported") is True or flat
+    weights = best if alone or not isinstance(best, dict) else best.get("model")
     unfinished = isinstance(best, dict) and not best and "progress" in state
     if unfinished and isinstance(state.get("history"), list) and not state["history"]:
         raise CheckpointError(f"{path} holds no best state: its first epoch is not finished; train on, then try again")
@@ -64,6 +145,11 @@ def best_weights_of(state: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path} lacks {lacking}; give a checkpoint of a compression solver or a file made by "
             "audiotok.utils.export.export_encodec"
         )
+    return _checked(weights, path)
+
+
+def _checked(weights: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Weights that are tensors by name, and finite; CheckpointError naming `path` for others."""
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(f"{path} does not hold the weights as a dict of tensors; was it written by a solver?")
     if names := not_finite(weights):

@@ -73,7 +73,7 @@ class WindowEncoder:
             raise ConfigError(f"windows of {window_s} s; expected from {frame} s (a frame) to {LONGEST_S}.")
         self.frames = round(window_s * model.frame_rate)
         self.device: torch.device = next(iter(model.state_dict().values())).device
-        self.exact = _continuable(model)
+        self.exact = continuable(model)
         self._left = self._right = 0  # context in samples
         if self.exact:
             assert isinstance(model, EncodecModel) and isinstance(model.encoder, SEANetEncoder)
@@ -210,7 +210,7 @@ def _reach(layer: nn.Module) -> tuple[int, int, int]:
     return 0, 0, 1
 
 
-def _continuable(model: CompressionModel) -> bool:
+def continuable(model: CompressionModel) -> bool:
     """Whether windows with context give the codes of one pass."""
     if not isinstance(model, EncodecModel) or not isinstance(model.encoder, SEANetEncoder):
         return False

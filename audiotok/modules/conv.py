@@ -2,6 +2,10 @@
 
 The layout (which side gets the odd sample, what happens to a ragged last window) and the parameter names are
 those of EnCodec (Défossez et al., "High Fidelity Neural Audio Compression", TMLR 2023): its weights load.
+
+In evaluation without gradients on a CPU, tensors [B, C, T] lie in memory as [B, T, C]: the fast kernels of oneDNN read
+and write that order as it is, and copies of layout fall away. Values differ by rounding. Figures:
+docs/benchmarks/codec.md.
 """
 
 import math
@@ -9,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm, weight_norm
@@ -20,6 +25,45 @@ _PAD_MODES = ("constant", "reflect", "replicate")
 
 _Params = Mapping[str, Any] | None
 _Conv = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d
+
+
+class _Conv1d(nn.Conv1d):
+    """`nn.Conv1d` that keeps the channels last in inference."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve input [B, C, T]."""
+        if self.training or not _in_inference(input) or not isinstance(self.padding, tuple):
+            return super().forward(input)
+        # A stride of the axis of size 1 changes nothing, but without one a kernel of one tap is not given to oneDNN.
+        stride, padding, dilation = (2, *self.stride), (0, *self.padding), (1, *self.dilation)
+        weight = self.weight.unsqueeze(2)
+        return F.conv2d(input.unsqueeze(2), weight, self.bias, stride, padding, dilation, self.groups).squeeze(2)
+
+
+class _ConvTranspose1d(nn.ConvTranspose1d):
+    """`nn.ConvTranspose1d` that keeps the channels last in inference, where it is a convolution.
+
+    With stride s, each input step adds to the s output samples that begin with it, and to some groups of s after these.
+    So a convolution with s times the channels, which are s neighbouring samples, has the same output.
+    """
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Convolve input [B, C, T] to [B, C', (T - 1) * stride + kernel_size]."""
+        plain = self.groups == 1 and self.padding == self.output_padding == (0,) and self.dilation == (1,)
+        if self.training or not _in_inference(input) or not plain or output_size is not None:
+            return super().forward(input, output_size)
+        (stride,), (kernel_size,) = self.stride, self.kernel_size
+        if input.numel() + stride * input.shape[2] * self.out_channels * len(input) < self.weight.numel():
+            # Short clips: the layout of the samples costs less than that of the weights.
+            return super().forward(input).transpose(1, 2).contiguous().transpose(1, 2)
+        groups = math.ceil(kernel_size / stride)
+        by_group = F.pad(self.weight, (0, groups * stride - kernel_size)).unflatten(2, (groups, stride))
+        # [C, C', groups, s] -> [s * C', C, 1, groups]; an output sees the latest input last.
+        weight = by_group.flip(2).permute(3, 1, 0, 2).reshape(stride * self.out_channels, -1, 1, groups)
+        bias = None if self.bias is None else self.bias.repeat(stride)
+        y = F.conv2d(input.unsqueeze(2), weight, bias, padding=(0, groups - 1)).squeeze(2)
+        samples = y.transpose(1, 2).reshape(len(y), -1, self.out_channels).transpose(1, 2)
+        return samples[..., : (input.shape[2] - 1) * stride + kernel_size]
 
 
 class _NormConv(nn.Module):
@@ -53,7 +97,7 @@ class _NormConv(nn.Module):
 class NormConv1d(_NormConv):
     """`nn.Conv1d` followed by its normalisation."""
 
-    kind = nn.Conv1d
+    kind = _Conv1d
     conv: nn.Conv1d
 
 
@@ -67,7 +111,7 @@ class NormConv2d(_NormConv):
 class NormConvTranspose1d(_NormConv):
     """`nn.ConvTranspose1d` followed by its normalisation."""
 
-    kind, key = nn.ConvTranspose1d, "convtr"
+    kind, key = _ConvTranspose1d, "convtr"
     convtr: nn.ConvTranspose1d
 
 
@@ -223,11 +267,38 @@ def _overlap(span: int, stride: int) -> int:
     return span - stride
 
 
+def _in_inference(x: Tensor) -> bool:
+    """Whether x may have the channels last: on a CPU, without gradients, and not in a graph that is recorded."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or torch.is_grad_enabled():
+        return False
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return not (tracing or torch.compiler.is_compiling())
+
+
 def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
     """Pad the last axis, also when it is too short to be reflected."""
+    if left == right == 0:
+        return x
     short = max(left, right) - x.shape[-1] + 1
-    if mode != "reflect" or short <= 0:
-        return F.pad(x, (left, right), mode)
-    # A mirror needs more samples than it reflects: lend it zeros, and take as many away afterwards.
-    padded = F.pad(F.pad(x, (0, short)), (left, right), mode)
-    return padded[..., : padded.shape[-1] - short]
+    if mode == "reflect" and short > 0:
+        # A mirror needs more samples than it reflects: lend it zeros, and take as many away afterwards.
+        padded = F.pad(F.pad(x, (0, short)), (left, right), mode)
+        return padded[..., : padded.shape[-1] - short]
+    if _in_inference(x):
+        return _pad_channels_last(x, left, right, mode)
+    return F.pad(x, (left, right), mode)
+
+
+def _pad_channels_last(x: Tensor, left: int, right: int, mode: str) -> Tensor:
+    """The same of x [B, C, T] by one copy into memory [B, T', C]; `F.pad` would change the order in memory."""
+    batch, channels, length = x.shape
+    padded = x.new_empty(batch, left + length + right, channels).transpose(1, 2)
+    padded[..., left : left + length] = x
+    before, after = padded[..., :left], padded[..., left + length :]
+    if mode == "reflect":
+        before.copy_(x[..., 1 : left + 1].flip(-1))
+        after.copy_(x[..., length - 1 - right : length - 1].flip(-1))
+    else:
+        before.copy_(x[..., :1]) if mode == "replicate" else before.zero_()
+        after.copy_(x[..., -1:]) if mode == "replicate" else after.zero_()
+    return padded

@@ -17,6 +17,8 @@ from audiotok.report.charts import HEIGHT, WIDTH, RunCharts
 from audiotok.report.folder import INDEX, staged
 from audiotok.report.listening import ANCHOR, LOWEST_HZ, RANGE_DB, REFERENCE, Listening, choose_clips, write_clips
 from audiotok.report.matrix import codebook_matrix
+from audiotok.report.own_sound import PageModel
+from audiotok.report.own_sound import script as own_sound_script
 from audiotok.report.runs import Run, run_pages
 from audiotok.report.table import (
     Column,
@@ -59,6 +61,7 @@ class ReportOptions:
     clips: int = 8  # clips to listen to per run
     audio_mb: float = 200.0  # megabytes of audio and spectrograms in all
     unfinished: bool = False  # whether runs that have not completed count, too
+    model: PageModel | None = None  # a codec for sounds of the reader's own, inside the page
 
     def __post_init__(self) -> None:
         if self.clips < 0 or not self.audio_mb >= 0:
@@ -127,7 +130,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
     statistics = _statistics(experiments, by, metrics, options)
     seeds = options.seeds if options.seeds in experiments.parameters else "runs"
     charts = chart_data(experiments, by, metrics, [options.seeds, CODEC_SEED], unfinished=options.unfinished)
-    script = _script(with_charts=charts is not None)
+    script = _script(options.model, with_charts=charts is not None)
     averaged = "codecs, each the mean of its runs" if counts_codecs(experiments.runs, by) else seeds
     with staged(output) as stage:
         for name in ("assets", "runs"):
@@ -158,7 +161,10 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
                 by=by,
                 seeds=averaged,
                 listening=listening,
-                data=_page_data(experiments, runs, columns, listening) | {"charts": charts},
+                data=_page_data(experiments, runs, columns, listening)
+                | {"charts": charts, "model": options.model.data() if options.model else None},
+                model=options.model,
+                inlined=options.model.inlined if options.model else [],
                 script=script,
                 script_hash=_hash(script),
                 **statistics,
@@ -283,10 +289,12 @@ def _tone(state: str) -> str:
     return "good" if state == "COMPLETED" else "going" if going else "bad"
 
 
-def _script(*, with_charts: bool) -> str:
+def _script(model: PageModel | None, *, with_charts: bool) -> str:
     """The page's only script: the library of the charts, then its own parts in one scope of theirs."""
     library = [(ASSETS / LIBRARY).read_text(encoding="utf-8")] if with_charts else []
     parts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPT]
+    if model:
+        parts.append(own_sound_script())
     return "\n".join([*library, '(() => {\n"use strict";\n', *parts, "})();\n"])
 
 

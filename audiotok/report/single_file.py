@@ -54,9 +54,12 @@ def write_single_file(
         listening = write_report(experiments, folder, options)
         page = _in_one(folder).encode()
     if not len(page) <= limit_mb * 1e6:
+        model = options.model if options else None
+        inside = f" and the model {model.model_mb + model.runtime_mb:.1f}" if model else ""
         raise ResultsError(
             f"{output} would have {len(page) / 1e6:.1f} MB, more than {limit_mb:g}, of which audio and spectrograms "
-            f"are {listening.size / 1e6:.1f}: give fewer clips (--clips), less audio (--audio-mb) or a higher --max-mb."
+            f"are {listening.size / 1e6:.1f}{inside}: give fewer clips (--clips), less audio (--audio-mb)"
+            f"{', no --with-model' if model else ''} or a higher --max-mb."
         )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

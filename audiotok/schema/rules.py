@@ -30,12 +30,14 @@ def _training(cfg: Plain) -> Iterator[str]:
     """Sizes of the epochs, and the schedule."""
     per_epoch, name = _get(cfg, "optim.updates_per_epoch"), _get(cfg, "schedule.lr_scheduler")
     data = _split(cfg, "train")
-    batch, samples = data.get("batch_size"), data.get("num_samples")
+    batch, samples, accumulate = data.get("batch_size"), data.get("num_samples"), _get(cfg, "optim.accumulate", 1)
     if per_epoch is None and batch and samples:
-        if samples < batch:
-            found = f"dataset.train.num_samples={samples} with {batch} in a batch"
-            yield f"{found}: give as many as fill a batch, or set optim.updates_per_epoch"
-        per_epoch = samples // batch
+        per_epoch = samples // (batch * accumulate)
+        if per_epoch == 0:
+            of_update = "a batch" if accumulate == 1 else f"each of {_is(cfg, 'optim.accumulate')} batches of an update"
+            found = f"dataset.train.num_samples={samples} with {batch} in {of_update}"
+            filled = "a batch" if accumulate == 1 else "an update"
+            yield f"{found}: give as many as fill {filled}, or set optim.updates_per_epoch"
     warmup, epochs = _get(cfg, f"schedule.{name}.warmup", 0), _get(cfg, "optim.epochs")
     if per_epoch and epochs and warmup > per_epoch * epochs:
         yield f"{_is(cfg, f'schedule.{name}.warmup')}: give at most the {per_epoch * epochs} updates of the training"

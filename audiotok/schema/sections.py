@@ -264,6 +264,7 @@ class Common(TypedDict, total=False):
     deterministic: Flag
     show: Flag
     continue_from: Text | None
+    continue_with: Literal["weights", "all"]
     execute_only: Literal["valid", "evaluate", "generate"] | None
     label: Label | None
     logging: Logging

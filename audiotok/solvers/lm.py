@@ -71,6 +71,7 @@ class LMSolver(StandardSolver):
             self.model.alone.logits.data = lm_data.log_counts(self.tokens["train"]).to(self.device)
             # Without weight decay: it would pull these laws away from the frequencies, which they begin with.
             self.optimizer.add_param_group({"params": [*self.model.alone.parameters()], "weight_decay": 0.0})
+        self.precision.compile(self.model.transformer)
         self.updates = builders.get_updates(
             self.optimizer,
             self.cfg,

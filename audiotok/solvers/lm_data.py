@@ -13,7 +13,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from audiotok.checkpoint import resolve_checkpoint
 from audiotok.data import AudioLoader
 from audiotok.data.limits import require_open_files
 from audiotok.data.manifest import read_labels
@@ -23,7 +22,7 @@ from audiotok.files import NoLocksError, hold_lock, is_locked
 from audiotok.models.encodec import CompressionModel
 from audiotok.models.fingerprint import codec_hash
 from audiotok.models.lm import LMModel
-from audiotok.models.pretrained import check_trained
+from audiotok.models.pretrained import check_trained, find_pretrained
 from audiotok.solvers.builders import SPLITS, draws_of, load_split
 from audiotok.solvers.settings import settings
 from audiotok.tokenizing import manifest_hash, tokenize
@@ -52,7 +51,7 @@ def load_codec(name: str | None, root: Path, device: torch.device) -> Compressio
     """The codec of `compression_model_checkpoint`, in evaluation mode.
 
     Args:
-        name: as `resolve_checkpoint` reads it.
+        name: as `find_pretrained` reads it.
         root: Dora's folder, for signatures.
         device: where to put it.
 
@@ -66,7 +65,7 @@ def load_codec(name: str | None, root: Path, device: torch.device) -> Compressio
             "experiment, //pretrained/PATH of a file, or demo"
         )
     check_trained(name, root)
-    codec = CompressionModel.get_pretrained(resolve_checkpoint(name, root), device)
+    codec = CompressionModel.get_pretrained(find_pretrained(name, root), device)
     codec.cardinality  # noqa: B018  refuses a codec without codes
     return codec
 

@@ -6,12 +6,16 @@ MMD thus see the same numbers in every precision; only the gradients of the netw
 `Updates` to unscale. Source of the scaling: Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from audiotok.errors import ConfigError
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,9 +55,14 @@ class Precision:
         device: where the networks are.
         compiled: whether `prepare` passes them through torch.compile.
         training: whether the solver is within its train stage.
+
+    Raises:
+        ConfigError: if there is no compiler for what is to be compiled.
     """
 
     def __init__(self, name: str, device: torch.device, compiled: bool, training: Callable[[], bool]) -> None:
+        if compiled:
+            _require_compiler(device)
         self.name, self.device, self.compiled, self.training = name, device, compiled, training
         self.scales: dict[str, LossScale] = {}
 
@@ -90,6 +99,14 @@ class Precision:
         for network in networks:
             network.forward = self._wrapped(network.forward, scale)
 
+    def compile(self, network: nn.Module) -> None:
+        """Have a network run compiled in training, if that was chosen, but in the precision that it is called in."""
+        if not self.compiled:
+            return
+        plain = network.forward
+        run = _compiled(plain)
+        network.forward = lambda *inputs: (run if self.training() else plain)(*inputs)
+
     def _wrapped(self, plain: Callable[..., Any], scale: LossScale | None) -> Callable[..., Any]:
         run = _compiled(plain) if self.compiled else plain
 
@@ -107,13 +124,23 @@ class Precision:
         return forward
 
 
+def _require_compiler(device: torch.device) -> None:
+    """ConfigError without the compiler that torch.compile calls: of C++ for a CPU, of C for a GPU, both Linux's."""
+    variable, usual = ("CXX", ("g++", "clang++")) if device.type == "cpu" else ("CC", ("gcc", "clang", "cc"))
+    chosen = os.environ.get(variable)
+    if not any(shutil.which(name) for name in ([chosen] if chosen else usual)):
+        found = f"{variable}={chosen} is no program" if chosen else f"found none of {', '.join(usual)}"
+        raise ConfigError(f"compile=true needs a compiler: {found}; install g++, or give compile=false")
+
+
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     import torch._functorch.config as functorch
 
     # Discriminators share their code, with three graphs each: own step, generator's pass, and without gradients.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     functorch.donated_buffer = False  # the balancer walks graphs several times, with what they hold
-    made: Callable[..., Any] = torch.compile(function)
+    # Shapes of a training do not change, but those of one discriminator are not those of the next.
+    made: Callable[..., Any] = torch.compile(function, dynamic=False)
     return made
 
 

@@ -25,9 +25,9 @@ from audiotok import checkpoint
 from audiotok.config_text import saved_text
 from audiotok.distributed import Agreement, gather_objects, is_distributed, is_source, object_of_source, world_size
 from audiotok.errors import CheckpointError, ConfigError, DivergedError
-from audiotok.integrity import misfit
-from audiotok.models.pretrained import best_weights_of, configuration_of
+from audiotok.models.pretrained import Pretrained, read_pretrained
 from audiotok.solvers.averages import BestState, MetricAverages, State, WeightEMA, to_floats
+from audiotok.solvers.continuing import CONTINUED, count_codebooks, differences, fitted, load_states
 from audiotok.solvers.interruption import PROGRESS, SAVE, Interrupted, Progress, SaveClock
 from audiotok.solvers.loggers import RunLog, get_run_log
 from audiotok.solvers.precision import Precision
@@ -418,7 +418,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
             within = f" and {self.progress.updates} updates" if self.progress.begun else ""
             self.logger.info("Restored %s: %d epochs%s done", self.checkpoint_path, len(self.history), within)
         elif self.cfg.continue_from:
-            self._load_weights(self._pretrained_weights(self.cfg.continue_from))
+            self._continue(read_pretrained(self.cfg.continue_from, self.xp.dora.dir))
             self.logger.info("Continuing from %s", self.cfg.continue_from)
         else:
             return False
@@ -446,16 +446,29 @@ class StandardSolver(flashy.BaseSolver, ABC):
             )
         return self.best_state.states["model"]
 
-    def _pretrained_weights(self, source: str) -> State:
-        path = checkpoint.resolve_checkpoint(source, self.xp.dora.dir)
-        state = checkpoint.load_checkpoint(path)
-        weights = best_weights_of(state, path)
-        self.check_source(configuration_of(state, path), path)
-        if found := misfit(weights, self.model.state_dict()):
-            raise CheckpointError(
-                f"the weights of {path} do not fit the model: {found}; give this experiment the model of that one"
-            )
-        return weights
+    def _continue(self, found: Pretrained) -> None:
+        """Take the weights of a source, and with continue_with=all the rest; see `audiotok.solvers.continuing`."""
+        self.check_source(found.cfg, found.path)
+        own = self.model.state_dict()
+        weights = fitted(found.weights, own, found, self.cfg)
+        count, most = count_codebooks(found.weights), count_codebooks(own)
+        if count < most:
+            self.logger.info("%s has %d codebooks; the other %d start anew", found.path, count, most - count)
+        elif count > most:
+            self.logger.info("%s has %d codebooks, of which the first %d are used", found.path, count, most)
+        elif keys := differences(found.cfg, self.cfg):
+            self.logger.warning("%s fits, but was trained with another %s", found.path, ", ".join(keys))
+        self._load_weights(weights)
+        if self.cfg.get("continue_with", "weights") != "all":
+            return
+        if isinstance(found.state.get("model"), dict):  # of the last step, whose moments the optimiser has
+            self.model.load_state_dict(fitted(found.state["model"], own, found, self.cfg))
+        names = [name for name in CONTINUED if name in self.stateful.sources and (name != "ema" or count == most)]
+        taken, missing = load_states(found, {name: self.stateful.sources[name] for name in names})
+        check_moments(self.optimizer, found.path)
+        if missing:
+            self.logger.warning("%s does not hold %s, which start anew", found.path, ", ".join(missing))
+        self.logger.info("Taken beside the weights: %s", ", ".join(taken) or "nothing")
 
     def check_source(self, cfg: DictConfig, path: Path) -> None:
         """CheckpointError if the configuration of a checkpoint to continue from is of other data than this one."""

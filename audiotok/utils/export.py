@@ -49,24 +49,31 @@ def export_encodec(checkpoint_path: str | Path, out_file: str | Path, *, half: b
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; is it a checkpoint of a solver?")
     cfg, weights = configuration_of(state, path), best_weights_of(state, path)
     check_weights(cfg, weights, path, get_compression_model)
-    out = Path(out_file)
-    if half and (names := not_finite(weights := _in_half(weights))):
-        raise CheckpointError(f"{path} has weights that float16 cannot hold ({names}); export it without half")
-    content = {"best_state": weights, "xp.cfg": yaml.safe_dump(_networks(cfg), sort_keys=False)}
-    save_checkpoint({**content, "version": __version__, "exported": True}, out)
-    return out
+    write_exported(cfg, weights, Path(out_file), half=half)
+    return Path(out_file)
 
 
-def _in_half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def write_exported(cfg: DictConfig, weights: dict[str, Tensor], out_file: Path, *, half: bool = False) -> None:
+    """Write the weights of a codec and what AudioCraft builds it from; arguments and errors as in `export_encodec`."""
+    if half:
+        weights = in_half(weights)
+    content = {"best_state": weights, "xp.cfg": yaml.safe_dump(networks_of(cfg), sort_keys=False)}
+    save_checkpoint({**content, "version": __version__, "exported": True}, out_file)
+
+
+def in_half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as float16, see `export_encodec`; CheckpointError if that cannot hold them."""
     weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     for name in [name for name in weights if name.endswith("_codebook.cluster_size")]:
         weights[name] = torch.ones_like(weights[name])
         codebook = name.removesuffix("cluster_size")
         weights[f"{codebook}embed_avg"] = weights[f"{codebook}embed"]  # a sum over the uses; one storage in the file
+    if names := not_finite(weights):
+        raise CheckpointError(f"the model has weights that float16 cannot hold ({names}); export it without half")
     return weights
 
 
-def _networks(cfg: DictConfig) -> dict[str, Any]:
+def networks_of(cfg: DictConfig) -> dict[str, Any]:
     """The part of a configuration that AudioCraft builds a codec from, with every key that it has."""
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)

@@ -13,6 +13,7 @@ from torch import distributed, nn
 from audiotok.adversarial import AdversarialLoss, get_adv_criterion, get_fake_criterion, get_real_criterion
 from audiotok.adversarial.discriminators import DiscriminatorOutput
 from audiotok.losses import Balancer
+from audiotok.solvers.updates import Updates
 
 
 class Judge(nn.Module):
@@ -42,7 +43,8 @@ def train(seed: int, pair: torch.Tensor) -> dict[str, Any]:
         loss_real=get_real_criterion("mse"),
         loss_fake=get_fake_criterion("mse"),
     )
-    loss.train_adv(fake=pair[0], real=pair[1])
+    loss.adversary_loss(fake=pair[0], real=pair[1]).backward()
+    Updates(loss.optimizer, list(judge.parameters())).step()
     return judge.state_dict()
 
 

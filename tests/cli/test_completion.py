@@ -58,6 +58,8 @@ def complete(script: Path, folder: Path, line: str) -> list[str]:
         ("audiotok results ", ["sweep"]),
         ("audiotok report s", ["sweep"]),
         ("audiotok requeue ", [SIG]),
+        ("audiotok export ", ["demo", f"//sig/{SIG}"]),
+        ("audiotok export demo --format h", ["huggingface"]),
         ("audiotok tokenize ", ["demo", f"//sig/{SIG}"]),
         ("audiotok tokenize //sig/0", [f"//sig/{SIG}"]),
         ("audiotok plan --f", ["--format"]),

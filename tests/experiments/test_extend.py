@@ -13,7 +13,7 @@ from audiotok.cli import main as audiotok
 from audiotok.errors import ConfigError
 from audiotok.experiments.extend import Extension, plan_extension
 from audiotok.experiments.frozen import FROZEN_FILE, FROZEN_VARIABLE, Experiment, read_frozen
-from audiotok.status import AMENDED_FILE, experiment_state, write_json
+from audiotok.status import AMENDED_FILE, State, Verdict, experiment_state, write_json
 from audiotok.status.amendments import amendment_lines, may_change
 from audiotok.status.progress import progress_in
 
@@ -118,6 +118,15 @@ def test_what_has_not_trained_has_nothing_to_extend(outputs: Path) -> None:
     stopped = finished("seed=3", epochs=2, state="FAILED")
     with pytest.raises(ConfigError, match="has done 2 epochs"):  # it would end without its evaluation
         plan_extension(train.main, stopped.sig, ["optim.epochs=2"])
+
+
+def test_epochs_of_a_job_that_may_run_are_not_lowered(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    xp = finished(epochs=2)
+    running = Verdict(State.RUNNING, "")
+    monkeypatch.setattr("audiotok.experiments.extend.experiment_state", lambda folder: running)
+    with pytest.raises(ConfigError, match="is RUNNING, and its job trains 4; give more than that, or cancel it first"):
+        plan_extension(train.main, xp.sig, ["optim.epochs=3"])
+    assert str(plan_extension(train.main, xp.sig, ["optim.epochs=6"])) == "optim.epochs 4 → 6"
 
 
 def test_only_what_a_step_does_not_compute_may_change() -> None:

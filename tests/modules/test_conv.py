@@ -157,3 +157,67 @@ def test_values_that_cannot_work_are_refused_by_name() -> None:
         StreamableConvTranspose1d(1, 1, 4, 2, norm="none", causal=True, trim_right_ratio=1.5)
     with pytest.raises(DataError, match="no sample"):
         StreamableConv1d(1, 1, 3, norm="none", pad_mode="reflect")(torch.zeros(1, 1, 0))
+
+
+@pytest.mark.parametrize("pad_mode", ["constant", "reflect", "replicate"])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "dilation", "groups"),
+    [(7, 1, 1, 1), (1, 1, 1, 1), (3, 1, 4, 1), (5, 2, 1, 3), (4, 4, 1, 1)],
+)
+@pytest.mark.parametrize("length", [1, 37])
+def test_inference_computes_the_same_with_the_channels_last(
+    kernel_size: int, stride: int, dilation: int, groups: int, length: int, pad_mode: str
+) -> None:
+    torch.manual_seed(0)
+    conv = StreamableConv1d(6, 9, kernel_size, stride, dilation, groups, norm="weight_norm", pad_mode=pad_mode).eval()
+    x = torch.randn(2, 6, length)
+    with torch.no_grad():
+        found = conv(x)
+    torch.testing.assert_close(found.double(), conv.double()(x.double()).detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(4, 2), (10, 5), (7, 3), (3, 3), (5, 1)])
+@pytest.mark.parametrize("length", [1, 4, 300])  # short clips leave the weights as they are
+@pytest.mark.parametrize("bias", [True, False])
+def test_transposed_inference_computes_the_same_with_the_channels_last(
+    kernel_size: int, stride: int, length: int, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    conv = NormConvTranspose1d(12, 8, kernel_size, stride, norm="weight_norm", bias=bias).eval()
+    x = torch.randn(2, 12, length)
+    with torch.no_grad():
+        found = conv(x)
+    torch.testing.assert_close(found.double(), conv.double()(x.double()).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_training_is_as_pytorch_computes_it_bit_by_bit() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 50)
+    conv = NormConv1d(6, 9, 5, 2, norm="none")
+    transposed = NormConvTranspose1d(6, 9, 5, 2, norm="none")
+    expected = nn.functional.conv1d(x, conv.conv.weight, conv.conv.bias, 2)
+    expected_transposed = nn.functional.conv_transpose1d(x, transposed.convtr.weight, transposed.convtr.bias, 2)
+    assert torch.equal(conv(x), expected)
+    assert torch.equal(transposed(x), expected_transposed)
+    with torch.no_grad():  # a pass of the training that needs no gradients
+        assert torch.equal(conv(x), expected)
+        assert torch.equal(transposed(x), expected_transposed)
+
+
+def test_inference_keeps_the_channels_last_from_layer_to_layer() -> None:
+    style: dict[str, Any] = {"norm": "weight_norm", "pad_mode": "reflect"}
+    layers = [StreamableConv1d(8, 16, 4, 2, **style), nn.ELU(), StreamableConvTranspose1d(16, 8, 4, 2, norm="none")]
+    with torch.inference_mode():
+        x = torch.randn(1, 8, 8000)
+        for layer in layers:
+            x = layer.eval()(x)
+            assert x.stride(1) == 1
+
+
+def test_a_recorded_graph_is_of_the_plain_layers() -> None:
+    conv = StreamableConv1d(2, 3, 7, norm="weight_norm", pad_mode="reflect").eval()
+    x = torch.randn(1, 2, 40)
+    with torch.no_grad():
+        exported = torch.export.export(conv, (x,))
+        assert "copy_" not in str(exported.graph)
+        torch.testing.assert_close(exported.module()(x), conv(x))

@@ -26,13 +26,16 @@ from audiotok.models.codec_lm import CodecLM
 from audiotok.models.fingerprint import codec_hash
 from audiotok.models.pretrained import configuration_of
 from audiotok.solvers import LMSolver, lm_data
+from audiotok.solvers.averages import to_floats
 from audiotok.solvers.builders import HELD_OUT_SEED
 from audiotok.solvers.interruption import PROGRESS, Interrupted, StopSignals
+from audiotok.solvers.precision import LossScale
 from audiotok.status import read_status
 from audiotok.tokenizing import tokenize
 from tests.conftest import data_overrides
 from tests.solvers.test_interruption import launch, stop_at, without_time
 from tests.solvers.test_loggers import events
+from tests.solvers.test_precision import without_compiler
 
 Enter = Callable[..., AbstractContextManager[LMSolver]]
 UPDATES, EPOCHS = 3, 2
@@ -228,6 +231,53 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
         solver.run()
         assert without_time(load_checkpoint(solver.checkpoint_path)) == without_time(load_checkpoint(whole / LAST))
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["precision=bf16", "optim.accumulate=2"], ["precision=fp16"], ["compile=true"]],
+    ids=["bf16", "fp16", "compiled"],
+)
+def test_it_stops_and_goes_on_in_every_precision(
+    tmp_path: Path, solver_in: Enter, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if overrides == ["compile=true"]:
+        without_compiler(monkeypatch)
+    monkeypatch.setattr(LossScale, "start", 2.0**6)  # too few updates to come down from 2^16
+    given = [*overrides, "optim.epochs=1", "evaluate.every=null", "generate.every=null"]
+    for stage in ("evaluate", "generate"):
+        monkeypatch.setattr(LMSolver, stage, lambda self: {})
+    torch._dynamo.utils.counters.clear()
+    with solver_in(tmp_path / "whole", *given) as solver:
+        solver.run()
+        whole = load_checkpoint(solver.checkpoint_path)
+    assert (torch._dynamo.utils.counters["frames"]["ok"] > 0) == ("compile=true" in overrides)
+    with solver_in(tmp_path / "parts", *given) as solver, StopSignals() as stop:
+        stop_at(solver, stop, 1)
+        with pytest.raises(Interrupted):
+            solver.run()
+        assert load_checkpoint(solver.checkpoint_path)[PROGRESS]["updates"] in (1, 2)
+    with solver_in(tmp_path / "parts", *given) as solver:
+        solver.run()
+        assert without_time(load_checkpoint(solver.checkpoint_path)) == without_time(whole)
+
+
+def test_a_compiled_trunk_has_the_likelihood_of_the_other(
+    tmp_path: Path, solver_in: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_compiler(monkeypatch)
+    found, keys = [], []
+    for compiled in ("false", "true"):
+        with solver_in(tmp_path, "lm.dropout=0", f"compile={compiled}") as solver:
+            solver.model.train()
+            solver._current_stage = "train"
+            solver.dataloaders["train"].set_epoch(1)
+            batches = [*solver.dataloaders["train"]]
+            found.append([to_floats(solver.run_step(batch)) for batch in batches[:2]])
+            keys.append([*solver.model.state_dict()])
+    assert keys[0] == keys[1]
+    for plain, other in zip(*found, strict=True):
+        assert other == pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Networks in lower precision; runs in every precision stop and go on to the last bit."""
 
 import copy
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from audiotok.checkpoint import load_checkpoint
-from audiotok.errors import DivergedError
+from audiotok.errors import ConfigError, DivergedError
 from audiotok.solvers import CompressionSolver
 from audiotok.solvers.averages import to_floats
 from audiotok.solvers.interruption import PROGRESS, Interrupted, StopSignals
@@ -62,13 +63,15 @@ def test_float32_leaves_networks_alone() -> None:
         ["precision=bf16", "optim.fused=true"],
         ["precision=fp16", "losses.mmd=0"],
         ["optim.accumulate=2", "optim.max_skipped=3", "optim.max_norm=1"],
+        ["compile=true", "precision=bf16", "optim.accumulate=2"],
     ],
-    ids=["bf16", "fp16", "accumulate"],
+    ids=["bf16", "fp16", "accumulate", "compiled"],
 )
 def test_a_stopped_run_goes_on_to_the_last_bit(
     tmp_path: Path, solver_in: Enter, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LossScale, "start", 2.0**6)  # four updates are too few to come down from 2^16
+    without_compiler(monkeypatch)
     for stage in ("evaluate", "generate"):  # plain float32 in every precision
         monkeypatch.setattr(CompressionSolver, stage, lambda self: {})
     with solver_in(tmp_path / "whole", *QUICK, *overrides) as solver:
@@ -83,6 +86,71 @@ def test_a_stopped_run_goes_on_to_the_last_bit(
     with solver_in(tmp_path / "parts", *QUICK, *overrides) as solver:
         solver.run()
         assert without_time(load_checkpoint(solver.checkpoint_path)) == without_time(whole)
+
+
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are made as for the compiler, but run as they are: in seconds."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.slow
+def test_the_compiler_makes_what_is_trained() -> None:
+    torch.manual_seed(0)
+    plain, training = nn.Sequential(nn.Conv1d(1, 4, 5), nn.ELU()), [True]
+    network = copy.deepcopy(plain)
+    Precision("fp32", CPU, compiled=True, training=lambda: training[0]).prepare([network], None)
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    torch._dynamo.utils.counters.clear()
+    wav, found = torch.randn(2, 1, 64), []
+    for one in (plain, network):
+        y = one(wav)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [*one.parameters()])])
+    assert torch._dynamo.utils.counters["frames"]["ok"] == 1
+    graphs = torch._dynamo.utils.counters["inductor"]
+    assert graphs["fxgraph_cache_hit"] + graphs["fxgraph_cache_miss"] == 2, "forward and backward"
+    torch.testing.assert_close(found[1], found[0])
+    training[0] = False
+    assert torch.equal(network(wav), plain(wav))
+
+
+def test_compiled_networks_train_as_the_others_do(
+    tmp_path: Path, solver_in: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_compiler(monkeypatch)
+    found, keys = [], []
+    for compiled in ("false", "true"):
+        torch._dynamo.utils.counters.clear()
+        with solver_in(tmp_path, *QUICK, "losses.mmd=0", f"compile={compiled}") as solver:
+            solver.model.train()
+            solver._current_stage = "train"
+            solver.rng = torch.Generator().manual_seed(0)
+            batches = torch.randn(2, 2, 1, 3200, generator=torch.Generator().manual_seed(0))
+            found.append([to_floats(solver.run_step(0.1 * batch)) for batch in batches])
+            keys.append([*solver.model.state_dict(), *solver.adv_losses.state_dict()])
+            frames = torch._dynamo.utils.counters["frames"]["ok"]
+            assert frames == 0 if compiled == "false" else frames >= 5, "encoder and decoder, the discriminator thrice"
+            solver._current_stage = "valid"
+            solver.model.eval()
+            with torch.no_grad():
+                solver.model(batches[0])
+            assert torch._dynamo.utils.counters["frames"]["ok"] == frames, "other stages are not compiled"
+    assert keys[0] == keys[1]
+    for plain, other in zip(*found, strict=True):
+        assert other == pytest.approx(plain, rel=1e-3, abs=1e-5)
+
+
+def test_without_a_compiler_a_run_does_not_start(
+    tmp_path: Path, solver_in: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = "compile=true needs a compiler: CXX=no-such-compiler is no program"
+    with pytest.raises(ConfigError, match=found), solver_in(tmp_path, *QUICK, "compile=true"):
+        pass
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = r"found none of g\+\+, clang\+\+; install g\+\+, or give compile=false"
+    with pytest.raises(ConfigError, match=found), solver_in(tmp_path, *QUICK, "compile=true"):
+        pass
 
 
 def test_a_skipped_update_leaves_nothing_behind(tmp_path: Path, solver_in: Enter) -> None:

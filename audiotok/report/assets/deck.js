@@ -5,6 +5,7 @@ const LEAD_S = 0.03; // from a command to the sound: the clock runs on while sou
 const FADE_S = 0.002; // time constant of a switch, against clicks
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const clocks = new Map(); // an AudioContext per sample rate
+let sounding = null; // the only deck that plays
 
 function clockOf(rate) {
   if (!clocks.has(rate)) clocks.set(rate, new AudioContext({ sampleRate: rate }));
@@ -55,6 +56,8 @@ class Deck {
 
   play() {
     if (this.playing) return;
+    if (sounding !== this) sounding?.pause();
+    sounding = this;
     this.clock = clockOf(this.rate);
     this.clock.resume().catch(() => {}); // refused before a gesture of the reader
     if (this.at >= this.end) this.at = this.loop ? this.from : 0;

@@ -36,3 +36,11 @@ function openMemory(name) {
   } catch { /* the same, or it is not the page's own */ }
   return memory;
 }
+
+function saveFile(blob, name) {
+  const link = make("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}

@@ -32,9 +32,5 @@ function csv(votes) {
 }
 
 function saveVotes(votes) {
-  const link = make("a");
-  link.href = URL.createObjectURL(new Blob([csv(votes)], { type: "text/csv" }));
-  link.download = `votes_${new Date().toISOString().slice(0, 10)}.csv`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  saveFile(new Blob([csv(votes)], { type: "text/csv" }), `votes_${new Date().toISOString().slice(0, 10)}.csv`);
 }

@@ -1,0 +1,437 @@
+"""Audio files to token files and back, many in one call: mirrored folders, resumed, each complete or not there.
+
+A file that fails is listed and the others are coded. Audio is read, coded and written in windows
+(`audiotok.models.chunks`): memory does not depend on its length.
+"""
+
+import errno
+import hashlib
+import logging
+import math
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from audiotok.data.audio import ENCODINGS, WRITE_BLOCK, AudioInfo, audio_info, read_at
+from audiotok.data.scan import scan_folders
+from audiotok.errors import AudiotokError, ConfigError, DataError
+from audiotok.files import replacing
+from audiotok.interchange.atok import SUFFIX, Header, read_header, read_tokens, source_hash, write_tokens
+from audiotok.models.chunks import Layout, decode_chunks, encode_chunks, layout_of, volume
+from audiotok.models.encodec import CompressionModel
+from audiotok.models.fingerprint import codec_hash
+
+logger = logging.getLogger(__name__)
+
+# Extensions that are looked for in folders; a file that is named may have any that libsndfile reads.
+AUDIO = (*ENCODINGS, ".aif", ".aifc", ".aiff", ".au", ".caf", ".oga", ".rf64", ".snd", ".voc", ".w64")
+_READ_S = 5.0  # seconds read at once
+_FATAL = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG})
+_SHOWN = 3  # names in a notice
+Progress = Callable[[float, float], None]
+
+
+class OutputError(DataError):
+    """The output cannot be written: the disk is full, or may not be written. Ends the call; files done are kept."""
+
+
+@dataclass
+class Report:
+    """What a call did.
+
+    Args:
+        done: output files written.
+        kept: output files that were there already, of the same codec and source.
+        failed: source and why.
+        audio_s: seconds of audio coded.
+        size: bytes of the token files written.
+    """
+
+    done: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+    audio_s: float = 0.0
+    size: int = 0
+
+
+def encode_files(
+    model: CompressionModel,
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    codec: str,
+    strict: bool = False,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    report: Report | None = None,
+) -> Report:
+    """Encode audio files into token files: `calm/a.wav` below a source folder becomes `out/calm/a.wav.atok`.
+
+    Args:
+        model: the codec, on its device, with as many codebooks in use as are to be stored.
+        sources: audio files, and folders of them.
+        out: folder of the token files; made if it is missing.
+        codec: name of the codec that the files hold for people.
+        strict: whether another sample rate or number of channels than the codec's is an error of the file.
+        jobs: files at once, in threads.
+        progress: called with the seconds of audio done and those to do.
+        report: filled in as files are done.
+
+    Raises:
+        ConfigError: if the codec has no codes to store, or an option is out of its range.
+        DataError: if there is no audio file, two would have one name, or the output cannot be written.
+    """
+    _check_codec(model, codec)
+    report = Report() if report is None else report
+    plan = _plan(_found(sources, AUDIO), out, lambda name: name + SUFFIX)
+    infos = dict[Path, AudioInfo]()
+    for source in plan:
+        try:
+            infos[source] = audio_info(source)
+        except DataError as error:
+            report.failed.append((source, str(error)))
+    if not strict:
+        _notice(infos, model)
+    maker = _Encoder(model, codec, codec_hash(model), layout_of(model), strict)
+    lengths = {source: info.duration_s for source, info in infos.items()}
+    _run(maker.code, {source: plan[source] for source in infos}, lengths, jobs, progress, report)
+    return report
+
+
+def decode_files(
+    model: CompressionModel,
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    format: str = "wav",
+    jobs: int = 1,
+    progress: Progress | None = None,
+    report: Report | None = None,
+) -> Report:
+    """Decode token files: `calm/a.wav.atok` below a source folder becomes `out/calm/a.wav`, or with flac `a.wav.flac`.
+
+    Audio is at the codec's rate, and as long as what was encoded. Arguments and errors as of `encode_files`.
+    """
+    if f".{format}" not in ENCODINGS:
+        raise ConfigError(f"--format {format}: choose one of {', '.join(each[1:] for each in ENCODINGS)}.")
+    report, end = Report() if report is None else report, f".{format}"
+
+    def name_of(name: str) -> str:
+        stem = name.removesuffix(SUFFIX)
+        return stem if stem.endswith(end) else stem + end
+
+    plan = _plan(_found(sources, (SUFFIX,)), out, name_of)
+    lengths = dict[Path, float]()
+    for source in plan:
+        try:
+            lengths[source] = read_header(source).duration_s
+        except DataError as error:
+            report.failed.append((source, str(error)))
+    maker = _Decoder(model, codec_hash(model), layout_of(model), ENCODINGS[end])
+    _run(maker.code, {source: plan[source] for source in lengths}, lengths, jobs, progress, report)
+    return report
+
+
+def token_files(sources: Sequence[Path]) -> list[Path]:
+    """Token files among and below some paths; DataError if there are none."""
+    return list(_found(sources, (SUFFIX,)))
+
+
+def codebooks_within(model: CompressionModel, kbps: float) -> int:
+    """The most codebooks whose codes, at full entropy, take no more than this bandwidth; ConfigError if not one."""
+    one = model.frame_rate * math.log2(model.cardinality) / 1000
+    count = min(model.total_codebooks, int(kbps / one + 1e-6)) if math.isfinite(kbps) else 0
+    if count < 1:
+        most = model.total_codebooks
+        raise ConfigError(f"--bandwidth {kbps:g}: one codebook takes {one:.3g} kb/s, all {most} {most * one:.3g}.")
+    return count
+
+
+class _Stopped(Exception):
+    """The call ends: this file is left as it was."""
+
+
+Step = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    model: CompressionModel
+    codec: str
+    hash: str
+    layout: Layout
+    strict: bool
+
+    def code(self, source: Path, target: Path, step: Step) -> int | None:
+        """Bytes of the token file that was made; None if it was there."""
+        info, digest, model = audio_info(source), source_hash(source), self.model
+        rate, channels = model.sample_rate, model.channels
+        if self.strict and (info.sample_rate, info.channels) != (rate, channels):
+            raise DataError(
+                f"{source}: {info.channels} × {info.sample_rate} Hz; the codec takes {channels} × {rate} Hz. "
+                "Convert it, or leave out --strict."
+            )
+        if os.path.isfile(target) and self._is_done(target, digest):
+            return None
+        scale = None
+        if self.layout.window == 0 and getattr(model, "renormalize", False):
+            scale = volume(self._chunks(source, info, lambda seconds: None))
+        counter = [0]
+        codes, scales = list[np.ndarray[Any, Any]](), list[float]()
+        for each, one in encode_chunks(model, self._chunks(source, info, step, counter), scale=scale):
+            codes.append(each[0].cpu().numpy().astype(np.uint16))
+            if one is not None:
+                scales.append(float(one))
+        if scale is not None:
+            scales = scales[:1]
+        whole = np.concatenate(codes, axis=1)
+        header = Header(
+            self.codec, self.hash, digest, rate, channels, self.layout.hop, info.sample_rate, info.channels,
+            counter[0], model.num_codebooks, model.cardinality, self.layout.window, self.layout.step,
+            whole.shape[1], len(scales),
+        )  # fmt: skip
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return write_tokens(target, header, whole, scales)
+
+    def _is_done(self, target: Path, digest: str) -> bool:
+        try:
+            found = read_tokens(target).header
+        except DataError:
+            return False
+        return (found.codec_hash, found.source_hash, found.n_q) == (self.hash, digest, self.model.num_codebooks)
+
+    def _chunks(self, source: Path, info: AudioInfo, step: Step, counter: list[int] | None = None) -> Iterator[Tensor]:
+        """The audio of a file [1, C, t] at the codec's rate and channels; counts its samples."""
+        rate, at = self.model.sample_rate, 0
+        grid = rate // math.gcd(rate, info.sample_rate)
+        total, block = math.ceil(info.frames * rate / info.sample_rate), round(_READ_S * rate)
+        while at < total:
+            rest = total - at <= block
+            options = {"sample_rate": rate, "channels": self.model.channels, "grid": grid}
+            wav = read_at(source, at, None if rest else block, **options)
+            at += wav.shape[1]
+            if counter is not None:
+                counter[0] = at
+            yield wav[None]
+            step(wav.shape[1] / rate)
+            if rest or wav.shape[1] < block:
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    model: CompressionModel
+    hash: str
+    layout: Layout
+    kind: tuple[str, str]
+
+    def code(self, source: Path, target: Path, step: Step) -> int | None:
+        """Bytes of the token file that was decoded; None if its audio was there."""
+        tokens = read_tokens(source)
+        header = tokens.header
+        if header.codec_hash != self.hash:
+            raise DataError(
+                f"{source} is of another codec ({header.codec}, {header.codec_hash[:12]}) than --model "
+                f"({self.hash[:12]}). Give the one that encoded it."
+            )
+        if (header.window, header.step, header.hop) != (self.layout.window, self.layout.step, self.layout.hop):
+            raise DataError(f"{source}: its chunks are not those of this codec. Encode it again.")
+        comment = f"audiotok {self.hash[:16]} {hashlib.sha256(source.read_bytes()).hexdigest()[:32]}"
+        if os.path.isfile(target) and _comment(target) == comment:
+            return None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        left = header.samples
+        with _writer(target, header.sample_rate, header.channels, self.kind, comment) as write:
+            for wav in decode_chunks(self.model, self._pairs(tokens)):
+                part = wav[0, :, :left].float().cpu()
+                if not bool(torch.isfinite(part).all()):
+                    raise DataError(f"{source}: the decoded audio holds NaN or infinity.")
+                if part.shape[1]:
+                    write(part.clamp(-1, 1).T.numpy())
+                left -= part.shape[1]
+                step(part.shape[1] / header.sample_rate)
+        return tokens.size
+
+    def _pairs(self, tokens: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Codes [1, K, t] and scale, chunk by chunk."""
+        header, scales = tokens.header, tokens.scales
+        blocks = (torch.from_numpy(block.astype(np.int64))[None] for block in tokens.blocks())
+        if not header.window:
+            scale = torch.from_numpy(scales)[:, None] if len(scales) else None
+            yield from ((block, scale) for block in blocks)
+            return
+        held = torch.zeros(1, header.n_q, 0, dtype=torch.int64)
+        for index, count in enumerate(self.layout.frames(header.samples)):
+            while held.shape[2] < count:
+                held = torch.cat([held, next(blocks)], dim=2)
+            yield held[..., :count], torch.tensor([[scales[index]]]) if len(scales) else None
+            held = held[..., count:]
+
+
+def _run(
+    code: Callable[[Path, Path, Step], int | None],
+    plan: dict[Path, Path],
+    lengths: dict[Path, float],
+    jobs: int,
+    progress: Progress | None,
+    report: Report,
+) -> None:
+    """Code files, some at once; Ctrl-C and a full disk end all of them, without a half file."""
+    if jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: expected 1 or more.")
+    stop, lock, done_s, total_s = threading.Event(), threading.Lock(), 0.0, sum(lengths.values())
+
+    def step(seconds: float) -> None:
+        nonlocal done_s
+        if stop.is_set():
+            raise _Stopped
+        with lock:
+            done_s += seconds
+            if progress is not None:
+                progress(min(done_s, total_s), total_s)
+
+    def one(source: Path, target: Path) -> None:
+        nonlocal total_s
+        if stop.is_set():
+            return
+        try:
+            size = code(source, target, step)
+        except _Stopped:
+            return
+        except AudiotokError as error:
+            if isinstance(error, OutputError):
+                raise
+            with lock:
+                name = "" if str(source) in str(error) else f"{source}: "
+                report.failed.append((source, f"{name}{error}"))
+            return
+        except OSError as error:
+            if error.errno in _FATAL:
+                raise OutputError(f"{target} cannot be written ({error.strerror}). What is done is kept.") from error
+            with lock:
+                report.failed.append((source, f"{target} cannot be written ({error.strerror or error})."))
+            return
+        with lock:
+            (report.kept if size is None else report.done).append(target)
+            if size is None:
+                total_s -= lengths[source]
+            else:
+                report.audio_s += lengths[source]
+                report.size += size
+
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(max(1, threads // jobs),))
+    waiting: set[Future[None]] = set()
+    try:
+        waiting = {pool.submit(one, source, target) for source, target in plan.items()}
+        while waiting:
+            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in ended:
+                future.result()
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _writer(
+    path: Path, rate: int, channels: int, kind: tuple[str, str], comment: str
+) -> Iterator[Callable[[np.ndarray[Any, Any]], None]]:
+    """Write an audio file part by part; it is complete, or not there."""
+    container, subtype = kind
+    with replacing(path) as draft:
+        try:
+            with soundfile.SoundFile(
+                os.fsencode(draft), "w", rate, channels, format=container, subtype=subtype
+            ) as file:
+                file.comment = comment
+
+                def write(part: np.ndarray[Any, Any]) -> None:
+                    for start in range(0, len(part), WRITE_BLOCK):
+                        file.write(part[start : start + WRITE_BLOCK])
+
+                yield write
+        except (soundfile.SoundFileError, AssertionError, ValueError) as error:
+            # libsndfile opens or writes nothing on a full disk and on one that may not be written.
+            reason = str(getattr(error, "error_string", "") or error or "the disk is full").rstrip(".")
+            raise OutputError(f"{path} cannot be written ({reason}). What is done is kept.") from error
+
+
+def _comment(path: Path) -> str | None:
+    """The comment in an audio file."""
+    try:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
+            return str(file.comment)
+    except (soundfile.SoundFileError, OSError, RuntimeError):
+        return None
+
+
+def _found(sources: Sequence[Path], extensions: Sequence[str]) -> dict[Path, str]:
+    """Files among and below some paths, each with its name below the path it was found by."""
+    found, seen = dict[Path, str](), set[Path]()
+    for source in sources:
+        if os.path.isdir(source):
+            scan = scan_folders([source], extensions)
+            for each in scan.left_out:
+                logger.info("left out: %s (%s)", each.path, each.reason)
+            new = scan.found
+        else:
+            new = {source: source.name}
+        for path, name in new.items():
+            if (real := path.resolve()) not in seen:
+                seen.add(real)
+                found[path] = name
+    if not found:
+        kinds = ", ".join(extension.lstrip(".") for extension in extensions)
+        raise DataError(f"{', '.join(map(str, sources))}: no file to code; looked for {kinds}.")
+    return found
+
+
+def _plan(found: dict[Path, str], out: Path, name_of: Callable[[str], str]) -> dict[Path, Path]:
+    """The file that each source becomes; DataError if two become the same."""
+    plan, sources = dict[Path, Path](), dict[Path, Path]()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--out {out} cannot be made ({error.strerror}).") from error
+    for source, name in found.items():
+        target = out / name_of(name)
+        if target in sources:
+            raise DataError(f"{sources[target]} and {source} would both become {target}: give their folders two --out.")
+        sources[target] = source
+        plan[source] = target
+    return plan
+
+
+def _notice(infos: dict[Path, AudioInfo], model: CompressionModel) -> None:
+    """Which files are resampled or mixed."""
+    rates = Counter(info.sample_rate for info in infos.values() if info.sample_rate != model.sample_rate)
+    for rate, count in sorted(rates.items()):
+        logger.info(
+            "resampled from %d to %d Hz: %d %s", rate, model.sample_rate, count, "file" if count == 1 else "files"
+        )
+    channels = Counter(info.channels for info in infos.values() if {info.channels, model.channels} == {1, 2})
+    for found, count in channels.items():
+        what = "mixed down to mono" if found == 2 else "mono taken for both channels"
+        logger.info("%s: %d %s", what, count, "file" if count == 1 else "files")
+
+
+def _check_codec(model: CompressionModel, codec: str) -> None:
+    if not 2 <= model.cardinality <= 1 << 16:
+        raise ConfigError(f"{codec} has codes of {model.cardinality} values; a token file holds 2 to {1 << 16}.")
+    if not getattr(getattr(model, "quantizer", None), "ready", True):
+        raise ConfigError(f"{codec} is not trained: its codebooks are empty. Train it first.")

@@ -1,0 +1,181 @@
+"""`audiotok export`: a trained codec as a folder in the format of another program, with its card.
+
+| format | files | read by |
+| --- | --- | --- |
+| audiocraft | compression_state_dict.bin | AudioCraft, audiotok |
+| huggingface | config.json, model.safetensors, preprocessor_config.json | Transformers, audiotok |
+| safetensors | audiotok.json, model.safetensors | audiotok; the weights by whatever reads safetensors |
+| onnx | audiotok.json, encoder.onnx, decoder.onnx | onnxruntime |
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from audiotok import __version__
+from audiotok.checkpoint import LAST, PRETRAINED_PREFIX
+from audiotok.errors import AudiotokError, ConfigError, first_line
+from audiotok.export.card import CARD, Source, card
+from audiotok.export.onnx import write_onnx
+from audiotok.files import write_text
+from audiotok.interchange import huggingface
+from audiotok.models.encodec import EncodecModel, get_compression_model
+from audiotok.models.pretrained import check_weights, read_pretrained
+from audiotok.utils.export import in_half, networks_of, write_exported
+
+AUDIOCRAFT_FILE = "compression_state_dict.bin"  # as AudioCraft looks for it in a folder
+ABOUT = "audiotok.json"
+_SIG = re.compile(r"[0-9a-f]{8}")
+_GENERAL = (LAST, AUDIOCRAFT_FILE, *huggingface.WEIGHTS)  # names of files that say nothing of the model
+_WRITTEN = {  # all that an export leaves in a folder, which --force replaces
+    *(CARD, ABOUT, AUDIOCRAFT_FILE, "encoder.onnx", "decoder.onnx"),
+    *(huggingface.CONFIG, huggingface.PREPROCESSOR, huggingface.WEIGHTS[0]),
+}
+
+
+def export_model(
+    source: str | Path, format: str, out: Path | None = None, *, half: bool = False, force: bool = False
+) -> Path:
+    """Write a trained codec, and its card, into a folder, whole or not at all.
+
+    Args:
+        source: a signature, or what `CompressionModel.get_pretrained` reads.
+        format: one of `FORMATS`.
+        out: the folder; by default `exported/NAME-FORMAT`, by signature or name of the file.
+        half: weights as float16, and one use for each code; not for huggingface, which would compute so.
+        force: replace an earlier export in the folder, of whatever format.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: naming the key, if the format cannot hold such a model; if half is not for it; if the folder holds
+            something else, or an export and no `force`.
+        CheckpointError: if the source cannot be read.
+        AudiotokError: if the folder cannot be written.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format {format!r}; choose one of: {', '.join(FORMATS)}")
+    if half and format == "huggingface":
+        raise ConfigError("half is not for huggingface: Transformers would compute in float16; export without it")
+    name = _full_name(source)
+    out = Path("exported", f"{_short_name(name)}-{format}") if out is None else out
+    _check_free(out, force)
+    path, cfg, model = _read(name)
+    try:
+        with _staged(out) as stage:
+            FORMATS[format](cfg, model, stage, half)
+            own = Source(name=_short_name(name), source=str(name), path=path, cfg=cfg, model=model)
+            write_text(stage / CARD, card(own, format, half=half))
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise AudiotokError(f"cannot write {out}: {why}; give another --out") from error
+    return out
+
+
+def _full_name(source: str | Path) -> str | Path:
+    """A signature as //sig/SIG; anything else as it is."""
+    bare = isinstance(source, str) and _SIG.fullmatch(source) and not Path(source).exists()
+    return f"//sig/{source}" if bare else source
+
+
+def _short_name(source: str | Path) -> str:
+    """Name of a model in a few letters: its signature, or that of its file or folder."""
+    path = Path(str(source).removeprefix(PRETRAINED_PREFIX).rstrip("/"))
+    if path.name in _GENERAL:
+        path = path.absolute().parent
+    name = path.stem if path.suffix in (".bin", ".th", ".safetensors") else path.name
+    return re.sub(r"[^\w.-]", "_", name) or "model"
+
+
+def _read(source: str | Path) -> tuple[Path, DictConfig, EncodecModel]:
+    """File or folder of a source, its configuration, and its model in evaluation mode."""
+    found = read_pretrained(source)
+    check_weights(found.cfg, found.weights, found.path, get_compression_model)
+    model = get_compression_model(found.cfg)
+    assert isinstance(model, EncodecModel)
+    model.load_state_dict(found.weights)
+    return found.path, found.cfg, model.eval()
+
+
+# --- Formats ---
+
+
+def _audiocraft(cfg: DictConfig, model: EncodecModel, folder: Path, half: bool) -> None:
+    write_exported(cfg, model.state_dict(), folder / AUDIOCRAFT_FILE, half=half)
+
+
+def _huggingface(cfg: DictConfig, model: EncodecModel, folder: Path, half: bool) -> None:
+    huggingface.write_folder(cfg, model.state_dict(), folder)
+
+
+def _safetensors(cfg: DictConfig, model: EncodecModel, folder: Path, half: bool) -> None:
+    weights: dict[str, Tensor] = in_half(model.state_dict()) if half else model.state_dict()
+    # Two names must not share storage, as `embed` and `embed_avg` of float16 do.
+    save_file({name: value.clone().contiguous() for name, value in weights.items()}, folder / "model.safetensors")
+    config = networks_of(cfg)
+    if huggingface.SECTION in cfg:  # so that the way back gives the folder that it was read from
+        config[huggingface.SECTION] = OmegaConf.to_container(cfg[huggingface.SECTION], resolve=True)
+    about = {"format": "audiotok", "version": 1, "audiotok": __version__, "config": config}
+    write_text(folder / ABOUT, json.dumps(about, indent=1))
+
+
+def _onnx(cfg: DictConfig, model: EncodecModel, folder: Path, half: bool) -> None:
+    write_onnx(model, folder, half=half)
+
+
+FORMATS: dict[str, Callable[[DictConfig, EncodecModel, Path, bool], None]] = {
+    "audiocraft": _audiocraft,
+    "huggingface": _huggingface,
+    "safetensors": _safetensors,
+    "onnx": _onnx,
+}
+
+
+# --- The folder ---
+
+
+def _check_free(out: Path, force: bool) -> None:
+    """ConfigError if a folder holds what is not to be replaced; hidden files, as of git, stay and do not count."""
+    try:
+        if os.path.lexists(out) and not os.path.isdir(out):
+            raise ConfigError(f"{out} is a file; give a folder with --out")
+        names = [path.name for path in out.iterdir()] if os.path.isdir(out) else []
+    except OSError as error:
+        raise AudiotokError(f"cannot read {out}: {error.strerror or error}; give another --out") from error
+    there = {name for name in names if not name.startswith(".")}
+    if foreign := sorted(there - _WRITTEN):
+        raise ConfigError(f"{out} holds {foreign[0]}, which is of no export; give another folder with --out")
+    if there and not force:
+        raise ConfigError(f"{out} holds an export already; give another folder with --out, or --force to replace it")
+
+
+@contextlib.contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A folder to write in; what it then holds takes the place of what `out` held."""
+    out = out.absolute()
+    stage = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(stage, ignore_errors=True)  # of a process of this id that was killed
+    stage.mkdir()
+    try:
+        yield stage
+        if not os.path.isdir(out):
+            stage.rename(out)
+            return
+        written = {path.name for path in stage.iterdir()}
+        for name in sorted(written):
+            (stage / name).replace(out / name)
+        for name in _WRITTEN - written:
+            (out / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
