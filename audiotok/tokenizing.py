@@ -102,7 +102,7 @@ def tokenize_part(
     _check(part, batch_size, workers)
     encoder = WindowEncoder(model, window_s)
     metas = _tracks(manifests)
-    header = _header(encoder, manifests, codec, label, window_s)
+    header = _header(encoder, model, manifests, codec, label, window_s)
     labels = _labels(metas, manifests, label)
     stats = statistics or Statistics()
     with writing(out, header, part) as writer:
@@ -279,10 +279,14 @@ class _Run:
 
 
 def _header(
-    encoder: WindowEncoder, manifests: Sequence[Path], codec: str, label: str | None, window_s: float
+    encoder: WindowEncoder,
+    model: CompressionModel,
+    manifests: Sequence[Path],
+    codec: str,
+    label: str | None,
+    window_s: float,
 ) -> dict[str, Any]:
     """What `tokens.json` says of the whole set."""
-    model = encoder.model
     if not 1 <= model.cardinality <= MAX_BINS:
         raise ConfigError(f"{codec} has codes of {model.cardinality} values; a token set holds up to {MAX_BINS}.")
     if not getattr(getattr(model, "quantizer", None), "ready", True):

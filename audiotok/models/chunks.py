@@ -12,16 +12,16 @@ triangles. Source: Défossez et al., "High Fidelity Neural Audio Compression", T
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from audiotok.errors import ConfigError, DataError
-from audiotok.models.encodec import CompressionModel, EncodecModel
-from audiotok.models.windows import LONGEST_S, WindowEncoder, continuable, reach
+from audiotok.models.windows import LONGEST_S, Codec, WindowEncoder, continuable, reach
 from audiotok.modules.conv import StreamableConv1d, StreamableConvTranspose1d
 from audiotok.modules.lstm import StreamableLSTM
-from audiotok.modules.seanet import SEANetDecoder, SEANetEncoder, SEANetResnetBlock
+from audiotok.modules.seanet import SEANetDecoder, SEANetResnetBlock
 
 WINDOW_S = 1.0
 ALONE_S = 1.0
@@ -54,7 +54,7 @@ class Layout:
         return [math.ceil(length / self.hop) for length in self.lengths(samples)]
 
 
-def layout_of(model: CompressionModel) -> Layout:
+def layout_of(model: Codec) -> Layout:
     """How a codec cuts long audio."""
     hop = round(model.sample_rate / model.frame_rate)
     if _streamable(model):
@@ -73,7 +73,7 @@ def volume(chunks: Iterable[Tensor]) -> Tensor:
 
 
 def encode_chunks(
-    model: CompressionModel, chunks: Iterable[Tensor], *, scale: Tensor | None = None, window_s: float = WINDOW_S
+    model: Codec, chunks: Iterable[Tensor], *, scale: Tensor | None = None, window_s: float = WINDOW_S
 ) -> Iterator[Coded]:
     """Encode a signal in chunks.
 
@@ -85,7 +85,7 @@ def encode_chunks(
         window_s: how many seconds go through the encoder at once: memory and delay depend on it, codes do not.
 
     Yields:
-        Codes [B, K, t'], and the scale or None, as `CompressionModel.encode` gives them.
+        Codes [B, K, t'], and the scale or None, as the model's `encode` gives them.
 
     Raises:
         ConfigError: if the window is out of its range, or the scale is missing.
@@ -97,8 +97,8 @@ def encode_chunks(
             yield model.encode(wav.to(_device(model)))
         return
     # What the first frames look at, where the signal's beginning is mirrored, fits into the first window.
-    assert isinstance(model, EncodecModel) and isinstance(model.encoder, SEANetEncoder)
-    least = math.ceil(sum(reach(model.encoder.model)) / layout.hop) + 1
+    parts: Any = model
+    least = math.ceil(sum(reach(parts.encoder.model)) / layout.hop) + 1
     encoder = WindowEncoder(model, max(_frames(model, window_s), least) / model.frame_rate)
     if encoder.per_signal_scale and scale is None:
         raise ConfigError("this model divides by the volume of the whole signal: give scale, of `chunks.volume`.")
@@ -133,7 +133,7 @@ def _windows(encoder: WindowEncoder, chunks: Iterable[Tensor], scale: Tensor | N
 
 
 def decode_chunks(
-    model: CompressionModel,
+    model: Codec,
     chunks: Iterable[Tensor | Coded],
     *,
     scale: Tensor | None = None,
@@ -161,7 +161,7 @@ def decode_chunks(
     yield from _cross_faded(model, pairs, layout) if layout.window else _continued(model, pairs, window_s)
 
 
-def _continued(model: CompressionModel, pairs: Iterable[Coded], window_s: float) -> Iterator[Tensor]:
+def _continued(model: Codec, pairs: Iterable[Coded], window_s: float) -> Iterator[Tensor]:
     """Audio of codes, window by window."""
     decoder, found = WindowDecoder(model), None
     device, frames = _device(model), _frames(model, window_s)
@@ -173,14 +173,14 @@ def _continued(model: CompressionModel, pairs: Iterable[Coded], window_s: float)
             yield codes
 
     for codes, last in _pieces(codes_of(), frames, frames):
-        if found is not None and not decoder.model.renormalize:
+        if found is not None and not decoder.renormalize:
             raise ConfigError("decode_chunks got a scale, but this model has renormalize=false; pass scale=None.")
         wav = decoder.step(codes.to(device), last)
         if wav is not None:
             yield wav if found is None else wav * found.to(wav).view(-1, 1, 1)
 
 
-def _cross_faded(model: CompressionModel, pairs: Iterable[Coded], layout: Layout) -> Iterator[Tensor]:
+def _cross_faded(model: Codec, pairs: Iterable[Coded], layout: Layout) -> Iterator[Tensor]:
     """Audio of chunks that were coded by themselves."""
     ahead: tuple[Tensor, Tensor] | None = None  # samples that the next chunk adds to, and their weights
     for codes, scale in pairs:
@@ -220,16 +220,17 @@ class WindowDecoder:
         model: whose decoder can be continued.
     """
 
-    def __init__(self, model: CompressionModel) -> None:
-        assert isinstance(model, EncodecModel) and isinstance(model.decoder, SEANetDecoder)
-        self.model = model
-        layers = list(model.decoder.model)
+    def __init__(self, model: Codec) -> None:
+        parts: Any = model
+        decoder: SEANetDecoder = parts.decoder
+        self.model, self.renormalize = model, bool(parts.renormalize)
+        layers = list(decoder.model)
         at = next((i for i, layer in enumerate(layers) if isinstance(layer, StreamableLSTM)), 0)
         lstm = layers[at]
         self._lstm = lstm if isinstance(lstm, StreamableLSTM) else None
         first = nn.Sequential(*layers[:at])
         rest = nn.Sequential(*layers[at + (self._lstm is not None) :])
-        self._front, self._back = _Convolutions(first, 1), _Convolutions(rest, model.decoder.hop_length)
+        self._front, self._back = _Convolutions(first, 1), _Convolutions(rest, decoder.hop_length)
         self._state: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
@@ -300,19 +301,19 @@ def _needed(layer: nn.Module, first: int, stop: int) -> tuple[int, int]:
     return first, stop
 
 
-def _frames(model: CompressionModel, window_s: float) -> int:
+def _frames(model: Codec, window_s: float) -> int:
     """Frames of a window, after a check of its length."""
     if not 1 / model.frame_rate <= window_s <= LONGEST_S:
         raise ConfigError(f"windows of {window_s} s; expected from {1 / model.frame_rate:.3g} s to {LONGEST_S}.")
     return round(window_s * model.frame_rate)
 
 
-def _streamable(model: CompressionModel) -> bool:
+def _streamable(model: Codec) -> bool:
     """Whether both sides of a codec can be continued."""
-    if not continuable(model) or not isinstance(model, EncodecModel):
+    decoder = getattr(model, "decoder", None)
+    if not continuable(model) or not isinstance(decoder, SEANetDecoder):
         return False
-    decoder = model.decoder
-    return isinstance(decoder, SEANetDecoder) and not any(isinstance(one, nn.GroupNorm) for one in decoder.modules())
+    return not any(isinstance(one, nn.GroupNorm) for one in decoder.modules())
 
 
 def _pieces(chunks: Iterable[Tensor], length: int, step: int) -> Iterator[tuple[Tensor, bool]]:
@@ -331,7 +332,7 @@ def _pieces(chunks: Iterable[Tensor], length: int, step: int) -> Iterator[tuple[
     yield held, True
 
 
-def _checked(model: CompressionModel, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+def _checked(model: Codec, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     """The chunks of a wav, those without samples left out."""
     for wav in chunks:
         if wav.dim() != 3 or wav.shape[1] != model.channels:
@@ -340,6 +341,6 @@ def _checked(model: CompressionModel, chunks: Iterable[Tensor]) -> Iterator[Tens
             yield wav
 
 
-def _device(model: nn.Module) -> torch.device:
+def _device(model: Codec) -> torch.device:
     device: torch.device = next(iter(model.state_dict().values())).device
     return device

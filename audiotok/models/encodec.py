@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from audiotok.errors import ConfigError, DataError
+from audiotok.models.chunks import decode_chunks, encode_chunks
 from audiotok.models.pretrained import load_pretrained
 from audiotok.modules import SEANetDecoder, SEANetEncoder
 from audiotok.modules.seanet import SEANetDecoderOptions, SEANetOptions
@@ -55,16 +56,12 @@ class CompressionModel(nn.Module, ABC):
 
     def encode_chunks(self, chunks: Iterable[Tensor], **options: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Codes and scale of wav [B, C, t] in chunks, in bounded memory; see `audiotok.models.chunks.encode_chunks`."""
-        from audiotok.models.chunks import encode_chunks  # which needs this class
-
         return encode_chunks(self, chunks, **options)
 
     def decode_chunks(
         self, chunks: Iterable[Tensor | tuple[Tensor, Tensor | None]], **options: Any
     ) -> Iterator[Tensor]:
         """Audio [B, C, t] of codes in chunks, in bounded memory; see `audiotok.models.chunks.decode_chunks`."""
-        from audiotok.models.chunks import decode_chunks
-
         return decode_chunks(self, chunks, **options)
 
     @property

@@ -14,17 +14,41 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from audiotok.errors import ConfigError
-from audiotok.models.encodec import CompressionModel, EncodecModel
 from audiotok.modules.conv import StreamableConv1d
 from audiotok.modules.lstm import StreamableLSTM
 from audiotok.modules.seanet import SEANetEncoder, SEANetResnetBlock
+from audiotok.quantization import BaseQuantizer
 
 LONGEST_S = 3600
+
+
+class Codec(Protocol):
+    """What windows and chunks use of a codec; `audiotok.models.CompressionModel` documents it.
+
+    Of EnCodec they use its parts, too: encoder, quantizer, decoder, and whether it renormalises.
+    """
+
+    channels: int
+    sample_rate: int
+    frame_rate: float
+
+    def encode(self, wav: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Codes of wav, and its volume."""
+
+    def decode(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Audio of codes."""
+
+    def decode_latent(self, codes: Tensor) -> Tensor:
+        """Latent of codes."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights."""
 
 
 @dataclass(slots=True)
@@ -65,7 +89,7 @@ class WindowEncoder:
         ConfigError: if a window would hold no frame, or more than `LONGEST_S`.
     """
 
-    def __init__(self, model: CompressionModel, window_s: float) -> None:
+    def __init__(self, model: Codec, window_s: float) -> None:
         self.model = model
         self.hop = round(model.sample_rate / model.frame_rate)
         if not 1 / model.frame_rate <= window_s <= LONGEST_S:
@@ -76,8 +100,9 @@ class WindowEncoder:
         self.exact = continuable(model)
         self._left = self._right = 0  # context in samples
         if self.exact:
-            assert isinstance(model, EncodecModel) and isinstance(model.encoder, SEANetEncoder)
-            layers = list(model.encoder.model)
+            parts: Any = model
+            layers = list(parts.encoder.model)
+            self._quantizer: BaseQuantizer = parts.quantizer
             at = next((i for i, layer in enumerate(layers) if isinstance(layer, StreamableLSTM)), len(layers))
             self._front = nn.Sequential(*layers[:at])
             lstm = layers[at] if at < len(layers) else None
@@ -90,7 +115,7 @@ class WindowEncoder:
     @property
     def per_signal_scale(self) -> bool:
         """Whether `begin` takes the volume of the whole signal."""
-        return self.exact and isinstance(self.model, EncodecModel) and self.model.renormalize
+        return self.exact and bool(getattr(self.model, "renormalize", False))
 
     def begin(self, scale: float | None = None) -> Lane:
         """A new signal, which `step` is given window by window."""
@@ -168,11 +193,10 @@ class WindowEncoder:
 
     def _run_back(self, lanes: Sequence[Lane], frames: Sequence[Tensor], last: Sequence[bool]) -> None:
         """The convolutions after the LSTM, and the codes of all frames that they have seen enough for."""
-        assert isinstance(self.model, EncodecModel)
         pairs = zip(lanes, frames, strict=True)
         held = [new if lane.kept is None else torch.cat([lane.kept, new], dim=1) for lane, new in pairs]
         for indices, batch in _by_shape(held):
-            codes = self.model.quantizer.encode(self._back(batch))
+            codes = self._quantizer.encode(self._back(batch))
             for index, each in zip(indices, codes, strict=True):
                 lane, end = lanes[index], lanes[index].kept_from + batch.shape[2]
                 until = end if last[index] else max(lane.emitted, end - self._back_right)
@@ -210,11 +234,10 @@ def _reach(layer: nn.Module) -> tuple[int, int, int]:
     return 0, 0, 1
 
 
-def continuable(model: CompressionModel) -> bool:
+def continuable(model: Codec) -> bool:
     """Whether windows with context give the codes of one pass."""
-    if not isinstance(model, EncodecModel) or not isinstance(model.encoder, SEANetEncoder):
-        return False
-    return not any(isinstance(module, nn.GroupNorm) for module in model.encoder.modules())
+    encoder = getattr(model, "encoder", None)
+    return isinstance(encoder, SEANetEncoder) and not any(isinstance(one, nn.GroupNorm) for one in encoder.modules())
 
 
 def _by_shape(tensors: Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
