@@ -59,12 +59,33 @@ def card(source: Source, format: str, *, half: bool = False) -> str:
         half: whether its weights are float16.
     """
     parts = [_front_matter(format), f"# {source.name}: EnCodec at {source.model.sample_rate / 1000:g} kHz\n"]
-    folder = source.path.parent
-    if source.path.name == LAST and (folder / "history.json").exists():
-        parts += [*_model(source, half), *_loading(source, format), *_experiment(read_experiment(folder), source.cfg)]
-    else:
-        parts += [*_model(source, half), *_loading(source, format), *_origin(source)]
+    record = _record(source)
+    about = _origin(source) if record is None else _experiment(record, source.cfg)
+    parts += [*_model(source, half), *_loading(source, format), *about]
     return "\n".join([*parts, *_configuration(source.cfg), *_licence()])
+
+
+def unfinished(source: Source) -> str:
+    """What the experiment lacks that a model is of, `has not completed (…)`; "" if nothing, or if it is of none."""
+    record = _record(source)
+    return "" if record is None else _lacking(record)
+
+
+def _record(source: Source) -> Experiment | None:
+    """The experiment of audiotok whose checkpoint a source is; other programs write a history, too."""
+    folder = source.path.parent
+    ours = source.path.name == LAST and any((folder / name).exists() for name in ("frozen.json", "status.json"))
+    return read_experiment(folder) if ours and (folder / "history.json").exists() else None
+
+
+def _lacking(record: Experiment) -> str:
+    return "" if record.state == "COMPLETED" else f"has not completed (state {record.state})"
+
+
+def _section(cfg: DictConfig, name: str) -> Mapping[str, Any]:
+    """A section of a configuration, which may be of anybody; empty if it is no section."""
+    section = cfg.get(name)
+    return section if isinstance(section, DictConfig) else {}
 
 
 def _front_matter(format: str) -> str:
@@ -172,10 +193,9 @@ def _experiment(record: Experiment, cfg: DictConfig) -> Iterator[str]:
     yield f"An experiment of audiotok, signature `{record.sig}`, commit `{record.commit or 'unknown'}`.\n"
     if overrides := _overrides(record.folder):
         yield f"- **Overrides**: {overrides}"
-    epochs = (cfg.get("optim") or {}).get("epochs")
-    updates = (cfg.get("optim") or {}).get("updates_per_epoch")
-    unfinished = "" if record.state == "COMPLETED" else f"; it has not completed (state {record.state})"
-    yield f"- **Length**: {record.epochs} of {epochs} epochs of {updates} updates{unfinished}"
+    epochs, updates = (_section(cfg, "optim").get(name) for name in ("epochs", "updates_per_epoch"))
+    lacking = f"; it {found}" if (found := _lacking(record)) else ""
+    yield f"- **Length**: {record.epochs} of {epochs} epochs of {updates} updates{lacking}"
     if math.isfinite(record.duration_s):
         yield f"- **Time**: {spoken_duration(record.duration_s)}"
     if record.amended:
@@ -183,10 +203,14 @@ def _experiment(record: Experiment, cfg: DictConfig) -> Iterator[str]:
     best, column = _best_epoch(record)
     if best:
         yield f"- **Weights** of epoch {best}, the best by {column}"
-    losses = {name: weight for name, weight in (cfg.get("losses") or {}).items() if weight}
-    yield f"- **Losses** and their weights: {', '.join(f'{name} {weight:g}' for name, weight in losses.items())}\n"
+    losses = [f"{name} {weight:g}" for name, weight in _section(cfg, "losses").items() if _is_number(weight) and weight]
+    yield f"- **Losses** and their weights: {', '.join(losses)}\n"
     yield from _data(cfg, record.folder)
     yield from _metrics(record, best)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _overrides(folder: Path) -> str:
@@ -223,7 +247,7 @@ def _data(cfg: DictConfig, folder: Path) -> Iterator[str]:
         yield f"`dset={clean_text(str(choices['dset']))}`\n"
     rows = []
     for split in _SPLITS:
-        manifest = (cfg.get("datasource") or {}).get(split)
+        manifest = _section(cfg, "datasource").get(split)
         try:
             tracks = read_manifest(manifest) if isinstance(manifest, str) else []
         except AudiotokError:
@@ -277,8 +301,8 @@ def _origin(source: Source) -> Iterator[str]:
         yield text.partition("\n")[2].replace("\n## ", "\n### ").strip() + "\n"
         return
     yield (
-        f"Made of `{clean_text(source.path.name)}`, which holds networks and weights alone: on what it was trained, "
-        "how, and how well it does is not known here. To fill in by those who know.\n"
+        f"Made of `{clean_text(source.path.name)}`, of which networks and weights alone are read: on what it was "
+        "trained, how, and how well it does is not known here. To fill in by those who know.\n"
     )
 
 

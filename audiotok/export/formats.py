@@ -10,11 +10,13 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
@@ -24,13 +26,15 @@ from torch import Tensor
 from audiotok import __version__
 from audiotok.checkpoint import LAST, PRETRAINED_PREFIX
 from audiotok.errors import AudiotokError, ConfigError, first_line
-from audiotok.export.card import CARD, Source, card
+from audiotok.export.card import CARD, Source, card, unfinished
 from audiotok.export.onnx import write_onnx
 from audiotok.files import write_text
 from audiotok.interchange import huggingface
 from audiotok.models.encodec import EncodecModel, get_compression_model
 from audiotok.models.pretrained import check_weights, read_pretrained
 from audiotok.utils.export import in_half, networks_of, write_exported
+
+logger = logging.getLogger(__name__)
 
 AUDIOCRAFT_FILE = "compression_state_dict.bin"  # as AudioCraft looks for it in a folder
 ABOUT = "audiotok.json"
@@ -71,10 +75,14 @@ def export_model(
     out = Path("exported", f"{_short_name(name)}-{format}") if out is None else out
     _check_free(out, force)
     path, cfg, model = _read(name)
+    if out.absolute().resolve() in (path.resolve(), path.resolve().parent):
+        raise ConfigError(f"{out} is the folder that is exported; give another folder with --out")
+    own = Source(name=_short_name(name), source=str(name), path=path, cfg=cfg, model=model)
+    if lacking := unfinished(own):
+        logger.warning("warning: %s %s; what is exported are its best weights so far", name, lacking)
     try:
         with _staged(out) as stage:
             FORMATS[format](cfg, model, stage, half)
-            own = Source(name=_short_name(name), source=str(name), path=path, cfg=cfg, model=model)
             write_text(stage / CARD, card(own, format, half=half))
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
@@ -123,8 +131,9 @@ def _safetensors(cfg: DictConfig, model: EncodecModel, folder: Path, half: bool)
     # Two names must not share storage, as `embed` and `embed_avg` of float16 do.
     save_file({name: value.clone().contiguous() for name, value in weights.items()}, folder / "model.safetensors")
     config = networks_of(cfg)
-    if huggingface.SECTION in cfg:  # so that the way back gives the folder that it was read from
-        config[huggingface.SECTION] = OmegaConf.to_container(cfg[huggingface.SECTION], resolve=True)
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    if kept := huggingface.chunks_and_bandwidths(values):  # so that the way back gives the folder it was read from
+        config[huggingface.SECTION] = kept
     about = {"format": "audiotok", "version": 1, "audiotok": __version__, "config": config}
     write_text(folder / ABOUT, json.dumps(about, indent=1))
 
@@ -150,10 +159,11 @@ def _check_free(out: Path, force: bool) -> None:
         if os.path.lexists(out) and not os.path.isdir(out):
             raise ConfigError(f"{out} is a file; give a folder with --out")
         names = [path.name for path in out.iterdir()] if os.path.isdir(out) else []
+        folders = {name for name in names if os.path.isdir(out / name)}
     except OSError as error:
         raise AudiotokError(f"cannot read {out}: {error.strerror or error}; give another --out") from error
     there = {name for name in names if not name.startswith(".")}
-    if foreign := sorted(there - _WRITTEN):
+    if foreign := sorted(there - (_WRITTEN - folders)):
         raise ConfigError(f"{out} holds {foreign[0]}, which is of no export; give another folder with --out")
     if there and not force:
         raise ConfigError(f"{out} holds an export already; give another folder with --out, or --force to replace it")

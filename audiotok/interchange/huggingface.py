@@ -29,6 +29,7 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 MODEL_TYPE = "encodec"
 SECTION = "huggingface"  # of a configuration: what its folder had and our networks have no use for
+_KEPT = ("target_bandwidths", "chunk_length_s", "overlap")
 
 _Size = Annotated[int, Field(strict=True, ge=1, le=10**9)]
 _Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
@@ -61,7 +62,7 @@ class _Config:
     codebook_size: Annotated[int, Field(strict=True, ge=2, le=2**24)] = 1024
     num_filters: _Size = 32
     num_residual_layers: Annotated[int, Field(strict=True, ge=0, le=1000)] = 1
-    upsampling_ratios: list[_Size] = field(default_factory=lambda: [8, 5, 4, 2])
+    upsampling_ratios: Annotated[list[_Size], Field(max_length=30)] = field(default_factory=lambda: [8, 5, 4, 2])
     norm_type: Literal["weight_norm", "time_group_norm"] = "weight_norm"
     kernel_size: _Size = 7
     last_kernel_size: _Size = 7
@@ -111,6 +112,8 @@ def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if config.codebook_dim not in (None, config.hidden_size):
         found = f"codebook_dim={config.codebook_dim} with hidden_size={config.hidden_size}"
         raise CheckpointError(f"{path / CONFIG} has {found}; only codebooks of the latent's size are read")
+    if math.prod(config.upsampling_ratios) > config.sampling_rate:
+        raise CheckpointError(f"{path / CONFIG} has upsampling_ratios whose product, the hop, is more than a second")
     return _our_config(config), _our_weights(_read_weights(path), config)
 
 
@@ -128,7 +131,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     file = next((path / name for name in WEIGHTS if os.path.isfile(path / name)), None)
     if file is None:
         raise CheckpointError(f"{path} lacks the weights; it needs {' or '.join(WEIGHTS)}")
-    return read_safetensors(file) if file.suffix == ".safetensors" else load_checkpoint(file)
+    weights = read_safetensors(file) if file.suffix == ".safetensors" else load_checkpoint(file)
+    if not all(isinstance(name, str) for name in weights):
+        raise CheckpointError(f"{file} holds weights without names; is it of Transformers?")
+    return weights
 
 
 def _our_config(config: _Config) -> dict[str, Any]:
@@ -140,7 +146,6 @@ def _our_config(config: _Config) -> dict[str, Any]:
     seanet["decoder"] = {"trim_right_ratio": config.trim_right_ratio, "final_activation": None}
     frame_rate, bits = _rates(rate, config.upsampling_ratios, config.codebook_size)
     n_q = max(int(1000 * config.target_bandwidths[-1] // (frame_rate * bits)), 1)
-    rest = ("target_bandwidths", "chunk_length_s", "overlap")
     return {
         "compression_model": "encodec",
         "sample_rate": rate,
@@ -148,7 +153,7 @@ def _our_config(config: _Config) -> dict[str, Any]:
         "encodec": {**networks, "causal": config.use_causal_conv, "renormalize": config.normalize},
         "seanet": seanet,
         "rvq": {"n_q": n_q, "bins": config.codebook_size, "q_dropout": len(config.target_bandwidths) > 1},
-        SECTION: {name: getattr(config, name) for name in rest},
+        SECTION: {name: getattr(config, name) for name in _KEPT},
     }
 
 
@@ -187,7 +192,8 @@ def config_and_weights(
     """
     values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
     encodec, section = values["encodec"], dict(values["seanet"])
-    before = _parsed(values.get(SECTION) or {}, f"the section {SECTION}")
+    kept = chunks_and_bandwidths(values)
+    before = _parsed(kept or {}, f"the section {SECTION}")
     sides = {side: section.pop(side, None) or {} for side in ("encoder", "decoder")}
     encoder = SEANetOptions(**{**section, **sides["encoder"]})
     decoder = SEANetDecoderOptions(**{**section, **sides["decoder"]})
@@ -200,10 +206,23 @@ def config_and_weights(
     config |= {"codebook_dim": decoder.dimension, "use_conv_shortcut": not decoder.true_skip}
     config |= {"trim_right_ratio": decoder.trim_right_ratio, "normalize": bool(encodec.get("renormalize"))}
     dropout = bool((values.get("rvq") or {}).get("q_dropout"))
-    given = before.target_bandwidths if SECTION in values else []
+    given = before.target_bandwidths if kept else []
     config["target_bandwidths"] = _bandwidths(rate, decoder.ratios, bins, len(codebooks), dropout, given)
     config |= {"chunk_length_s": before.chunk_length_s, "overlap": before.overlap}
     return dict(sorted(config.items())), {_their_name(name): value for name, value in weights.items()}
+
+
+def chunks_and_bandwidths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `huggingface` of a configuration with what is known of it alone; empty if there is none.
+
+    Raises:
+        CheckpointError: if it is of another form.
+    """
+    section = values.get(SECTION) or {}
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"the configuration has {SECTION}={str(section)[:50]!r}, which is no section of it")
+    parsed = _parsed(section, f"the section {SECTION}")
+    return {name: getattr(parsed, name) for name in _KEPT if name in section}
 
 
 def preprocessor_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from audiotok.interchange import audiocraft, hub, huggingface
 from audiotok.interchange import folder as own
 
 Model = TypeVar("Model", bound=nn.Module)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _REGISTRATIONS = 50  # of modules, parameters and buffers, for each tensor of a network; ours have less than 10
 
 
@@ -73,19 +74,30 @@ def find_pretrained(name: str | Path, root: Path | None = None) -> Path:
 
 
 def read_pretrained(name: str | Path, root: Path | None = None) -> Pretrained:
-    """Read what a model's source holds; see `find_pretrained`. Nothing of it is executed.
+    """Read what a model's source holds; see `find_pretrained`. Nothing of it is executed; a pointer is followed once.
 
     Raises:
         CheckpointError: if there is no such source, it cannot be read safely, or its weights are not finite.
     """
     path = find_pretrained(name, root)
+    found = _read(path)
+    if found is None:
+        target = find_pretrained(_pointed(load_checkpoint(path, foreign=True)[audiocraft.POINTER], path), root)
+        found = _read(target)
+        if found is None:
+            raise CheckpointError(f"{path} points to {target}, which only points to another; give the path of a model")
+    return found
+
+
+def _read(path: Path) -> Pretrained | None:
+    """What a file or folder holds; None if that is only the name of another."""
     if os.path.isdir(path):
         read = own.read_folder if own.is_folder(path) else huggingface.read_folder
         cfg, weights = read(path)
         return Pretrained(path, OmegaConf.create(cfg), _checked(weights, path), {})
     state = load_checkpoint(path, foreign=True)
     if audiocraft.POINTER in state:
-        return read_pretrained(_pointed(state[audiocraft.POINTER], path))
+        return None
     return Pretrained(path, configuration_of(state, path), best_weights_of(state, path), state)
 
 
@@ -150,9 +162,15 @@ def best_weights_of(state: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _checked(weights: Any, path: Path) -> dict[str, torch.Tensor]:
     """Weights that are tensors by name, and finite; CheckpointError naming `path` for others."""
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    ):
         raise CheckpointError(f"{path} does not hold the weights as a dict of tensors; was it written by a solver?")
-    if names := not_finite(weights):
+    if odd := [name for name, value in weights.items() if value.is_floating_point() and value.dtype not in _FLOATS]:
+        raise CheckpointError(f"{path} has {odd[0]} of {weights[odd[0]].dtype}; weights of 16, 32 or 64 bits are read")
+    if names := not_finite(
+        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    ):
         raise CheckpointError(f"{path} has weights that are not finite ({names}): its training diverged; use another")
     return weights
 

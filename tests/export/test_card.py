@@ -70,6 +70,16 @@ def test_the_card_of_an_experiment_holds_its_numbers(run: Path, tmp_path: Path) 
         assert secret not in text
 
 
+@pytest.mark.parametrize("section", [3, [1], {"l1": "x", "epochs": {"a": 1}, "train": [1]}])
+def test_sections_of_another_form_are_left_out(run: Path, tmp_path: Path, section: object) -> None:
+    state = load_checkpoint(run / "checkpoint.th")
+    odd = {name: section for name in ("losses", "optim", "datasource")}
+    cfg = OmegaConf.to_yaml(OmegaConf.create({**OmegaConf.create(state["xp.cfg"]), **odd}))
+    save_checkpoint({**state, "xp.cfg": cfg}, run / "checkpoint.th")
+    text = (export_model(SIG, "safetensors", tmp_path / "out") / "README.md").read_text()
+    assert f"signature `{SIG}`" in text and "**Losses** and their weights: \n" in text
+
+
 def test_the_card_of_a_file_says_what_is_not_known(tmp_path: Path) -> None:
     path = save_codec(tmp_path / "small.bin")
     text = (export_model(path, "audiocraft", tmp_path / "out") / "README.md").read_text()

@@ -212,6 +212,57 @@ def test_what_fails_half_way_leaves_nothing(codec: Path, tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["small.bin"]
 
 
+def test_a_folder_in_the_way_of_a_file_is_found_before_anything_is_replaced(codec: Path, tmp_path: Path) -> None:
+    out = export_model(codec, "safetensors", tmp_path / "out")
+    (out / "encoder.onnx").mkdir()
+    before = (out / "README.md").read_bytes()
+    for format in ("onnx", "audiocraft"):
+        with pytest.raises(ConfigError, match=r"holds encoder\.onnx, which is of no export"):
+            export_model(codec, format, out, force=True)
+    assert listed(out) == ["README.md", "audiotok.json", "encoder.onnx", "model.safetensors"]
+    assert (out / "README.md").read_bytes() == before
+
+
+@pytest.mark.parametrize("format", ["audiocraft", "huggingface", "safetensors"])
+def test_a_folder_does_not_replace_itself(codec: Path, tmp_path: Path, format: str) -> None:
+    out = export_model(codec, format, tmp_path / "out")
+    (tmp_path / "link").symlink_to(out)
+    for target in (out, tmp_path / "link"):
+        with pytest.raises(ConfigError, match="is the folder that is exported"):
+            export_model(out, "onnx", target, force=True)
+    assert equal(own(out).state_dict(), own(codec).state_dict())
+
+
+def test_an_unfinished_experiment_is_exported_with_a_warning(
+    codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AUDIOTOK_OUTPUT_DIR", str(tmp_path / "outputs"))
+    folder, exported = tmp_path / "outputs/xps/0a1b2c3d", load_checkpoint(codec)
+    state = {"best_state": {"model": exported["best_state"]}, "history": [{}], "xp.cfg": exported["xp.cfg"]}
+    save_checkpoint(state, folder / "checkpoint.th")
+    (folder / "history.json").write_text('[{"valid": {"msspec": 1.0}}]')
+    for name, warned in (("FAILED", True), ("COMPLETED", False)):
+        (folder / "status.json").write_text(json.dumps({"state": name}))
+        caplog.clear()
+        export_model("0a1b2c3d", "safetensors", tmp_path / name)
+        assert ("//sig/0a1b2c3d has not completed (state FAILED)" in caplog.text) is warned
+    (folder / "status.json").unlink()  # what remains is as another program leaves it
+    text = (export_model("0a1b2c3d", "safetensors", tmp_path / "other") / "README.md").read_text()
+    assert "An experiment of audiotok" not in text and "is not known here" in text
+
+
+@pytest.mark.parametrize(("section", "message"), [(3, "huggingface='3'"), ({"target_bandwidths": "x"}, "valid list")])
+@pytest.mark.parametrize("format", ["huggingface", "safetensors"])
+def test_a_section_of_another_form_is_refused(
+    codec: Path, tmp_path: Path, format: str, section: object, message: str
+) -> None:
+    cfg = OmegaConf.merge(config(), {"huggingface": section})
+    save_checkpoint({**load_checkpoint(codec), "xp.cfg": OmegaConf.to_yaml(cfg)}, tmp_path / "odd.bin")
+    with pytest.raises(CheckpointError, match=message):
+        export_model(tmp_path / "odd.bin", format, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_language_model_is_refused(tmp_path: Path) -> None:
     exported = load_checkpoint(save_codec(tmp_path / "small.bin"))
     cfg = OmegaConf.merge(config(), {"lm": {"dim": 4}})

@@ -244,6 +244,8 @@ def test_a_configuration_may_leave_out_what_is_usual(tmp_path: Path) -> None:
         ({"target_bandwidths": []}, r"target_bandwidths=\[\]"),
         ({"target_bandwidths": [float("inf")]}, "target_bandwidths"),
         ({"codebook_dim": 8}, "codebook_dim=8 with hidden_size=4"),
+        ({"upsampling_ratios": [10**9] * 20}, "upsampling_ratios whose product, the hop, is more than a second"),
+        ({"upsampling_ratios": [2] * 5000}, "upsampling_ratios="),
     ],
 )
 def test_a_configuration_that_cannot_be_read(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -1,6 +1,7 @@
 """Every place that takes a model takes every kind of it: folders of ours and of others, names of the hub."""
 
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from audiotok.checkpoint import own_models
 from audiotok.errors import CheckpointError
@@ -158,3 +159,38 @@ def test_what_cannot_be_fetched_is_one_line(hub: list[tuple[str, str, bool]], mo
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"no file or folder owner/codec here, .* pip install huggingface_hub"):
         CompressionModel.get_pretrained("owner/codec")
+
+
+def test_a_pointer_is_followed_once(hub: list[tuple[str, str, bool]], theirs: Path, tmp_path: Path) -> None:
+    names = {"one/self": "one/self", "one/there": "one/back", "one/back": "one/there", "one/two": "one/good"}
+    for folder, target in {**names, "one/good": "owner/codec"}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        torch.save({"pretrained": target}, tmp_path / folder / "compression_state_dict.bin")
+    (tmp_path / "owner").mkdir()
+    theirs.rename(tmp_path / "owner/codec")
+    check_demo(CompressionModel.get_pretrained("one/good"))
+    for folder in names:
+        with pytest.raises(CheckpointError, match="which only points to another; give the path of a model"):
+            CompressionModel.get_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["eight bits", "beyond float32", "no names"])
+def test_weights_that_are_no_weights_here(theirs: Path, kind: str) -> None:
+    weights: dict[Any, torch.Tensor] = {**load_file(theirs / "model.safetensors")}
+    name = "quantizer.layers.0.codebook.embed"
+    if kind == "eight bits":
+        weights[name], message = weights[name].to(torch.float8_e4m3fn), "of torch.float8_e4m3fn; weights of 16"
+    elif kind == "beyond float32":
+        weights[name], message = weights[name].double() + 1e300, "not finite"
+    else:
+        weights[1], message = torch.zeros(1), "weights without names"
+    (theirs / "model.safetensors").unlink()
+    torch.save(weights, theirs / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=message):
+        CompressionModel.get_pretrained(theirs)
+
+
+def test_weights_of_a_checkpoint_have_names(tmp_path: Path) -> None:
+    torch.save({"best_state": {1: torch.tensor(math.nan)}, "xp.cfg": "a: 1"}, tmp_path / "odd.bin")
+    with pytest.raises(CheckpointError, match="does not hold the weights as a dict of tensors"):
+        CompressionModel.get_pretrained(tmp_path / "odd.bin")
