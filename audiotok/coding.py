@@ -245,11 +245,12 @@ class _Decoder:
                 f"{source} is of another codec ({header.codec}, {header.codec_hash[:12]}) than --model "
                 f"({self.hash[:12]}). Give the one that encoded it."
             )
-        if (header.window, header.step, header.hop) != (self.layout.window, self.layout.step, self.layout.hop):
-            raise DataError(f"{source}: its chunks are not those of this codec. Encode it again.")
+        self._check(source, header)
         comment = f"audiotok {self.hash[:16]} {hashlib.sha256(source.read_bytes()).hexdigest()[:32]}"
         if os.path.isfile(target) and _comment(target) == comment:
             return None
+        if os.path.isfile(target) and source_hash(target) == header.source_hash:
+            raise DataError(f"{target} is the file that {source} was encoded from; it is kept. Give another --out.")
         target.parent.mkdir(parents=True, exist_ok=True)
         left = header.samples
         with _writer(target, header.sample_rate, header.channels, self.kind, comment) as write:
@@ -262,6 +263,21 @@ class _Decoder:
                 left -= part.shape[1]
                 step(part.shape[1] / header.sample_rate)
         return tokens.size
+
+    def _check(self, source: Path, header: Header) -> None:
+        """DataError if a header is not one that this codec writes, whatever hash it claims."""
+        model = self.model
+        if (header.window, header.step, header.hop) != (self.layout.window, self.layout.step, self.layout.hop):
+            raise DataError(f"{source}: its chunks are not those of this codec. Encode it again.")
+        for name, found, expected in (
+            ("sample_rate", header.sample_rate, model.sample_rate),
+            ("channels", header.channels, model.channels),
+            ("bins", header.bins, model.cardinality),
+            ("n_q", header.n_q, min(header.n_q, model.total_codebooks)),
+            ("volumes", bool(header.scales), bool(getattr(model, "renormalize", False))),
+        ):
+            if found != expected:
+                raise DataError(f"{source}: {name} is {found:d}; this codec has {expected:d}. Encode it again.")
 
     def _pairs(self, tokens: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Codes [1, K, t] and scale, chunk by chunk."""

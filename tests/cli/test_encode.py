@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from audiotok import cli, coding
 from audiotok.data.audio import read_segment
-from audiotok.interchange.atok import read_tokens
+from audiotok.interchange.atok import read_tokens, write_tokens
 from audiotok.models import CompressionModel
 from tests.codecs import RATE, save_codec
 from tests.conftest import chords
@@ -129,6 +130,40 @@ def test_a_bad_file_does_not_stop_the_others(folder: Path, capsys: pytest.Captur
     assert (
         soundfile.info(folder / "back/one.wav").frames == 1 and soundfile.info(folder / "back/silent.wav").frames == 900
     )
+
+
+def test_a_header_that_is_not_of_the_codec_costs_its_file_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert encode(folder) == 0
+    tokens = read_tokens(folder / "tokens/calm/a.wav.atok")
+    codes, header = tokens.codes(), tokens.header
+    for name, changes in {
+        "channels": {"channels": 2},
+        "sample_rate": {"sample_rate": 2 * RATE},
+        "bins": {"bins": 60_000},
+        "n_q": {"n_q": 100},
+    }.items():
+        fake = np.zeros((changes.get("n_q", len(codes)), codes.shape[1]), np.uint16)
+        fake[0, 0] = changes.get("bins", 1) - 1
+        write_tokens(folder / f"tokens/0{name}.atok", replace(header, **changes), fake)
+    write_tokens(folder / "tokens/0volumes.atok", replace(header, scales=1), codes, [1e30])
+    capsys.readouterr()
+    assert decode(folder) == 2
+    out, err = capsys.readouterr()
+    assert "3 decoded" in out and "5 failed" in out and len(names(folder / "back")) == 3
+    for name in ("channels", "sample_rate", "bins", "n_q", "volumes"):
+        assert f"0{name}.atok: {name} is " in err
+
+
+def test_decoding_beside_the_originals_keeps_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original = (folder / "music/calm/a.wav").read_bytes()
+    assert encode(folder, out="music") == 0
+    files = [str(folder / "music"), "--model", str(folder / "codec.bin"), "--out", str(folder / "music")]
+    assert cli.main(["decode", *files, "--device=cpu"]) == 2
+    assert "is the file that" in capsys.readouterr().err
+    assert (folder / "music/calm/a.wav").read_bytes() == original
+    assert (folder / "music/calm/a.flac.wav").exists()
 
 
 def test_bad_token_files_and_other_codecs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
