@@ -138,12 +138,13 @@ def test_a_header_that_is_not_of_the_codec_costs_its_file_alone(
     assert encode(folder) == 0
     tokens = read_tokens(folder / "tokens/calm/a.wav.atok")
     codes, header = tokens.codes(), tokens.header
-    for name, changes in {
+    fakes: dict[str, dict[str, Any]] = {
         "channels": {"channels": 2},
         "sample_rate": {"sample_rate": 2 * RATE},
         "bins": {"bins": 60_000},
         "n_q": {"n_q": 100},
-    }.items():
+    }
+    for name, changes in fakes.items():
         fake = np.zeros((changes.get("n_q", len(codes)), codes.shape[1]), np.uint16)
         fake[0, 0] = changes.get("bins", 1) - 1
         write_tokens(folder / f"tokens/0{name}.atok", replace(header, **changes), fake)
