@@ -1,23 +1,42 @@
 """A codec inside the page: a sound of the reader's own, encoded and decoded in a real browser."""
 
+import base64
 import io
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from playwright.sync_api import BrowserContext, expect
+from playwright.sync_api import BrowserContext, Page, expect
+from torch import Tensor
 
+from audiotok.checkpoint import own_models
 from audiotok.cli import main
 from audiotok.errors import ResultsError
-from audiotok.models import CompressionModel
+from audiotok.models import CompressionModel, EncodecModel
+from audiotok.quantization import ResidualVectorQuantizer
 from audiotok.report import PageModel
 from audiotok.report.own_sound import worker_source
-from tests.report.conftest import EVIL
+from tests.report.conftest import EVIL, RATE, add_run, melody, wait_for
 
+NEAR = 1e-3  # of a squared distance: what two ways of adding up may decide differently
+# What the worker sends, kept for the test.
+SPY = """
+window.sent = [];
+const Plain = window.Worker;
+window.Worker = class extends Plain {
+  constructor(...args) {
+    super(...args);
+    this.addEventListener("message", ({ data }) => sent.push(data));
+  }
+};
+"""
 POLICY = re.compile(r'Content-Security-Policy" content="([^"]*)"')
 
 
@@ -76,6 +95,153 @@ def test_a_sound_goes_through_the_codec_of_the_page(
     expect(page.locator("#own-play")).to_have_text("Pause")
     assert trouble == []
     assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [output.as_uri()]
+
+
+@pytest.fixture(scope="module")
+def model() -> EncodecModel:
+    """The codec that comes with the package."""
+    found = CompressionModel.get_pretrained("demo")
+    assert isinstance(found, EncodecModel)
+    return found
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of one file with the model in it."""
+    root = tmp_path_factory.mktemp("own")
+    history = [{"valid": {"msspec": 1.0}, "evaluate": {"sisdr": 5.0}}]
+    add_run(root, "g", "00000001", ["seed=1"], history, state="COMPLETED")
+    command = ["report", "g", "--root", str(root), "--with-model", "demo", "--single-file"]
+    assert main([*command, "--output", str(root / "page.html")]) == 0
+    return root / "page.html"
+
+
+@pytest.fixture
+def page(context: BrowserContext, page_file: Path) -> Iterator[Page]:
+    page = context.new_page()
+    trouble: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.add_init_script(SPY)
+    page.goto(page_file.as_uri())
+    yield page
+    assert trouble == []
+    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [page_file.as_uri()]
+
+
+def received(page: Page, name: str) -> list[list[float]]:
+    wait_for(page, f"sent.some((message) => message.{name})")
+    found: list[list[float]] = page.evaluate(f"sent.find((message) => message.{name}).{name}.map((row) => [...row])")
+    return found
+
+
+def drop(page: Page, wav: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+    """Drop a file of wav [T] on the box."""
+    sound = io.BytesIO()
+    soundfile.write(sound, wav, 32000, format="WAV", subtype="FLOAT")
+    transfer = page.evaluate_handle(
+        """text => {
+            const transfer = new DataTransfer();
+            const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+            transfer.items.add(new File([bytes], "mine.wav"));
+            return transfer;
+        }""",
+        base64.b64encode(sound.getvalue()).decode(),
+    )
+    page.dispatch_event("#own-drop", "drop", {"dataTransfer": transfer})
+
+
+def tune(seconds: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Notes and noise [T] at 32 kHz."""
+    at = np.arange(round(seconds * 32000))
+    notes = np.interp(at * RATE / 32000, np.arange(round(seconds * RATE)), melody(3, seconds))
+    noise = np.random.default_rng(0).normal(0, 0.02, len(at))
+    return np.asarray(0.5 * notes + noise, dtype=np.float32)
+
+
+def margins(model: EncodecModel, wav: Tensor, codes: Tensor) -> Tensor:
+    """By how much [K, T] squared distance a code is farther than the nearest, given the codes before it."""
+    assert isinstance(model.quantizer, ResidualVectorQuantizer)
+    residual = model.encode_latent(wav)[0][0].T.double()
+    found = []
+    for codebook, row in zip(model.quantizer.vq.codebooks(model.num_codebooks), codes, strict=True):
+        vectors = codebook.embed.double()
+        distances = torch.cdist(residual, vectors) ** 2
+        found.append(distances.gather(1, row[:, None])[:, 0] - distances.amin(1))
+        residual = residual - vectors[row]
+    return torch.stack(found)
+
+
+@pytest.mark.browser
+@torch.no_grad()
+def test_codes_and_sound_are_those_of_torch(page: Page, model: EncodecModel) -> None:
+    wav = tune(2.51)
+    drop(page, wav)
+    codes = torch.tensor(received(page, "codes"), dtype=torch.int64)
+    given = torch.from_numpy(wav)[None, None]
+    assert codes.shape == model.encode(given)[0][0].shape == (4, 126)
+    assert margins(model, given, codes).max() < NEAR
+    expected = model.decode(codes[None])[0, 0, : len(wav)]
+    torch.testing.assert_close(torch.tensor(received(page, "wav"))[0], expected, atol=1e-4, rtol=0)
+    expect(page.locator("#own-facts")).to_contain_text("2 kb/s")
+    expect(page.locator("#own-facts")).to_contain_text("126 frames × 4 codebooks")
+    assert page.locator("#own-codes").evaluate("canvas => [canvas.width, canvas.height]") == [126, 4]
+
+
+@pytest.mark.browser
+@torch.no_grad()
+def test_a_long_sound_is_cut_and_computed_in_pieces(page: Page, model: EncodecModel, tmp_path: Path) -> None:
+    wav = tune(31.0)
+    soundfile.write(tmp_path / "long.wav", np.stack([wav, wav], 1), 32000, subtype="FLOAT")
+    page.locator("#own-file").set_input_files(tmp_path / "long.wav")
+    codes = torch.tensor(received(page, "codes"), dtype=torch.int64)
+    one_pass = model.encode(torch.from_numpy(wav[: 30 * 32000])[None, None])[0][0]
+    assert codes.shape == one_pass.shape
+    assert (codes != one_pass).double().mean() < 0.005
+    expect(page.locator("#own-notes")).to_contain_text("the first 30 of its 31.0 s, mono: the mean of both channels")
+    expect(page.locator("#own-drawn")).to_have_text("the first 300 frames")
+
+
+@pytest.mark.browser
+def test_what_cannot_be_used_is_one_line(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "no.wav").write_text("no sound")
+    soundfile.write(tmp_path / "many.wav", np.zeros((100, 4)), 32000)
+    soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan), 32000, subtype="FLOAT")
+    for name, line in [("no.wav", "no sound in it"), ("many.wav", "it has 4 channels"), ("nan.wav", "no numbers")]:
+        page.locator("#own-file").set_input_files(tmp_path / name)
+        expect(page.locator("#own-problem")).to_contain_text(f"{name}: ")
+        expect(page.locator("#own-problem")).to_contain_text(line)
+    expect(page.locator("#own-result")).to_be_hidden()
+
+
+def test_the_model_is_the_best_run_or_the_one_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for sig, sisdr in (("00000001", 5.0), ("00000002", 7.0), ("00000003", 9.0)):
+        folder = add_run(tmp_path, "g", sig, [f"seed={sig[-1]}"], [{"evaluate": {"sisdr": sisdr}}], state="COMPLETED")
+        if sig != "00000003":  # has no checkpoint any more
+            shutil.copy(own_models()["demo"], folder / "checkpoint.th")
+    command = ["report", "g", "--root", str(tmp_path), "--output", str(tmp_path / "page"), "--with-model"]
+    with caplog.at_level("INFO"):
+        assert main(command) == 0
+    assert re.search(
+        r"model 00000002 \(the run that is best by evaluate.sisdr\): \d\.\d MB in the page, and \d\.\d MB", caplog.text
+    )
+    page = (tmp_path / "page/index.html").read_text(encoding="utf-8")
+    assert "Codec <code>00000002</code>, the run that is best by evaluate.sisdr" in page
+    assert main([*command, "00000001"]) == 0
+    assert "Codec <code>00000001</code>, named" in (tmp_path / "page/index.html").read_text(encoding="utf-8")
+    for sig in ("00000001", "00000002"):
+        (tmp_path / "xps" / sig / "checkpoint.th").unlink()
+    assert main(command) == 2
+    assert "no run of g that counts has evaluate.sisdr and a checkpoint.th; name a model" in capsys.readouterr().err
+    assert main([*command, "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert main(command[:-1]) == 0
+    plain = (tmp_path / "page/index.html").read_text(encoding="utf-8")
+    assert "wasm-unsafe-eval" not in plain and "worker-src" not in plain and "own-heading" not in plain
 
 
 @pytest.mark.parametrize(

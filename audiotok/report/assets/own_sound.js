@@ -1,6 +1,7 @@
 // A sound of the reader's own, through the codec that stands in the page. A worker computes, so that the page stays
 // awake; it is made when the first sound comes, and never reads or sends anything.
 
+const DRAWN_FRAMES = 300; // of the picture of the codes: more are narrower than a pixel
 const LARGEST_MB = 500; // of a file: what is decoded has to fit into memory
 
 function startOwnSound() {
@@ -110,11 +111,13 @@ function startOwnSound() {
 
   function draw(codes) { // a pixel a code; steps of the golden angle keep neighbouring codes apart
     const canvas = find("own-codes");
-    Object.assign(canvas, { width: codes[0].length, height: codes.length });
+    const frames = Math.min(DRAWN_FRAMES, codes[0].length);
+    find("own-drawn").textContent = frames < codes[0].length ? `the first ${frames} frames` : "all frames";
+    Object.assign(canvas, { width: frames, height: codes.length });
     canvas.style.height = `${Math.min(12, Math.max(2, codes.length * 1.2))}rem`;
-    canvas.setAttribute("aria-label", `Codes: ${codes.length} rows of ${codes[0].length} frames`);
+    canvas.setAttribute("aria-label", `Codes: ${codes.length} rows of ${frames} frames`);
     const brush = canvas.getContext("2d");
-    codes.forEach((row, book) => row.forEach((code, frame) => {
+    codes.forEach((row, book) => row.subarray(0, frames).forEach((code, frame) => {
       brush.fillStyle = `hsl(${(code * 137.508) % 360} 55% ${38 + ((code * 7) % 5) * 6}%)`;
       brush.fillRect(frame, book, 1, 1);
     }));

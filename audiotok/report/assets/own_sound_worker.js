@@ -1,7 +1,7 @@
 // Beside the page: unpacks ONNX Runtime and the model when the first sound comes, then encodes and decodes. It stands
 // in the page's script as text, after the runtime, whose exports are `ort`.
 
-const CONTEXT_S = 1; // on both sides of a piece, computed and dropped
+const CONTEXT_S = 2; // on both sides of a piece, computed and dropped
 const PIECE_S = 10;
 let model = null; // { about, encoder, decoder }
 
