@@ -141,7 +141,7 @@ def test_two_nodes_of_two_tasks_train_as_one(cluster: TestCluster, trainer: Trai
 
 def test_a_stop_in_the_middle_of_an_epoch_shows_in_no_number(cluster: TestCluster, trainer: Trainer) -> None:
     """Once told that its time is up, once requeued by an operator; its history is that of one left in peace."""
-    several = ["solver=compression/debug", "device=cpu", "optim.epochs=2", "optim.updates_per_epoch=40"]
+    several = ["solver=compression/debug", "device=cpu", "optim.epochs=2", "optim.updates_per_epoch=120"]
     struck = trainer.launch(*several, "label=struck", "logging.log_updates=20")
     peaceful = trainer.launch(*several, "label=peaceful")
     job_id = str((read_json(struck / "job.json") or {})["job_id"])

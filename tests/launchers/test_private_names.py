@@ -18,7 +18,17 @@ from tests.fakes.tiny import REPOSITORY
 
 UPSTREAM = ("dora", "hydra", "omegaconf", "submitit")
 # Of Python, torch and flashy.
-OTHERS = {"_exit", "_replace", "_fields", "_foreach_lerp_", "_foreach_mul_", "_functorch", "_dynamo", "_start_epoch"}
+OTHERS = {
+    "_exit",
+    "_replace",
+    "_fields",
+    "_foreach_lerp_",
+    "_foreach_mul_",
+    "_functorch",
+    "_dynamo",
+    "_start_epoch",
+    "_forward_pre_hooks",
+}
 
 
 class Use(NamedTuple):
