@@ -147,7 +147,7 @@ def test_a_stop_in_the_middle_of_an_epoch_shows_in_no_number(cluster: TestCluste
     job_id = str((read_json(struck / "job.json") or {})["job_id"])
 
     def is_inside(epoch: int) -> bool:
-        told = re.findall(r"Train \| Epoch (\d+) \| \d+/40", trainer.log(struck))
+        told = re.findall(r"Train \| Epoch (\d+) \| \d+/120", trainer.log(struck))
         return told[-1:] == [str(epoch)] and cluster.jobs().get(job_id) == "RUNNING"
 
     trainer.wait(struck, lambda: is_inside(1))
