@@ -106,6 +106,16 @@ def wait_for(page: Page, condition: str) -> None:
         time.sleep(0.02)
 
 
+def watched(page: Page) -> tuple[list[str], list[str]]:
+    """What a page writes to its console or fails with, and what it requests, from now on."""
+    trouble: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    return trouble, requests
+
+
 @pytest.fixture(scope="session")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder with the grids of `fill`; tests only read it."""

@@ -23,7 +23,7 @@ from audiotok.models import CompressionModel, EncodecModel
 from audiotok.quantization import ResidualVectorQuantizer
 from audiotok.report import PageModel
 from audiotok.report.own_sound import worker_source
-from tests.report.conftest import EVIL, RATE, add_run, melody, wait_for
+from tests.report.conftest import EVIL, RATE, add_run, melody, wait_for, watched
 
 NEAR = 1e-3  # of a squared distance: what two ways of adding up may decide differently
 # What the worker sends, kept for the test.
@@ -68,11 +68,7 @@ def test_a_sound_goes_through_the_codec_of_the_page(
     soundfile.write(sound, wav.numpy(), model.sample_rate, format="WAV", subtype="FLOAT")
 
     page = context.new_page()
-    trouble: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda message: trouble.append(message.text))
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
+    trouble, requests = watched(page)
     page.goto(output.as_uri())
     expect(page.locator("#own")).to_contain_text(re.compile(r"holds the model, \d+\.\d MB of it"))
     page.locator("#own-file").set_input_files({"name": "a.wav", "mimeType": "audio/wav", "buffer": b"no sound"})
@@ -119,11 +115,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(context: BrowserContext, page_file: Path) -> Iterator[Page]:
     page = context.new_page()
-    trouble: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda message: trouble.append(message.text))
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
+    trouble, requests = watched(page)
     page.add_init_script(SPY)
     page.goto(page_file.as_uri())
     yield page

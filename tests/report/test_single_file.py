@@ -11,7 +11,7 @@ from audiotok.cli import main
 from audiotok.errors import ResultsError
 from audiotok.report import ReportOptions, write_single_file
 from audiotok.results import load_grid
-from tests.report.conftest import EVIL_GRID
+from tests.report.conftest import EVIL_GRID, watched
 
 
 @pytest.mark.browser
@@ -26,11 +26,7 @@ def test_it_shows_and_plays_everything_by_itself(
     shutil.move(output, alone)
     assert list(output.parent.iterdir()) == []
     page = context.new_page()
-    trouble: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: trouble.append(message.text))
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    trouble, asked = watched(page)
     page.goto(alone.as_uri())
     expect(page.locator("#player-status")).to_have_text("reference, paused")
     page.keyboard.press("2")
