@@ -75,8 +75,12 @@ def load_checkpoint(path: Path, *, foreign: bool = False) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint at {path}; check the path, or train the experiment first")
     try:
         found, size = damage(path), path.stat().st_size
+        with path.open("rb") as file:
+            begin = file.read(1)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
+    if size and begin not in (b"P", b"\x80", b"\0"):  # of a zip, of a pickle, and of a disk's lost blocks
+        raise CheckpointError(f"{path} is not a checkpoint: torch writes no file that begins with {begin!r}")
     advice = f"use an earlier one, such as {epoch_name(25)} beside it, or train again"
     if found:
         raise CheckpointError(f"{path} is damaged or is not a checkpoint ({found}); {advice}")

@@ -5,15 +5,16 @@ A file that fails is listed and the others are coded. Audio is read, coded and w
 """
 
 import errno
-import hashlib
+import io
 import logging
 import math
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audiotok.data.audio import ENCODINGS, WRITE_BLOCK, AudioInfo, audio_info, read_at
 from audiotok.data.scan import scan_folders
 from audiotok.errors import AudiotokError, ConfigError, DataError
 from audiotok.files import replacing
-from audiotok.interchange.atok import SUFFIX, Header, read_header, read_tokens, source_hash, write_tokens
+from audiotok.interchange.atok import SUFFIX, Header, is_token_file, read_header, read_tokens, source_hash, write_tokens
 from audiotok.models.chunks import Layout, decode_chunks, encode_chunks, layout_of, volume
 from audiotok.models.encodec import CompressionModel
 from audiotok.models.fingerprint import codec_hash
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 AUDIO = (*ENCODINGS, ".aif", ".aifc", ".aiff", ".au", ".caf", ".oga", ".rf64", ".snd", ".voc", ".w64")
 _READ_S = 5.0  # seconds read at once
 _FATAL = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG})
-_SHOWN = 3  # names in a notice
+_COMMENT = re.compile(rb"audiotok [0-9a-f]{16} [0-9a-f]{32}")  # of a decoded file: codec, and token file
 Progress = Callable[[float, float], None]
 
 
@@ -73,6 +74,7 @@ def encode_files(
     codec: str,
     strict: bool = False,
     jobs: int = 1,
+    release: bool = False,
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> Report:
@@ -85,6 +87,7 @@ def encode_files(
         codec: name of the codec that the files hold for people.
         strict: whether another sample rate or number of channels than the codec's is an error of the file.
         jobs: files at once, in threads.
+        release: give back the memory of the decoder (of `decode_files`, of the encoder), which the model then lacks.
         progress: called with the seconds of audio done and those to do.
         report: filled in as files are done.
 
@@ -98,12 +101,16 @@ def encode_files(
     infos = dict[Path, AudioInfo]()
     for source in plan:
         try:
+            if not os.path.isfile(source):
+                raise DataError(f"{source}: no such file or folder. Check the path.")
             infos[source] = audio_info(source)
         except DataError as error:
             report.failed.append((source, str(error)))
     if not strict:
         _notice(infos, model)
     maker = _Encoder(model, codec, codec_hash(model), layout_of(model), strict)
+    if release:
+        _release(model, "decoder")
     lengths = {source: info.duration_s for source, info in infos.items()}
     _run(maker.code, {source: plan[source] for source in infos}, lengths, jobs, progress, report)
     return report
@@ -116,6 +123,7 @@ def decode_files(
     *,
     format: str = "wav",
     jobs: int = 1,
+    release: bool = False,
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> Report:
@@ -126,6 +134,7 @@ def decode_files(
     if f".{format}" not in ENCODINGS:
         raise ConfigError(f"--format {format}: choose one of {', '.join(each[1:] for each in ENCODINGS)}.")
     report, end = Report() if report is None else report, f".{format}"
+    _check_format(model, format)
 
     def name_of(name: str) -> str:
         stem = name.removesuffix(SUFFIX)
@@ -139,6 +148,8 @@ def decode_files(
         except DataError as error:
             report.failed.append((source, str(error)))
     maker = _Decoder(model, codec_hash(model), layout_of(model), ENCODINGS[end])
+    if release:
+        _release(model, "encoder")
     _run(maker.code, {source: plan[source] for source in lengths}, lengths, jobs, progress, report)
     return report
 
@@ -156,6 +167,13 @@ def codebooks_within(model: CompressionModel, kbps: float) -> int:
         most = model.total_codebooks
         raise ConfigError(f"--bandwidth {kbps:g}: one codebook takes {one:.3g} kb/s, all {most} {most * one:.3g}.")
     return count
+
+
+def _release(model: CompressionModel, part: str) -> None:
+    """Give back the memory of one part of a model."""
+    module = getattr(model, part, None)
+    if isinstance(module, nn.Module):
+        module.to("meta")
 
 
 class _Stopped(Exception):
@@ -182,20 +200,24 @@ class _Encoder:
                 f"{source}: {info.channels} × {info.sample_rate} Hz; the codec takes {channels} × {rate} Hz. "
                 "Convert it, or leave out --strict."
             )
-        if os.path.isfile(target) and self._is_done(target, digest):
-            return None
+        if os.path.isfile(target):
+            if self._is_done(target, digest):
+                return None
+            if not is_token_file(target):
+                raise DataError(f"{target} is there, and no token file; it is kept. Move it, or give another --out.")
         scale = None
         if self.layout.window == 0 and getattr(model, "renormalize", False):
             scale = volume(self._chunks(source, info, lambda seconds: None))
         counter = [0]
-        codes, scales = list[np.ndarray[Any, Any]](), list[float]()
+        # One block: an array a window, kept among the large ones that come and go, would split the memory.
+        codes, scales = bytearray(), list[float]()
         for each, one in encode_chunks(model, self._chunks(source, info, step, counter), scale=scale):
-            codes.append(each[0].cpu().numpy().astype(np.uint16))
+            codes += each[0].T.cpu().numpy().astype(np.uint16).tobytes()
             if one is not None:
                 scales.append(float(one))
         if scale is not None:
             scales = scales[:1]
-        whole = np.concatenate(codes, axis=1)
+        whole = np.frombuffer(codes, np.uint16).reshape(-1, model.num_codebooks).T
         header = Header(
             self.codec, self.hash, digest, rate, channels, self.layout.hop, info.sample_rate, info.channels,
             counter[0], model.num_codebooks, model.cardinality, self.layout.window, self.layout.step,
@@ -246,11 +268,17 @@ class _Decoder:
                 f"({self.hash[:12]}). Give the one that encoded it."
             )
         self._check(source, header)
-        comment = f"audiotok {self.hash[:16]} {hashlib.sha256(source.read_bytes()).hexdigest()[:32]}"
-        if os.path.isfile(target) and _comment(target) == comment:
-            return None
-        if os.path.isfile(target) and source_hash(target) == header.source_hash:
-            raise DataError(f"{target} is the file that {source} was encoded from; it is kept. Give another --out.")
+        comment = f"audiotok {self.hash[:16]} {source_hash(source)}"
+        if os.path.isfile(target):
+            found = _comment(target)
+            if found == comment and _is_whole(target, header):
+                return None
+            if source_hash(target) == header.source_hash:
+                raise DataError(f"{target} is the file that {source} was encoded from; it is kept. Give another --out.")
+            if not found:
+                raise DataError(
+                    f"{target} is there, and not made by decode; it is kept. Move it, or give another --out."
+                )
         target.parent.mkdir(parents=True, exist_ok=True)
         left = header.samples
         with _writer(target, header.sample_rate, header.channels, self.kind, comment) as write:
@@ -322,6 +350,8 @@ def _run(
         if stop.is_set():
             return
         try:
+            with suppress(FileNotFoundError):
+                target.lstat()  # fails for a name that is too long, which else shows when all is coded
             size = code(source, target, step)
         except _Stopped:
             return
@@ -370,30 +400,52 @@ def _writer(
     """Write an audio file part by part; it is complete, or not there."""
     container, subtype = kind
     with replacing(path) as draft:
+        with _as_output(path):
+            file = soundfile.SoundFile(os.fsencode(draft), "w", rate, channels, format=container, subtype=subtype)
+            file.comment = comment
+
+        def write(part: np.ndarray[Any, Any]) -> None:
+            with _as_output(path):
+                for start in range(0, len(part), WRITE_BLOCK):
+                    file.write(part[start : start + WRITE_BLOCK])
+
         try:
-            with soundfile.SoundFile(
-                os.fsencode(draft), "w", rate, channels, format=container, subtype=subtype
-            ) as file:
-                file.comment = comment
-
-                def write(part: np.ndarray[Any, Any]) -> None:
-                    for start in range(0, len(part), WRITE_BLOCK):
-                        file.write(part[start : start + WRITE_BLOCK])
-
-                yield write
-        except (soundfile.SoundFileError, AssertionError, ValueError) as error:
-            # libsndfile opens or writes nothing on a full disk and on one that may not be written.
-            reason = str(getattr(error, "error_string", "") or error or "the disk is full").rstrip(".")
-            raise OutputError(f"{path} cannot be written ({reason}). What is done is kept.") from error
+            yield write
+        finally:
+            with _as_output(path):
+                file.close()
 
 
-def _comment(path: Path) -> str | None:
-    """The comment in an audio file."""
+@contextmanager
+def _as_output(path: Path) -> Iterator[None]:
+    """Errors of libsndfile, which opens or writes nothing on a full disk and on one that may not be written."""
+    try:
+        yield
+    except (soundfile.SoundFileError, AssertionError, ValueError) as error:
+        reason = str(getattr(error, "error_string", "") or error or "the disk is full").rstrip(".")
+        raise OutputError(f"{path} cannot be written ({reason}). What is done is kept.") from error
+
+
+def _comment(path: Path) -> str:
+    """What decode has put into an audio file, which may be cut off; "" if it is of others."""
+    try:
+        with path.open("rb") as file:
+            found = _COMMENT.search(file.read(1 << 16))
+    except OSError:
+        return ""
+    return found[0].decode() if found else ""
+
+
+def _is_whole(path: Path, header: Header) -> bool:
+    """Whether an audio file can be read to the length that a token file is decoded to."""
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
-            return str(file.comment)
-    except (soundfile.SoundFileError, OSError, RuntimeError):
-        return None
+            count = 0
+            while (part := len(file.read(WRITE_BLOCK, dtype="float32"))) > 0:
+                count += part
+            return bool(file.samplerate == header.sample_rate and count >= header.samples)
+    except (soundfile.SoundFileError, RuntimeError):
+        return False
 
 
 def _found(sources: Sequence[Path], extensions: Sequence[str]) -> dict[Path, str]:
@@ -444,6 +496,17 @@ def _notice(infos: dict[Path, AudioInfo], model: CompressionModel) -> None:
     for found, count in channels.items():
         what = "mixed down to mono" if found == 2 else "mono taken for both channels"
         logger.info("%s: %d %s", what, count, "file" if count == 1 else "files")
+
+
+def _check_format(model: CompressionModel, format: str) -> None:
+    container, subtype = ENCODINGS[f".{format}"]
+    kind = {"format": container, "subtype": subtype}
+    try:
+        soundfile.SoundFile(io.BytesIO(), "w", model.sample_rate, model.channels, **kind).close()
+    except soundfile.SoundFileError as error:
+        reason = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(".")
+        where = f"{model.sample_rate} Hz, {model.channels} channel{'s' * (model.channels > 1)}"
+        raise ConfigError(f"--format {format} cannot hold {where} ({reason}). Choose another.") from error
 
 
 def _check_codec(model: CompressionModel, codec: str) -> None:

@@ -152,9 +152,13 @@ def misfit_of_moments(optimizer: torch.optim.Optimizer) -> str:
 
 
 def not_finite(weights: Mapping[str, Any]) -> str:
-    """Names of the weights that hold NaN or infinity, at most three; "" if none does."""
+    """Names of the weights that hold NaN or infinity as float32, at most three; "" if none does."""
     tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-    bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    bad = [
+        name
+        for name, value in tensors.items()
+        if not torch.isfinite(value.float() if value.is_floating_point() else value).all()
+    ]
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     return ", ".join(bad[:3]) + more
 

@@ -32,6 +32,15 @@ def spoken_duration(seconds: float) -> str:
     return " ".join(part for part in parts[:2] if not part.startswith("0")) or "0s"
 
 
+def spoken_seconds(text: str) -> float | None:
+    """Seconds of a duration as `spoken_duration` writes it, `2h 13m`, or in one unit, `1.5h`; None if it is none."""
+    text = re.sub(r"\s+", "", text)
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([dhms])", text)
+    if not parts or "".join(map("".join, parts)) != text:
+        return None
+    return sum(float(number) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)
+
+
 def nearest_first(name: str, known: Iterable[str], n: int = 5, cutoff: float = 0.3) -> list[str]:
     """Known names, the n nearest to a mistyped one first, the others after them in alphabetical order."""
     known = list(known)

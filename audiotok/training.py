@@ -15,8 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from audiotok.config_text import escaped
 from audiotok.errors import AudiotokError, ConfigError, DataError, DivergedError
 from audiotok.experiments.keys import Additions
+from audiotok.experiments.overrides import dotted, leaves_of
 from audiotok.schema import SCHEMA
 from audiotok.status import StatusWriter
+from audiotok.status.amendments import may_change
 from audiotok.terminal import in_colour
 from audiotok.utils.commit import current_commit
 from audiotok.utils.memory import keep_freed_memory
@@ -131,6 +133,7 @@ def _train(cfg: DictConfig) -> None:
         status.start()
         try:
             _setup(cfg)
+            _amend_as_source(cfg)
             solver = get_solver(cfg)
             world_size = get_distrib_spec().world_size
             gpus = world_size if solver.device.type == "cuda" else 0
@@ -151,6 +154,21 @@ def _train(cfg: DictConfig) -> None:
         _report_progress(solver, status)
         status.end("COMPLETED")
         _leave_others()
+
+
+def _amend_as_source(cfg: DictConfig) -> None:
+    """Take what may be amended of an experiment from rank 0; a collective.
+
+    Each rank reads `amended.json` by itself. If it is written meanwhile, one of them would train longer than the rest,
+    and wait for them for ever.
+    """
+    from audiotok.distributed import object_of_source
+
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    own = {dotted(path): value for path, value in leaves_of({str(key): value for key, value in plain.items()})}
+    for key, value in object_of_source({key: own[key] for key in own if may_change(key, own[key])}).items():
+        OmegaConf.update(cfg, key, value, force_add=True)
 
 
 def _report_progress(solver: "StandardSolver", status: StatusWriter) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiotok.models.lm import LMModel, Sampling
+from audiotok.utils.memory import keep_freed_memory
 from benchmarks.audiocraft import import_audiocraft
 from benchmarks.machine import where, write_page
 
@@ -137,11 +138,13 @@ def check(models: Mapping[str, Any], bins: int) -> None:
     """AssertionError unless the losses and greedy codes of all models are the same."""
     codes = torch.randint(bins, (2, K, 20), generator=torch.Generator().manual_seed(1))
     reference = models["ours"]
-    loss, greedy = our_loss(reference, codes), generation(reference, 2, 12, greedy=True)()
+    loss, clips = our_loss(reference, codes), (1, 4, 8)  # each number has products of its own
+    greedy = [generation(reference, batch, 12, greedy=True)() for batch in clips]
     for name, model in models.items():
         if name != "ours":
             torch.testing.assert_close(their_loss(model, codes), loss, atol=1e-4, rtol=0)
-            assert torch.equal(generation(model, 2, 12, greedy=True)(), greedy), name
+            for batch, expected in zip(clips, greedy, strict=True):
+                assert torch.equal(generation(model, batch, 12, greedy=True)(), expected), (name, batch)
 
 
 def row(case: str, times: Times, scale: float, digits: int) -> str:
@@ -169,8 +172,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--only", choices=("training", "generation"))
+    parser.add_argument("--kept-memory", action="store_true", help="keep freed memory, as commands of ours do")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.kept_memory:
+        keep_freed_memory()
     modules = load(options.audiocraft) if options.audiocraft else None
     rounds, lengths = options.rounds, (50,) if options.quick else (150, 500)
     updates: list[str] = []
@@ -198,11 +204,12 @@ def main() -> None:
             steps[FUSED] = training(models["ours"], our_loss, codes, fused=True)
             times = in_turns(steps, rounds, warm=True)
             updates.append(row(f"{size_name}, {size['batch']} × {STEPS}", times, 0, 3))
+    command = "benchmarks.lm" + " --audiocraft CLONE" * (modules is not None) + " --kept-memory" * options.kept_memory
     columns = [name for name in ("ours", *ATTENTION) if modules is not None or name == "ours"]
     page = "\n\n".join(
         [
             "# The language model beside AudioCraft's",
-            where("benchmarks.lm" + (" --audiocraft CLONE" if options.audiocraft else "")),
+            where(command),
             "Seconds of an update (forward, backward, AdamW), clips × frames:",
             table("model", [*columns, FUSED], updates),
             "Codes per second of a whole call of `generate`, clips × frames:",

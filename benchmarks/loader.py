@@ -1,7 +1,7 @@
 """The data loader beside AudioCraft's dataset: `python -m benchmarks.loader [--audiocraft CLONE] [--music FOLDER]`.
 
 CLONE is a clone of github.com/facebookresearch/audiocraft, of which the reading of audio and the dataset are imported;
-they need the packages av (PyAV) and julius. Without CLONE only ours is measured.
+they need the package julius. Without CLONE only ours is measured.
 
 The tracks of FOLDER (by default the demo's, see `audiotok data demo`) are joined to longer ones and written in all five
 formats, and ours also to flac and wav as `audiotok data prepare --convert` makes them. Both draw segments of them at 32

@@ -1,7 +1,8 @@
 """How long a page of a sweep takes to open and to filter in a headless Chromium, at 400 and at 2000 runs.
 
 `python -m benchmarks.report_page [FOLDER ...]` writes the page of a stored sweep of each size, and measures it beside
-the reports in the folders given, such as those of an earlier version. The pages of the runs, which it links to, take no
+the reports in the folders given, such as those of an earlier version; each without and with a baseline, whose table has
+hundreds of rows. The pages of the runs, which it links to, take no
 part. A filter is measured twice: before any plot was in view, and with a plot in view that has to be drawn again.
 """
 
@@ -14,7 +15,7 @@ from unittest import mock
 
 from playwright.sync_api import Browser
 
-from audiotok.report import write_report
+from audiotok.report import ReportOptions, write_report
 from audiotok.results import load_grid
 from benchmarks.machine import Figures, where, write_page
 from tests.report.chromium import running_browser
@@ -52,11 +53,12 @@ _FILTER = f"""async () => {{
 
 def _reports(folder: Path) -> Iterator[Path]:
     for runs in RUNS:
-        root, output = folder / f"outputs{runs}", folder / f"report{runs}"
-        grid = sweep(root, runs, grid=f"sweep{runs}")
-        with mock.patch("audiotok.report.page._write_run_pages"):
-            write_report(load_grid(grid, root), output)
-        yield output
+        root = folder / f"outputs{runs}"
+        grid = load_grid(sweep(root, runs, grid=f"sweep{runs}"), root)
+        for name, baseline in ((f"report{runs}", None), (f"report{runs}-baseline", {"losses.mmd": 0.0})):
+            with mock.patch("audiotok.report.page._write_run_pages"):
+                write_report(grid, folder / name, ReportOptions(baseline=baseline))
+            yield folder / name
 
 
 def _measured(browser: Browser, index: Path) -> Figures:
@@ -110,11 +112,11 @@ PAGE = """# The page of a large sweep
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
-Medians of {repeats} openings in headless Chromium, in turns. Load: from the navigation to the end of the `load` event,
-which the table's script precedes. CPU time: of the page's main thread until the first frame after that, layout
-included. Filter: from an input in the search, of a word that nine of ten rows have, to the frame that shows it; clear:
-back to all rows. Plots: from scrolling to the parallel coordinates to the frame that shows them, the plots near them
-included. Filter, plots: as filter, while they are in view.
+Medians of {repeats} openings in headless Chromium, in turns; the pages with `-baseline` compare each condition with its
+baseline. Load: from the navigation to the end of the `load` event, which the table's script precedes. CPU time: of the
+page's main thread until the first frame after that, layout included. Filter: from an input in the search, of a word
+that nine of ten rows have, to the frame that shows it; clear: back to all rows. Plots: from scrolling to the parallel
+coordinates to the frame that shows them, the plots near them included. Filter, plots: as filter, with them in view.
 """
 
 

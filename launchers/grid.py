@@ -314,7 +314,7 @@ class _Grid:
         """Link experiments by what sets them apart, too; of what left the grid the signature alone is there."""
         xps = [sheep.xp for sheep in self.herd.sheeps.values()]
         try:
-            names, _ = names_of(self.main, xps)
+            names, _ = names_of(self.main, xps, whole=True)
             named = {xp.sig: name for xp, name in zip(xps, names, strict=True)}
             write_readable_links(self.folder, self.main.dora.xps, named)
         except Exception as error:  # such as the damaged file of an experiment that is not selected; all is submitted

@@ -84,8 +84,15 @@ def _verdict_of(sheep: Any) -> Verdict | None:
     return None if state is None else Verdict(State.of(state), "")
 
 
-def names_of(main: DecoratedMain, xps: Sequence[Any]) -> tuple[list[str], str]:
-    """Names of experiments by the parameters in which they differ, defaults too, and the parameters that all share."""
+def names_of(main: DecoratedMain, xps: Sequence[Any], *, whole: bool = False) -> tuple[list[str], str]:
+    """Names of experiments by the parameters in which they differ, defaults too, and the parameters that all share.
+
+    Args:
+        main: the project, which shortens the names of parameters.
+        xps: the experiments.
+        whole: whether these stay whole, `losses.mmd=10` in place of `los.mmd=10.0`.
+    """
+    part: Callable[[str, Any], str] = _whole_part if whole else main.short_name_part
     parts = [dict(main.get_name_parts(xp)) for xp in xps]
     keys = list(dict.fromkeys(key for one in parts for key in one))
     pairs = zip(xps, parts, strict=True)
@@ -93,10 +100,14 @@ def names_of(main: DecoratedMain, xps: Sequence[Any]) -> tuple[list[str], str]:
     shared = [key for key in keys if len(rows) > 1 and all(row[key] == rows[0][key] for row in rows)]
 
     def name(row: Mapping[str, Any], chosen: Iterable[str]) -> str:
-        return " ".join(main.short_name_part(key, row[key]) for key in chosen if row[key] is not _GONE)
+        return " ".join(part(key, row[key]) for key in chosen if row[key] is not _GONE)
 
     own = [key for key in keys if key not in shared]
     return [name(row, own) or PRESET for row in rows], name(rows[0], shared) if rows else ""
+
+
+def _whole_part(key: str, value: Any) -> str:
+    return f"{key}={str(value).removesuffix('.0') if isinstance(value, float) else value}"
 
 
 def _value_of(xp: Any, key: str) -> Any:

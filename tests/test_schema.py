@@ -27,7 +27,7 @@ from audiotok.losses.spectral import _WINDOWS
 from audiotok.modules.conv import _PAD_MODES, NORMS
 from audiotok.quantization import STREAM_KINDS
 from audiotok.quantization.kmeans import STARTS
-from audiotok.schema import SCHEMA, sections
+from audiotok.schema import SCHEMA, codec, common, losses, values
 from audiotok.solvers import SOLVERS, builders
 from audiotok.solvers.schedules import _FACTORS
 
@@ -281,6 +281,7 @@ IDLE = [
     ("dataset.train.num_samples=8", "optim.updates_per_epoch=4"),
     ("balancer.total_norm=2.0", "balancer.balance_grads=false"),
     ("checkpoint.keep_last=3", "checkpoint.save_every=null"),
+    ("continue_with=all", "continue_from=null"),
 ]
 
 
@@ -338,21 +339,21 @@ def hints(section: Any) -> dict[str, Any]:
 
 
 def test_choices_are_those_of_the_tables() -> None:
-    assert tuple(choices(hints(sections.Mmd)["estimator"])) == ESTIMATORS
-    assert tuple(choices(hints(sections.Mmd)["between"])) == BETWEEN
-    assert tuple(choices(sections.Stream)) == STREAM_KINDS
-    assert tuple(choices(sections.Norm)) == NORMS
-    assert tuple(choices(sections.Window)) == _WINDOWS
-    assert tuple(choices(hints(sections.SeanetSide)["pad_mode"])) == _PAD_MODES
-    assert tuple(choices(hints(sections.Rvq)["kmeans_start"])) == STARTS
-    assert set(choices(hints(sections.Adversarial)["adversaries"])) == set(builders.ADVERSARIES)
-    assert set(choices(hints(sections.Adversarial)["adv_loss"])) == set(ADVERSARIAL_LOSSES)
-    assert set(choices(hints(sections.Schedule)["lr_scheduler"])) == set(_FACTORS) <= set(hints(sections.Schedule))
-    assert {f".{name}" for name in choices(hints(sections.GeneratedAudio)["format"])} == set(ENCODINGS)
-    assert set(choices(hints(sections.GeneratedAudio)["strategy"])) == set(choices(ClipStrategy))
-    assert set(hints(sections.Losses)) == {*builders.SIGNAL_LOSSES, *builders.OTHER_LOSSES}
+    assert tuple(choices(hints(losses.Mmd)["estimator"])) == ESTIMATORS
+    assert tuple(choices(hints(losses.Mmd)["between"])) == BETWEEN
+    assert tuple(choices(values.Stream)) == STREAM_KINDS
+    assert tuple(choices(values.Norm)) == NORMS
+    assert tuple(choices(values.Window)) == _WINDOWS
+    assert tuple(choices(hints(codec.SeanetSide)["pad_mode"])) == _PAD_MODES
+    assert tuple(choices(hints(codec.Rvq)["kmeans_start"])) == STARTS
+    assert set(choices(hints(losses.Adversarial)["adversaries"])) == set(builders.ADVERSARIES)
+    assert set(choices(hints(losses.Adversarial)["adv_loss"])) == set(ADVERSARIAL_LOSSES)
+    assert set(choices(hints(common.Schedule)["lr_scheduler"])) == set(_FACTORS) <= set(hints(common.Schedule))
+    assert {f".{name}" for name in choices(hints(common.GeneratedAudio)["format"])} == set(ENCODINGS)
+    assert set(choices(hints(common.GeneratedAudio)["strategy"])) == set(choices(ClipStrategy))
+    assert set(hints(losses.Losses)) == {*builders.SIGNAL_LOSSES, *builders.OTHER_LOSSES}
     assert set(SCHEMA._kinds) <= set(SOLVERS)
-    assert all(issubclass(getattr(nn, name), nn.Module) for name in choices(sections.Activation))
+    assert all(issubclass(getattr(nn, name), nn.Module) for name in choices(values.Activation))
 
 
 def test_rules_hold_for_whatever_is_missing(debug: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from audiotok.models.codec_lm import get_language_model
 from audiotok.models.lm import HEADS
 from audiotok.models.patterns import PATTERNS, _pattern
 from audiotok.modules.transformer import POSITIONS
-from audiotok.schema import SCHEMA, sections
+from audiotok.schema import SCHEMA, lm
 from tests.test_schema import changed, choices, config, hints
 
 PRESETS = sorted(path.stem for path in (Path(__file__).parents[1] / "config/solver/lm").glob("*.yaml"))
@@ -54,9 +54,9 @@ def test_musicgen_small_has_its_size() -> None:
 
 
 def test_choices_are_those_of_the_tables() -> None:
-    assert tuple(choices(hints(sections.Lm)["pattern"])) == PATTERNS
-    assert tuple(choices(hints(sections.Lm)["positions"])) == POSITIONS
-    assert tuple(choices(get_args(sections.Heads)[0])) == HEADS
+    assert tuple(choices(hints(lm.Lm)["pattern"])) == PATTERNS
+    assert tuple(choices(hints(lm.Lm)["positions"])) == POSITIONS
+    assert tuple(choices(get_args(lm.Heads)[0])) == HEADS
 
 
 WRONG: dict[str, list[Any]] = {

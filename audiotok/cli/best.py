@@ -39,19 +39,25 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def _best(args: argparse.Namespace) -> int:
     from audiotok.results.declared import declare_options
     from audiotok.results.experiments import load_named
-    from audiotok.results.metrics import known_metric, require_metric
+    from audiotok.results.metrics import metric_in, not_compared, require_metric
+    from audiotok.results.protocols import protocol_lines
     from audiotok.results.selection import counted_line
     from audiotok.results.tables import format_table
 
     declare_options(args.direction)
     experiments = chosen(load_named(args.grid, args.root), args.where)
     metric = require_metric(experiments, args.metric)
-    known = known_metric(metric)
+    counted = experiments.counted(unfinished=args.unfinished)
+    known, apart = metric_in(counted.runs, metric), not_compared(counted.runs, metric)
     if args.sort is None and (known is None or known.direction == "neutral"):
-        raise ResultsError(f"{metric} has no better direction; give one: --sort {metric}:asc or --sort {metric}:desc.")
-    if line := counted_line(experiments.runs, unfinished=args.unfinished):
+        give = f"give one: --sort {metric}:asc or --sort {metric}:desc"
+        why = f"{apart}; choose runs that were measured alike with --where, or {give}" if apart else None
+        raise ResultsError(f"{metric} {why or f'has no better direction; {give}'}.")
+    protocols = protocol_lines(counted) if metric.startswith("evaluate.") else []
+    lines = [counted_line(experiments.runs, unfinished=args.unfinished), *(protocols if len(protocols) > 1 else [])]
+    for line in filter(None, lines):
         logger.warning("%s", line)
-    ranked = _ranked(experiments.counted(unfinished=args.unfinished), metric)
+    ranked = _ranked(counted, metric)
     table = in_order(ranked, args.sort or metric, 1 if args.top is None else args.top)
     if line := _ties_line(ranked, metric):
         logger.info("%s", line)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audiotok.cli.progress import clear_line, hours_line
-from audiotok.errors import AudiotokError
+from audiotok.errors import AudiotokError, ConfigError
 from audiotok.text import duration_text
 
 if TYPE_CHECKING:
@@ -55,13 +55,15 @@ def _encode(args: argparse.Namespace) -> int:
 
     model = _model(args)
     if args.n_q is not None:
+        if not 1 <= args.n_q <= model.total_codebooks:
+            raise ConfigError(f"--n-q {args.n_q}: {args.model} has {model.total_codebooks} codebooks; use 1 or more.")
         model.set_num_codebooks(args.n_q)
     if args.bandwidth is not None:
         model.set_num_codebooks(codebooks_within(model, args.bandwidth))
 
     def work(report: "Report") -> None:
         options = {"strict": args.strict, "jobs": args.jobs, "progress": hours_line(), "report": report}
-        encode_files(model, args.sources, args.out, codec=args.model, **options)
+        encode_files(model, args.sources, args.out, codec=args.model, release=True, **options)
 
     return _carry_out(work, "encoded")
 
@@ -77,14 +79,14 @@ def _decode(args: argparse.Namespace) -> int:
 
     def work(report: "Report") -> None:
         options = {"format": args.format, "jobs": args.jobs, "progress": hours_line(), "report": report}
-        decode_files(model, args.sources, args.out, **options)
+        decode_files(model, args.sources, args.out, release=True, **options)
 
     return _carry_out(work, "decoded")
 
 
 def _model(args: argparse.Namespace) -> "CompressionModel":
     from audiotok.models import CompressionModel
-    from audiotok.solvers.settings import resolve_device
+    from audiotok.utils.device import resolve_device
 
     return CompressionModel.get_pretrained(args.model, resolve_device(args.device))
 

@@ -70,7 +70,7 @@ def _gap(args: argparse.Namespace) -> None:
     from audiotok.metrics import GapFit, factorisation_gap
     from audiotok.models import CompressionModel
     from audiotok.models.fingerprint import codec_hash
-    from audiotok.solvers.settings import resolve_device
+    from audiotok.utils.device import resolve_device
 
     device = resolve_device(args.device)
     fit = GapFit()

@@ -57,7 +57,7 @@ def _generate(args: argparse.Namespace) -> None:
     from audiotok.models.lm import Sampling
     from audiotok.solvers.lm_generation import Drawing
     from audiotok.solvers.samples import save_sample
-    from audiotok.solvers.settings import resolve_device
+    from audiotok.utils.device import resolve_device
 
     for name in ("clips", "seconds", "batch_size"):
         if not getattr(args, name) > 0:

@@ -46,7 +46,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         const=_BEST,
         metavar="MODEL",
         help="a codec inside the page, for sounds of the reader's own: a signature of the grid, or what "
-        "CompressionModel.get_pretrained takes (default: the run that is best by the first metric)",
+        "CompressionModel.get_pretrained takes (default: the run that is best by the first metric of --metric, else of "
+        "evaluate)",
     )
     parser.set_defaults(run=_report)
 
@@ -115,7 +116,11 @@ def _model(experiments: "Experiments", options: "ReportOptions", name: str) -> "
 
 
 def _best(experiments: "Experiments", options: "ReportOptions") -> tuple[str, str]:
-    """Signature of the best run with a checkpoint, by the page's first metric that has a better direction, and why."""
+    """Signature of the best run with a checkpoint, and why.
+
+    By the first metric that has a better direction, of those named, else of evaluate: what a training minimises, such
+    as the MMD, says little about what is heard.
+    """
     from audiotok.checkpoint import LAST
     from audiotok.results.codecs import is_joined
     from audiotok.results.metrics import known_metric
@@ -124,6 +129,8 @@ def _best(experiments: "Experiments", options: "ReportOptions") -> tuple[str, st
     if is_joined(experiments.runs):
         raise ResultsError(f"the runs of {experiments.name} are no codecs; name one: --with-model //sig/SIG.")
     metrics = options.judged(experiments)
+    if options.metrics is None:
+        metrics = sorted(metrics, key=lambda name: (not name.startswith("evaluate."), not name.startswith("valid.")))
     directed = [name for name in metrics if (known := known_metric(name)) and known.direction != "neutral"]
     if not directed:
         raise ResultsError(f"no metric of {experiments.name} has a better direction; name a run: --with-model SIG.")

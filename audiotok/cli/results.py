@@ -183,7 +183,7 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
     from audiotok.results.amended import amended_lines
     from audiotok.results.codecs import is_joined
     from audiotok.results.joined import code_lines, codec_rows, counts_codecs
-    from audiotok.results.metrics import unmeasured
+    from audiotok.results.metrics import setting_lines, unmeasured
     from audiotok.results.protocols import protocol_lines
     from audiotok.results.selection import counted_line
     from audiotok.results.tables import EXACT, fitting_columns, format_table, headline_columns, write_table
@@ -214,7 +214,8 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
         width, left_out = size_of(sys.stdout).columns if args.width is None else args.width, list[str]()
         if args.format == "table" and args.columns is None and width:
             every = list(table.columns) if columns is None else columns
-            columns = fitting_columns(table, every, width, [name.partition(":")[0] for name in _names(args.sort or "")])
+            kept = [name.partition(":")[0] for name in _names(args.sort or "")] + ["n", "codecs"] * bool(args.by)
+            columns = fitting_columns(table, every, width, kept)
             left_out = [name for name in every if name not in columns]
         source = experiments.runs
         text = format_table(table, args.format, columns, bold=bold, unfinished=args.unfinished, source=source)
@@ -233,6 +234,8 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
     plain = args.by is None and args.importance is None and args.format not in EXACT
     if plain and (line := counted_line(experiments.runs, unfinished=args.unfinished)):
         logger.info("for means and bold values %s", line)
+    for line in setting_lines(experiments.runs, [name for name in columns or () if name in experiments.metrics]):
+        logger.info("%s", line)
     if args.output is None and (line := unmeasured(experiments)):
         logger.info("%s", line)
     for line in amended_lines(experiments):
@@ -262,13 +265,15 @@ def _statistics(args: argparse.Namespace, experiments: "Experiments") -> "pd.Dat
     """Rows of conditions rather than of runs."""
     from audiotok.results.conclusions import against_baseline, over_design
     from audiotok.results.joined import counts_codecs, replicates
-    from audiotok.results.metrics import HEADLINE, metric_values, selection_line, setting_lines
+    from audiotok.results.metrics import HEADLINE, known_metric, metric_values, selection_line, setting_lines
     from audiotok.results.selection import counted, counted_line
     from audiotok.results.statistics import summarize
     from audiotok.results.tables import require_columns, summary_table
 
     by, seeds = _names(args.by), _seeds(args)
     headline = [name for name in HEADLINE if name in experiments.metrics and not name.endswith("_err")]
+    if args.pooled or args.baseline:  # whether a p-value differs means little, unless it is requested
+        headline = [name for name in headline if (known := known_metric(name)) and known.direction != "neutral"]
     metrics = _names(args.metric) if args.metric else headline
     if not metrics:
         command = f"audiotok results {' '.join(args.grid)}"

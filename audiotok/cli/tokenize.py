@@ -71,8 +71,8 @@ def part_of_array(environ: Mapping[str, str]) -> tuple[int, int]:
 def _tokenize(args: argparse.Namespace) -> int:
     from audiotok.models import CompressionModel
     from audiotok.models.pretrained import check_trained
-    from audiotok.solvers.settings import resolve_device
     from audiotok.tokenizing import WINDOW_S, Statistics, tokenize_part
+    from audiotok.utils.device import resolve_device
 
     part = args.part or part_of_array(os.environ)
     check_trained(args.codec)

@@ -32,7 +32,8 @@ def show_votes(args: argparse.Namespace) -> int:
             raise ResultsError(
                 f"--votes {args.votes}: no answers about {', '.join(args.grid)}; there are some about: {known}."
             )
-    logger.info("%d answers of %d listeners", len(votes), votes["listener"].nunique())
+    listeners = votes["listener"].nunique()
+    logger.info("%d answers of %d listener%s", len(votes), listeners, "s" * (listeners != 1))
     if args.format in ("csv", "parquet"):
         if args.output is not None:
             write_table(votes, args.output, args.format)

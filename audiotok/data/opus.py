@@ -1,7 +1,8 @@
-"""Stretches of opus files by the libopus of PyAV, where that is installed (`pip install 'audiotok[opus]'`).
+"""Stretches of opus files by the libopus of PyAV.
 
 It takes half the time of the libopus of libsndfile, which is built without vector instructions. libsndfile stays the
-reference: lengths are its, samples agree within 1e-6 of full scale, and what is unusual in a file is left to it.
+reference: lengths are its, samples agree within 1e-6 of full scale, and it reads what is unusual in a file, and all
+where PyAV cannot be imported.
 
 A decoder forgets its past within 0.66 s (libsndfile's value; a difference halves every frame of 20 ms), so a stretch
 is decoded from that much before.

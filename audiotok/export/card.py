@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from audiotok import __version__
-from audiotok.checkpoint import LAST, own_models
+from audiotok.checkpoint import LAST, PRETRAINED_PREFIX, own_models
 from audiotok.data.manifest import read_manifest
 from audiotok.errors import AudiotokError
 from audiotok.files import read_json
@@ -193,6 +193,8 @@ def _experiment(record: Experiment, cfg: DictConfig) -> Iterator[str]:
     yield f"An experiment of audiotok, signature `{record.sig}`, commit `{record.commit or 'unknown'}`.\n"
     if overrides := _overrides(record.folder):
         yield f"- **Overrides**: {overrides}"
+    if source := cfg.get("continue_from"):
+        yield f"- **Continued from** `{_without_path(str(source).removeprefix(PRETRAINED_PREFIX))}`"
     epochs, updates = (_section(cfg, "optim").get(name) for name in ("epochs", "updates_per_epoch"))
     lacking = f"; it {found}" if (found := _lacking(record)) else ""
     yield f"- **Length**: {record.epochs} of {epochs} epochs of {updates} updates{lacking}"

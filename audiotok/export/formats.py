@@ -44,6 +44,7 @@ _WRITTEN = {  # all that an export leaves in a folder, which --force replaces
     *(CARD, ABOUT, AUDIOCRAFT_FILE, "encoder.onnx", "decoder.onnx"),
     *(huggingface.CONFIG, huggingface.PREPROCESSOR, huggingface.WEIGHTS[0]),
 }
+_READ_FIRST = (ABOUT, AUDIOCRAFT_FILE, huggingface.CONFIG)  # without which a folder is no model
 
 
 def export_model(
@@ -173,19 +174,40 @@ def _check_free(out: Path, force: bool) -> None:
 def _staged(out: Path) -> Iterator[Path]:
     """A folder to write in; what it then holds takes the place of what `out` held."""
     out = out.absolute()
-    stage = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    place = out if os.path.isdir(out) else out.parent  # `out` may be a mount, or its parent another user's
+    stage = place / f".{out.name}.{os.getpid()}.tmp"
+    place.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(stage, ignore_errors=True)  # of a process of this id that was killed
     stage.mkdir()
     try:
         yield stage
-        if not os.path.isdir(out):
+        if os.path.isdir(out):
+            _replace(stage, out)
+        else:
             stage.rename(out)
-            return
-        written = {path.name for path in stage.iterdir()}
-        for name in sorted(written):
-            (stage / name).replace(out / name)
-        for name in _WRITTEN - written:
-            (out / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace(stage: Path, out: Path) -> None:
+    """Move the files of an earlier export out of a folder, then those of `stage` in.
+
+    Those that make it a model go first and come last. An error in between puts the earlier ones back; a kill leaves a
+    folder that lacks files, never one of two models.
+    """
+    new = sorted((path.name for path in stage.iterdir()), key=lambda name: (name in _READ_FIRST, name))
+    earlier, moved = stage / "earlier", []
+    earlier.mkdir()
+    try:
+        for name in sorted(_WRITTEN, key=lambda name: (name not in _READ_FIRST, name)):
+            if os.path.lexists(out / name):
+                (out / name).replace(earlier / name)
+        for name in new:
+            (stage / name).replace(out / name)
+            moved.append(name)
+    except BaseException:
+        for name in moved:
+            (out / name).unlink()
+        for path in earlier.iterdir():
+            path.replace(out / path.name)
+        raise

@@ -34,7 +34,8 @@ def write_onnx(model: EncodecModel, folder: Path, *, half: bool = False) -> None
 
     The encoder takes `wav` float32 [B, C, T], T from 1 up, and gives `codes` int64 [B, K, T'] and, if the model
     renormalises, `scale` float32 [B, 1]; the decoder takes these and gives `wav` [B, C, T' * hop]. K is the number of
-    codebooks in use. B and T are free.
+    codebooks in use. B and T are free. `one_pass` of audiotok.json is whether all of a sound counts in each frame, so
+    that pieces of it have other codes.
 
     Args:
         model: on the CPU, in evaluation mode.
@@ -59,6 +60,7 @@ def write_onnx(model: EncodecModel, folder: Path, *, half: bool = False) -> None
     about = {"format": "onnx", "version": 1, "audiotok": __version__, "opset": OPSET, "half": half}
     about |= {"sample_rate": model.sample_rate, "channels": model.channels, "frame_rate": model.frame_rate}
     about |= {"n_q": model.num_codebooks, "bins": model.cardinality, "renormalize": model.renormalize}
+    about["one_pass"] = model.renormalize or any(isinstance(layer, nn.GroupNorm) for layer in model.modules())
     write_text(folder / "audiotok.json", json.dumps(about, indent=1))
 
 

@@ -183,6 +183,15 @@ def read_tokens(path: Path) -> TokenFile:
     return TokenFile(path, header, scales, len(content), payloads)
 
 
+def is_token_file(path: Path) -> bool:
+    """Whether a file begins as token files do, damaged or not."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 def read_header(path: Path) -> Header:
     """The header of a token file, whose blocks are not read; errors as of `read_tokens`."""
     try:

@@ -36,7 +36,10 @@ def read_folder(path: Path) -> tuple[DictConfig, dict[str, Tensor]]:
         about = load_json(path / ABOUT)
         found, version = about.get("format"), about.get("version")
         if found != FORMAT:
-            raise CheckpointError(f"{path} is of format {str(found)[:50]!r}; give a folder of format {FORMAT!r}")
+            raise CheckpointError(
+                f"{path} is of format {str(found)[:50]!r}, not {FORMAT!r}; give what it was made of, or an export of "
+                "another format"
+            )
         if version != VERSION:
             raise CheckpointError(f"{path} is of version {str(version)[:50]} of the format; {VERSION} is read here")
         if not isinstance(about.get("config"), dict):
@@ -51,8 +54,10 @@ def read_folder(path: Path) -> tuple[DictConfig, dict[str, Tensor]]:
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU; CheckpointError if it cannot be read."""
+    if not os.path.isfile(file):  # of a pipe or a device nothing is read
+        raise CheckpointError(f"{file} is missing or no file; copy the whole folder again")
     try:
         tensors: dict[str, Tensor] = load_file(file)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{file} is damaged or is no safetensors file ({first_line(error)})") from error
     return tensors

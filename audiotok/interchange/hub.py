@@ -6,6 +6,8 @@ The package `huggingface_hub` does it and keeps what it fetched. audiotok does n
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from audiotok.errors import CheckpointError, first_line
@@ -13,6 +15,7 @@ from audiotok.interchange import audiocraft, huggingface
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _FILES = (".th", ".pt", ".bin", ".ckpt", ".safetensors")
+_PATIENCE_S = 3.0  # for the first answer
 
 
 def is_name(text: str) -> bool:
@@ -24,9 +27,11 @@ def is_name(text: str) -> bool:
 def fetch(name: str, *, kept_only: bool = False) -> Path:
     """Folder or file of a codec of the hub: EnCodec of Transformers, or the codec in the folder of a MusicGen.
 
+    What was fetched before is used if the hub does not answer.
+
     Args:
         name: owner/name.
-        kept_only: only what was fetched before; nothing is asked of the network.
+        kept_only: only what was fetched before, without a request to the network.
 
     Raises:
         CheckpointError: if the package is missing, or the model cannot be fetched or holds no codec.
@@ -40,30 +45,62 @@ def fetch(name: str, *, kept_only: bool = False) -> Path:
             "pip install huggingface_hub, or give the path of a copy"
         ) from error
 
+    with _quiet():
+        fault = None if kept_only else _fault(name)
+    local = kept_only or fault is not None
+
     def fetched(file: str) -> Path | None:
         try:
-            return Path(hf_hub_download(repo_id=name, filename=file, local_files_only=kept_only))
+            return Path(hf_hub_download(repo_id=name, filename=file, local_files_only=local))
         except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError) and not kept_only:  # the hub did not answer
+            if isinstance(error, LocalEntryNotFoundError) and not local:  # the hub did not answer
                 raise
             return None
 
-    retries = logging.getLogger("huggingface_hub")  # which it reports one by one: the error below says it once
-    level = retries.level
-    retries.setLevel(logging.ERROR)
     try:
-        config = fetched(huggingface.CONFIG)
-        names = huggingface.WEIGHTS if config is not None and huggingface.is_encodec(config) else ()
-        files = (path for path in map(fetched, names) if path is not None)
-        found = next((path.parent for path in files), None) or fetched(audiocraft.EXPORTED)
+        with _quiet():
+            config = fetched(huggingface.CONFIG)
+            names = huggingface.WEIGHTS if config is not None and huggingface.is_encodec(config) else ()
+            files = (path for path in map(fetched, names) if path is not None)
+            found = next((path.parent for path in files), None) or fetched(audiocraft.EXPORTED)
     except Exception as error:  # of many kinds, of the package and of what it connects with
         reason = first_line(error).rstrip(".")
         raise CheckpointError(
             f"no file or folder {name} here, and it cannot be fetched from the hub ({reason}); give the path of a copy"
         ) from error
-    finally:
-        retries.setLevel(level)
+    if found is None and fault:
+        raise CheckpointError(f"no file or folder {name} here, and {fault}; give the path of a copy")
     if found is None:
         kept = "among what was fetched before" if kept_only else "on the hub"
         raise CheckpointError(f"no codec {name} {kept}: neither an EnCodec of Transformers nor {audiocraft.EXPORTED}")
     return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines of the packages about each request and each retry: an error has its reason once."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx", "httpx2")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def _fault(name: str) -> str | None:
+    """Why the hub has nothing of this name for us, by one short request: a download tries for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, huggingface.CONFIG), timeout=_PATIENCE_S)
+    except EntryNotFoundError:  # it has other files
+        return None
+    except RepositoryNotFoundError:
+        return "the hub has no model of this name that it gives without a login (`hf auth login`)"
+    except Exception as error:  # of many kinds, of the package and of what it connects with
+        return f"the hub cannot be reached ({first_line(error).rstrip('.')})"
+    return None

@@ -342,5 +342,6 @@ def _checked(model: Codec, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _device(model: Codec) -> torch.device:
-    device: torch.device = next(iter(model.state_dict().values())).device
+    *_, last = model.state_dict().values()  # of the quantiser, which both directions need
+    device: torch.device = last.device
     return device

@@ -16,7 +16,7 @@ from audiotok.errors import CheckpointError, ConfigError, DataError
 from audiotok.models.lm import LMModel
 from audiotok.models.no_context import NoContextModel
 from audiotok.models.pretrained import load_pretrained
-from audiotok.schema.sections import Lm
+from audiotok.schema.lm import Lm
 
 _OF_DEPTH = ("depth_dim", "depth_heads", "depth_layers")
 _NOT_OF_THE_MODEL = ("labels", "autocast")  # keys of the section `lm` that training and data read

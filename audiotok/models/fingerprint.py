@@ -36,7 +36,7 @@ def codec_hash(model: CompressionModel) -> str:
         if not name.endswith(_OF_TRAINING):
             held = value.detach().cpu().contiguous()
             digest.update(f"{name} {list(held.shape)} {held.dtype}\n".encode())
-            digest.update(held.flatten().view(torch.uint8).numpy().tobytes() if held.numel() else b"")
+            digest.update(memoryview(held.flatten().view(torch.uint8).numpy()) if held.numel() else b"")
     return digest.hexdigest()
 
 

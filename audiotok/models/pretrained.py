@@ -131,9 +131,21 @@ def load_pretrained(
     """
     found = read_pretrained(name)
     check_weights(found.cfg, found.weights, found.path, build)
-    model = build(found.cfg)
-    model.load_state_dict(found.weights)
+    with torch.device("meta"):  # without memory: the weights that were read become the network's
+        model = build(found.cfg)
+    model.load_state_dict(_apart(found.weights, model.state_dict()), assign=True)
     return model.to(device).eval()
+
+
+def _apart(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of the types of `own`, none of which shares memory with another or holds more of it than its values."""
+    apart, seen = dict[str, torch.Tensor](), set[int]()
+    for name, value in weights.items():
+        typed = value.to(own[name].dtype).contiguous()
+        shares = typed.untyped_storage().nbytes() != typed.nbytes or typed.data_ptr() in seen
+        apart[name] = typed.clone() if shares else typed
+        seen.add(apart[name].data_ptr())
+    return apart
 
 
 def best_weights_of(state: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -168,9 +180,7 @@ def _checked(weights: Any, path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} does not hold the weights as a dict of tensors; was it written by a solver?")
     if odd := [name for name, value in weights.items() if value.is_floating_point() and value.dtype not in _FLOATS]:
         raise CheckpointError(f"{path} has {odd[0]} of {weights[odd[0]].dtype}; weights of 16, 32 or 64 bits are read")
-    if names := not_finite(
-        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-    ):
+    if names := not_finite(weights):
         raise CheckpointError(f"{path} has weights that are not finite ({names}): its training diverged; use another")
     return weights
 

@@ -121,8 +121,11 @@ class SEANetOptions:
         least = {"n_residual_layers": 0, "lstm": 0, "disable_norm_outer_blocks": 0, **dict.fromkeys(positive, 1)}
         for name, smallest in least.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < smallest:
+            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
                 raise ConfigError(f"seanet.{name}={value!r}; give a whole number from {smallest} up.")
+        for name, value in vars(self).items():
+            if name.endswith("_params") and not isinstance(value, Mapping | None):
+                raise ConfigError(f"seanet.{name}={value!r}; give a section of keyword arguments.")
         if not self.ratios or not all(isinstance(ratio, int) and ratio >= 1 for ratio in self.ratios):
             raise ConfigError(f"seanet.ratios={self.ratios!r}; give one or more whole numbers from 1 up.")
         if self.disable_norm_outer_blocks > len(self.ratios) + 2:

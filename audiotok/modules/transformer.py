@@ -18,7 +18,7 @@ _MAX_PERIOD = 10_000.0  # in steps, of the slowest angle
 
 
 class KVCache:
-    """Keys and values [B, H, S, D] of the steps that one layer has read, in one piece of memory.
+    """Keys and values [2, B, H, S, D] of the steps that one layer has read, in one piece of memory.
 
     Args:
         capacity: steps at most.
@@ -26,19 +26,16 @@ class KVCache:
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
-        self._memory: tuple[Tensor, Tensor] | None = None
+        self._memory: Tensor | None = None
 
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of further steps; returns those of all steps so far, as views."""
+    def extend(self, keys_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values [2, B, H, S, D] of further steps; returns those of all steps so far, as views."""
         if self._memory is None:
-            shape = (*key.shape[:2], self.capacity, key.shape[3])
-            self._memory = key.new_empty(shape), value.new_empty(shape)
-        keys, values = self._memory
-        start, steps = self.length, key.shape[2]
-        self.length += steps
-        keys.narrow(2, start, steps).copy_(key)
-        values.narrow(2, start, steps).copy_(value)
-        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
+            self._memory = keys_values.new_empty((*keys_values.shape[:3], self.capacity, keys_values.shape[4]))
+        start, self.length = self.length, self.length + keys_values.shape[3]
+        self._memory[:, :, :, start : self.length] = keys_values
+        keys, values = self._memory.narrow(3, 0, self.length).unbind()
+        return keys, values
 
 
 class CausalAttention(nn.Module):
@@ -69,13 +66,14 @@ class CausalAttention(nn.Module):
         """
         batch, steps, dim = x.shape
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = projected.view(batch, steps, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        projected = projected.view(batch, steps, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = projected
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         past = 0
         if cache is not None:
             past = cache.length
-            key, value = cache.extend(key, value)
+            key, value = cache.extend(torch.stack([key, value]))
         mask = None
         if past and steps > 1:  # is_causal would align the first query with the first key
             mask = torch.ones(steps, past + steps, dtype=torch.bool, device=x.device).tril(past)

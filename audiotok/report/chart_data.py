@@ -19,7 +19,7 @@ from audiotok.results.joined import counts_codecs, replicates
 from audiotok.results.plots import metric_label
 from audiotok.results.selection import counted
 from audiotok.results.statistics import CONFIDENCE
-from audiotok.results.tables import format_value, short_names
+from audiotok.results.tables import condition_text, format_value, short_names
 from audiotok.text import clean_text
 
 _DEPENDENCE = ("evaluate.gap", "evaluate.mi_groups", "evaluate.mi", "evaluate.mmd", "valid.mmd", "train.mmd")
@@ -100,12 +100,8 @@ def _numbers_of_groups(rows: pd.DataFrame, by: Sequence[str]) -> "pd.Series[int]
 def _labels(points: pd.DataFrame, by: Sequence[str], conditions: "pd.Series[int]") -> list[str]:
     names = list(short_names(by).values())
     firsts = points[~conditions.duplicated().to_numpy()]
-    rows = zip(*(firsts[name] for name in by), strict=True) if by else [()]
-    return [
-        clean_text(", ".join(f"{name}={format_value(value)}" for name, value in zip(names, row, strict=True)))
-        or "all runs"
-        for row in rows
-    ]
+    rows: Any = zip(*(firsts[name] for name in by), strict=True) if by else [()]
+    return [clean_text(condition_text(names, row)) or "all runs" for row in rows]
 
 
 def _members(
@@ -150,7 +146,7 @@ def _metric(
     metric = metric_of(experiments, name)
     return {
         "name": clean_text(name),
-        "label": clean_text(metric_label(name) if metric.direction != "neutral" else name),
+        "label": clean_text(metric_label(name, experiments.runs)),
         "unit": metric.unit,
         "direction": metric.direction,
         "values": _json(values),
@@ -184,7 +180,7 @@ def _curve(experiments: Experiments, name: str, axis: str, table: pd.DataFrame) 
     values = table.to_numpy(np.float64)
     return {
         "name": clean_text(name),
-        "label": clean_text(metric_label(name)),
+        "label": clean_text(metric_label(name, experiments.runs)),
         "direction": metric.direction,
         "axis": axis,
         "x": [int(x) for x in table.columns],

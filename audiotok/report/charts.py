@@ -1,4 +1,4 @@
-"""Small learning curves of one run against all others, as coordinates for SVG inside the page.
+"""Small learning curves of one run against those that count, as coordinates for SVG inside the page.
 
 Thousands of pages need them, so no plotting library draws them; colours are the page's own.
 """
@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from audiotok.results.experiments import Experiments
 from audiotok.results.plots import metric_label
+from audiotok.results.selection import counted
 from audiotok.text import clean_text
 
 WIDTH, HEIGHT = 340, 210
@@ -28,7 +29,7 @@ class _Chart:
     title: str  # metric with unit and direction
     line: str  # points of this run
     dots: list[tuple[float, float]]  # the same points, where there are too few for a line to be seen
-    band: str  # outline of the range of all runs
+    band: str  # outline of the range of the runs that count
     x_ticks: list[tuple[float, str]]  # place and text
     y_ticks: list[tuple[float, str]]  # place and text
 
@@ -50,12 +51,13 @@ def curve(experiments: Experiments, name: str) -> pd.DataFrame:
 class RunCharts:
     """Charts of some metrics; what all runs share is worked out once."""
 
-    def __init__(self, experiments: Experiments, metrics: Sequence[str]) -> None:
+    def __init__(self, experiments: Experiments, metrics: Sequence[str], *, unfinished: bool = False) -> None:
+        count = set(counted(experiments.runs, unfinished=unfinished)["sig"])
         self._curves: dict[str, Mapping[str, Floats]] = {}
         self._ranges: dict[str, Floats] = {}
         for name in metrics:
             rows = curve(experiments, name).sort_values("epoch")
-            spread = rows.groupby("epoch")["value"].agg(["min", "max"]).reset_index()
+            spread = rows[rows["sig"].isin(count)].groupby("epoch")["value"].agg(["min", "max"]).reset_index()
             self._ranges[name] = spread.to_numpy(np.float64)
             groups = rows.groupby("sig", observed=True)
             self._curves[name] = {str(sig): group[["epoch", "value"]].to_numpy(np.float64) for sig, group in groups}
@@ -68,7 +70,8 @@ class RunCharts:
 
 def _chart(name: str, points: Floats, spread: Floats) -> _Chart:
     epochs, lows, highs = spread[:, 0], spread[:, 1], spread[:, 2]
-    x_range, y_range = _padded(epochs.min(), epochs.max(), 0.0), _padded(lows.min(), highs.max(), 0.04)
+    xs, ys = np.concatenate([epochs, points[:, 0]]), np.concatenate([lows, highs, points[:, 1]])
+    x_range, y_range = _padded(xs.min(), xs.max(), 0.0), _padded(ys.min(), ys.max(), 0.04)
 
     def x(values: Floats) -> Floats:
         return LEFT + (values - x_range[0]) / (x_range[1] - x_range[0]) * (WIDTH - LEFT - RIGHT)

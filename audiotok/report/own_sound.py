@@ -10,7 +10,7 @@ import lzma
 import re
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from audiotok.files import UnreadableError, load_json
 from audiotok.text import clean_text
 
 LONGEST_S = 30  # of a sound
+RATES = (8000, 96000)  # Hz, which every browser decodes to and plays
 LARGEST_MB = 200.0  # of a model: about what a browser unpacks from one page
 _ASSETS = Path(__file__).parent / "assets"
 _RUNTIME = "vendor/ort.wasm.bundle.min.mjs"  # as published, with what it runs beside it
@@ -33,7 +34,7 @@ class PageModel:
 
     name: str  # signature, or name of the source
     reason: str  # why it is this one
-    about: dict[str, Any]  # sample_rate and frame_rate in Hz, channels, n_q, bins, renormalize
+    about: dict[str, Any]  # sample_rate and frame_rate in Hz, channels, n_q, bins, one_pass
     encoder: bytes
     decoder: bytes
 
@@ -42,7 +43,8 @@ class PageModel:
         """Read `encoder.onnx`, `decoder.onnx` and `audiotok.json` of a folder.
 
         Raises:
-            ResultsError: if one of them is missing or cannot be read, or they are too large for a page.
+            ResultsError: if one of them is missing or cannot be read, they are too large for a page, or of a rate that
+                browsers do not play.
         """
         try:
             found = load_json(folder / "audiotok.json")
@@ -55,15 +57,19 @@ class PageModel:
                 f"the model {name} has {size:.0f} MB as ONNX files; a page takes up to {LARGEST_MB:g}. Name a smaller "
                 "one with --with-model, or leave it out."
             )
-        about["renormalize"] = bool(found.get("renormalize"))
+        if not RATES[0] <= about["sample_rate"] <= RATES[1]:
+            raise ResultsError(
+                f"the model {name} has {about['sample_rate']} Hz; browsers play {RATES[0]} to {RATES[1]}. Name another "
+                "with --with-model, or leave it out."
+            )
+        about["one_pass"] = bool(found.get("one_pass"))
         return cls(clean_text(name), clean_text(reason), about, encoder, decoder)
 
     @cached_property
     def inlined(self) -> list[tuple[str, str]]:
         """What the page holds, by name, each gzipped and in base64."""
-        wasm = lzma.decompress((_ASSETS / _WASM).read_bytes())
-        parts = {"runtime": wasm, "encoder": self.encoder, "decoder": self.decoder}
-        return [(name, _packed(content)) for name, content in parts.items()]
+        parts = {"encoder": self.encoder, "decoder": self.decoder}
+        return [("runtime", _packed_wasm()), *((name, _packed(content)) for name, content in parts.items())]
 
     @property
     def model_mb(self) -> float:
@@ -116,6 +122,11 @@ def worker_source() -> str:
 
 def _runtime() -> str:
     return (_ASSETS / _RUNTIME).read_text(encoding="utf-8")
+
+
+@cache
+def _packed_wasm() -> str:
+    return _packed(lzma.decompress((_ASSETS / _WASM).read_bytes()))
 
 
 def _literal(text: str) -> str:

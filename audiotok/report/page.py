@@ -30,6 +30,7 @@ from audiotok.report.table import (
     run_columns,
 )
 from audiotok.results.amended import amended_lines
+from audiotok.results.baseline import shown
 from audiotok.results.codecs import CODEC_SEED, is_joined
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import code_lines, counts_codecs
@@ -140,7 +141,7 @@ def write_report(experiments: Experiments, output: Path, options: ReportOptions 
         clips, left_out = choose_clips(experiments.samples, options.clips)
         listening = write_clips(clips, stage, options.audio_mb * 1e6)
         listening.left_out += left_out
-        _write_run_pages(experiments, runs, metrics, stage)
+        _write_run_pages(experiments, runs, metrics, stage, unfinished=options.unfinished)
         page = (
             _environment()
             .get_template("index.html")
@@ -191,7 +192,7 @@ def _statistics(experiments: Experiments, by: list[str], metrics: list[str], opt
             experiments, by, metrics, options.baseline, options.seeds, unfinished=unfinished
         )
     columns, pooled_lines = pooled_columns(experiments, by, metrics, options.seeds, unfinished=unfinished)
-    baseline = ", ".join(f"{name}={value}" for name, value in (options.baseline or {}).items())
+    baseline = ", ".join(f"{name}={shown(value)}" for name, value in (options.baseline or {}).items())
     return {
         "conditions": condition_columns(experiments, by, metrics, unfinished=unfinished) if measured else [],
         "setting_lines": [clean_text(line) for line in setting_lines(experiments.runs, metrics)],
@@ -203,7 +204,9 @@ def _statistics(experiments: Experiments, by: list[str], metrics: list[str], opt
     }
 
 
-def _write_run_pages(experiments: Experiments, runs: list[Run], metrics: list[str], stage: Path) -> None:
+def _write_run_pages(
+    experiments: Experiments, runs: list[Run], metrics: list[str], stage: Path, *, unfinished: bool
+) -> None:
     template = _environment().get_template("run.html")
     measured = [
         name
@@ -212,7 +215,9 @@ def _write_run_pages(experiments: Experiments, runs: list[Run], metrics: list[st
     ]
     every = [name for name in measured if name not in metrics]
     rest = every[:MAX_CHARTS]
-    charts, more_charts = (RunCharts(experiments, curve_metrics(experiments, names)) for names in (metrics, rest))
+    charts, more_charts = (
+        RunCharts(experiments, curve_metrics(experiments, names), unfinished=unfinished) for names in (metrics, rest)
+    )
     paired = [name for name in experiments.metrics if name.startswith("evaluate.mi_q")]
     evaluated = experiments.runs[paired].notna().any(axis=1).tolist() if paired else [False] * len(runs)
     shared = _shared(experiments)
@@ -224,6 +229,7 @@ def _write_run_pages(experiments: Experiments, runs: list[Run], metrics: list[st
             charts=charts.of(run.sig),
             more_charts=more_charts.of(run.sig),
             left_out=len(every) - len(rest),
+            counted=counted_line(experiments.runs, unfinished=unfinished),
             width=WIDTH,
             height=HEIGHT,
             matrix=matrix,

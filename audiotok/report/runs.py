@@ -13,7 +13,7 @@ from audiotok.results.experiments import Experiments
 from audiotok.results.metrics import CODEC
 from audiotok.results.protocols import describe, read_protocol
 from audiotok.results.records import Experiment
-from audiotok.results.tables import format_value, short_names
+from audiotok.results.tables import MISSING, format_value, short_names
 from audiotok.status import JOB_FILE, read_json
 from audiotok.text import clean_text
 
@@ -90,8 +90,10 @@ def run_pages(experiments: Experiments) -> Iterator[Run]:
 
 
 def _run_label(values: Mapping[str, str]) -> str:
-    """Swept parameters in a few words: the last part of each name, and the value."""
-    return ", ".join(f"{clean_text(short)}={values[name]}" for name, short in short_names(values).items())
+    """Swept parameters in a few words: the last part of each name, and the value; missing ones only if all are."""
+    shorts = short_names(values)
+    there = [name for name, value in values.items() if value != MISSING] or list(values)
+    return ", ".join(f"{clean_text(shorts[name])}={values[name]}" for name in there)
 
 
 def _log_file(record: Experiment) -> Path | None:

@@ -291,7 +291,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def _plain(name: str, items: list[Any]) -> Column:
-    return _texts(name, format_column(items))
+    return _texts(name, format_column(items), all(map(is_numeric, items)))
 
 
 def _texts(name: str, texts: list[str], numeric: bool = False) -> Column:

@@ -81,6 +81,34 @@ def unmatched_lines(runs: pd.DataFrame, by: Sequence[str], baseline: Mapping[str
     return lines[:_MAX_LISTED] + [f"and {more} more conditions without a baseline"] * (more > 0)
 
 
+def unpaired_lines(runs: pd.DataFrame, by: Sequence[str], baseline: Mapping[str, Any], unit: str) -> list[str]:
+    """A line for each condition that has a baseline, but no run to pair with one of its.
+
+    Args:
+        runs: what is paired, as `in_blocks` returns it.
+        by: parameters that make a condition.
+        baseline: values of some or all of `by`.
+        unit: column that pairs.
+    """
+    conditions = _conditions(runs, by)
+    units = [dict[str, None]() for _ in conditions]
+    for row, value in zip(runs[list(by)].itertuples(index=False), runs[unit], strict=True):
+        units[conditions.index(tuple(map(_plain, row)))][str(_plain(value))] = None
+    lines = [
+        f"no pair of {describe(by, conditions[place])}: its runs are of {unit} {_first(units[place])}, those of its "
+        f"baseline of {_first(units[other])}"
+        for place, other in match(conditions, by, baseline).of.items()
+        if not units[place].keys() & units[other].keys()
+    ]
+    more = len(lines) - _MAX_LISTED
+    return lines[:_MAX_LISTED] + [f"and {more} more conditions without a pair"] * (more > 0)
+
+
+def _first(texts: Mapping[str, None]) -> str:
+    """The first of some texts, and how many more there are."""
+    return f"{next(iter(texts), '-')!r}" + f" and {len(texts) - 1} more" * (len(texts) > 1)
+
+
 def in_blocks(
     runs: pd.DataFrame,
     by: Sequence[str],

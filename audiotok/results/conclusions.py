@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from audiotok.errors import ResultsError
-from audiotok.results.baseline import has_values, in_blocks, shown, unmatched_lines
+from audiotok.results.baseline import has_values, in_blocks, shown, unmatched_lines, unpaired_lines
 from audiotok.results.joined import counts_codecs, pairing, replicates
 from audiotok.results.metrics import differing_settings
 from audiotok.results.pooled import pooled, pooled_lines
@@ -71,7 +71,7 @@ def against_baseline(
         remarks.append(f"n counts blocks, such as {str(own[unit].iloc[0])!r}, in which runs are paired")
     table = compare(own, by, chosen, baseline, pair=unit, interval=interval)
     remarks += filter(None, [reach_line(table)])
-    return Conclusion(table, unmatched_lines(own, by, baseline), remarks)
+    return Conclusion(table, [*unmatched_lines(own, by, baseline), *unpaired_lines(own, by, baseline, unit)], remarks)
 
 
 def over_design(
@@ -101,4 +101,4 @@ def over_design(
     alike = [name for name in (*mixed, *seeds) if name in runs and not (codecs and name == "seed")]
     own = replicates(counted(runs, unfinished=unfinished), [*by, *mixed], metrics, codecs=codecs)
     table = pooled(own, by, metrics, alike)
-    return Conclusion(table, [], pooled_lines(table, alike))
+    return Conclusion(table, [], pooled_lines(table, [name for name in alike if name not in by]))

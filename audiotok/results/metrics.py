@@ -97,7 +97,10 @@ METRICS: dict[str, Metric] = {
     "l1": Metric("lower", "", "mean absolute error of the waveform"),
     "l2": Metric("lower", "", "mean squared error of the waveform"),
     "mmd": Metric(
-        "lower", "", "squared MMD between the joint law of the codebooks and the product of their laws", depends_on=_MMD
+        "near_zero",  # most estimators may be negative
+        "",
+        "squared MMD between the joint law of the codebooks and the product of their laws",
+        depends_on=_MMD,
     ),
     "evaluate.mmd": Metric(
         "near_zero", "", "squared MMD of the codebooks, minus the mean over shuffles", depends_on=("metrics.mmd.*",)
@@ -220,8 +223,17 @@ def metric_in(runs: pd.DataFrame, column: str) -> Metric | None:
     metric = known_metric(column)
     if metric is None or metric.direction == "neutral":
         return metric
-    apart = (metric.of_codes and several_codecs(runs)) or differing_settings(runs, column)
-    return metric._replace(direction="neutral") if apart else metric
+    return metric._replace(direction="neutral") if not_compared(runs, column) else metric
+
+
+def not_compared(runs: pd.DataFrame, column: str) -> str:
+    """Why the values of a metric do not compare between these rows, as half a sentence; empty where they do."""
+    if settings := differing_settings(runs, column):
+        return f"is measured under {', '.join(settings)}, which differ, so its values do not compare"
+    metric = known_metric(column)
+    if metric is not None and metric.of_codes and several_codecs(runs):
+        return "is of each codec's own codes, so its values do not compare"
+    return ""
 
 
 def setting_lines(runs: pd.DataFrame, metrics: Iterable[str]) -> list[str]:
@@ -242,12 +254,13 @@ def selection_line(best_by: str | None, metrics: Iterable[str]) -> str:
     if best_by is None:
         return ""
     stage = best_by.partition(".")[0]
-    same = [name for name in metrics if name == best_by or (stage == "evaluate" and name.startswith("evaluate."))]
+    same = [name for name in metrics if name.partition(".")[0] == stage]
     if not same:
         return ""
+    example = ", such as valid.msspec" * (stage != "valid")
     return (
         f"--best-by {best_by} chooses the epoch by the data that {', '.join(same)} {'is' if len(same) == 1 else 'are'} "
-        "reported of: the best of many epochs looks better than it is; choose by valid, such as valid.msspec"
+        f"reported of: the best of many epochs looks better than it is; choose by another stage{example}"
     )
 
 
@@ -368,7 +381,7 @@ def pareto_front(runs: pd.DataFrame, x: str, y: str) -> pd.Series:
         Boolean Series with the index of `runs`; False where a value is missing. Equal points are on it together.
 
     Raises:
-        ResultsError: if a metric has no better direction.
+        ResultsError: if a metric has no better direction, or its values do not compare between these rows.
     """
     scores = np.stack([_goodness_of(runs, name) for name in (x, y)], axis=1)  # higher is better in both
     front = np.array(np.isfinite(scores).all(axis=1))
@@ -390,4 +403,6 @@ def _goodness_of(runs: pd.DataFrame, name: str) -> Floats:
     metric = known_metric(name)
     if metric is None or metric.direction == "neutral":
         raise ResultsError(f"{name} has no better direction; --direction {name.rpartition('.')[2]}=higher declares it.")
+    if why := not_compared(runs, name):
+        raise ResultsError(f"{name} {why}; choose runs that were measured alike.")
     return goodness(runs[name].to_numpy(np.float64), metric.direction)

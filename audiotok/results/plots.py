@@ -23,9 +23,18 @@ from audiotok.errors import ResultsError
 from audiotok.results.codecs import CODEC_SEED
 from audiotok.results.experiments import Experiments
 from audiotok.results.joined import counts_codecs, replicates
-from audiotok.results.metrics import CODEC, known_metric, metric_values, pareto_front, require_metric
+from audiotok.results.metrics import (
+    CODEC,
+    Direction,
+    known_metric,
+    metric_in,
+    metric_values,
+    not_compared,
+    pareto_front,
+    require_metric,
+)
 from audiotok.results.statistics import summarize
-from audiotok.results.tables import format_value, short_names
+from audiotok.results.tables import condition_text, format_value, short_names
 from audiotok.text import clean_text
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -66,10 +75,10 @@ def learning_curves(
     stage, _, column = metric.partition(".")
     curves = experiments.read_history([stage], [column])[["sig", "epoch", column]].dropna().astype({"sig": str})
     curves = curves.merge(experiments.runs[["sig", *_known(experiments, by)]].astype({"sig": str}), on="sig")
-    figure, axes = _new_figure(f"{metric} of {name}", "epoch", metric_label(metric))
+    figure, axes = _new_figure(f"{metric} of {name}", "epoch", metric_label(metric, experiments.runs))
     groups = list(curves.groupby(list(by or ["sig"]), sort=False, dropna=False))
     if len(groups) > MAX_GROUPS:
-        groups = _best_first(groups, column, metric)
+        groups = _best_first(groups, column, _direction(experiments.runs, metric))
     for place, ((group, rows), style) in enumerate(zip(groups, _styles(len(groups)), strict=False)):
         spread = rows.groupby("epoch")[column].agg(["mean", "min", "max"])
         runs = rows["sig"].nunique()
@@ -127,7 +136,8 @@ def heatmap(
     over = " and ".join([*(one for one in seeds if one in experiments.swept), *mean_over]) or "nothing: one run a cell"
     fixed = f", {_values_text(at)}" if at else ""
     title = f"{metric} of {name}\nmean ± standard deviation over {over}{fixed}"
-    return _draw_panels(summary, metric, rows, columns, panels, title)
+    label, direction = metric_label(metric, runs), _direction(runs, metric)
+    return _draw_panels(summary, label, direction, rows, columns, panels, title)
 
 
 def _panels(runs: pd.DataFrame, others: Sequence[str]) -> list[str]:
@@ -142,7 +152,13 @@ def _panels(runs: pd.DataFrame, others: Sequence[str]) -> list[str]:
 
 
 def _draw_panels(
-    summary: pd.DataFrame, metric: str, rows: str, columns: str, panels: Sequence[str], title: str
+    summary: pd.DataFrame,
+    label: str,
+    direction: Direction,
+    rows: str,
+    columns: str,
+    panels: Sequence[str],
+    title: str,
 ) -> Figure:
     """A matrix for each value of `panels`, all on one scale."""
     ticks = [list(dict.fromkeys(summary[parameter].map(format_value))) for parameter in (rows, columns)]
@@ -157,7 +173,7 @@ def _draw_panels(
             where = ticks[0].index(format_value(record[rows])), ticks[1].index(format_value(record[columns]))
             means[where], spreads[where] = record["mean"], record["std"]
         last = axes is several[-1]
-        _draw_matrix(figure, axes, means, metric_label(metric), metric, spreads=spreads, limits=limits, bar=last)
+        _draw_matrix(figure, axes, means, label, direction, spreads=spreads, limits=limits, bar=last)
         axes.set_xticks(range(len(ticks[1])), map(_plain_text, ticks[1]), rotation=30, ha="right")
         axes.set_yticks(range(len(ticks[0])), map(_plain_text, ticks[0]))
         axes.set_xlabel(_plain_text(columns))
@@ -184,7 +200,8 @@ def tradeoff(
     """Two metrics, such as dependence and quality: a small point a run, the mean and 95 % interval of each condition.
 
     The front is of means, for one of single runs is of luck: conditions that no other beats in both metrics. Where any
-    condition has several runs, those with one are not on it. Of runs on several codecs a point is a codec.
+    condition has several runs, those with one are not on it; where values do not compare, there is none. Of runs on
+    several codecs a point is a codec.
 
     Args:
         experiments: the runs.
@@ -197,17 +214,22 @@ def tradeoff(
         unfinished: whether runs that have not completed count.
     """
     experiments, title = _counted(experiments, unfinished)
+    runs = experiments.runs
     by = _known(experiments, by) or [name for name in experiments.swept if name not in seeds]
     values = {name: metric_values(experiments, name, best_by=best_by).to_numpy() for name in (x, y)}
-    codecs = counts_codecs(experiments.runs, by)
-    points = replicates(experiments.runs.assign(**values), by, [x, y], codecs=codecs)
+    codecs = counts_codecs(runs, by)
+    points = replicates(runs.assign(**values), by, [x, y], codecs=codecs)
     points = points.replace([np.inf, -np.inf], np.nan).dropna(subset=[x, y])
     means = _means(points, by, x, y)
-    figure, axes = _new_figure(f"{y} against {x}\n{title}, means and 95 % intervals", metric_label(x), metric_label(y))
+    figure, axes = _new_figure(
+        f"{y} against {x}\n{title}, means and 95 % intervals", metric_label(x, runs), metric_label(y, runs)
+    )
     repeated = means["n"].max() > 1 if len(means) else False
     candidates = means[means["n"] > 1] if repeated else means
-    front = candidates[pareto_front(candidates, x, y)].sort_values([x, y])
-    axes.plot(front[x], front[y], color="#666666", linewidth=1.2, zorder=1, label="front of the means")
+    apart = not_compared(runs, x) or not_compared(runs, y)
+    front = candidates.iloc[:0] if apart else candidates[pareto_front(candidates, x, y)].sort_values([x, y])
+    line = "no front: measured under settings that differ" if apart else "front of the means"
+    axes.plot(front[x], front[y], color="#666666", linewidth=1.2, zorder=1, label=line)
     some = np.unique(
         np.linspace(0, len(front) - 1, min(len(front), MAX_GROUPS)).round().astype(int)
     )  # of the whole front
@@ -267,7 +289,7 @@ def intervals(
     codecs = counts_codecs(runs, _known(experiments, by))
     summary = summarize(replicates(runs, by, metrics, codecs=codecs), by, metrics, interval="t")
     what = " and ".join(metrics)
-    figure, axes = _new_figure(f"{what}\n{name}, mean and 95 % interval", "", metric_label(metrics[0]))
+    figure, axes = _new_figure(f"{what}\n{name}, mean and 95 % interval", "", metric_label(metrics[0], runs))
     labels = list[str]()
     for place, (metric, style) in enumerate(zip(metrics, _styles(), strict=False)):
         rows = summary[summary["metric"] == metric]
@@ -286,7 +308,7 @@ def intervals(
     axes.margins(x=0.02 if many else 0.2)
     if len(metrics) > 1:
         _add_legend(axes)
-        axes.set_ylabel(_plain_text(metric_label(metrics[0]).replace(metrics[0], "", 1).strip(", ")))
+        axes.set_ylabel(_plain_text(metric_label(metrics[0], runs).replace(metrics[0], "", 1).strip(", ")))
     return figure
 
 
@@ -294,7 +316,8 @@ def information_matrix(experiments: Experiments, sig: str, metric: str = "mi") -
     """A metric of pairs of codebooks, such as `mi`, `nmi`, `mi_groups`, from the last evaluation of one run."""
     matrix = pair_matrix(experiments, sig, metric)
     figure, axes = _new_figure(f"{metric} between the codebooks of {sig}", "codebook", "codebook")
-    _draw_matrix(figure, axes, matrix, metric_label(f"evaluate.{metric}"), f"evaluate.{metric}")
+    known = known_metric(f"evaluate.{metric}")
+    _draw_matrix(figure, axes, matrix, metric_label(f"evaluate.{metric}"), known.direction if known else "neutral")
     axes.set(xticks=range(len(matrix)), yticks=range(len(matrix)))
     return figure
 
@@ -319,15 +342,18 @@ def pair_matrix(experiments: Experiments, sig: str, metric: str = "mi") -> Float
     return matrix
 
 
-def codebook_usage(experiments: Experiments, sigs: Sequence[str] | None = None) -> Figure:
-    """Share of the codes in use in each codebook, from the last evaluation of some runs, by default all."""
+def codebook_usage(experiments: Experiments, sigs: Sequence[str] | None = None, *, unfinished: bool = False) -> Figure:
+    """Share of the codes in use in each codebook, from the last evaluation of some runs, by default all that count."""
+    name = experiments.name
+    if sigs is None:
+        experiments, name = _counted(experiments, unfinished)
     runs = [_run(experiments, sig) for sig in (experiments.runs["sig"] if sigs is None else sigs)]
     prefix = "evaluate.usage_q"
     found = [name for name in experiments.metrics if _PLACE.fullmatch(name.removeprefix(prefix))]
     names = sorted(found, key=lambda name: int(name.removeprefix(prefix)))
     if not names:
         raise ResultsError(f"no run of {experiments.name} has {prefix}0; evaluate them first (evaluate.every).")
-    figure, axes = _new_figure(f"codebook usage of {experiments.name}", "codebook", metric_label("evaluate.usage"))
+    figure, axes = _new_figure(f"codebook usage of {name}", "codebook", metric_label("evaluate.usage"))
     if len(runs) > MAX_GROUPS:
         every = np.array([run[names].to_numpy(float) for run in runs])
         axes.plot(range(len(names)), every.T, color="#BBBBBB", linewidth=0.8)
@@ -367,14 +393,13 @@ def _run(experiments: Experiments, sig: str) -> "pd.Series[Any]":
 
 def _name(by: Sequence[str], group: Any, runs: int, things: str = "runs") -> str:
     values = group if isinstance(group, tuple) and len(by) == len(group) else (group,)
-    pairs = zip(short_names(by).values(), map(format_value, values), strict=True)
-    text = ", ".join(f"{name}={value}" for name, value in pairs)
+    text = condition_text(list(short_names(by).values()), values)
     return _plain_text(text if runs == 1 else f"{text} ({runs} {things})")
 
 
-def metric_label(name: str) -> str:
-    """Axis label of a `stage.metric`: its name, unit and direction."""
-    metric = known_metric(name)
+def metric_label(name: str, runs: pd.DataFrame | None = None) -> str:
+    """Axis label of a `stage.metric`: its name, unit and direction, which it lacks where runs do not compare."""
+    metric = known_metric(name) if runs is None else metric_in(runs, name)
     if metric is None:
         return name
     unit, better = metric.unit and f", {metric.unit}", _BETTER[metric.direction]
@@ -407,19 +432,18 @@ def _draw_matrix(
     axes: Axes,
     values: Floats,
     label: str,
-    metric: str,
+    direction: Direction,
     *,
     spreads: Floats | None = None,
     limits: tuple[float, float] | None = None,
     bar: bool = True,
 ) -> None:
     """Draw a matrix with its numbers, the better the brighter; text is black on light and white on dark cells."""
-    known = known_metric(metric)
-    near = known is not None and known.direction == "near_zero"
+    near = direction == "near_zero"
     drawn = np.abs(values) if near else values
     ends = np.array(limits if limits is not None else (np.nanmin(values), np.nanmax(values)))
     ends = np.array([0.0, np.abs(ends).max()]) if near else ends
-    name = "cividis_r" if known is not None and known.direction in ("lower", "near_zero") else "cividis"
+    name = "cividis_r" if direction in ("lower", "near_zero") else "cividis"
     shown = axes.imshow(drawn, cmap=name, aspect="auto", vmin=ends[0], vmax=ends[1])
     if bar:
         figure.colorbar(shown, ax=axes, label=_plain_text(f"distance from 0: {label}" if near else label))
@@ -448,21 +472,29 @@ def _others(groups: int, place: int) -> str:
     return f"{groups - MAX_GROUPS} others" if place == MAX_GROUPS else "_"
 
 
-def _best_first(groups: list[tuple[Any, pd.DataFrame]], column: str, metric: str) -> list[tuple[Any, pd.DataFrame]]:
+def _direction(runs: pd.DataFrame, metric: str) -> Direction:
+    """Which way a metric is better among these runs."""
+    known = metric_in(runs, metric)
+    return "neutral" if known is None else known.direction
+
+
+def _best_first(
+    groups: list[tuple[Any, pd.DataFrame]], column: str, direction: Direction
+) -> list[tuple[Any, pd.DataFrame]]:
     """Groups of curves by the mean of their last values, the best first; as they are if the metric has no direction."""
-    known = known_metric(metric)
-    if known is None or known.direction == "neutral":
+    if direction == "neutral":
         return groups
     ends = [rows.sort_values("epoch").groupby("sig")[column].last().mean() for _, rows in groups]
-    scores = {"higher": -np.array(ends), "lower": np.array(ends)}.get(known.direction, np.abs(ends))
+    scores = {"higher": -np.array(ends), "lower": np.array(ends)}.get(direction, np.abs(ends))
     return [groups[place] for place in np.argsort(scores, kind="stable")]
 
 
 def _counted(experiments: Experiments, unfinished: bool) -> tuple[Experiments, str]:
-    """The runs that count, and the name of the grid with their number where some do not."""
+    """The runs that count, and the name of the grid with their number where some have not completed."""
     found = experiments.counted(unfinished=unfinished)
-    left_out = len(found.runs) < len(experiments.runs)
-    return found, experiments.name + f" ({len(found.runs)} of {len(experiments.runs)} runs)" * left_out
+    every, done = len(experiments.runs), len(experiments.counted().runs)
+    count = f" (all {every} runs, {every - done} not completed)" if unfinished else f" ({done} of {every} runs)"
+    return found, experiments.name + count * (done < every)
 
 
 def _add_legend(axes: Axes) -> None:

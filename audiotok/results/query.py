@@ -21,6 +21,7 @@ from audiotok.errors import ResultsError
 from audiotok.results.metrics import known_metric
 from audiotok.results.read import natural
 from audiotok.results.tables import Estimate, format_value, number_of, require_columns
+from audiotok.text import spoken_seconds
 
 _TOKEN = re.compile(r"""\s*(?:(==|!=|<=|>=|[=<>()\[\],])|"([^"]*)"|'([^']*)'|([^\s()\[\],<>=!"']+))""")
 _KEYWORDS = ("and", "or", "not", "in")
@@ -203,6 +204,8 @@ class _Parser:
 
     def _compare(self, column: str, values: list[Any], operator: str, text: str) -> _Mask:
         numbers, limit = np.array([number_of(value) for value in values], np.float64), _number(text)
+        if limit is None and column.rpartition(".")[2] == "duration":
+            limit = spoken_seconds(text)
         if limit is None:
             raise ResultsError(f"--where {column}{operator}{text}: a number expected after {operator}.")
         if len(values) and not np.isfinite(numbers).any() and not all(map(_is_missing, values)):

@@ -179,6 +179,8 @@ def reach_line(table: pd.DataFrame) -> str:
     if table.empty:
         return ""
     most, tests = int(table["n"].max()), int(table["p"].notna().sum())
+    if most == 0:
+        return "no p below .05 is possible: no condition has a pair with its baseline"
     if most < 2:
         return "no p below .05 is possible: there is no condition with two pairs, so no error is known; add seeds"
     alone, corrected = effect_needed(most), effect_needed(most, tests)

@@ -168,6 +168,13 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     return {name: short if shared.count(short) == 1 else name for name, short in last.items()}
 
 
+def condition_text(names: Sequence[str], values: Sequence[Any]) -> str:
+    """A condition in a legend, `mmd=0.5, n_q=4`: without its missing values, unless all of them are."""
+    pairs = list(zip(names, values, strict=True))
+    there = [(name, value) for name, value in pairs if not _is_missing(value)]
+    return ", ".join(f"{name}={format_value(value)}" for name, value in there or pairs)
+
+
 def require_columns(runs: pd.DataFrame, names: Iterable[str]) -> None:
     """Check that columns exist.
 

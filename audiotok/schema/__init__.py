@@ -5,8 +5,10 @@ that every solver has are checked, and it may have others.
 """
 
 from audiotok.experiments.schema import Schema
+from audiotok.schema.codec import Compression
+from audiotok.schema.common import Common
+from audiotok.schema.lm import LanguageModel
 from audiotok.schema.rules import COMMON_IDLE, COMMON_RULES, COMPRESSION_IDLE, COMPRESSION_RULES, LM_IDLE, LM_RULES
-from audiotok.schema.sections import Common, Compression, LanguageModel
 
 SCHEMA = Schema(
     kinds={"compression": Compression, "lm": LanguageModel},

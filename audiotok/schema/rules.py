@@ -9,7 +9,7 @@ from typing import Any
 
 from audiotok.config_text import Plain, value_at
 from audiotok.experiments.schema import Idle, line_start, shown
-from audiotok.schema.sections import Losses
+from audiotok.schema.losses import Losses
 
 _MOST_SHARE = 10  # nothing is left to reconstruct; an absolute weight, such as 1000, was meant
 _OUTPUT_LOSSES = frozenset(Losses.__annotations__) - {"mmd"}
@@ -334,7 +334,8 @@ def _one_codebook(cfg: Plain) -> str:
 def _measured_exactly(cfg: Plain) -> str:
     if _get(cfg, "losses.mmd"):
         return _is(cfg, "losses.mmd")
-    return _is(cfg, "mmd.estimator") if _get(cfg, "mmd.estimator") in ("clips", "samples") else ""
+    whole = _get(cfg, "mmd.estimator") in ("clips", "samples") and _get(cfg, "mmd.max_samples") is not None
+    return _is(cfg, "mmd.estimator") if whole else ""
 
 
 def _no_chain(cfg: Plain) -> str:
@@ -354,6 +355,7 @@ COMMON_IDLE = (
     Idle(("checkpoint.keep_last", "checkpoint.keep_every_states"),
          lambda cfg: "" if _get(cfg, "checkpoint.save_every") else _is(cfg, "checkpoint.save_every")),
     Idle(("dataset.train.num_samples",), _given("optim.updates_per_epoch")),
+    Idle(("continue_with",), lambda cfg: "" if _get(cfg, "continue_from") else _is(cfg, "continue_from")),
 )  # fmt: skip
 COMPRESSION_IDLE = (
     *COMMON_IDLE,

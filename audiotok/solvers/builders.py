@@ -48,6 +48,7 @@ ADVERSARIES: dict[str, type[nn.Module]] = {
     "mpd": MultiPeriodDiscriminator,
     "msd": MultiScaleDiscriminator,
 }
+_BIASED = ("unbiased", "rff")  # estimators of the MMD whose bias falls as 1 / N
 OTHER_LOSSES = ("adv", "feat", "mmd")  # weights in the same section, which need more than two signals
 SPLITS = ("train", "valid", "evaluate", "generate")
 HELD_OUT_SEED = 0  # every experiment is judged, and listened to, on the same clips, whatever its seed
@@ -112,14 +113,18 @@ def get_macro_batch(cfg: DictConfig) -> MacroBatch:
     mmd = settings(cfg.mmd)
     features = {"num_features": mmd["num_features"], "seed": mmd["features_seed"]}
     between = mmd.get("between", "codebooks")  # a run that was frozen before lacks it
-    loss = MMDLoss(mmd["sigmas"], mmd["estimator"], mmd["delay"], between=between, **features)
+    estimator = mmd["estimator"]
+    loss = MMDLoss(mmd["sigmas"], estimator, mmd["delay"], between=between, **features)
     weighting = mmd.get("weighting", "absolute")  # likewise
     options = cfg.seed, weighting, cfg.balancer.ema_decay
-    # The values of these two depend on the number of samples by construction: `docs/mmd.md`.
-    many = between != "codebooks" and mmd["estimator"] not in ("closed", "disjoint")  # a bias of hundreds of variables
-    exact = cfg.losses.mmd > 0 or many or mmd["estimator"] in ("clips", "samples")
-    max_samples = None if exact else mmd.get("max_samples")  # likewise
-    return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], *options, max_samples)
+    max_samples = None if cfg.losses.mmd > 0 else mmd.get("max_samples")  # likewise
+    # The values of these depend on the number of samples by construction (docs/mmd.md): all of them, but rarely.
+    many = between != "codebooks" and estimator not in ("closed", "disjoint")  # a bias of hundreds of variables
+    if max_samples is not None and (many or estimator in ("clips", "samples")):
+        return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], *options, once=True)
+    # The bias of shuffles grows with 1 / N, beyond the value itself; the closed form has the same mean without it.
+    measure = MMDLoss(mmd["sigmas"], "closed", mmd["delay"], between=between) if estimator in _BIASED else None
+    return MacroBatch(loss, mmd["stream"], mmd["num_batches_mmd"], *options, max_samples, measure)
 
 
 def get_evaluation_metrics(cfg: DictConfig) -> tuple[dict[str, SignalMetric], dict[str, SetMetric]]:

@@ -82,6 +82,7 @@ class CompressionSolver(StandardSolver):
                 one.optimizer, cfg, parameters=parameters, scale=scale, name=name, **options
             )
         self.adversaries_due = False
+        self.lowered: set[str] = set()  # adversaries whose scale this update has lowered by their own gradient
 
     def build_dataloaders(self) -> None:
         """Loaders of the four splits."""
@@ -148,6 +149,7 @@ class CompressionSolver(StandardSolver):
         return metrics
 
     def _train_adversaries(self, estimate: Tensor, reference: Tensor) -> Metrics:
+        self.lowered.clear()
         if self.adversaries and self.updates.batches == 0:  # all batches of an update, or none
             self.adversaries_due = torch.rand(1, generator=self.rng).item() <= 1 / self.cfg.adversarial.every
         if not self.adversaries or not self.adversaries_due:
@@ -157,7 +159,9 @@ class CompressionSolver(StandardSolver):
             loss = adversary.adversary_loss(fake=estimate, real=reference)
             loss.backward()
             found = self.adversary_updates[name].step(loss, norm=False)
-            if not found.get("skipped"):
+            if found.get("skipped"):
+                self.lowered.add(name)
+            else:
                 losses[f"d_{name}"] = loss.detach()
         return {"d_loss": torch.stack(list(losses.values())).sum(), **losses} if losses else {}
 
@@ -179,9 +183,10 @@ class CompressionSolver(StandardSolver):
             metrics |= self.updates.step(*losses.values())
         if metrics.get("skipped"):
             self.before.restore()
-            for updates in self.adversary_updates.values():
+            for name, updates in self.adversary_updates.items():
                 updates.drop()
-                if updates.scale is not None:  # the codec's gradient runs through its networks, too
+                # The codec's gradient runs through its networks, too; but one bad batch is one overflow.
+                if updates.scale is not None and name not in self.lowered:
                     updates.scale.update(False)
         return metrics
 
@@ -202,6 +207,9 @@ class CompressionSolver(StandardSolver):
             macro.share.add_reconstruction(self.probe.norm)
         if not macro.add(batch) or n_q == 1:
             return {}
+        if macro.once and "mmd" in self.averages.totals:  # which a resumed epoch has, too
+            macro.pending = []
+            return {}
         # An update takes the mean over its batches; of them one has the MMD, or one in `num_batches`.
         times = min(self.updates.accumulate, macro.num_batches)
         metrics: Metrics = {"mmd": macro.value(self.model, times * self.mmd_weight(self.epoch), n_q)}
@@ -216,9 +224,10 @@ class CompressionSolver(StandardSolver):
         return super().valid()
 
     def _valid_mmd(self, batch: Tensor) -> Metrics:
-        if self.macro_batch is None or not self.valid_batches.add(batch) or not self.model.quantizer.ready:
+        macro = self.valid_batches if self.macro_batch is not None else None
+        if macro is None or (macro.once and macro.steps) or not macro.add(batch) or not self.model.quantizer.ready:
             return {}
-        return {"mmd": self.valid_batches.value(self.model, weight=0.0)}
+        return {"mmd": macro.value(self.model, weight=0.0)}
 
     def evaluate(self) -> Metrics:
         """Reconstruction metrics over the evaluate split, and measures of the codebooks."""

@@ -83,15 +83,22 @@ def load_states(found: Pretrained, own: Mapping[str, Any]) -> tuple[list[str], l
         CheckpointError: if an entry is of another form.
     """
     states = training_states(found.state)
-    taken = [name for name in own if name in states]
+    taken = [
+        name for name in own if name in states and states[name] != {}
+    ]  # of a training without discriminators theirs are empty
     for name in taken:
         _load(states[name], own[name], name, found.path)
-    return taken, [name for name in own if name not in states]
+    return taken, [name for name in own if name not in taken]
 
 
 def _load(state: Any, own: Any, name: str, path: Path) -> None:
     now = own.state_dict()
     advice = f"cannot go on with the {name} of {path}"
+    if name == "adv_losses" and (theirs := _first_parts(state)) != (ours := _first_parts(now)):
+        raise CheckpointError(
+            f"{advice}: it has {', '.join(theirs)}, this experiment {', '.join(ours) or 'none'}; set "
+            "continue_with=weights, or adversarial.adversaries as there"
+        )
     if fault := misfit(state, now, name, exact=name == "balancer"):
         raise CheckpointError(f"{advice}: {fault}; set continue_with=weights, or train with the same settings")
     try:
@@ -99,6 +106,11 @@ def _load(state: Any, own: Any, name: str, path: Path) -> None:
             own.load_state_dict(_with_own_settings(state, now))
     except CheckpointError as error:
         raise CheckpointError(f"{advice}: {error}; set continue_with=weights") from error
+
+
+def _first_parts(state: Any) -> list[str]:
+    """First parts of the dotted keys of a dict, sorted; of discriminators their names."""
+    return sorted({str(key).partition(".")[0] for key in state}) if isinstance(state, dict) else []
 
 
 def _with_own_settings(state: Any, own: Any) -> Any:

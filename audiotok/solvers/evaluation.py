@@ -21,7 +21,8 @@ from audiotok.models.encodec import EncodecModel
 from audiotok.quantization import ResidualVectorQuantizer
 from audiotok.solvers import builders, protocol
 from audiotok.solvers.clip_metrics import ClipMetrics, Place
-from audiotok.solvers.settings import resolve_device, settings
+from audiotok.solvers.settings import settings
+from audiotok.utils.device import resolve_device
 
 logger = logging.getLogger(__name__)
 

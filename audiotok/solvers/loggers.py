@@ -8,6 +8,9 @@ resumed run writes what comes after, and one that is switched on later has all e
 
 import logging
 import re
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +35,8 @@ LOGGED_FILE = "logged.json"
 _AXES = ("update", "epoch")
 _SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _EXTRA = "pip install 'audiotok[loggers]'"
+# Most seconds that closing takes at the end of the training, and of a run that is stopped: with 10 a scheduler kills.
+_END_S, _STOP_S = 600.0, 5.0
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3]
 logger = logging.getLogger(__name__)
@@ -66,7 +71,10 @@ class _Backend(Protocol):
         """Write values, and samples, at an update or an epoch, by `axis`; they shall outlive this process."""
 
     def close(self, failed: bool) -> None:
-        """End."""
+        """End; it may wait for a server."""
+
+    def leave(self) -> str:
+        """Have nothing wait for a `close` that has not ended; what to do about the rest."""
 
 
 class RunLog:
@@ -92,14 +100,16 @@ class RunLog:
         self._marks: dict[str, dict[str, int]] = {}  # by name: the last update and epoch that are written
 
     @contextmanager
-    def opened(self, history: Sequence[Mapping[str, Any]], updates: int) -> Iterator[None]:
-        """Write within the block; `history` and `updates` are what is done before it."""
+    def opened(
+        self, history: Sequence[Mapping[str, Any]], updates: int, stop: Callable[[], object] = lambda: False
+    ) -> Iterator[None]:
+        """Write within the block; `history` and `updates` are what is done before it, `stop` whether to end soon."""
         found = (read_json(self._folder / LOGGED_FILE) or {}) if self._makers and (history or updates) else {}
         for name, make in self._makers.items():
             mark = found.get(name)
             known = {axis: int(number_in(mark, axis) or 0) for axis in _AXES} if isinstance(mark, dict) else None
             with self._guarded(name):
-                self._backends[name] = make(known is None)
+                self._backends[name] = _made(lambda make=make, known=known: make(known is None), stop)  # type: ignore[misc]
                 self._marks[name] = known or dict.fromkeys(_AXES, 0)
         # Those that are off in this run, or fail, go on from there in the next.
         self._marks |= {
@@ -110,9 +120,9 @@ class RunLog:
         try:
             yield
         except BaseException:
-            self._close(failed=True)
+            self._close(True, stop)
             raise
-        self._close(failed=False)
+        self._close(False, stop)
 
     def step(self, metrics: Mapping[str, float], update: int) -> None:
         """Write the metrics of a training step, if it is due; updates count from 1 at the start of training."""
@@ -149,10 +159,12 @@ class RunLog:
             self._backends.pop(name, None)
             logger.warning("%s is off until this run is resumed: %s", name, first_line(error))
 
-    def _close(self, failed: bool) -> None:
+    def _close(self, failed: bool, stop: Callable[[], object]) -> None:
         for name, backend in [*self._backends.items()]:
             with self._guarded(name):
-                backend.close(failed)
+                took_s = _within(lambda backend=backend: backend.close(failed), failed, stop)  # type: ignore[misc]
+                if took_s is not None:
+                    logger.warning("%s has not ended within %.0f s and is left; %s", name, took_s, backend.leave())
         self._backends = {}
 
     def _clips(self, epoch: int) -> list[_Clip]:
@@ -167,6 +179,42 @@ class RunLog:
         except Exception as error:  # a logger ends no training
             logger.warning("the samples of epoch %d are not logged: %s", epoch, first_line(error))
             return []
+
+
+def _made(make: Callable[[], _Backend], stop: Callable[[], object]) -> _Backend:
+    """What a function makes; TimeoutError if it is still at it, maybe waiting for a server, some time after a stop."""
+    found: list[_Backend] = []
+    took_s = _within(lambda: found.append(make()), False, stop)
+    if took_s is None:
+        return found[0]
+    if "wandb" in sys.modules:
+        _leave_wandb()
+    raise TimeoutError(f"it has not begun within {took_s:.0f} s")
+
+
+def _within(end: Callable[[], None], hurried: bool, stop: Callable[[], object]) -> float | None:
+    """Call a function, at most for so long that a scheduler which stops this process need not kill it.
+
+    Returns None when it has ended, raising what it raised; else the seconds after which it was left in a thread.
+    """
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            end()
+        except Exception as error:
+            errors.append(error)
+
+    thread, began = threading.Thread(target=run, daemon=True), time.monotonic()
+    thread.start()
+    deadline = began + (_STOP_S if hurried else _END_S)
+    while thread.is_alive() and (now := time.monotonic()) < deadline:
+        if not hurried and stop():
+            hurried, deadline = True, min(deadline, now + _STOP_S)
+        thread.join(0.1)
+    if errors:
+        raise errors[0]
+    return time.monotonic() - began if thread.is_alive() else None
 
 
 def get_run_log(cfg: DictConfig, cfg_text: str, xp: XP, updates_per_epoch: int) -> RunLog:
@@ -220,6 +268,9 @@ class _TensorBoard:
     def close(self, failed: bool) -> None:
         self._writer.close()
 
+    def leave(self) -> str:
+        return "the last points may be missing"
+
 
 class _WandB:
     """A run of Weights & Biases whose id and name are the signature, in `wandb/` of the experiment.
@@ -255,6 +306,7 @@ class _WandB:
             group=about.grids[0] if about.grids else None, config={**about.config, "experiment": origin},
             resume=None if anew or mode == "offline" else "allow", reinit="create_new", settings=quiet,
         )  # fmt: skip
+        self._files = self._run.settings.sync_dir
         for axis in _AXES:
             self._run.define_metric(axis, hidden=True)
         self._run.define_metric("*", step_metric="epoch")
@@ -272,6 +324,19 @@ class _WandB:
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+
+    def leave(self) -> str:
+        _leave_wandb()
+        return f"`wandb sync {self._files}` uploads the rest"
+
+
+def _leave_wandb() -> None:
+    """Have the exit of this process not wait for the package, which it does unless it is being taken down by then."""
+    import wandb
+
+    thread = threading.Thread(target=wandb.teardown, kwargs={"exit_code": 1}, daemon=True)
+    thread.start()
+    thread.join(1.0)
 
 
 def _clip(estimate: Path, reference: Path) -> _Clip:

@@ -84,6 +84,8 @@ class MacroBatch:
         ema_decay: of the reconstruction's norm, for each batch.
         max_samples: samples that a step without weight compares, those of clips spread evenly over the batches; None:
             all. Rounded up to whole clips, as many on each rank.
+        measure: the criterion where that leaves clips out; None: `loss`.
+        once: whether an epoch needs one step without weight alone, as each of them is costly; for those who call.
 
     Attributes:
         share: that norm; `share.add_reconstruction` takes in a batch.
@@ -99,6 +101,8 @@ class MacroBatch:
         weighting: str = "absolute",
         ema_decay: float = 0.999,
         max_samples: int | None = None,
+        measure: MMDLoss | None = None,
+        once: bool = False,
     ) -> None:
         if weighting not in WEIGHTINGS:
             raise ConfigError(f"mmd.weighting={weighting!r}; choose one of: {', '.join(WEIGHTINGS)}")
@@ -109,7 +113,7 @@ class MacroBatch:
         self.num_batches = num_batches
         self.seed = seed
         self.weighting = weighting
-        self.max_samples = max_samples
+        self.max_samples, self.measure, self.once = max_samples, measure or loss, once
         self.share = GradientShare(ema_decay)
         self.reached = 0.0
         self.pending: list[torch.Tensor] = []
@@ -128,6 +132,7 @@ class MacroBatch:
         """
         device = next(model.parameters()).device
         pending = self._sampled(model, n_q) if weight == 0 else self.pending
+        loss = self.loss if pending is self.pending else self.measure
         wavs, self.pending = [own_clips(wav) for wav in pending], []
         keep_graph = weight != 0 and len(wavs) == 1  # a single batch needs no second pass
         with torch.set_grad_enabled(keep_graph):
@@ -135,7 +140,7 @@ class MacroBatch:
         latent = gather_clips(own).requires_grad_(weight != 0)
         # The same shuffle on every rank, another at every step, and the same again in a resumed run.
         generator = torch.Generator().manual_seed(self.seed + self.steps)
-        value = stream_mmd(self.loss, model, latent, self.stream, generator, n_q)
+        value = stream_mmd(loss, model, latent, self.stream, generator, n_q)
         self.steps += 1
         self.reached = 0.0
         if weight != 0:

@@ -34,9 +34,9 @@ from audiotok.solvers.precision import Precision
 from audiotok.solvers.randomness import keeping_rng, rng_state, seed_everything, set_rng_state
 from audiotok.solvers.restoring import check_moments, check_state, explained
 from audiotok.solvers.schedules import get_lr_scheduler, set_rates
-from audiotok.solvers.settings import resolve_device
 from audiotok.solvers.updates import Skips, accumulated, groups
 from audiotok.solvers.watching import Watch, get_watch
+from audiotok.utils.device import resolve_device
 
 Metrics = dict[str, Any]
 _SINGLE_STAGES = ("valid", "evaluate", "generate")  # those that can run alone
@@ -150,7 +150,8 @@ class StandardSolver(flashy.BaseSolver, ABC):
             self.xp.link.update_history(self.history)
         self.save_clock.restart()
         self.run_log = get_run_log(self.cfg, self.cfg_text, self.xp, self.updates_per_epoch)
-        with self.run_log.opened(self.history, self._update_of(self.progress.updates)):
+        done = self._update_of(self.progress.updates)
+        with self.run_log.opened(self.history, done, lambda: self.stop_signal()):
             while self.epoch <= self.cfg.optim.epochs:
                 self.on_progress()
                 self.run_epoch()
@@ -453,9 +454,9 @@ class StandardSolver(flashy.BaseSolver, ABC):
         weights = fitted(found.weights, own, found, self.cfg)
         count, most = count_codebooks(found.weights), count_codebooks(own)
         if count < most:
-            self.logger.info("%s has %d codebooks; the other %d start anew", found.path, count, most - count)
+            self.logger.info("%s has %d codebooks; started anew: the other %d", found.path, count, most - count)
         elif count > most:
-            self.logger.info("%s has %d codebooks, of which the first %d are used", found.path, count, most)
+            self.logger.info("%s has %d codebooks; used: the first %d", found.path, count, most)
         elif keys := differences(found.cfg, self.cfg):
             self.logger.warning("%s fits, but was trained with another %s", found.path, ", ".join(keys))
         self._load_weights(weights)
@@ -467,7 +468,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
         taken, missing = load_states(found, {name: self.stateful.sources[name] for name in names})
         check_moments(self.optimizer, found.path)
         if missing:
-            self.logger.warning("%s does not hold %s, which start anew", found.path, ", ".join(missing))
+            self.logger.warning("Not in %s, so started anew: %s", found.path, ", ".join(missing))
         self.logger.info("Taken beside the weights: %s", ", ".join(taken) or "nothing")
 
     def check_source(self, cfg: DictConfig, path: Path) -> None:

@@ -80,8 +80,8 @@ class Watch:
         return "; ".join(self.findings.values())
 
     def note(self, key: str, text: str) -> None:
-        """Show a finding from now on, in place of the last one of this key."""
-        if self.findings.get(key) != text:
+        """Show a finding from now on, in place of the last one of this key; the log has it when it begins."""
+        if key not in self.findings:
             _log(logging.WARNING, f"watch: {text}")
         self.findings[key] = text
 

@@ -197,8 +197,8 @@ class LocalEngine:
         ensure(self.store)
 
     def _judge(self, record: JobRecord) -> Verdict:
-        """Judge a job by its record and, if it failed, by what the trainer reports."""
-        status = read_status(Path(record.folder)) if record.state == State.FAILED else None
+        """Judge a job by its record and, if it runs or failed, by what the trainer reports."""
+        status = read_status(Path(record.folder)) if record.state in (State.FAILED, State.RUNNING) else None
         if status is not None and status.get("job_id") != record.job_id:
             status = None  # of another job, or of a run by hand, which is no job's state
         verdict = judge(record.to_json(), None, status) or Verdict(State.UNKNOWN, "")

@@ -2,8 +2,10 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from audiotok import cli, coding
 from audiotok.data.audio import read_segment
 from audiotok.interchange.atok import read_tokens, write_tokens
 from audiotok.models import CompressionModel
+from audiotok.models.chunks import decode_chunks
 from tests.codecs import RATE, save_codec
 from tests.conftest import chords
 
@@ -167,6 +170,68 @@ def test_decoding_beside_the_originals_keeps_them(folder: Path, capsys: pytest.C
     assert (folder / "music/calm/a.flac.wav").exists()
 
 
+@pytest.mark.parametrize("format", ["wav", "flac", "ogg", "opus", "mp3"])
+def test_decoded_audio_is_made_again_only_if_it_is_not_whole(
+    folder: Path, capsys: pytest.CaptureFixture[str], format: str
+) -> None:
+    assert encode(folder, str(folder / "music/calm/a.wav")) == 0 and decode(folder, f"--format={format}") == 0
+    (made,) = (folder / "back").iterdir()
+    whole = made.read_bytes()
+    capsys.readouterr()
+    assert decode(folder, f"--format={format}") == 0 and "1 there already" in capsys.readouterr().out
+    made.write_bytes(whole[: len(whole) * 3 // 4])
+    assert decode(folder, f"--format={format}") == 0 and capsys.readouterr().out.startswith("1 decoded")
+    assert abs(made.stat().st_size - len(whole)) < 32, "but for the number of an ogg stream"
+
+
+def test_files_of_others_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the names that are to be written; the rest is coded."""
+    for name in ("tokens/calm/a.wav.atok", "back/calm/a.flac.wav", "back/loud/b.aiff.wav"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"mine")
+    soundfile.write(folder / "back/calm/a.flac.wav", np.zeros(100), RATE)
+    mine = (folder / "back/calm/a.flac.wav").read_bytes()
+    assert encode(folder) == 2
+    out, err = capsys.readouterr()
+    assert "a.wav.atok is there, and no token file; it is kept" in err and "2 encoded" in out
+    (folder / "tokens/calm/a.wav.atok").unlink()
+    assert encode(folder) == 0 and decode(folder) == 2
+    out, err = capsys.readouterr()
+    assert err.count("is there, and not made by decode; it is kept") == 2 and "1 decoded" in out
+    assert (folder / "back/calm/a.flac.wav").read_bytes() == mine
+    assert (folder / "back/loud/b.aiff.wav").read_bytes() == b"mine"
+
+
+def test_a_fault_of_the_codes_is_not_one_of_the_disk(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert encode(folder) == 0
+
+    def faulty(model: CompressionModel, pairs: Any) -> Any:
+        for count, wav in enumerate(decode_chunks(model, pairs)):
+            yield wav * np.nan if count else wav
+
+    monkeypatch.setattr(coding, "decode_chunks", faulty)
+    capsys.readouterr()
+    assert decode(folder) == 2
+    out, err = capsys.readouterr()
+    assert err.count("the decoded audio holds NaN") == 3 and "cannot be written" not in err and "3 failed" in out
+    assert not names(folder / "back")
+
+
+def test_what_is_not_used_is_given_back(folder: Path) -> None:
+    """The encoder decodes nothing, and the other way about."""
+    for part, other in (("encoder", "decoder"), ("decoder", "encoder")):
+        model = CompressionModel.get_pretrained(folder / "codec.bin")
+        if part == "encoder":
+            coding.encode_files(model, [folder / "music"], folder / "t", codec="c", release=True)
+        else:
+            coding.decode_files(model, [folder / "t"], folder / "b", release=True)
+        assert all(one.is_meta for one in getattr(model, other).parameters())
+        assert not any(one.is_meta for one in getattr(model, part).parameters())
+    assert len(names(folder / "b")) == 3
+
+
 def test_bad_token_files_and_other_codecs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert encode(folder) == 0
     path = folder / "tokens/calm/a.wav.atok"
@@ -186,7 +251,8 @@ def test_bad_token_files_and_other_codecs(folder: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--n-q=9"], "9"),
+        (["--n-q=9"], "--n-q 9: "),
+        (["--n-q=0"], "codec.bin has 2 codebooks"),
         (["--bandwidth=0.1"], "one codebook takes 0.6 kb/s, all 2 1.2"),
         (["--jobs=0"], "--jobs 0"),
         (["missing.wav"], "no such file"),
@@ -237,6 +303,25 @@ def test_ctrl_c_leaves_no_half_file(
     assert encode(folder) == 0 and len(names(folder / "tokens")) == 3
 
 
+def test_a_signal_leaves_no_half_file(folder: Path) -> None:
+    """Sent to a process when it has begun to write."""
+    assert encode(folder, str(folder / "music/calm/a.wav")) == 0
+    path, frames = folder / "tokens/a.wav.atok", 60_000
+    header = replace(read_tokens(path).header, samples=frames * 80, frames=frames)
+    write_tokens(path, header, np.random.default_rng(0).integers(0, 64, (2, frames)).astype(np.uint16))
+    command = [sys.executable, "-B", "-m", "audiotok.cli", "decode", str(path), "--model", str(folder / "codec.bin")]
+    options = ["--out", str(folder / "back"), "--device", "cpu"]
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (folder / "back").is_dir():
+            time.sleep(0.01)
+        while process.poll() is None and not any((folder / "back").iterdir()):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130 and "interrupted; the same command goes on" in err and "Traceback" not in err
+    assert not any((folder / "back").iterdir())
+
+
 def test_an_output_that_is_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "tokens").write_text("mine")
     assert encode(folder) == 2
@@ -244,11 +329,31 @@ def test_an_output_that_is_a_file(folder: Path, capsys: pytest.CaptureFixture[st
     assert (folder / "tokens").read_text() == "mine"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="a folder in which root makes no file either")
 def test_an_output_that_may_not_be_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "tokens").mkdir(mode=0o500)
+    (folder / "tokens").symlink_to("/sys/kernel")
     assert encode(folder) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "cannot be written" in errors[0] and "What is done is kept" in errors[0]
+
+
+def test_a_folder_of_the_output_that_is_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "tokens").mkdir()
+    (folder / "tokens/calm").write_text("mine")
+    assert encode(folder) == 2
+    out, err = capsys.readouterr()
+    assert err.count("cannot be written (") == 2 and out.startswith("1 encoded")
+
+
+def test_names_at_the_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    music = folder / "music/calm/a.wav"
+    for length in (251, 250):  # in bytes, of which a file system takes 255
+        music = music.rename(music.with_name("é" * ((length - 4) // 2) + "e" * (length % 2) + ".wav"))
+        code = encode(folder)
+        out, err = capsys.readouterr()
+        assert code == (2 if length == 251 else 0) and ("too long" in err) is (length == 251)
+        assert out.startswith("2 encoded" if length == 251 else "1 encoded")
+    assert decode(folder, "--format=flac") == 0, "a.wav.flac is no longer than a.wav.atok"
 
 
 def test_a_full_disk_ends_the_call_and_keeps_what_is_done(folder: Path) -> None:

@@ -48,8 +48,14 @@ class Trainer:
             self.environ.pop(name, None)
 
     def dora(self, *arguments: str) -> str:
+        return self._run("-c", DORA, "-P", "audiotok", *arguments)
+
+    def audiotok(self, *arguments: str) -> str:
+        return self._run("-m", "audiotok.cli", *arguments)
+
+    def _run(self, *arguments: str) -> str:
         run = subprocess.run(
-            [sys.executable, "-c", DORA, "-P", "audiotok", *arguments],
+            [sys.executable, *arguments],
             cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert run.returncode == 0, run.stdout + run.stderr
@@ -159,3 +165,28 @@ def test_a_stop_in_the_middle_of_an_epoch_shows_in_no_number(cluster: TestCluste
     assert numbers(struck) == numbers(peaceful)
     assert (read_json(struck / "task.json") or {})["attempt"] == 2
     assert len(re.findall(r"Train Summary", trainer.log(struck))) == 2  # no epoch was done twice
+
+
+def test_a_finished_experiment_is_extended_and_its_grid_trains_it_on(trainer: Trainer) -> None:
+    (trainer.folder / "questions" / "short.py").write_text(
+        "from audiotok.explorers import CompressionExplorer\n"
+        "@CompressionExplorer\n"
+        "def explorer(launcher):\n"
+        "    sizes = {'optim.epochs': 1, 'optim.updates_per_epoch': 2, 'dataset.evaluate.num_samples': 2}\n"
+        "    launcher(sizes, solver='compression/debug', device='cpu')\n"
+    )
+    trainer.dora("grid", "short", "--no_monitoring")
+    (folder,) = trainer.outputs.glob("xps/*")
+    trainer.complete(folder)
+    before, job = numbers(folder), (read_json(folder / "job.json") or {})["job_id"]
+    assert "optim.epochs 1 → 2" in trainer.audiotok("extend", "short", "optim.epochs=2")
+    assert experiment_state(folder) == ("EXTENDED", "1 of 2 epochs are done")
+    trainer.dora("grid", "short", "--no_monitoring")
+    trainer.complete(folder)
+    after, (record,) = numbers(folder), (read_json(folder / "amended.json") or {})["amendments"]
+    assert len(after) == 2 and after[0]["train"] == before[0]["train"]
+    assert (record["epochs_done"], record["keys"]) == (1, {"optim.epochs": [1, 2]})
+    text, again = trainer.log(folder), (read_json(folder / "job.json") or {})["job_id"]
+    assert "1 epochs done" in text and again != job
+    trainer.dora("grid", "short", "--no_monitoring")
+    assert (read_json(folder / "job.json") or {})["job_id"] == again  # it is done, and stays so

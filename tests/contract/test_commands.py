@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import time
 from typing import Any
 
 import pytest
 
 from audiotok.results import load_grid
+from audiotok.status import write_json
 from tests.contract.conftest import House
 from tests.fakes.tiny import TinyProject, shown_states
 from tests.fakes.witness import EPOCHS, STEPS, assert_never_two_at_once, assert_nothing_lost, runs_of, uninterrupted
@@ -47,8 +49,12 @@ def test_cancel_one_that_waits_and_one_that_runs(house: House) -> None:
     info(project, 3, "-C")
     info(project, 1, "-C")
     project.wait(lambda: project.verdicts(3) == ["CANCELLED", "RUNNING", "CANCELLED"])
+    job, status = project.job(index=2), project.experiment(index=2) / "status.json"
+    trainer = {"job_id": job["job_id"], "token": job.get("token"), "state": "RUNNING", "updated": time.time()}
+    write_json(status, {**trainer, "started": time.time(), "warning": "codebook 2 collapsed"})
     table = project.many(3, slurm=house.slurm, **LONG)
     assert shown_states(table) == ["CANCELLED", "RUNNING", "CANCELLED"]
+    assert "codebook 2 collapsed" in table and "state=RUNNING (codebook 2 collapsed)" in info(project, 2)
     assert "state=CANCELLED" in info(project, 1) and "state=CANCELLED" in info(project, 3)
     project.many(3, "-C", slurm=house.slurm, **LONG)
     project.wait(lambda: project.verdicts(3) == ["CANCELLED"] * 3)

@@ -1,6 +1,8 @@
 """`audiotok export`: folders that other programs load, to the same weights and codes."""
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,68 @@ def test_what_fails_half_way_leaves_nothing(codec: Path, tmp_path: Path, monkeyp
     with pytest.raises(AudiotokError, match=r"cannot write .*out: No space left on device"):
         export_model(codec, "onnx", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["small.bin"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("pair", [("huggingface", "safetensors"), ("onnx", "onnx"), ("safetensors", "huggingface")])
+def test_a_replacement_that_ends_half_way_leaves_no_mix(
+    codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: tuple[str, str], killed: bool
+) -> None:
+    """Of two models, stopped before each move: by an error, and by a kill, after which nothing of the program runs."""
+    sources = (codec, save_codec(tmp_path / "other.bin", seed=5))
+    folders = [
+        export_model(source, format, tmp_path / f"{source.stem}-{format}")
+        for source, format in zip(sources, pair, strict=True)
+    ]
+    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+    out, plain, left = tmp_path / "out", Path.replace, 0
+
+    def replace(self: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if left == -1 or (killed and left < 0):
+            raise OSError(5, "Input/output error")
+        return plain(self, target)
+
+    def read() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+    moves = len(files[0]) + len(files[1])
+    for left in range(moves + 1):
+        shutil.copytree(folders[0], out)
+        (out / ".git").mkdir()
+        with monkeypatch.context() as patch, contextlib.suppress(OSError):
+            patch.setattr(Path, "replace", replace)
+            if killed:
+                patch.setattr(Path, "unlink", lambda self: None)
+            with formats._staged(out) as stage:
+                shutil.copytree(folders[1], stage, dirs_exist_ok=True)
+        last = left == 0
+        if last:
+            assert read() == files[1]
+        elif killed:
+            assert any(read().items() <= each.items() for each in files)
+        else:
+            assert read() == files[0]
+        assert [path.name for path in out.iterdir() if path.is_dir()] == [".git"]
+        shutil.rmtree(out)
+    assert last
+
+
+def test_a_folder_that_is_there_is_written_within(codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a mount, into which nothing can be moved, or have a parent that others alone may write."""
+    places, plain = [], formats.FORMATS["safetensors"]
+
+    def write(cfg: Any, model: EncodecModel, folder: Path, half: bool) -> None:
+        places.append(folder.parent)
+        plain(cfg, model, folder, half)
+
+    monkeypatch.setitem(formats.FORMATS, "safetensors", write)
+    out = tmp_path / "new/out"
+    for force in (False, True):
+        export_model(codec, "safetensors", out, force=force)
+        assert listed(out) == ["README.md", "audiotok.json", "model.safetensors"]
+    assert places == [out.parent, out]
 
 
 def test_a_folder_in_the_way_of_a_file_is_found_before_anything_is_replaced(codec: Path, tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ def test_the_base_shows_the_values_of_its_preset() -> None:
     mmd, n_q = f"los.mmd={cfg.losses.mmd}", f"rvq.n_q={cfg.rvq.n_q}"
     assert base == "solver=compression/debug"
     assert names == [f"{mmd} {n_q}", f"los.mmd=3.5 {n_q}", f"{mmd} rvq.n_q=4"]
+    whole, _ = names_of(train.main, xps[:2], whole=True)
+    assert whole == [f"losses.mmd={cfg.losses.mmd}".removesuffix(".0"), "losses.mmd=3.5"]
     assert names_of(train.main, [xps[0], xps[3]]) == (["solver=compression/debug", "solver=compression/demo"], "")
     assert names_of(train.main, [xps[0], xps[4]]) == ([PRESET, "mel.log=False"], "solver=compression/debug")
 

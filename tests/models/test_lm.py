@@ -340,6 +340,21 @@ def test_sampling(sampling: Sampling, expected: list[float]) -> None:
     assert torch.equal(frequencies > 0, torch.tensor(expected) > 0)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_k=50), Sampling(top_p=0.9)], ids=str)
+def test_equal_random_numbers_give_mostly_equal_codes_for_similar_scores(sampling: Sampling) -> None:
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(2000, 200)
+    similar = logits + 0.1 * torch.randn(2000, 200)
+    first, second = (sampling.draw(each, torch.Generator().manual_seed(0)) for each in (logits, similar))
+    assert 0.9 < float((first == second).float().mean()) < 1
+
+
+def test_equal_scores_do_not_widen_top_k_or_top_p() -> None:
+    logits = torch.zeros(4000, 4)
+    for sampling, count in [(Sampling(top_k=1), 1), (Sampling(top_k=3), 3), (Sampling(top_p=0.5), 2)]:
+        assert len(sampling.draw(logits, torch.Generator().manual_seed(0)).unique()) == count
+
+
 def test_initial_values_have_the_deviations_of_musicgen() -> None:
     torch.manual_seed(0)
     model = LMModel(n_q=2, bins=400, dim=64, num_heads=4, num_layers=2, bias_ff=True)

@@ -1,6 +1,8 @@
 """Models from files: one file, every way to name it."""
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,32 @@ def test_every_way_to_load_a_file_gives_the_same_model(exported: Path) -> None:
         outputs = [model(wav).x for model in ways]
     assert not any(model.training for model in ways)
     assert all(torch.equal(outputs[0], output) for output in outputs)
+
+
+def test_weights_become_the_model_and_share_nothing(exported: Path) -> None:
+    state = torch.load(exported, weights_only=True)
+    weights = state["best_state"]
+    names = [name for name in weights if name.startswith("quantizer") and name.endswith(("embed", "embed_avg"))]
+    shared = torch.randn(1 + len(names), *weights[names[0]].shape, dtype=torch.float64)
+    for place, name in enumerate(names):
+        weights[name] = shared[place if place < 2 else 1]  # parts of one block, and twice the same
+    save_checkpoint(state, exported)
+    model = CompressionModel.get_pretrained(exported)
+    found = model.state_dict()
+    assert all(torch.equal(value, weights[name].to(value.dtype)) for name, value in found.items())
+    assert all(value.dtype == torch.float32 for value in found.values() if value.is_floating_point())
+    blocks = [value.untyped_storage() for value in found.values()]
+    assert len({block.data_ptr() for block in blocks}) == len(blocks)
+    assert sum(block.nbytes() for block in blocks) == sum(value.nbytes for value in found.values())
+    assert all(one.requires_grad for one in model.parameters())
+    model.train()(torch.randn(1, 1, 3200)).x.sum().backward()
+
+
+def test_loading_imports_no_compiler() -> None:
+    """Two seconds, and 90 MiB that stay."""
+    code = "import sys; from audiotok.models import CompressionModel as M; M.get_pretrained('demo'); "
+    code += "sys.exit(sum(name in sys.modules for name in ('torch._dynamo', 'sympy', 'dora', 'flashy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_file_that_cannot_be_a_model_is_refused(exported: Path, tmp_path: Path) -> None:

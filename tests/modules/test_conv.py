@@ -109,6 +109,19 @@ def test_weight_norm_splits_direction_and_length() -> None:
     torch.testing.assert_close(layer(x), plain(x))
 
 
+@pytest.mark.parametrize("kind", [NormConv1d, NormConvTranspose1d])
+def test_weight_norm_without_memory_takes_weights_as_any(kind: type[NormConv1d | NormConvTranspose1d]) -> None:
+    torch.manual_seed(0)
+    layer = kind(3, 5, 4, norm="weight_norm")
+    with torch.device("meta"):
+        other = kind(3, 5, 4, norm="weight_norm")
+    assert all(one.is_meta for one in other.parameters())
+    assert [*other.state_dict()] == [*layer.state_dict()]
+    other.load_state_dict(layer.state_dict(), assign=True)
+    x = torch.randn(2, 3, 10)
+    assert torch.equal(other(x), layer(x))
+
+
 def test_spectral_norm_converges_to_the_largest_singular_value() -> None:
     torch.manual_seed(0)
     layer = NormConv1d(4, 3, 5, norm="spectral_norm", bias=False).double().train()

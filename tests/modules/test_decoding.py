@@ -36,6 +36,20 @@ def test_product_with_stacked_weights(rows: int, bias: bool) -> None:
     torch.testing.assert_close(product(x), expected.detach())
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("outputs", [256, 100])
+@pytest.mark.parametrize("inputs", [1024, 1100, 2048])
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 16, 17])
+def test_products_with_large_weights(rows: int, inputs: int, outputs: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    x = torch.randn(rows, 2, inputs)[:, 1]  # as the state of a last step lies in memory
+    with torch.no_grad():
+        product, expected = prepare([linear.weight], [linear.bias], rows)(x), linear.double()(x.double())
+    assert product.dtype == torch.float32 and product.is_contiguous()
+    torch.testing.assert_close(product.double(), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rows", [1, 4])
 def test_product_within_autocast_rounds_weights_and_input_to_its_type(rows: int) -> None:
     torch.manual_seed(0)
@@ -50,7 +64,8 @@ def test_product_within_autocast_rounds_weights_and_input_to_its_type(rows: int)
 
 
 def test_a_prepared_product_keeps_the_parameters_and_their_layout() -> None:
-    linear = nn.Linear(4, 16)
-    before, strides = linear.weight.detach().clone(), linear.weight.stride()
-    prepare([linear.weight], [linear.bias], 1)(torch.ones(1, 4))
-    assert torch.equal(linear.weight, before) and linear.weight.stride() == strides
+    for size in (16, 256):
+        linear = nn.Linear(size, 4 * size)
+        before, strides = linear.weight.detach().clone(), linear.weight.stride()
+        prepare([linear.weight], [linear.bias], 1)(torch.ones(1, size))
+        assert torch.equal(linear.weight, before) and linear.weight.stride() == strides

@@ -137,6 +137,8 @@ def test_final_activation_bounds_the_waveform() -> None:
         ({"ratios": [2, 0]}, r"seanet.ratios=\[2, 0\]"),
         ({"n_filters": 0}, "seanet.n_filters=0.*from 1 up"),
         ({"lstm": -1}, "seanet.lstm=-1"),
+        ({"channels": True}, "seanet.channels=True; give a whole number"),
+        ({"norm_params": 7}, "seanet.norm_params=7; give a section"),
         ({"activation": "Elu"}, "activation='Elu'.*ELU"),
         ({"activation_params": {"beta": 1}}, "activation_params.*beta"),
         ({"disable_norm_outer_blocks": 6}, "disable_norm_outer_blocks=6.*to 5"),

@@ -33,8 +33,8 @@ def test_a_step_sees_itself_and_those_before() -> None:
 
 def test_cache_keeps_keys_and_values_in_order() -> None:
     cache, first, second = KVCache(5), torch.randn(2, 3, 1, 4), torch.randn(2, 3, 2, 4)
-    cache.extend(first, -first)
-    key, value = cache.extend(second, -second)
+    cache.extend(torch.stack([first, -first]))
+    key, value = cache.extend(torch.stack([second, -second]))
     assert torch.equal(key, torch.cat([first, second], dim=2)) and torch.equal(value, -key)
 
 

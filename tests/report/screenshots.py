@@ -1,6 +1,7 @@
-"""Pictures of a report for the documentation: `python tests/report/screenshots.py [--sweep] REPORT_FOLDER docs/images`.
+"""Pictures of a report for the documentation: `python tests/report/screenshots.py [WHICH] REPORT_FOLDER docs/images`.
 
-With `--sweep` those of a sweep of four hundred runs, on a desk and on a phone.
+WHICH is `--table` for those of the table and of a run, `--sweep` for those of a sweep of four hundred runs, on a desk
+and on a phone; without, those of players and tests.
 """
 
 import io
@@ -15,12 +16,11 @@ MARGIN = 24  # px
 
 
 def main(report: Path, images: Path) -> None:
-    """Take the pictures."""
+    """Take the pictures of players and tests."""
     images.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--mute-audio"])
         page = _open(browser, report / "index.html", 1180, 860)
-        _save(page, images / "report_table.png")
         _listen(page)
         _save(page, images / "report_listen.png", "#listen")
         _vote(page)
@@ -29,13 +29,22 @@ def main(report: Path, images: Path) -> None:
             rating = _open(browser, report / "index.html", width, 860)
             _rate(rating)
             _save(rating, images / name, "#tests")
-        sig = page.locator("#runs tbody a").last.get_attribute("href") or ""
-        _save(_open(browser, report / sig, 1180, 1250, dark=True), images / "report_run_dark.png")
         phone = _open(browser, report / "index.html", 360, 740)
         _listen(phone)
         phone.locator("#player").scroll_into_view_if_needed()
         phone.locator("#listen-heading").evaluate("heading => heading.scrollIntoView()")
         _save(phone, images / "report_phone.png")
+
+
+def table(report: Path, images: Path) -> None:
+    """Take the pictures of the table and of a run."""
+    images.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = _open(browser, report / "index.html", 1180, 860)
+        _save(page, images / "report_table.png")
+        sig = page.locator("#runs tbody a").last.get_attribute("href") or ""
+        _save(_open(browser, report / sig, 1180, 1250, dark=True), images / "report_run_dark.png")
 
 
 def sweep(report: Path, images: Path) -> None:
@@ -133,5 +142,5 @@ def _write(picture: Image.Image, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    make = sweep if "--sweep" in sys.argv else main
+    make = {"--sweep": sweep, "--table": table}.get(sys.argv[1], main)
     make(*map(Path, sys.argv[-2:]))

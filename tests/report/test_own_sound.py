@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from omegaconf import OmegaConf
 from playwright.sync_api import BrowserContext, Page, expect
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from audiotok.models import CompressionModel, EncodecModel
 from audiotok.quantization import ResidualVectorQuantizer
 from audiotok.report import PageModel
 from audiotok.report.own_sound import worker_source
+from tests.codecs import config, save_codec
+from tests.export.test_onnx import near_ties
 from tests.report.conftest import EVIL, RATE, add_run, melody, wait_for, watched
 
 NEAR = 1e-3  # of a squared distance: what two ways of adding up may decide differently
@@ -196,6 +199,52 @@ def test_a_long_sound_is_cut_and_computed_in_pieces(page: Page, model: EncodecMo
     expect(page.locator("#own-drawn")).to_have_text("the first 300 frames")
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "causal": {"causal": True, "pad_mode": "reflect", "true_skip": False},
+    "stereo, each clip at its volume": {"channels": 2, "renormalize": True, "norm": "time_group_norm"},
+    "normalised over all of the clip": {"norm": "time_group_norm", "pad_mode": "reflect"},
+}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_every_kind_of_codec_gives_the_codes_of_torch(tmp_path: Path, context: BrowserContext, kind: str) -> None:
+    path = save_codec(tmp_path / "kind.bin", **KINDS[kind])
+    model = CompressionModel.get_pretrained(path)
+    add_run(tmp_path, "g", "00000001", ["seed=1"], [{"evaluate": {"sisdr": 5.0}}], state="COMPLETED")
+    command = ["report", "g", "--root", str(tmp_path), "--single-file", "--output", str(tmp_path / "page.html")]
+    assert main([*command, "--with-model", str(path)]) == 0
+    page = context.new_page()
+    trouble, _ = watched(page)
+    page.add_init_script(SPY)
+    page.goto((tmp_path / "page.html").as_uri())
+    drift = torch.linspace(0.05, 1, 11 * model.sample_rate + 33)  # pieces of 10 s would be of other volumes
+    wav = drift * torch.randn(model.channels, len(drift), generator=torch.Generator().manual_seed(0)) * 0.2
+    soundfile.write(tmp_path / "a.wav", wav.T.numpy(), model.sample_rate, subtype="FLOAT")
+    page.locator("#own-file").set_input_files(tmp_path / "a.wav")
+    codes = torch.tensor(received(page, "codes"), dtype=torch.int64)
+    own, scale = model.encode(wav[None])
+    assert codes.shape == own[0].shape and len(codes.unique()) > 8
+    assert near_ties(model, wav[None], codes[None]) < 0.05 * codes.shape[1]
+    found = torch.tensor(received(page, "wav"))
+    expected = model.decode(codes[None], scale)[0, :, : wav.shape[1]]
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    assert trouble == []
+
+
+@pytest.mark.parametrize("rate", [600, 192000])
+def test_a_rate_that_browsers_do_not_play_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: int
+) -> None:
+    cfg = config()
+    cfg.encodec.sample_rate = rate
+    torch.save({**torch.load(save_codec(tmp_path / "a.bin")), "xp.cfg": OmegaConf.to_yaml(cfg)}, tmp_path / "odd.bin")
+    add_run(tmp_path, "g", "00000001", ["seed=1"], [{"evaluate": {"sisdr": 5.0}}], state="COMPLETED")
+    assert main(["report", "g", "--root", str(tmp_path), "--with-model", str(tmp_path / "odd.bin")]) == 2
+    assert f"has {rate} Hz; browsers play 8000 to 96000. Name another with --with-model" in capsys.readouterr().err
+
+
 @pytest.mark.browser
 def test_what_cannot_be_used_is_one_line(page: Page, tmp_path: Path) -> None:
     (tmp_path / "no.wav").write_text("no sound")
@@ -212,7 +261,8 @@ def test_the_model_is_the_best_run_or_the_one_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for sig, sisdr in (("00000001", 5.0), ("00000002", 7.0), ("00000003", 9.0)):
-        folder = add_run(tmp_path, "g", sig, [f"seed={sig[-1]}"], [{"evaluate": {"sisdr": sisdr}}], state="COMPLETED")
+        history = [{"train": {"mmd": sisdr}, "evaluate": {"sisdr": sisdr}}]  # the MMD comes first in a table
+        folder = add_run(tmp_path, "g", sig, [f"seed={sig[-1]}"], history, state="COMPLETED")
         if sig != "00000003":  # has no checkpoint any more
             shutil.copy(own_models()["demo"], folder / "checkpoint.th")
     command = ["report", "g", "--root", str(tmp_path), "--output", str(tmp_path / "page"), "--with-model"]
@@ -223,6 +273,9 @@ def test_the_model_is_the_best_run_or_the_one_named(
     )
     page = (tmp_path / "page/index.html").read_text(encoding="utf-8")
     assert "Codec <code>00000002</code>, the run that is best by evaluate.sisdr" in page
+    assert main([*command[:-1], "--metric", "train.mmd,evaluate.sisdr", "--with-model"]) == 0
+    page = (tmp_path / "page/index.html").read_text(encoding="utf-8")
+    assert "Codec <code>00000001</code>, the run that is best by train.mmd" in page
     assert main([*command, "00000001"]) == 0
     assert "Codec <code>00000001</code>, named" in (tmp_path / "page/index.html").read_text(encoding="utf-8")
     for sig in ("00000001", "00000002"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
-from audiotok.report import write_report
+from audiotok.report import ReportOptions, write_report
 from audiotok.report.runs import Run
 from audiotok.results import load_grid
 from audiotok.results.experiments import Experiments
@@ -26,11 +26,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sweep")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("audiotok.report.page._write_run_pages", empty_pages)
-        write_report(load_grid(write_shape("sweep400", root), root), root / "report")
+        grid = load_grid(write_shape("sweep400", root), root)
+        write_report(grid, root / "report", ReportOptions(baseline={"losses.mmd": 0.0}))
     return root / "report"
 
 
-def empty_pages(_experiments: Experiments, runs: list[Run], _metrics: list[str], stage: Path) -> None:
+def empty_pages(_experiments: Experiments, runs: list[Run], _metrics: list[str], stage: Path, **_options: bool) -> None:
     """Pages of runs that a click can open: real ones would take a minute."""
     for run in runs:
         (stage / "runs" / f"{run.sig}.html").write_text("<!doctype html><title>a run</title>")
@@ -214,6 +215,79 @@ def test_the_charts_fit_and_follow_the_colours_of_the_page(page: Page, width: in
         ink = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()")
         assert chart(page, name, "view.getOption().textStyle.color") == ink
     assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_on_paper_statistics_fit_the_sheet_and_no_number_is_broken(context: BrowserContext, factorial: Path) -> None:
+    page = context.new_page()
+    page.goto((factorial / "index.html").as_uri())
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": int(A4_PX), "height": 700})
+    cells = page.locator("[aria-label^='Comparison'] :is(th, td), [aria-label^='Table of conditions'] :is(th, td)")
+    lines = """cells => cells.map((cell) => {
+        const range = document.createRange();
+        const words = [...cell.childNodes].filter(({ nodeType, data }) => nodeType === 3 && !data.trim().includes(" "));
+        const rows = words.map((word) => { range.selectNodeContents(word); return range.getClientRects().length; });
+        return [cell.textContent, cell.getBoundingClientRect().right, Math.max(0, ...rows)];
+    })"""
+    found = cells.evaluate_all(lines)
+    assert len(found) > 1000
+    assert [cell for cell in found if cell[1] > A4_PX + 1 or cell[2] > 1] == []
+
+
+# Texts of a chart that stick out of its drawing.
+CUT = """view.getZr().storage.getDisplayList(true).filter((item) => item.type === "tspan" && !item.ignore)
+    .map((item) => {
+        const box = item.getBoundingRect().clone();
+        if (item.getComputedTransform()) box.applyTransform(item.getComputedTransform());
+        return [item.style.text, box.x, box.x + box.width];
+    }).filter(([text, left, right]) => text && (left < -1 || right > view.getWidth() + 1))"""
+
+
+@pytest.fixture(scope="module")
+def factorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Report of the 40 runs of the main sweep, whose conditions lack parameters of others."""
+    root = tmp_path_factory.mktemp("main")
+    options = ReportOptions(baseline={"losses.mmd": 0.0})
+    write_report(load_grid(write_shape("main", root), root), root / "report", options)
+    return root / "report"
+
+
+@pytest.mark.parametrize("shape", ["factorial", "sweep"])
+def test_no_label_is_cut_off(context: BrowserContext, request: pytest.FixtureRequest, shape: str) -> None:
+    page = context.new_page()
+    page.goto((request.getfixturevalue(shape) / "index.html").as_uri())
+    for width in (1400, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        for name in CHARTS:
+            drawing(page, name)
+            assert chart(page, name, CUT) == [], (name, width)
+    labels = chart(page, "means", "view.getOption().yAxis[0].data")
+    assert all(label.startswith("mmd=") and not re.search("…|\n,|=-", label) for label in labels)
+    names = page.evaluate("Object.values(JSON.parse(document.getElementById('report-data').textContent).runs)")
+    assert len(names) >= 40 and not any("=-" in name for name in names)
+
+
+def test_a_heatmap_begins_with_parameters_that_all_conditions_have(context: BrowserContext, factorial: Path) -> None:
+    page = context.new_page()
+    page.goto((factorial / "index.html").as_uri())
+    drawing(page, "heatmap")
+    frame = page.locator("#chart-heatmap")
+    assert [frame.get_by_label(name, exact=True).input_value() for name in ("down", "across")] == [
+        "losses.mmd",
+        "rvq.n_q",
+    ]
+
+
+def test_a_comparison_of_hundreds_of_rows_makes_no_long_page(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    table = page.get_by_role("region", name="Comparison with the baseline")
+    assert table.locator("tbody tr").count() > 1000
+    height, inner = table.evaluate("box => [box.clientHeight, box.scrollHeight]")
+    assert height < 844 < inner
+    assert page.evaluate("document.documentElement.scrollHeight") < 14_000
+    table.evaluate("box => box.scrollTo(0, 9000)")
+    top = table.evaluate("box => box.querySelector('th').getBoundingClientRect().y - box.getBoundingClientRect().y")
+    assert abs(top) < 3  # the heading stays
 
 
 def test_on_paper_the_charts_have_the_width_and_the_colours_of_a_sheet(page: Page) -> None:

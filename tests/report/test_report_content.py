@@ -16,7 +16,7 @@ from scipy.stats import ttest_ind
 from audiotok import cli
 from audiotok.errors import ResultsError
 from audiotok.report import ReportOptions, write_report
-from audiotok.report.charts import curve
+from audiotok.report.charts import RunCharts, curve
 from audiotok.report.runs import _log_file, run_pages
 from audiotok.report.table import clock_text, compare_conditions, condition_columns, run_columns
 from audiotok.results import METRICS, load_grid
@@ -107,6 +107,21 @@ def test_runs_that_have_not_completed_count_only_on_request(tmp_path: Path) -> N
         report = tmp_path / f"report{unfinished}"
         write_report(grid, report, ReportOptions(by=by, metrics=metrics, unfinished=unfinished))
         assert (report / "index.html").read_text().count(line) == 3  # table, statistics, plots
+
+
+def test_the_range_beside_a_curve_is_of_the_runs_that_count(tmp_path: Path) -> None:
+    for index, (value, state) in enumerate([(1.0, "COMPLETED"), (2.0, "COMPLETED"), (900.0, "DIVERGED")]):
+        history = [{"valid": {"msspec": value + epoch}} for epoch in (1, 0)]
+        add_run(tmp_path, "grid", f"000000c{index}", [f"seed={index}"], history, state=state)
+    grid = load_grid("grid", tmp_path)
+    for unfinished, highest in ((False, 3.0), (True, 901.0)):
+        charts = RunCharts(grid, ["valid.msspec"], unfinished=unfinished)
+        ticks = [float(text.replace("\u2212", "-")) for _, text in charts.of("000000c0")[0].y_ticks]
+        assert max(ticks) <= highest < 400 + max(ticks)
+    assert float(RunCharts(grid, ["valid.msspec"]).of("000000c2")[0].y_ticks[-1][1]) > 600  # itself it is drawn
+    write_report(grid, tmp_path / "page")
+    page = (tmp_path / "page/runs/000000c0.html").read_text()
+    assert "runs of the grid that count: 2 of 3 runs completed" in page
 
 
 def test_runs_know_what_sets_them_apart(results: Path) -> None:

@@ -133,3 +133,13 @@ def test_numbers_and_durations_in_tables() -> None:
     latex = format_table(table, "latex")
     assert "a-1 & $-$1.5" in latex and "2h 13m" in latex and "$-$9" in latex.replace("e$-$0", "e$-$")
     assert format_table(table, "csv").splitlines()[1] == "a-1,-1.5,7980.0"
+
+
+def test_a_duration_is_written_as_the_table_shows_it() -> None:
+    runs = pd.DataFrame({"duration": [30.0, 600.0, 7980.0, math.nan], "train.duration": [1.0, 2.0, 3.0, 4.0]})
+    for text, seconds in (("10m", 600), ("2h13m", 7980), ('"2h 13m"', 7980), ("1.5h", 5400), ("599", 599), ("0d", 0)):
+        assert where(runs, f"duration>={text}").tolist() == [value >= seconds for value in runs["duration"]]
+    assert where(runs, "train.duration<3s").tolist() == [True, True, False, False]
+    for text in ("10x", "m", "10m5", "ten", "1h-2m"):
+        with pytest.raises(ResultsError, match=r"a number expected after >"):
+            where(runs, f"duration>{text}")

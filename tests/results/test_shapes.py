@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 
 from audiotok import cli
+from audiotok.errors import ResultsError
 from audiotok.report.table import compare_conditions
 from audiotok.results import load_grid
-from audiotok.results.plots import MAX_GROUPS, learning_curves
+from audiotok.results.metrics import pareto_front
+from audiotok.results.plots import MAX_GROUPS, codebook_usage, heatmap, learning_curves, tradeoff
 from audiotok.results.selection import counted
 from tests.pages import ROOT, blocks
 from tests.results.shapes import truth, write_shape
@@ -246,3 +248,83 @@ def test_a_notebook_with_its_defaults(name: str, shape: str, monkeypatch: pytest
             if "parameters" in cell["metadata"].get("tags", ()):
                 space["grid"] = GRID[shape]
     assert len(space["counted"].runs) == {"sweep400": 362}.get(shape, len(space["experiments"].runs))
+
+
+def test_values_measured_under_other_settings_have_no_best(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert cli.main(["best", GRID["main"], "train.mmd"]) == 2
+    found = r"error: train\.mmd is measured under mmd\.sigmas, .* do not compare; .*--where.*\n"
+    assert re.fullmatch(found, capsys.readouterr().err)
+    alike = "mmd.sigmas==null and mmd.estimator==null and mmd.stream==code"
+    assert cli.main(["best", GRID["main"], "train.mmd", "--where", alike]) == 0
+    assert cli.main(["results", GRID["main"], "--columns", "sig,train.mmd"]) == 0
+    assert "train.mmd is measured under mmd.sigmas" in caplog.text and "losses.mmd is measured" not in caplog.text
+    grid = load_grid(GRID["main"])
+    runs = grid.runs.dropna(subset=["train.mmd"])
+    with pytest.raises(ResultsError, match=r"train\.mmd is measured under .* do not compare"):
+        pareto_front(runs, "train.mmd", "evaluate.sisdr")
+    figure = tradeoff(grid, "train.mmd", "evaluate.sisdr")
+    labels = [line.get_label() for line in figure.axes[0].get_lines()]
+    assert "no front: measured under settings that differ" in labels and "better" not in figure.axes[0].get_xlabel()
+    lines = learning_curves(grid, "train.mmd", ["losses.mmd", "mmd.sigmas", "rvq.n_q"]).axes[0]
+    assert lines.get_ylabel() == "train.mmd"
+    rest = ["mmd.stream", "mmd.estimator", "mmd.num_features"]
+    figure = heatmap(grid, "train.mmd", "losses.mmd", "rvq.n_q", at={"mmd.sigmas": None}, mean_over=rest)
+    assert "better" not in figure.axes[-1].get_ylabel()  # of streams that differ
+    held = {"mmd.sigmas": None, "mmd.stream": "code"}
+    figure = heatmap(grid, "train.mmd", "losses.mmd", "rvq.n_q", at=held)
+    assert "closer to 0 is better" in figure.axes[-1].get_ylabel()
+
+
+def test_why_a_condition_has_no_pair(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    options = ["--by", "mmd.stream", "--metric", "evaluate.sisdr", "--format", "csv", "--baseline", "mmd.stream=null"]
+    assert cli.main(["results", GRID["main"], *options]) == 0
+    assert pd.read_csv(io.StringIO(capsys.readouterr().out))["n"].tolist() == [0, 0]
+    assert re.search(
+        r"no pair of mmd\.stream=residual: its runs are of block 'seed=2036, losses\.mmd=0\.1", caplog.text
+    )
+    caplog.clear()
+    seeds = "seed==2036 and losses.mmd==0 or seed==2037 and losses.mmd==0.1"
+    options = ["--by", "losses.mmd,mmd.stream,rvq.n_q", "--metric", "evaluate.sisdr", "--baseline", "losses.mmd=0"]
+    assert cli.main(["results", GRID["main"], *options, "--where", seeds]) == 0
+    assert "n_q=8: its runs are of seed '2037', those of its baseline of '2036'" in caplog.text
+    assert "add seeds" not in caplog.text
+
+
+def test_a_comparison_leaves_out_what_has_no_better_value_and_a_narrow_table_keeps_n(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    by = ["results", GRID["demo"], "--by", "losses.mmd"]
+    assert cli.main([*by, "--baseline", "losses.mmd=0", "--format", "csv"]) == 0
+    compared = set(pd.read_csv(io.StringIO(capsys.readouterr().out))["metric"])
+    assert "evaluate.mmd_p" not in compared and {"evaluate.mmd", "evaluate.usage"} <= compared
+    assert cli.main([*by, "--width", "20"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["losses.mmd", "n"]
+
+
+def test_a_warning_wherever_the_data_that_chose_the_epoch_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    options = ["--by", "losses.mmd", "--metric", "valid.sisnr,evaluate.sisdr", "--best-by", "valid.msspec"]
+    assert cli.main(["results", GRID["demo"], *options]) == 0
+    assert "by the data that valid.sisnr is reported of" in caplog.text
+    assert "choose by another stage" in caplog.text and "evaluate.sisdr is" not in caplog.text
+
+
+def test_every_plot_states_which_runs_it_counts() -> None:
+    grid = load_grid("sweep400")
+    for unfinished, count in ((False, "(362 of 400 runs)"), (True, "(all 400 runs, 38 not completed)")):
+        usage = codebook_usage(grid, unfinished=unfinished).axes[0]
+        measured = grid.counted(unfinished=unfinished).runs["sig"].size
+        assert count in usage.get_title() and len(usage.get_lines()) == measured + 1
+        assert count in learning_curves(grid, "valid.msspec", ["rvq.n_q"], unfinished=unfinished).axes[0].get_title()
+
+
+def test_a_condition_is_named_without_what_it_lacks() -> None:
+    axes = learning_curves(load_grid(GRID["main"]), "valid.msspec", ["losses.mmd", "mmd.estimator"]).axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert {text.get_text() for text in legend.get_texts()} >= {
+        "mmd=0 (4 runs)",
+        "mmd=0.5, estimator=disjoint (4 runs)",
+    }

@@ -1,6 +1,7 @@
 """A training process that sends itself SIGTERM: `python stopped_rank.py RANK UPDATE OVERRIDES…`.
 
-The process of that rank does so in the middle of that update, counted over all epochs; update 0 never comes.
+The process of that rank does so in the middle of that update, counted over all epochs; update 0 never comes. Rank 1
+starts with an epoch more than rank 0, as if the experiment had been extended between their readings of its file.
 """
 
 import os
@@ -8,8 +9,9 @@ import signal
 import sys
 
 import flashy
+from omegaconf import DictConfig
 
-from audiotok import train
+from audiotok import train, training
 from audiotok.solvers import StandardSolver
 
 
@@ -24,6 +26,13 @@ def run(kill_rank: int, kill_update: int, overrides: list[str]) -> None:
         original(self)
 
     StandardSolver.after_step = after_step  # type: ignore[method-assign]
+    setup = training._setup
+
+    def extended(cfg: DictConfig) -> None:
+        cfg.optim.epochs += os.environ["RANK"] == "1"
+        setup(cfg)
+
+    training._setup = extended
     sys.argv[1:] = overrides
     train.main()
 

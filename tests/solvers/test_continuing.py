@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from audiotok.errors import CheckpointError
+from audiotok.export.formats import export_model
 from audiotok.quantization import ResidualVectorQuantizer
 from audiotok.solvers import CompressionSolver
 from tests.solvers.test_compression import ADVERSARIAL
@@ -73,6 +74,25 @@ def test_other_models_are_refused_by_their_keys(
         solver.restore()
 
 
+@pytest.mark.parametrize("format", ["audiocraft", "huggingface", "safetensors"])
+def test_an_export_of_each_format_is_a_source(tmp_path: Path, solver_in: Enter, format: str) -> None:
+    path, state = trained(tmp_path, solver_in, "optim.epochs=1")
+    best, source = state["best_state"]["model"], f"//pretrained/{export_model(path, format, tmp_path / 'out')}"
+    with solver_in(tmp_path, f"continue_from={source}", "continue_with=all", "rvq.n_q=3") as solver:
+        assert solver.restore() and not solver.optimizer.state
+        own = solver.model.state_dict()
+        assert all(torch.equal(own[name], value) for name, value in best.items()) and len(own) > len(best)
+    for change, message in (
+        ("sample_rate=8000", "sample_rate=16000, this experiment has sample_rate=8000"),
+        ("rvq.bins=8", r"has rvq\.bins=16, this experiment has rvq\.bins=8"),
+    ):
+        with (
+            solver_in(tmp_path, change, f"continue_from={source}") as solver,
+            pytest.raises(CheckpointError, match=message),
+        ):
+            solver.restore()
+
+
 def test_all_takes_optimisers_discriminators_and_averages(tmp_path: Path, solver_in: Enter) -> None:
     path, state = trained(tmp_path, solver_in, *BALANCED)
     source = [*BALANCED, f"continue_from={path}", "optim.lr=0.123"]
@@ -119,6 +139,17 @@ def test_all_of_other_discriminators_is_refused(tmp_path: Path, solver_in: Enter
         solver_in(tmp_path, *source, "continue_with=all") as solver,
         pytest.raises(CheckpointError, match=r"cannot go on with the adv_losses of .* set continue_with=weights"),
     ):
+        solver.restore()
+
+
+def test_all_of_other_kinds_of_discriminators(tmp_path: Path, solver_in: Enter) -> None:
+    path, state = trained(tmp_path, solver_in, "optim.epochs=1", "losses.mmd=0")
+    assert not state["adv_losses"]
+    with solver_in(tmp_path, *BALANCED, f"continue_from={path}", "continue_with=all") as solver:
+        assert solver.restore() and solver.optimizer.state  # theirs are empty, ours start anew
+    path, _ = trained(tmp_path, solver_in, *BALANCED)
+    source = [*BALANCED, "adversarial.adversaries=[msstftd,mpd]", f"continue_from={path}", "continue_with=all"]
+    with solver_in(tmp_path, *source) as solver, pytest.raises(CheckpointError, match=r"has msstftd, .* mpd, msstftd;"):
         solver.restore()
 
 

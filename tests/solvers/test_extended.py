@@ -10,6 +10,7 @@ import torch
 from audiotok import train
 from audiotok.checkpoint import LAST, load_checkpoint
 from audiotok.experiments.extend import plan_extension
+from audiotok.solvers.precision import LossScale
 from audiotok.solvers.schedules import get_lr_scheduler, rate_factor, set_rates
 from tests.conftest import data_overrides
 from tests.solvers.test_interruption import SMALL, without_time
@@ -28,11 +29,16 @@ def run(argv: list[str], sig: str = "") -> Any:
     return xp
 
 
+@pytest.mark.parametrize(
+    "given", [[], ["precision=bf16"], ["precision=fp16", "losses.mmd=0"]], ids=["fp32", "bf16", "fp16"]
+)
 def test_an_extended_run_is_the_longer_run_to_the_last_bit(
-    tmp_path: Path, music: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, music: Path, monkeypatch: pytest.MonkeyPatch, given: list[str]
 ) -> None:
+    """In every precision: its second part has the frozen configuration."""
     monkeypatch.setattr(train.main.dora, "dir", tmp_path / "whole")
-    data = data_overrides(music)
+    monkeypatch.setattr(LossScale, "start", 2.0**6)  # four updates are too few to come down from 2^16
+    data = [*data_overrides(music), *given]
     whole = load_checkpoint(run([*OVERRIDES, *data, "optim.epochs=2"]).folder / LAST)
     train.main.dora.dir = tmp_path / "first"
     xp = run([*OVERRIDES, *data, "optim.epochs=1"])
@@ -47,7 +53,7 @@ def test_an_extended_run_is_the_longer_run_to_the_last_bit(
     for name in ended:  # of the first end; all that is trained, counted and drawn is alike
         del longer["history"][0][name]
     assert without_time(longer) == without_time(whole) | {"xp.sig": xp.sig}
-    assert whole["scheduler"]["last_epoch"] == 4
+    assert whole["scheduler"]["last_epoch"] == 4 and longer["history"][1]["train"].get("skipped", 0) == 0
 
 
 @pytest.mark.parametrize("name", ["cosine", "polynomial_decay"])

@@ -3,12 +3,16 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import struct
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from audiotok.solvers.interruption import Interrupted, StopSignals
 from audiotok.solvers.loggers import LOGGED_FILE, RunLog
 
 Enter = Callable[..., AbstractContextManager[CompressionSolver]]
+ROOT = Path(__file__).parents[2]
 UPDATES, EPOCHS = 4, 2
 BOTH = ["logging.log_tensorboard=true", "logging.log_wandb=true", "logging.every=2", "logging.samples=1"]
 SMALL = [
@@ -177,6 +182,9 @@ class _Kept:
     def close(self, failed: bool) -> None:
         self.ended.append(failed)
 
+    def leave(self) -> str:
+        return "the rest is kept"
+
 
 HISTORY = [{"train": {"l1": 0.5}, "valid": {"l1": 0.6}}, {"train": {"l1": 0.4}}]
 
@@ -212,6 +220,90 @@ def test_a_logger_that_fails_warns_once_and_goes_on_when_resumed(
         raise KeyboardInterrupt
     assert [*made[0].points] == [("epoch", 1, "train/l1"), ("epoch", 1, "valid/l1")]
     assert (made[0].anew, made[0].ended) == (False, [True])
+
+
+class _Hanging(_Kept):
+    """A backend that waits for a server for ever when it ends."""
+
+    def close(self, failed: bool) -> None:
+        threading.Event().wait()
+
+
+@pytest.mark.parametrize("when", ["stopped", "stopped at the end", "done"])
+def test_a_logger_that_never_ends_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    long = 600.0
+    monkeypatch.setattr("audiotok.solvers.loggers._STOP_S", long if when == "done" else 0.2)
+    monkeypatch.setattr("audiotok.solvers.loggers._END_S", 0.2 if when == "done" else long)
+    sound = _Kept(True)
+    log = RunLog(tmp_path, {"hanging": lambda anew: _Hanging(True), "sound": lambda anew: sound}, every=1)
+    stops = when == "stopped"
+    with pytest.raises(Interrupted) if stops else nullcontext(), log.opened([], 0, lambda: when != "done"):
+        log.step({"l1": 0.1}, 1)
+        if stops:
+            raise Interrupted(signal.SIGTERM, "epoch 1")
+    assert sound.ended == [stops]
+    (message,) = caplog.messages
+    assert re.fullmatch(r"hanging has not ended within \d+ s and is left; the rest is kept", message)
+
+
+def test_a_logger_that_never_begins_does_not_keep_a_stopped_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiotok.solvers.loggers._STOP_S", 0.2)
+    monkeypatch.setattr("audiotok.solvers.loggers._leave_wandb", lambda: None)
+
+    def hanging(anew: bool) -> _Kept:
+        threading.Event().wait()
+        raise AssertionError
+
+    sound = _Kept(True)
+    log = RunLog(tmp_path, {"hanging": hanging, "sound": lambda anew: sound}, every=1)
+    with log.opened([], 0, lambda: True):
+        log.step({"l1": 0.1}, 1)
+    assert len(sound.points) == 1 and sound.ended == [False]
+    assert caplog.messages == ["hanging is off until this run is resumed: it has not begun within 0 s"]
+
+
+HANGING_PROCESS = """
+import contextlib, os, signal, sys
+from pathlib import Path
+from audiotok.solvers import loggers
+from audiotok.solvers.interruption import Interrupted
+
+loggers._STOP_S = 1.0
+about = loggers._About("12345678", [], "", [], 4, {})
+log = loggers.RunLog(Path(sys.argv[1]), {"W&B": lambda anew: loggers._WandB(Path(sys.argv[1]), about, anew)}, every=1)
+with log.opened([], 0):
+    log.step({"l1": 0.5}, 1)
+    children = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                children.append(int(path.parent.name))
+    for pid in children:  # its own process, which writes and uploads, answers no more
+        os.kill(pid, signal.SIGSTOP)
+    Path(sys.argv[1], "stopped").write_text(" ".join(map(str, children)))
+    raise Interrupted(signal.SIGTERM, "epoch 1")
+"""
+
+
+def test_a_stopped_process_ends_though_weights_and_biases_does_not_answer(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-c", HANGING_PROCESS, str(tmp_path)]
+        own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # of this process
+        process = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)
+        try:
+            code = process.wait(timeout=60)
+        finally:
+            process.kill()
+            children = (tmp_path / "stopped").read_text().split()
+            for pid in children:
+                os.kill(int(pid), signal.SIGKILL)
+    text = (tmp_path / "log").read_text()
+    assert (code, len(children)) == (143, 1), text
+    assert "W&B has not ended within 1 s and is left; `wandb sync " in text and "offline-run-" in text
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -187,3 +187,19 @@ def test_a_step_with_weight_compares_all_samples() -> None:
         capped.add(wav)
         whole.add(wav)
     assert capped.value(model, weight=1.0) == whole.value(model, weight=1.0)
+
+
+def test_a_capped_step_takes_the_criterion_that_is_given_for_it() -> None:
+    model, wavs = tiny_model(), batches(3)
+    own, other = MMDLoss([1.0], "unbiased", True), MMDLoss([1.0], "closed", True)
+    values = {}
+    for most in (20, None):
+        macro = MacroBatch(own, "residual", 3, seed=0, max_samples=most, measure=other)
+        for wav in wavs:
+            macro.add(wav)
+        values[most] = macro.value(model, weight=0.0)
+    clips = torch.cat(wavs)
+    for most, loss, chosen in ((20, other, clips[::3]), (None, own, clips)):
+        latent = model.encode_latent(chosen)[0].detach()
+        generator = torch.Generator().manual_seed(0)
+        torch.testing.assert_close(values[most], stream_mmd(loss, model, latent, "residual", generator))

@@ -11,6 +11,7 @@ import torch
 from audiotok.errors import ConfigError
 from audiotok.models.encodec import EncodecModel
 from audiotok.solvers import CompressionSolver
+from audiotok.solvers.averages import MetricAverages
 from audiotok.solvers.macro_batch import MacroBatch
 
 pytestmark = pytest.mark.slow
@@ -42,6 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 def train(solver: CompressionSolver) -> None:
     """Train stages only."""
     for _ in range(solver.cfg.optim.epochs):
+        solver.averages = MetricAverages()
         solver.run_stage("train", solver.train)
         solver.commit(save_checkpoint=False)
 
@@ -80,3 +82,30 @@ def test_other_variables_than_codebooks_are_trained_on(tmp_path: Path, solver_in
             values.append(solver.history[0]["train"]["mmd"])
     assert all(math.isfinite(value) for value in values)
     assert values[0] != values[1]  # the first step is the same, the second one has been trained
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most", "measure", "trained"),
+    [
+        (["mmd.estimator=unbiased"], 8, "closed", 4),
+        (["mmd.estimator=disjoint"], 8, "disjoint", 4),
+        (["mmd.estimator=clips"], None, "clips", 2),  # its value depends on the number of clips: all, but rarely
+        (["mmd.estimator=unbiased", "mmd.between=dimensions", "mmd.delay=false"], None, "unbiased", 2),
+        (["mmd.estimator=clips", "mmd.max_samples=null"], None, "clips", 4),
+    ],
+    ids=["unbiased", "disjoint", "clips", "dimensions", "all"],
+)
+def test_a_baseline_measures_in_a_way_that_its_number_and_its_time_are_small(
+    tmp_path: Path, solver_in: Enter, calls: Calls, overrides: list[str], most: int | None, measure: str, trained: int
+) -> None:
+    """Steps in two epochs of two macro-batches each, and in a valid stage."""
+    overrides = ["losses.mmd=0", "optim.epochs=2", "mmd.max_samples=8", *overrides]
+    with solver_in(tmp_path, *SMALL, *overrides) as solver:
+        macro = solver.macro_batch
+        assert macro is not None and (macro.max_samples, macro.measure.estimator) == (most, measure)
+        train(solver)
+        assert all(math.isfinite(epoch["train"]["mmd"]) for epoch in solver.history)
+        assert len(calls) == trained
+        solver.run_stage("valid", solver.valid)
+    valid = len(calls) - trained
+    assert valid == (1 if trained == 2 else len(solver.dataloaders["valid"]))

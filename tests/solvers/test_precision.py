@@ -17,6 +17,7 @@ from audiotok.solvers import CompressionSolver
 from audiotok.solvers.averages import to_floats
 from audiotok.solvers.interruption import PROGRESS, Interrupted, StopSignals
 from audiotok.solvers.precision import LossScale, Precision
+from audiotok.solvers.solver import Metrics
 from tests.solvers.test_interruption import SMALL, stop_at, without_time
 
 Enter = Callable[..., AbstractContextManager[CompressionSolver]]
@@ -60,12 +61,13 @@ def test_float32_leaves_networks_alone() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["precision=bf16", "optim.fused=true"],
+        ["precision=bf16", "optim.fused=true", "optim.max_skipped=2"],
         ["precision=fp16", "losses.mmd=0"],
+        ["precision=fp16", "losses.mmd=0", "optim.accumulate=2"],
         ["optim.accumulate=2", "optim.max_skipped=3", "optim.max_norm=1"],
         ["compile=true", "precision=bf16", "optim.accumulate=2"],
     ],
-    ids=["bf16", "fp16", "accumulate", "compiled"],
+    ids=["bf16", "fp16", "fp16-accumulate", "accumulate", "compiled"],
 )
 def test_a_stopped_run_goes_on_to_the_last_bit(
     tmp_path: Path, solver_in: Enter, overrides: list[str], monkeypatch: pytest.MonkeyPatch
@@ -74,18 +76,34 @@ def test_a_stopped_run_goes_on_to_the_last_bit(
     without_compiler(monkeypatch)
     for stage in ("evaluate", "generate"):  # plain float32 in every precision
         monkeypatch.setattr(CompressionSolver, stage, lambda self: {})
+    skips = "optim.max_skipped" in str(overrides) or "precision=fp16" in overrides
+    if skips:
+        spoil(monkeypatch, updates=(1, 3))
     with solver_in(tmp_path / "whole", *QUICK, *overrides) as solver:
         solver.run()
         whole = load_checkpoint(solver.checkpoint_path)
-    assert "penalty" in whole["history"][0]["train"] and ("precision" in whole) == ("precision=fp16" in overrides)
+    trained = whole["history"][0]["train"]
+    assert "penalty" in trained and ("precision" in whole) == ("precision=fp16" in overrides)
+    assert trained.get("skipped", 0) == (0.5 if skips else 0)
     with solver_in(tmp_path / "parts", *QUICK, *overrides) as solver, StopSignals() as stop:
-        stop_at(solver, stop, 2)  # with accumulation, between two batches of an update
+        stop_at(solver, stop, 3)  # with accumulation, between two batches of an update
         with pytest.raises(Interrupted):
             solver.run()
         assert 0 < load_checkpoint(solver.checkpoint_path)[PROGRESS]["updates"] < 4
     with solver_in(tmp_path / "parts", *QUICK, *overrides) as solver:
         solver.run()
         assert without_time(load_checkpoint(solver.checkpoint_path)) == without_time(whole)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, updates: tuple[int, ...]) -> None:
+    """Have the batches of these updates of training hold what is not a number."""
+    original = CompressionSolver.run_step
+
+    def run_step(self: CompressionSolver, batch: torch.Tensor) -> Metrics:
+        bad = self.is_training and self.progress.updates in updates
+        return original(self, batch * float("nan") if bad else batch)
+
+    monkeypatch.setattr(CompressionSolver, "run_step", run_step)
 
 
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +183,28 @@ def test_a_skipped_update_leaves_nothing_behind(tmp_path: Path, solver_in: Enter
         after = without_time({"a": solver.state_dict()})
         assert before["a"].pop("skips") == {"count": 0} and after["a"].pop("skips") == {"count": 1}
         assert before == after
+
+
+@pytest.mark.parametrize("where", ["batch", "codec"])
+def test_a_batch_that_overflows_halves_each_scale_once(
+    tmp_path: Path, solver_in: Enter, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the loss of the discriminator is not finite, or only the gradient of the codec that runs through it."""
+    monkeypatch.setattr(LossScale, "start", 2.0**6)
+    with solver_in(tmp_path, *QUICK, "precision=fp16", "losses.mmd=0", "adversarial.every=1") as solver:
+        solver.model.train()
+        solver._current_stage = "train"
+        solver.rng = torch.Generator().manual_seed(0)
+        batch = torch.randn(4, solver.model.channels, 6400)
+        if where == "codec":
+            next(solver.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+        else:
+            batch *= float("nan")
+        assert solver.run_step(batch)["skipped"] == 1
+        assert len(solver.precision.scales) == 1 + len(solver.adversaries) >= 2
+        assert {name: scale.value for name, scale in solver.precision.scales.items()} == dict.fromkeys(
+            solver.precision.scales, 2.0**5
+        )
 
 
 def test_with_several_batches_an_update_is_skipped_for_any_of_them(tmp_path: Path, solver_in: Enter) -> None:

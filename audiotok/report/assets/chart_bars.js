@@ -9,6 +9,8 @@ const intervalMark = (half) => (params, api) => {
   return { type: "group", children: [line({ x1, x2, y1: y, y2: y }), ...[x1, x2].map((x) => line({ x1: x, x2: x, y1: y - half, y2: y + half }))] };
 };
 
+const BELOW = 54; // px: the numbers and the name of the axis
+
 function startBars() {
   startMeans();
   startImportance();
@@ -26,7 +28,9 @@ function startMeans() {
   function build(chart) {
     const metric = chosen();
     const rows = order(metric);
-    const [line, label] = isNarrow(chart) ? [3.2, { overflow: "break", fontSize: 10, lineHeight: 13 }] : [1.6, { overflow: "truncate" }];
+    const size = isNarrow(chart) ? 10 : 12;
+    const labels = rowLabels(rows.map((c) => charts.conditions[c]), 0.42 * chart.box.clientWidth, size);
+    const line = (labels.lines * (size + 3) + 9) / 16; // rem
     chart.box.style.height = `${Math.min(rows.length, ROWS) * line + 5}rem`;
     chart.view?.resize();
     const colour = paint(0);
@@ -35,9 +39,9 @@ function startMeans() {
     chart.note.textContent = `${rows.length} conditions${directed(metric) ? ", the best first" : ""}; mean over ${charts.seeds} and Student's interval, none where n is 1.${more ? " The bar at the right scrolls." : ""}`;
     chart.describe(`${metric.name} of ${rows.length} conditions. ${rows.slice(0, 3).map((c) => `${charts.conditions[c]}: ${number(metric.mean[c])}`).join("; ")}.`);
     return {
-      grid: { left: 8, right: more ? 46 : 16, top: 8, bottom: 34, containLabel: true },
+      grid: { left: labels.width + 16, right: more ? 46 : 16, top: 8, bottom: BELOW },
       xAxis: axisLook(axisName(chart, metric), { type: "value", nameLocation: "middle", nameGap: 26 }),
-      yAxis: { type: "category", inverse: true, data: rows.map((c) => charts.conditions[c]), axisLabel: { color: cssColour("ink"), width: 0.42 * chart.box.clientWidth, interval: 0, ...label }, axisLine: { show: false }, axisTick: { show: false } },
+      yAxis: { type: "category", inverse: true, data: labels.texts, axisLabel: { color: cssColour("ink"), fontSize: size, lineHeight: size + 3, interval: 0 }, axisLine: { show: false }, axisTick: { show: false } },
       dataZoom: more ? [{ type: "slider", yAxisIndex: 0, startValue: 0, endValue: ROWS - 1, right: 6, width: 22, showDetail: false, showDataShadow: false, brushSelect: false, borderColor: cssColour("line"), fillerColor: "transparent", handleStyle: { color: cssColour("accent") } }] : [],
       tooltip: hintLook(chart, describe),
       series: [
@@ -73,6 +77,7 @@ function startImportance() {
 
   function build(chart) {
     const { rows, note, metric, runs } = chosen();
+    const labels = rowLabels(rows.map(([name]) => name), 0.42 * chart.box.clientWidth);
     chart.box.style.height = `${rows.length * 2 + 5}rem`;
     chart.view?.resize();
     const shares = rows.map(([, share], place) => ({ value: share, itemStyle: { color: place === rows.length - 1 ? cssColour("strong-line") : paint(0) } }));
@@ -80,9 +85,9 @@ function startImportance() {
     chart.note.textContent = note || `${meaning} Over ${runs} ${charts.things}.`;
     chart.describe(note || `Share of the spread of ${metric}: ${rows.map(([name, share]) => `${name} ${percent(share)}`).join("; ")}.`);
     return {
-      grid: { left: 8, right: 24, top: 8, bottom: 34, containLabel: true },
+      grid: { left: labels.width + 16, right: 24, top: 8, bottom: BELOW },
       xAxis: axisLook("share of the spread", { type: "value", min: 0, max: 1, interval: isNarrow(chart) ? 0.5 : 0.2, nameLocation: "middle", nameGap: 26, axisLabel: { color: cssColour("soft"), formatter: (value) => `${Math.round(100 * value)} %` } }),
-      yAxis: { type: "category", inverse: true, data: rows.map(([name]) => name), axisLabel: { color: cssColour("ink"), width: 0.42 * chart.box.clientWidth, overflow: "truncate", interval: 0 }, axisLine: { show: false }, axisTick: { show: false } },
+      yAxis: { type: "category", inverse: true, data: labels.texts, axisLabel: { color: cssColour("ink"), interval: 0 }, axisLine: { show: false }, axisTick: { show: false } },
       tooltip: hintLook(chart, ({ dataIndex }) => hint(...texts(rows[dataIndex]))),
       series: [
         { type: "bar", data: shares, barWidth: "55%" },

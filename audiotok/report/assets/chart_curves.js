@@ -49,7 +49,7 @@ function startCurves() {
       const inside = all.filter(({ condition }) => !parameter || levelOf(parameter, condition) === place);
       const [column, row] = [place % wide, Math.floor(place / wide)];
       const [w, h] = [100 / wide, 100 / tall];
-      grid.push({ left: `${column * w + 0.5}%`, width: `${w - 2}%`, top: `${row * h + 10 / tall}%`, height: `${h - 17 / tall}%`, containLabel: true });
+      grid.push({ left: `${column * w + 0.5}%`, width: (chart.box.clientWidth * w) / 100 - 22, top: `${row * h + 10 / tall}%`, height: `${h - 17 / tall}%`, containLabel: true });
       xAxis.push(axisLook(row === tall - 1 || parameter ? curve.axis : "", { gridIndex: place, type: "value", nameLocation: "middle", nameGap: 24, minInterval: 1, min: curve.x[0], max: curve.x.at(-1) === curve.x[0] ? curve.x[0] + 1 : curve.x.at(-1), splitLine: { show: false } }));
       yAxis.push(axisLook("", { gridIndex: place, type: "value", ...(parameter ? { min: ends[0], max: ends[1],  } : {}) }));
       title.push({ text: parameter ? `${parameter.name} = ${level}` : axisName(chart, curve), left: `${column * w + 0.5}%`, top: `${row * h}%`, textStyle: { fontSize: 12, fontWeight: 500, color: cssColour("ink") } });

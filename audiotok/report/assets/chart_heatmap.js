@@ -10,14 +10,21 @@ function startHeatmap() {
   const which = metricChoice("metric", usualMetrics()[0].name);
   const names = swept.map(({ name }) => [name, name]);
   const down = choice("down", names, swept[0].name);
-  const across = choice("across", names, swept[1].name);
+  // Begin where cells are full: settings that only some conditions have leave holes.
+  const filled = (...some) => new Set(charts.points.map((_, point) => some.map(({ of }) => of[point]).join())).size / some.reduce((all, { levels }) => all * levels.length, 1);
+  const second = swept.slice(1).reduce((best, one) => (filled(swept[0], one) > filled(swept[0], best) ? one : best));
+  const across = choice("across", names, second.name);
+  const usual = ({ of, levels }) => {
+    const counts = levels.map((_, level) => of.filter((own) => own === level).length);
+    return String(counts.indexOf(Math.max(...counts)));
+  };
   const others = swept.map((parameter) => {
     const some = parameter.levels.length <= MAX_PANELS ? [[PANELS, "a panel for each"]] : [];
-    const wrap = choice(parameter.name, [...parameter.levels.map((text, level) => [String(level), text]), ...some, [MEAN, "mean over all"]], "0");
+    const wrap = choice(parameter.name, [...parameter.levels.map((text, level) => [String(level), text]), ...some, [MEAN, "mean over all"]], usual(parameter));
     wrap.parameter = parameter;
     return wrap;
   });
-  const first = others.slice(2).find(({ parameter }) => parameter.levels.length <= MAX_PANELS);
+  const first = others.find(({ parameter }) => parameter !== swept[0] && parameter !== second && parameter.levels.length <= MAX_PANELS && filled(swept[0], second, parameter) > 0.9);
   if (first) first.select.value = PANELS;
 
   function cells(metric, rows, columns, held, panels, panel) {
@@ -37,7 +44,7 @@ function startHeatmap() {
     const rest = others.filter(({ parameter }) => parameter !== rows && parameter !== columns);
     for (const wrap of others) wrap.hidden = !rest.includes(wrap);
     const panelled = rest.filter(({ select }) => select.value === PANELS);
-    for (const extra of panelled.slice(1)) extra.select.value = "0"; // one parameter has panels
+    for (const extra of panelled.slice(1)) extra.select.value = usual(extra.parameter); // one parameter has panels
     const panels = panelled[0]?.parameter;
     const held = rest.filter(({ select }) => ![PANELS, MEAN].includes(select.value)).map(({ parameter, select }) => [parameter, Number(select.value)]);
     const averaged = rest.filter(({ select }) => select.value === MEAN).map(({ parameter }) => parameter.name);
@@ -76,12 +83,14 @@ function startHeatmap() {
       const part = (from) => Number.parseInt(rampColour(place(cell)).slice(from, from + 2), 16);
       return 0.299 * part(1) + 0.587 * part(3) + 0.114 * part(5) > 128 ? "#000000" : "#ffffff";
     };
-    const names = (parameter, panel, more) => ({ type: "category", gridIndex: panel, data: parameter.levels, axisTick: { show: false }, axisLine: { show: false }, axisLabel: { color: cssColour("soft"), interval: "auto", width: 90, overflow: "truncate" }, name: parameter.name, nameTextStyle: { color: cssColour("ink") }, ...more });
+    const beside = rowLabels(rows.levels, 90);
+    const inner = (chart.box.clientWidth * w) / 100 - beside.width - 32; // px
+    const names = (parameter, panel, { texts, width, ...more }) => ({ type: "category", gridIndex: panel, data: texts, axisTick: { show: false }, axisLine: { show: false }, axisLabel: { color: cssColour("soft"), interval: "auto", width, overflow: width && "truncate" }, name: parameter.name, nameTextStyle: { color: cssColour("ink") }, ...more });
     return {
       title: found.map(({ text }, panel) => ({ text: panels ? `${panels.name} = ${text}` : "", left: `${at(panel)[0]}%`, top: `${at(panel)[1]}%`, textStyle: { fontSize: 12, fontWeight: 500, color: cssColour("ink") } })),
-      grid: found.map((_, panel) => ({ left: `${at(panel)[0] + 0.5}%`, width: `${w - 2}%`, top: `${at(panel)[1] + h * (panels ? 3.2 : 2) / high}%`, height: `${h * (high - (panels ? 6.2 : 5)) / high}%`, containLabel: true })),
-      xAxis: found.map((_, panel) => names(columns, panel, { nameLocation: "middle", nameGap: 26 })),
-      yAxis: found.map((_, panel) => names(rows, panel, { inverse: true, nameLocation: "start", nameGap: 6, nameTextStyle: { align: "left", color: cssColour("ink") } })),
+      grid: found.map((_, panel) => ({ left: (chart.box.clientWidth * at(panel)[0]) / 100 + beside.width + 16, width: inner, top: `${at(panel)[1] + h * (panels ? 3.2 : 2) / high}%`, height: `${h * (high - (panels ? 7.5 : 6.3)) / high}%` })),
+      xAxis: found.map((_, panel) => names(columns, panel, { texts: columns.levels, width: Math.max(40, inner / columns.levels.length - 8), nameLocation: "middle", nameGap: 26 })),
+      yAxis: found.map((_, panel) => names(rows, panel, { texts: beside.texts, inverse: true, nameLocation: "start", nameGap: 6, nameTextStyle: { align: "left", color: cssColour("ink") } })),
       tooltip: hintLook(chart, ({ data: { cell } }) => hint(`${columns.name} = ${columns.levels[cell.at[0]]}, ${rows.name} = ${rows.levels[cell.at[1]]}`, `${metric.label}: ${number(cell.mean)}`, `${cell.n} ${charts.things}, ${number(cell.low)} to ${number(cell.high)}`)),
       series: found.map((panel, place_) => ({ type: "heatmap", xAxisIndex: place_, yAxisIndex: place_, data: panel.cells.map((cell) => ({ value: [...cell.at, cell.mean], cell, itemStyle: { color: rampColour(place(cell)), borderColor: cssColour("card"), borderWidth: 1 }, label: { show: label, color: ink(cell), formatter: () => number(Number(cell.mean.toPrecision(3))) } })) })),
     };

@@ -109,7 +109,7 @@ function startParallel() {
     chart.describe(`Parallel coordinates of ${left} ${charts.things} over ${used.map((axis) => axis.name).join(", ")}; the fields above filter by a range.`);
     return {
       parallel: narrow
-        ? { layout: "vertical", left: 16, right: 24, top: 40, bottom: 30, parallelAxisDefault: {} }
+        ? { layout: "vertical", left: 24, right: 26, top: 40, bottom: 30, parallelAxisDefault: {} }
         : { left: 40, right: 60, top: 56, bottom: 24 },
       parallelAxis,
       title: narrow ? used.map((axis, place) => ({ text: name(axis), left: 12, top: placeOf(place) - 20, textStyle: { fontSize: 11, fontWeight: 500, color: cssColour("ink"), textBorderColor: cssColour("card"), textBorderWidth: 3 } })) : [],

@@ -72,6 +72,24 @@ const isNarrow = ({ box }) => box.clientWidth < 640;
 const axisName = (chart, metric) => (isNarrow(chart) ? metric.name + arrowOf(metric) : metric.label);
 const plainAxis = (value) => number(Number(value.toPrecision(10)));
 
+// Labels of rows beside a chart: texts in lines of at most `most` pixels, broken between their parts, and the widest.
+const ruler = document.createElement("canvas").getContext("2d");
+function rowLabels(texts, most, size = 12) {
+  ruler.font = `${size}px ${getComputedStyle(document.body).fontFamily}`;
+  const wide = (text) => ruler.measureText(text).width;
+  const cut = (text) => {
+    let end = text.length;
+    while (end > 1 && wide(`${text.slice(0, end)}…`) > most) end -= 1;
+    return `${text.slice(0, end)}…`;
+  };
+  const lines = texts.map((text) => text.replace(/([,:]) /g, "$1\n").split("\n").reduce((done, part) => {
+    const joined = done.length ? `${done.at(-1)} ${part}` : part;
+    if (wide(joined) <= most) return [...done.slice(0, -1), joined];
+    return [...done, wide(part) <= most ? part : cut(part)];
+  }, []));
+  return { texts: lines.map((own) => own.join("\n")), lines: Math.max(1, ...lines.map((own) => own.length)), width: Math.ceil(Math.max(0, ...lines.flat().map(wide))) };
+}
+
 // What every chart shows of the thing under the pointer: an element of texts.
 const hintLook = (chart, formatter) => ({
   trigger: "item", appendTo: chart.box, confine: true, padding: 0, borderWidth: 0, backgroundColor: "transparent", formatter,

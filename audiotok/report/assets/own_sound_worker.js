@@ -28,9 +28,9 @@ const part = (planes, from, to) => {
   return new ort.Tensor("float32", joined, [1, planes.length, to - from]);
 };
 
-// Pieces of so many frames with their context: [start, from, to, end]. A volume of the whole clip needs one piece.
-function pieces(frames, { frame_rate: rate, renormalize }) {
-  const length = renormalize ? frames : Math.round(PIECE_S * rate);
+// Pieces of so many frames with their context: [start, from, to, end]. Where all of a sound counts there is one.
+function pieces(frames, { frame_rate: rate, one_pass: whole }) {
+  const length = whole ? frames : Math.round(PIECE_S * rate);
   const context = Math.ceil(CONTEXT_S * rate);
   return Array.from({ length: Math.ceil(frames / length) }, (_, place) => {
     const [from, to] = [place * length, Math.min(frames, (place + 1) * length)];
