@@ -1,21 +1,17 @@
 """Audio files to token files and back, many in one call: mirrored folders, resumed, each complete or not there.
 
-A file that fails is listed and the others are coded. Audio is read, coded and written in windows
-(`audiotok.models.chunks`): memory does not depend on its length.
+Audio is read, coded and written in windows (`audiotok.models.chunks`): memory does not depend on its length.
 """
 
-import errno
 import io
 import logging
 import math
 import os
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from audiotok.data.audio import ENCODINGS, WRITE_BLOCK, AudioInfo, audio_info, read_at
-from audiotok.data.scan import scan_folders
-from audiotok.errors import AudiotokError, ConfigError, DataError
+from audiotok.errors import ConfigError, DataError
 from audiotok.files import replacing
+from audiotok.files_to_files import OutputError, Progress, Report, Step, find_files, plan_targets, run_files
 from audiotok.interchange.atok import SUFFIX, Header, is_token_file, read_header, read_tokens, source_hash, write_tokens
 from audiotok.models.chunks import Layout, decode_chunks, encode_chunks, layout_of, volume
 from audiotok.models.encodec import CompressionModel
@@ -38,32 +34,7 @@ logger = logging.getLogger(__name__)
 # Extensions that are looked for in folders; a file that is named may have any that libsndfile reads.
 AUDIO = (*ENCODINGS, ".aif", ".aifc", ".aiff", ".au", ".caf", ".oga", ".rf64", ".snd", ".voc", ".w64")
 _READ_S = 5.0  # seconds read at once
-_FATAL = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG})
 _COMMENT = re.compile(rb"audiotok [0-9a-f]{16} [0-9a-f]{32}")  # of a decoded file: codec, and token file
-Progress = Callable[[float, float], None]
-
-
-class OutputError(DataError):
-    """The output cannot be written: the disk is full, or may not be written. Ends the call; files done are kept."""
-
-
-@dataclass
-class Report:
-    """What a call did.
-
-    Args:
-        done: output files written.
-        kept: output files that were there already, of the same codec and source.
-        failed: source and why.
-        audio_s: seconds of audio coded.
-        size: bytes of the token files written.
-    """
-
-    done: list[Path] = field(default_factory=list)
-    kept: list[Path] = field(default_factory=list)
-    failed: list[tuple[Path, str]] = field(default_factory=list)
-    audio_s: float = 0.0
-    size: int = 0
 
 
 def encode_files(
@@ -97,7 +68,7 @@ def encode_files(
     """
     _check_codec(model, codec)
     report = Report() if report is None else report
-    plan = _plan(_found(sources, AUDIO), out, lambda name: name + SUFFIX)
+    plan = plan_targets(find_files(sources, AUDIO), out, lambda name: name + SUFFIX)
     infos = dict[Path, AudioInfo]()
     for source in plan:
         try:
@@ -112,7 +83,7 @@ def encode_files(
     if release:
         _release(model, "decoder")
     lengths = {source: info.duration_s for source, info in infos.items()}
-    _run(maker.code, {source: plan[source] for source in infos}, lengths, jobs, progress, report)
+    run_files(maker.code, {source: plan[source] for source in infos}, lengths, jobs, progress, report)
     return report
 
 
@@ -140,7 +111,7 @@ def decode_files(
         stem = name.removesuffix(SUFFIX)
         return stem if stem.endswith(end) else stem + end
 
-    plan = _plan(_found(sources, (SUFFIX,)), out, name_of)
+    plan = plan_targets(find_files(sources, (SUFFIX,)), out, name_of)
     lengths = dict[Path, float]()
     for source in plan:
         try:
@@ -150,13 +121,13 @@ def decode_files(
     maker = _Decoder(model, codec_hash(model), layout_of(model), ENCODINGS[end])
     if release:
         _release(model, "encoder")
-    _run(maker.code, {source: plan[source] for source in lengths}, lengths, jobs, progress, report)
+    run_files(maker.code, {source: plan[source] for source in lengths}, lengths, jobs, progress, report)
     return report
 
 
 def token_files(sources: Sequence[Path]) -> list[Path]:
     """Token files among and below some paths; DataError if there are none."""
-    return list(_found(sources, (SUFFIX,)))
+    return list(find_files(sources, (SUFFIX,)))
 
 
 def codebooks_within(model: CompressionModel, kbps: float) -> int:
@@ -174,13 +145,6 @@ def _release(model: CompressionModel, part: str) -> None:
     module = getattr(model, part, None)
     if isinstance(module, nn.Module):
         module.to("meta")
-
-
-class _Stopped(Exception):
-    """The call ends: this file is left as it was."""
-
-
-Step = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,76 +287,6 @@ class _Decoder:
             held = held[..., count:]
 
 
-def _run(
-    code: Callable[[Path, Path, Step], int | None],
-    plan: dict[Path, Path],
-    lengths: dict[Path, float],
-    jobs: int,
-    progress: Progress | None,
-    report: Report,
-) -> None:
-    """Code files, some at once; Ctrl-C and a full disk end all of them, without a half file."""
-    if jobs < 1:
-        raise ConfigError(f"--jobs {jobs}: expected 1 or more.")
-    stop, lock, done_s, total_s = threading.Event(), threading.Lock(), 0.0, sum(lengths.values())
-
-    def step(seconds: float) -> None:
-        nonlocal done_s
-        if stop.is_set():
-            raise _Stopped
-        with lock:
-            done_s += seconds
-            if progress is not None:
-                progress(min(done_s, total_s), total_s)
-
-    def one(source: Path, target: Path) -> None:
-        nonlocal total_s
-        if stop.is_set():
-            return
-        try:
-            with suppress(FileNotFoundError):
-                target.lstat()  # fails for a name that is too long, which else shows when all is coded
-            size = code(source, target, step)
-        except _Stopped:
-            return
-        except AudiotokError as error:
-            if isinstance(error, OutputError):
-                raise
-            with lock:
-                name = "" if str(source) in str(error) else f"{source}: "
-                report.failed.append((source, f"{name}{error}"))
-            return
-        except OSError as error:
-            if error.errno in _FATAL:
-                raise OutputError(f"{target} cannot be written ({error.strerror}). What is done is kept.") from error
-            with lock:
-                report.failed.append((source, f"{target} cannot be written ({error.strerror or error})."))
-            return
-        with lock:
-            (report.kept if size is None else report.done).append(target)
-            if size is None:
-                total_s -= lengths[source]
-            else:
-                report.audio_s += lengths[source]
-                report.size += size
-
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(max(1, threads // jobs),))
-    waiting: set[Future[None]] = set()
-    try:
-        waiting = {pool.submit(one, source, target) for source, target in plan.items()}
-        while waiting:
-            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in ended:
-                future.result()
-    except BaseException:
-        stop.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
 @contextmanager
 def _writer(
     path: Path, rate: int, channels: int, kind: tuple[str, str], comment: str
@@ -446,43 +340,6 @@ def _is_whole(path: Path, header: Header) -> bool:
             return bool(file.samplerate == header.sample_rate and count >= header.samples)
     except (soundfile.SoundFileError, RuntimeError):
         return False
-
-
-def _found(sources: Sequence[Path], extensions: Sequence[str]) -> dict[Path, str]:
-    """Files among and below some paths, each with its name below the path it was found by."""
-    found, seen = dict[Path, str](), set[Path]()
-    for source in sources:
-        if os.path.isdir(source):
-            scan = scan_folders([source], extensions)
-            for each in scan.left_out:
-                logger.info("left out: %s (%s)", each.path, each.reason)
-            new = scan.found
-        else:
-            new = {source: source.name}
-        for path, name in new.items():
-            if (real := path.resolve()) not in seen:
-                seen.add(real)
-                found[path] = name
-    if not found:
-        kinds = ", ".join(extension.lstrip(".") for extension in extensions)
-        raise DataError(f"{', '.join(map(str, sources))}: no file to code; looked for {kinds}.")
-    return found
-
-
-def _plan(found: dict[Path, str], out: Path, name_of: Callable[[str], str]) -> dict[Path, Path]:
-    """The file that each source becomes; DataError if two become the same."""
-    plan, sources = dict[Path, Path](), dict[Path, Path]()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"--out {out} cannot be made ({error.strerror}).") from error
-    for source, name in found.items():
-        target = out / name_of(name)
-        if target in sources:
-            raise DataError(f"{sources[target]} and {source} would both become {target}: give their folders two --out.")
-        sources[target] = source
-        plan[source] = target
-    return plan
 
 
 def _notice(infos: dict[Path, AudioInfo], model: CompressionModel) -> None:

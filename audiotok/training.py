@@ -160,7 +160,8 @@ def _amend_as_source(cfg: DictConfig) -> None:
     """Take what may be amended of an experiment from rank 0; a collective.
 
     Each rank reads `amended.json` by itself. If it is written meanwhile, one of them would train longer than the rest,
-    and wait for them for ever.
+    and wait for them for ever. What is equal stays as it is written: as `${oc.env:NAME}`, it keeps a secret out of
+    checkpoints.
     """
     from audiotok.distributed import object_of_source
 
@@ -168,7 +169,8 @@ def _amend_as_source(cfg: DictConfig) -> None:
     assert isinstance(plain, dict)
     own = {dotted(path): value for path, value in leaves_of({str(key): value for key, value in plain.items()})}
     for key, value in object_of_source({key: own[key] for key in own if may_change(key, own[key])}).items():
-        OmegaConf.update(cfg, key, value, force_add=True)
+        if key not in own or own[key] != value:
+            OmegaConf.update(cfg, key, value, force_add=True)
 
 
 def _report_progress(solver: "StandardSolver", status: StatusWriter) -> None:

@@ -292,6 +292,24 @@ def test_an_override_that_does_nothing_is_named(override: str, reason: str) -> N
     assert list(checked.idle) == ([f"{override} does nothing here: {reason}"] if reason else [])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["mmd.estimator=clips"], "mmd.estimator=clips"),
+        (["mmd.estimator=rff", "mmd.between=frames"], "mmd.between=frames, mmd.estimator=rff"),
+        (["mmd.estimator=closed", "mmd.between=frames"], ""),
+        (["mmd.estimator=unbiased"], ""),
+        (["mmd.estimator=closed", "losses.mmd=1"], "losses.mmd=1.0"),
+    ],
+)
+def test_the_cap_of_a_baseline_that_measures_all_samples_does_nothing(overrides: list[str], reason: str) -> None:
+    given = [DEBUG, "losses.mmd=0", "mmd.delay=false", *overrides]
+    idle = train.main.get_xp([*given, "mmd.max_samples=64"]).checked.idle
+    assert [line for line in idle if "max_samples" in line] == (
+        [f"mmd.max_samples=64 does nothing here: {reason}"] if reason else []
+    )
+
+
 def test_a_weight_of_no_adversary_is_refused() -> None:
     for name in ("adv", "feat"):
         (line,) = train.main.get_xp([DEBUG, f"losses.{name}=4"]).checked.faults

@@ -11,7 +11,7 @@ from audiotok.errors import AudiotokError, ConfigError
 from audiotok.text import duration_text
 
 if TYPE_CHECKING:
-    from audiotok.coding import Report
+    from audiotok.files_to_files import Report
     from audiotok.models import CompressionModel
 
 
@@ -93,7 +93,7 @@ def _model(args: argparse.Namespace) -> "CompressionModel":
 
 def _carry_out(work: "Callable[[Report], None]", verb: str) -> int:
     """Work, and print what was done however it ends; the exit code."""
-    from audiotok.coding import Report
+    from audiotok.files_to_files import Report
 
     report, code = Report(), 0
     try:

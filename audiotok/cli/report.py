@@ -123,7 +123,7 @@ def _best(experiments: "Experiments", options: "ReportOptions") -> tuple[str, st
     """
     from audiotok.checkpoint import LAST
     from audiotok.results.codecs import is_joined
-    from audiotok.results.metrics import known_metric
+    from audiotok.results.metrics import metric_in
     from audiotok.results.query import ordered
 
     if is_joined(experiments.runs):
@@ -131,11 +131,14 @@ def _best(experiments: "Experiments", options: "ReportOptions") -> tuple[str, st
     metrics = options.judged(experiments)
     if options.metrics is None:
         metrics = sorted(metrics, key=lambda name: (not name.startswith("evaluate."), not name.startswith("valid.")))
-    directed = [name for name in metrics if (known := known_metric(name)) and known.direction != "neutral"]
-    if not directed:
-        raise ResultsError(f"no metric of {experiments.name} has a better direction; name a run: --with-model SIG.")
-    there = {record.sig for record in experiments.records if (record.folder / LAST).is_file()}
     runs = experiments.counted(unfinished=options.unfinished).runs
+    directed = [name for name in metrics if (known := metric_in(runs, name)) and known.direction != "neutral"]
+    if not directed:
+        raise ResultsError(
+            f"no metric of {experiments.name} has a better direction and was measured alike in all runs; name a run: "
+            "--with-model SIG."
+        )
+    there = {record.sig for record in experiments.records if (record.folder / LAST).is_file()}
     runs = runs[runs["sig"].isin(there) & runs[directed[0]].notna()]
     if runs.empty:
         raise ResultsError(

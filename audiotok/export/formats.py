@@ -44,6 +44,7 @@ _WRITTEN = {  # all that an export leaves in a folder, which --force replaces
     *(CARD, ABOUT, AUDIOCRAFT_FILE, "encoder.onnx", "decoder.onnx"),
     *(huggingface.CONFIG, huggingface.PREPROCESSOR, huggingface.WEIGHTS[0]),
 }
+_EARLIER = "earlier"  # folder of what is being replaced
 _READ_FIRST = (ABOUT, AUDIOCRAFT_FILE, huggingface.CONFIG)  # without which a folder is no model
 
 
@@ -186,17 +187,18 @@ def _staged(out: Path) -> Iterator[Path]:
         else:
             stage.rename(out)
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        if not _left(stage / _EARLIER):
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def _replace(stage: Path, out: Path) -> None:
     """Move the files of an earlier export out of a folder, then those of `stage` in.
 
     Those that make it a model go first and come last. An error in between puts the earlier ones back; a kill leaves a
-    folder that lacks files, never one of two models.
+    folder that lacks files, never one of two models. What cannot be put back stays in `stage`.
     """
     new = sorted((path.name for path in stage.iterdir()), key=lambda name: (name in _READ_FIRST, name))
-    earlier, moved = stage / "earlier", []
+    earlier = stage / _EARLIER
     earlier.mkdir()
     try:
         for name in sorted(_WRITTEN, key=lambda name: (name not in _READ_FIRST, name)):
@@ -204,10 +206,16 @@ def _replace(stage: Path, out: Path) -> None:
                 (out / name).replace(earlier / name)
         for name in new:
             (stage / name).replace(out / name)
-            moved.append(name)
     except BaseException:
-        for name in moved:
-            (out / name).unlink()
-        for path in earlier.iterdir():
-            path.replace(out / path.name)
+        for name in new:
+            if not os.path.lexists(stage / name):
+                (out / name).unlink(missing_ok=True)
+        for name in sorted(_left(earlier), key=lambda name: (name in _READ_FIRST, name)):
+            (earlier / name).replace(out / name)
         raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _left(folder: Path) -> list[str]:
+    """Names of the files in a folder that may be missing."""
+    return [path.name for path in folder.iterdir()] if os.path.isdir(folder) else []

@@ -6,6 +6,7 @@ The package `huggingface_hub` does it and keeps what it fetched. audiotok does n
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ from audiotok.interchange import audiocraft, huggingface
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _FILES = (".th", ".pt", ".bin", ".ckpt", ".safetensors")
-_PATIENCE_S = 3.0  # for the first answer
+_PATIENCE_S = 3.0  # for the first answer, unless the package is told how long to wait for it, by _TIMEOUT
+_TIMEOUT = "HF_HUB_ETAG_TIMEOUT"
 
 
 def is_name(text: str) -> bool:
@@ -91,12 +93,28 @@ def _quiet() -> Iterator[None]:
 
 
 def _fault(name: str) -> str | None:
-    """Why the hub has nothing of this name for us, by one short request: a download tries for half a minute."""
+    """Why the hub has nothing of this name for us, by one short request: a download tries for half a minute.
+
+    The request has a thread of its own: its timeout is of each address that the hub has, and not of finding them.
+    """
+    from huggingface_hub import constants
+
+    patience_s = constants.HF_HUB_ETAG_TIMEOUT if _TIMEOUT in os.environ else _PATIENCE_S
+    answers: list[str | None] = []
+    asking = threading.Thread(target=lambda: answers.append(_asked(name, patience_s)), daemon=True)
+    asking.start()
+    asking.join(patience_s)
+    if answers:
+        return answers[0]
+    return f"the hub cannot be reached (no answer within {patience_s:g} s; {_TIMEOUT}=30 in the environment waits 30)"
+
+
+def _asked(name: str, patience_s: float) -> str | None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
     try:
-        get_hf_file_metadata(hf_hub_url(name, huggingface.CONFIG), timeout=_PATIENCE_S)
+        get_hf_file_metadata(hf_hub_url(name, huggingface.CONFIG), timeout=patience_s)
     except EntryNotFoundError:  # it has other files
         return None
     except RepositoryNotFoundError:

@@ -60,8 +60,8 @@ def against_baseline(
     if pair in baseline:
         raise ResultsError(f"{pair} pairs the runs, so it cannot be of the baseline; name another one with --seeds.")
     own = replicates(counted(runs, unfinished=unfinished), by, chosen, codecs=codecs)
+    values = ", ".join(f"{name}={shown(value)}" for name, value in baseline.items())
     if not has_values(own, baseline).any() and has_values(runs, baseline).any():
-        values = ", ".join(f"{name}={shown(value)}" for name, value in baseline.items())
         conditions = own[list(by)].drop_duplicates().merge(pd.DataFrame({"metric": chosen}), how="cross")
         numbers = {"n": 0, **dict.fromkeys(COMPARED[1:], np.nan)}
         return Conclusion(conditions.assign(**numbers), [f"no run with {values} counts yet: nothing is compared"], [])
@@ -71,7 +71,10 @@ def against_baseline(
         remarks.append(f"n counts blocks, such as {str(own[unit].iloc[0])!r}, in which runs are paired")
     table = compare(own, by, chosen, baseline, pair=unit, interval=interval)
     remarks += filter(None, [reach_line(table)])
-    return Conclusion(table, [*unmatched_lines(own, by, baseline), *unpaired_lines(own, by, baseline, unit)], remarks)
+    lines = [*unmatched_lines(own, by, baseline), *unpaired_lines(own, by, baseline, unit)]
+    missing = own.loc[has_values(own, baseline), chosen].isna().all()
+    lines += [f"no pair of {name}: no run with {values} has measured it" for name in chosen if missing[name]]
+    return Conclusion(table, lines, remarks)
 
 
 def over_design(

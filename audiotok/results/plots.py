@@ -228,7 +228,7 @@ def tradeoff(
     candidates = means[means["n"] > 1] if repeated else means
     apart = not_compared(runs, x) or not_compared(runs, y)
     front = candidates.iloc[:0] if apart else candidates[pareto_front(candidates, x, y)].sort_values([x, y])
-    line = "no front: measured under settings that differ" if apart else "front of the means"
+    line = "no front: values that do not compare" if apart else "front of the means"
     axes.plot(front[x], front[y], color="#666666", linewidth=1.2, zorder=1, label=line)
     some = np.unique(
         np.linspace(0, len(front) - 1, min(len(front), MAX_GROUPS)).round().astype(int)

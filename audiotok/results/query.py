@@ -21,7 +21,7 @@ from audiotok.errors import ResultsError
 from audiotok.results.metrics import known_metric
 from audiotok.results.read import natural
 from audiotok.results.tables import Estimate, format_value, number_of, require_columns
-from audiotok.text import spoken_seconds
+from audiotok.text import spoken_duration, spoken_seconds
 
 _TOKEN = re.compile(r"""\s*(?:(==|!=|<=|>=|[=<>()\[\],])|"([^"]*)"|'([^']*)'|([^\s()\[\],<>=!"']+))""")
 _KEYWORDS = ("and", "or", "not", "in")
@@ -192,19 +192,19 @@ class _Parser:
         values = self._runs[column].tolist()
         if self._take(keyword="in"):
             items = self._list()
-            return self._mask(any(is_value(value, item) for item in items) for value in values)
+            return self._mask(any(_is(column, value, item) for item in items) for value in values)
         operator = self._take("==", "=", "!=", *_ORDERS)
         if operator is None:
             raise self._wrong("==, !=, <, <=, >, >= or in")
         text = f"[{', '.join(self._list())}]" if self._next.kind == "[" else self._value()
         if operator in _ORDERS:
             return self._compare(column, values, operator, text)
-        equal = self._mask(is_value(value, text) for value in values)
+        equal = self._mask(_is(column, value, text) for value in values)
         return ~equal if operator == "!=" else equal
 
     def _compare(self, column: str, values: list[Any], operator: str, text: str) -> _Mask:
         numbers, limit = np.array([number_of(value) for value in values], np.float64), _number(text)
-        if limit is None and column.rpartition(".")[2] == "duration":
+        if limit is None and _is_duration(column):
             limit = spoken_seconds(text)
         if limit is None:
             raise ResultsError(f"--where {column}{operator}{text}: a number expected after {operator}.")
@@ -231,6 +231,18 @@ class _Parser:
     @staticmethod
     def _mask(rows: Any) -> _Mask:
         return np.fromiter(rows, np.bool_)
+
+
+def _is(column: str, value: Any, text: str) -> bool:
+    """`is_value`; a duration is also the one that the table shows for it."""
+    if is_value(value, text):
+        return True
+    seconds = spoken_seconds(text) if _is_duration(column) else None
+    return seconds is not None and spoken_seconds(spoken_duration(number_of(value))) == seconds
+
+
+def _is_duration(column: str) -> bool:
+    return column.rpartition(".")[2] == "duration"
 
 
 def _number(text: str) -> float | None:

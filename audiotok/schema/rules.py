@@ -334,8 +334,13 @@ def _one_codebook(cfg: Plain) -> str:
 def _measured_exactly(cfg: Plain) -> str:
     if _get(cfg, "losses.mmd"):
         return _is(cfg, "losses.mmd")
-    whole = _get(cfg, "mmd.estimator") in ("clips", "samples") and _get(cfg, "mmd.max_samples") is not None
-    return _is(cfg, "mmd.estimator") if whole else ""
+    if _get(cfg, "mmd.max_samples") is None:
+        return ""
+    if _get(cfg, "mmd.estimator") in ("clips", "samples"):
+        return _is(cfg, "mmd.estimator")
+    between = _get(cfg, "mmd.between", "codebooks") != "codebooks"
+    whole = between and _get(cfg, "mmd.estimator") in ("unbiased", "rff")
+    return _is(cfg, "mmd.between", "mmd.estimator") if whole else ""
 
 
 def _no_chain(cfg: Plain) -> str:

@@ -35,8 +35,9 @@ LOGGED_FILE = "logged.json"
 _AXES = ("update", "epoch")
 _SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _EXTRA = "pip install 'audiotok[loggers]'"
-# Most seconds that closing takes at the end of the training, and of a run that is stopped: with 10 a scheduler kills.
-_END_S, _STOP_S = 600.0, 5.0
+# Most seconds that closing takes at the end of the training, for which the other ranks wait: NCCL ends them after 600;
+# and of a run that is stopped: with 10 a scheduler kills.
+_END_S, _STOP_S = 480.0, 5.0
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3]
 logger = logging.getLogger(__name__)

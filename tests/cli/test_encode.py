@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import soundfile
 import torch
 
-from audiotok import cli, coding
+from audiotok import cli, coding, files_to_files
 from audiotok.data.audio import read_segment
 from audiotok.interchange.atok import read_tokens, write_tokens
 from audiotok.models import CompressionModel
@@ -283,16 +284,11 @@ def test_bandwidth_chooses_the_codebooks(folder: Path) -> None:
 def test_ctrl_c_leaves_no_half_file(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wait, calls = futures.wait, 0
+    def interrupted(waiting: list[futures.Future[None]]) -> Iterator[futures.Future[None]]:
+        yield next(futures.as_completed(waiting))
+        raise KeyboardInterrupt
 
-    def interrupted(*arguments: Any, **options: Any) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return wait(*arguments, **options)
-
-    monkeypatch.setattr(coding, "wait", interrupted)
+    monkeypatch.setattr(files_to_files, "as_completed", interrupted)
     assert encode(folder) == 130
     assert "interrupted" in capsys.readouterr().err
     found = names(folder / "tokens")

@@ -245,7 +245,7 @@ def test_a_replacement_that_ends_half_way_leaves_no_mix(
         with monkeypatch.context() as patch, contextlib.suppress(OSError):
             patch.setattr(Path, "replace", replace)
             if killed:
-                patch.setattr(Path, "unlink", lambda self: None)
+                patch.setattr(Path, "unlink", lambda self, missing_ok: None)
             with formats._staged(out) as stage:
                 shutil.copytree(folders[1], stage, dirs_exist_ok=True)
         last = left == 0
@@ -253,9 +253,12 @@ def test_a_replacement_that_ends_half_way_leaves_no_mix(
             assert read() == files[1]
         elif killed:
             assert any(read().items() <= each.items() for each in files)
+            kept = {path.name: path.read_bytes() for path in out.glob(".out.*.tmp/earlier/*")}
+            assert {**read(), **kept}.items() >= files[0].items(), "nothing is lost"
         else:
             assert read() == files[0]
-        assert [path.name for path in out.iterdir() if path.is_dir()] == [".git"]
+        assert [path.name for path in out.iterdir() if path.is_dir() and path.suffix != ".tmp"] == [".git"]
+        assert killed or not list(out.glob(".*.tmp"))
         shutil.rmtree(out)
     assert last
 

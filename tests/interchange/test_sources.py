@@ -20,6 +20,7 @@ from audiotok.checkpoint import own_models
 from audiotok.cli import main
 from audiotok.errors import CheckpointError
 from audiotok.interchange import folder as own
+from audiotok.interchange import hub as hub_of_ours
 from audiotok.interchange import huggingface
 from audiotok.models import CompressionModel
 from audiotok.models.pretrained import read_pretrained
@@ -211,6 +212,26 @@ def test_what_cannot_be_fetched_is_one_line(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"no file or folder owner/codec here, .* pip install huggingface_hub"):
         CompressionModel.get_pretrained("owner/codec")
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(
+    hub: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where packets to each of its addresses are lost, which no timeout of a connection bounds."""
+    released = threading.Event()
+    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *args, **options: released.wait(60))
+    monkeypatch.setattr(hub_of_ours, "_PATIENCE_S", 0.2)
+    with pytest.raises(
+        CheckpointError, match=r"cannot be reached \(no answer within 0.2 s; HF_HUB_ETAG_TIMEOUT=30 .*; give"
+    ):
+        CompressionModel.get_pretrained("owner/codec")
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
+    with pytest.raises(CheckpointError, match=r"no answer within 1 s"):
+        CompressionModel.get_pretrained("owner/codec")
+    assert not released.is_set() and not hub, "without a request of a download"
+    released.set()
 
 
 def test_a_pointer_is_followed_once(hub: list[tuple[str, str]], theirs: Path, tmp_path: Path) -> None:

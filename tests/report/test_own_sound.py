@@ -289,6 +289,16 @@ def test_the_model_is_the_best_run_or_the_one_named(
     assert "wasm-unsafe-eval" not in plain and "worker-src" not in plain and "own-heading" not in plain
 
 
+def test_no_model_is_the_best_by_values_that_do_not_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for sig, estimator in (("00000001", "closed"), ("00000002", "clips")):
+        history = [{"train": {"mmd": 0.1}}]
+        folder = add_run(tmp_path, "g", sig, [f"mmd.estimator={estimator}"], history, state="COMPLETED")
+        shutil.copy(own_models()["demo"], folder / "checkpoint.th")
+    command = ["report", "g", "--root", str(tmp_path), "--output", str(tmp_path / "page"), "--with-model"]
+    assert main(command) == 2
+    assert "has a better direction and was measured alike in all runs; name a run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -140,6 +140,11 @@ def test_a_duration_is_written_as_the_table_shows_it() -> None:
     for text, seconds in (("10m", 600), ("2h13m", 7980), ('"2h 13m"', 7980), ("1.5h", 5400), ("599", 599), ("0d", 0)):
         assert where(runs, f"duration>={text}").tolist() == [value >= seconds for value in runs["duration"]]
     assert where(runs, "train.duration<3s").tolist() == [True, True, False, False]
+    runs = pd.DataFrame({"duration": [30.2, 600.4, 7991.0, math.nan], "n": [600, 1, 1, 1]})
+    assert where(runs, "duration==10m or duration=='2h 13m'").tolist() == [False, True, True, False]
+    assert where(runs, "duration in [30s, 600s]").tolist() == [True, True, False, False]
+    assert where(runs, "duration!=30s").tolist() == [False, True, True, True]
+    assert not where(runs, "n==10m").any()
     for text in ("10x", "m", "10m5", "ten", "1h-2m"):
         with pytest.raises(ResultsError, match=r"a number expected after >"):
             where(runs, f"duration>{text}")

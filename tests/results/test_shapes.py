@@ -261,13 +261,16 @@ def test_values_measured_under_other_settings_have_no_best(
     assert cli.main(["best", GRID["main"], "train.mmd", "--where", alike]) == 0
     assert cli.main(["results", GRID["main"], "--columns", "sig,train.mmd"]) == 0
     assert "train.mmd is measured under mmd.sigmas" in caplog.text and "losses.mmd is measured" not in caplog.text
+    caplog.clear()
+    assert cli.main(["results", GRID["main"], "--by", "losses.mmd", "--metric", "train.mmd", "--width", "200"]) == 0
+    assert caplog.text.count("train.mmd is measured under") == 1
     grid = load_grid(GRID["main"])
     runs = grid.runs.dropna(subset=["train.mmd"])
     with pytest.raises(ResultsError, match=r"train\.mmd is measured under .* do not compare"):
         pareto_front(runs, "train.mmd", "evaluate.sisdr")
     figure = tradeoff(grid, "train.mmd", "evaluate.sisdr")
     labels = [line.get_label() for line in figure.axes[0].get_lines()]
-    assert "no front: measured under settings that differ" in labels and "better" not in figure.axes[0].get_xlabel()
+    assert "no front: values that do not compare" in labels and "better" not in figure.axes[0].get_xlabel()
     lines = learning_curves(grid, "train.mmd", ["losses.mmd", "mmd.sigmas", "rvq.n_q"]).axes[0]
     assert lines.get_ylabel() == "train.mmd"
     rest = ["mmd.stream", "mmd.estimator", "mmd.num_features"]
@@ -290,7 +293,11 @@ def test_why_a_condition_has_no_pair(capsys: pytest.CaptureFixture[str], caplog:
     options = ["--by", "losses.mmd,mmd.stream,rvq.n_q", "--metric", "evaluate.sisdr", "--baseline", "losses.mmd=0"]
     assert cli.main(["results", GRID["main"], *options, "--where", seeds]) == 0
     assert "n_q=8: its runs are of seed '2037', those of its baseline of '2036'" in caplog.text
-    assert "add seeds" not in caplog.text
+    assert "add seeds" not in caplog.text and "has measured it" not in caplog.text
+    options = ["--by", "losses.mmd", "--metric", "train.mmd,evaluate.sisdr", "--baseline", "losses.mmd=0"]
+    assert cli.main(["results", GRID["mmd_on_off_demo"], *options]) == 0
+    assert "no pair of train.mmd: no run with losses.mmd=0 has measured it" in caplog.text
+    assert caplog.text.count("has measured it") == 1
 
 
 def test_a_comparison_leaves_out_what_has_no_better_value_and_a_narrow_table_keeps_n(

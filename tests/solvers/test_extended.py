@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from audiotok import train
+from audiotok import train, training
 from audiotok.checkpoint import LAST, load_checkpoint
 from audiotok.experiments.extend import plan_extension
 from audiotok.solvers.precision import LossScale
@@ -54,6 +55,20 @@ def test_an_extended_run_is_the_longer_run_to_the_last_bit(
         del longer["history"][0][name]
     assert without_time(longer) == without_time(whole) | {"xp.sig": xp.sig}
     assert whole["scheduler"]["last_epoch"] == 4 and longer["history"][1]["train"].get("skipped", 0) == 0
+
+
+def test_what_may_be_amended_stays_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads the environment, above all; of another process it is taken as a value."""
+    monkeypatch.setattr(train.main.dora, "dir", tmp_path)
+    monkeypatch.setenv("TEAM", "hunter2")
+    cfg = train.main.get_xp(OVERRIDES).cfg
+    OmegaConf.update(cfg, "logging.wandb.entity", "${oc.env:TEAM}")
+    before = OmegaConf.to_yaml(cfg)
+    training._amend_as_source(cfg)
+    assert OmegaConf.to_yaml(cfg) == before
+    monkeypatch.setattr("audiotok.distributed.object_of_source", lambda own: {**own, "optim.epochs": 7})
+    training._amend_as_source(cfg)
+    assert cfg.optim.epochs == 7 and "hunter2" not in OmegaConf.to_yaml(cfg)
 
 
 @pytest.mark.parametrize("name", ["cosine", "polynomial_decay"])

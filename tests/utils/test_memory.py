@@ -7,11 +7,13 @@ import sys
 import pytest
 
 SCRIPT = """
+import ctypes
 import resource
 import sys
 import threading
 from audiotok.utils.memory import keep_freed_memory
 
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of 2 MiB have few faults either way
 if sys.argv[1] == "keep":
     keep_freed_memory()
 
