@@ -279,8 +279,10 @@ def curve(options: argparse.Namespace, modules: Mapping[str, Any]) -> list[str]:
     small = ["seanet.n_filters=16", "msstftd.filters=8"] if options.small else []
     ours = our_solver(options.device, *small)
     use_their_codebooks(modules, ours)
-    theirs = {name: their_solver(modules, ours) for name in (THEIRS, MOVED)}
-    move([theirs[MOVED].model, theirs[MOVED].adv_losses["msstftd"].adversary], 0)
+    moved = [f"{MOVED} {seed + 1}" if options.moved > 1 else MOVED for seed in range(options.moved)]
+    theirs = {name: their_solver(modules, ours) for name in (THEIRS, *moved)}
+    for seed, name in enumerate(moved):
+        move([theirs[name].model, theirs[name].adv_losses["msstftd"].adversary], seed)
     steps = {name: their_step(solver) for name, solver in theirs.items()} | {OURS: our_step(ours)}
     found: dict[str, list[Metrics]] = {name: [] for name in steps}
     for index in range(options.curve):
@@ -300,7 +302,7 @@ def _differences(found: Mapping[str, list[Metrics]]) -> list[str]:
     count = len(found[THEIRS])
     marks = [mark for mark in (1, 2, 5, 10, 20, 50, 100, 200, 500) if mark <= count]
     rows = []
-    for loss, name in itertools.product(LOSSES, (OURS, MOVED)):
+    for loss, name in itertools.product(LOSSES, [OURS, *(name for name in found if name.startswith(MOVED))]):
         pairs = zip(found[name], found[THEIRS], strict=True)
         apart = [abs(a[loss] - b[loss]) / max(abs(b[loss]), 1e-12) for a, b in pairs]
         tail = [sum(row[loss] for row in found[which][count // 2 :]) / (count - count // 2) for which in (name, THEIRS)]
@@ -362,6 +364,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps of each program, after the first (10)")
     parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch (all cores)")
     parser.add_argument("--curve", type=int, default=0, metavar="N", help="compare N steps instead")
+    parser.add_argument("--moved", type=int, default=1, metavar="M", help="curves of AudioCraft from moved weights (1)")
     parser.add_argument("--small", action="store_true", help="compare a model of a quarter of the width")
     parser.add_argument("--save", metavar="FILE", help="metrics of the steps compared, as JSON")
     parser.add_argument("--quick", action="store_true", help="times alone, not where they go")
