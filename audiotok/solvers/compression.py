@@ -201,12 +201,13 @@ class CompressionSolver(StandardSolver):
     def _mmd_step(self, batch: Tensor, n_q: int) -> Metrics:
         """The MMD step, if this batch completes it; n_q, also a draw of quantiser dropout, is the same on all ranks."""
         macro = self.macro_batch
-        if macro is None or (macro.once and "mmd" in self.averages.totals):  # which a resumed epoch has, too
+        if macro is None or (macro.once and macro.epoch == self.epoch):
             return {}
         if self.probe is not None:
             macro.share.add_reconstruction(self.probe.norm)
         if not macro.add(batch) or n_q == 1:
             return {}
+        macro.epoch = self.epoch
         # An update takes the mean over its batches; of them one has the MMD, or one in `num_batches`.
         times = min(self.updates.accumulate, macro.num_batches)
         metrics: Metrics = {"mmd": macro.value(self.model, times * self.mmd_weight(self.epoch), n_q)}

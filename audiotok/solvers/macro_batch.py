@@ -90,6 +90,7 @@ class MacroBatch:
     Attributes:
         share: that norm; `share.add_reconstruction` takes in a batch.
         reached: the share that the gradient of the latest step had, of the clips of this rank; 0 without weight.
+        epoch: of the latest step, for those who take one an epoch; 0 before the first.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class MacroBatch:
         self.share = GradientShare(ema_decay)
         self.reached = 0.0
         self.pending: list[torch.Tensor] = []
-        self.steps = 0
+        self.steps, self.epoch = 0, 0
 
     def add(self, wav: torch.Tensor) -> bool:
         """Keep a batch [B, C, T] of each rank, and the last `num_batches` of them; True once that many are there."""
@@ -175,12 +176,13 @@ class MacroBatch:
         return gradient * self.share.scale(weight, gradient, own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Pending batches of all ranks, the count and the norm, so that a resumed run takes the same steps."""
-        return {"pending": list(self.pending), "steps": self.steps, "share": self.share.state_dict()}
+        """Pending batches of all ranks, the counts and the norm, so that a resumed run takes the same steps."""
+        counts = {"steps": self.steps, "epoch": self.epoch}
+        return {"pending": list(self.pending), **counts, "share": self.share.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`; that of an earlier version holds no norm."""
+        """Restore `state_dict`; that of an earlier version holds no norm and no epoch."""
         self.pending = list(state["pending"])
-        self.steps = int(state["steps"])
+        self.steps, self.epoch = int(state["steps"]), int(state.get("epoch", 0))
         if "share" in state:
             self.share.load_state_dict(state["share"])

@@ -109,3 +109,21 @@ def test_a_baseline_measures_in_a_way_that_its_number_and_its_time_are_small(
         solver.run_stage("valid", solver.valid)
     valid = len(calls) - trained
     assert valid == (1 if trained == 2 else len(solver.dataloaders["valid"]))
+
+
+def test_a_costly_measure_is_taken_once_an_epoch_of_accumulated_batches_too(
+    tmp_path: Path, solver_in: Enter, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update holds three macro-batches; one that is skipped takes its measure with it."""
+    more = ["losses.mmd=0", "mmd.estimator=clips", "optim.accumulate=3", "optim.epochs=2", "optim.max_skipped=1"]
+    with solver_in(tmp_path, *SMALL, *more) as solver:
+        train(solver)
+        assert len(calls) == 2
+        assert all(math.isfinite(epoch["train"]["mmd"]) for epoch in solver.history)
+        calls.clear()
+        factors = iter([1.0, 1.0, math.nan, 1.0, 1.0, 1.0])  # of an epoch's batches
+        run_step = solver.run_step
+        monkeypatch.setattr(solver, "run_step", lambda batch: run_step(batch * next(factors)))
+        solver.averages = MetricAverages()
+        assert solver.run_stage("train", solver.train)["skipped"] == 0.5
+    assert len(calls) == 2
