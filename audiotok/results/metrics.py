@@ -207,8 +207,9 @@ def several_codecs(table: pd.DataFrame) -> bool:
 
 
 def differing_settings(runs: pd.DataFrame, column: str) -> list[str]:
-    """Parameters that set how a metric is measured (`Metric.depends_on`) and differ between the rows of a table."""
+    """Parameters that set how a metric is measured (`Metric.depends_on`) and differ between the rows that have it."""
     metric = known_metric(column)
+    runs = runs[runs[column].notna()] if column in runs.columns else runs
     prefix = CODEC * column.startswith(CODEC)
     patterns = [f"{prefix}{name}" for name in metric.depends_on] if metric else []
     names = [str(name) for name in runs.columns if any(fnmatchcase(str(name), pattern) for pattern in patterns)]

@@ -278,6 +278,23 @@ def test_a_heatmap_begins_with_parameters_that_all_conditions_have(context: Brow
     ]
 
 
+def test_a_heatmap_begins_with_cells_where_the_usual_values_never_meet(context: BrowserContext, tmp_path: Path) -> None:
+    """Most runs have mmd.ramp_epochs=0 and most rvq.kmeans_iters=0, but none has both."""
+    pairs = [(0, 1), (0, 2), (1, 0), (2, 0)]
+    conditions = [(weight, n_q, *pair) for weight in (0, 1) for n_q in (2, 4) for pair in pairs]
+    left_out = {(0, 2, 1, 0), (0, 2, 0, 1), (1, 4, 2, 0), (1, 4, 0, 2)}  # so that no parameter has panels of its own
+    for index, condition in enumerate(one for one in conditions if one not in left_out):
+        names = ("losses.mmd", "rvq.n_q", "mmd.ramp_epochs", "rvq.kmeans_iters")
+        argv = [f"{name}={value}" for name, value in zip(names, condition, strict=True)]
+        history = [{"valid": {"msspec": 2.0}, "evaluate": {"sisdr": float(index)}}]
+        add_run(tmp_path, "apart", f"{index:08x}", [*argv, "seed=1"], history, state="COMPLETED")
+    write_report(load_grid("apart", tmp_path), tmp_path / "report", ReportOptions())
+    page = context.new_page()
+    page.goto((tmp_path / "report" / "index.html").as_uri())
+    drawing(page, "heatmap")
+    assert chart(page, "heatmap", "view.getOption().series.flatMap((one) => one.data).length") > 0
+
+
 def test_a_comparison_of_hundreds_of_rows_makes_no_long_page(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     table = page.get_by_role("region", name="Comparison with the baseline")

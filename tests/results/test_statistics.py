@@ -13,6 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from audiotok.errors import ResultsError
+from audiotok.results.metrics import differing_settings
 from audiotok.results.statistics import (
     _compare_pairs,
     _confidence_interval,
@@ -179,6 +180,8 @@ def test_values_under_other_settings_are_not_compared() -> None:
     )  # fmt: skip
     table = compare(runs, ["losses.mmd"], ["train.mmd", "evaluate.sisdr"], {"losses.mmd": 0.1})
     assert table["n"].tolist() == [2, 2, 0, 2] and math.isnan(table["difference"][2])
+    lacking = runs.assign(**{"train.mmd": [0.0, 1, 2, 3, math.nan, math.nan]})
+    assert (differing_settings(runs, "train.mmd"), differing_settings(lacking, "train.mmd")) == (["mmd.sigmas"], [])
 
 
 def test_one_seed_gives_a_difference_and_no_verdict() -> None:

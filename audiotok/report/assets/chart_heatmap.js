@@ -14,10 +14,12 @@ function startHeatmap() {
   const filled = (...some) => new Set(charts.points.map((_, point) => some.map(({ of }) => of[point]).join())).size / some.reduce((all, { levels }) => all * levels.length, 1);
   const second = swept.slice(1).reduce((best, one) => (filled(swept[0], one) > filled(swept[0], best) ? one : best));
   const across = choice("across", names, second.name);
-  const usual = ({ of, levels }) => {
-    const counts = levels.map((_, level) => of.filter((own) => own === level).length);
-    return String(counts.indexOf(Math.max(...counts)));
-  };
+  // The most frequent values together: each on its own may be one that no condition has beside the others.
+  const together = charts.points.map((_, point) => swept.filter((one) => one !== swept[0] && one !== second).map(({ of }) => of[point]).join());
+  const times = new Map();
+  for (const own of together) times.set(own, (times.get(own) ?? 0) + 1);
+  const common = together.findIndex((own) => times.get(own) === Math.max(...times.values()));
+  const usual = ({ of }) => String(of[common]);
   const others = swept.map((parameter) => {
     const some = parameter.levels.length <= MAX_PANELS ? [[PANELS, "a panel for each"]] : [];
     const wrap = choice(parameter.name, [...parameter.levels.map((text, level) => [String(level), text]), ...some, [MEAN, "mean over all"]], usual(parameter));
