@@ -9,11 +9,13 @@
 """
 
 import contextlib
+import glob
 import json
 import logging
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -176,9 +178,10 @@ def _staged(out: Path) -> Iterator[Path]:
     """A folder to write in; what it then holds takes the place of what `out` held."""
     out = out.absolute()
     place = out if os.path.isdir(out) else out.parent  # `out` may be a mount, or its parent another user's
-    stage = place / f".{out.name}.{os.getpid()}.tmp"
+    stage = place / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     place.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(stage, ignore_errors=True)  # of a process of this id that was killed
+    for folder in place.glob(f".{glob.escape(out.name)}.*.tmp"):
+        logger.warning("warning: %s is left by an export that was killed, or runs: %s", folder, _what_to_do(folder))
     stage.mkdir()
     try:
         yield stage
@@ -187,8 +190,15 @@ def _staged(out: Path) -> Iterator[Path]:
         else:
             stage.rename(out)
     finally:
-        if not _left(stage / _EARLIER):
+        if _left(stage / _EARLIER):
+            logger.warning("warning: %s is left: %s", stage, _what_to_do(stage))
+        else:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def _what_to_do(stage: Path) -> str:
+    earlier = stage / _EARLIER
+    return f"{earlier} holds the files of the export before; keep them or delete it" if _left(earlier) else "delete it"
 
 
 def _replace(stage: Path, out: Path) -> None:

@@ -263,6 +263,26 @@ def test_a_replacement_that_ends_half_way_leaves_no_mix(
     assert last
 
 
+def test_what_a_killed_export_left_is_named(codec: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder beside a new export, or within an earlier one whose files it may hold; it is never deleted."""
+    new, there = tmp_path / ".out.0a1b2c3d.tmp", tmp_path / "out/.out.0a1b2c3d.tmp"
+    new.mkdir()
+    out = export_model(codec, "safetensors", tmp_path / "out")
+    assert f"{new} is left by an export that was killed, or runs: delete it" in caplog.text
+    (there / "earlier").mkdir(parents=True)
+    (there / "earlier/audiotok.json").write_text("of before")
+    export_model(codec, "safetensors", out, force=True)
+    assert f"{there}/earlier holds the files of the export before; keep them or delete it" in caplog.text
+    assert (there / "earlier/audiotok.json").read_text() == "of before"
+
+    caplog.clear()
+    with pytest.raises(OSError, match="output error"), formats._staged(out) as stage:
+        (stage / "earlier").mkdir()
+        (stage / "earlier/audiotok.json").write_text("what could not be put back")
+        raise OSError(5, "Input/output error")
+    assert f"{stage} is left: " in caplog.text and (stage / "earlier/audiotok.json").exists()
+
+
 def test_a_folder_that_is_there_is_written_within(codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be a mount, into which nothing can be moved, or have a parent that others alone may write."""
     places, plain = [], formats.FORMATS["safetensors"]
