@@ -40,7 +40,8 @@ _MEASURED = ("train", "valid", "evaluate", "generate")
 _RISK = 0.05  # that the row which is best in truth is not marked
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _MARKDOWN = re.compile(r"[\\|<`*]")
-_MINUS = re.compile(r"-(?=[0-9])")  # of a number and of its exponent
+_MINUS = re.compile(r"(?<!\{)-(?=[0-9])")  # those of powers are within $…$ already
+_POWER = re.compile(r"(?<=[0-9])e\+?(-?)0*([0-9]+)")
 _LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -334,7 +335,8 @@ def _latex(headers: list[str], cells: list[list[str]], numeric: list[bool], best
     for header, column, right, winners in zip(headers, cells, numeric, best, strict=True):
         escaped = list(enumerate(map(_for_latex, column)))
         if right:
-            escaped = [(row, _MINUS.sub("$-$", text)) for row, text in escaped]
+            powers = [(row, _POWER.sub(r"$\\cdot 10^{\1\2}$", text)) for row, text in escaped]
+            escaped = [(row, _MINUS.sub("$-$", text)) for row, text in powers]
         columns.append([header, *(rf"\textbf{{{text}}}" if row in winners else text for row, text in escaped)])
     lines = [f"{' & '.join(row)} \\\\\n" for row in zip(*columns, strict=True)]
     alignment = "".join("r" if right else "l" for right in numeric)
