@@ -38,8 +38,8 @@ def test_the_study_runs_on_its_stored_results(tmp_path: Path) -> None:
     text = "\n".join(
         str(out.get("data", {}).get("text/markdown", "")) for cell in cells for out in cell.get("outputs", [])
     )
-    assert "60 language models on 24 codecs" in text
-    assert re.search(r"parallel \| closed form, 0.5 \| evaluate.gap \| 4 \| 0.4609 \| 0.2076 \| -0.2533", text)
+    assert "84 language models on 30 codecs" in text
+    assert re.search(r"parallel \| closed form, 0.5 \| evaluate.gap \| 5 \| 0.4603 \| 0.2393 \| -0.221", text)
     assert {path.stem.split("_")[-1] for path in tmp_path.glob("*.png")} == {"quality", "likelihoods", "sound"}
 
 
