@@ -38,8 +38,8 @@ def test_the_study_runs_on_its_stored_results(tmp_path: Path) -> None:
     text = "\n".join(
         str(out.get("data", {}).get("text/markdown", "")) for cell in cells for out in cell.get("outputs", [])
     )
-    assert "84 language models on 30 codecs" in text
-    assert re.search(r"parallel \| closed form, 0.5 \| evaluate.gap \| 5 \| 0.4603 \| 0.2393 \| -0.221", text)
+    assert "108 language models on 36 codecs" in text
+    assert re.search(r"parallel \| closed form, 0.5 \| evaluate.gap \| 6 \| 0.4132 \| 0.2146 \| -0.1986", text)
     assert {path.stem.split("_")[-1] for path in tmp_path.glob("*.png")} == {"quality", "likelihoods", "sound"}
 
 
