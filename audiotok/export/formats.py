@@ -180,7 +180,7 @@ def _staged(out: Path) -> Iterator[Path]:
     place = out if os.path.isdir(out) else out.parent  # `out` may be a mount, or its parent another user's
     stage = place / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     place.mkdir(parents=True, exist_ok=True)
-    for folder in place.glob(f".{glob.escape(out.name)}.*.tmp"):
+    for folder in place.glob(f".{glob.escape(out.name)}.????????.tmp"):
         logger.warning("warning: %s is left by an export that was killed, or runs: %s", folder, _what_to_do(folder))
     stage.mkdir()
     try:

@@ -18,7 +18,8 @@ function startHeatmap() {
   const together = charts.points.map((_, point) => swept.filter((one) => one !== swept[0] && one !== second).map(({ of }) => of[point]).join());
   const times = new Map();
   for (const own of together) times.set(own, (times.get(own) ?? 0) + 1);
-  const common = together.findIndex((own) => times.get(own) === Math.max(...times.values()));
+  const most = Math.max(...times.values());
+  const common = together.findIndex((own) => times.get(own) === most);
   const usual = ({ of }) => String(of[common]);
   const others = swept.map((parameter) => {
     const some = parameter.levels.length <= MAX_PANELS ? [[PANELS, "a panel for each"]] : [];
