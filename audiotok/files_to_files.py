@@ -21,8 +21,8 @@ from audiotok.errors import AudiotokError, ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 _FATAL = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG})
-Progress = Callable[[float, float], None]  # is told the seconds of audio done, and those to do
-Step = Callable[[float], None]  # is told the seconds of audio done of a file; raises where the call ends
+Progress = Callable[[float, float], None]  # takes the seconds of audio done, and those to do
+Step = Callable[[float], None]  # takes the seconds of audio done of a file; raises where the call ends
 
 
 class OutputError(DataError):

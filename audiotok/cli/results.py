@@ -234,7 +234,7 @@ def _show(args: argparse.Namespace, experiments: "Experiments", *, clear: bool) 
     plain = args.by is None and args.importance is None and args.format not in EXACT
     if plain and (line := counted_line(experiments.runs, unfinished=args.unfinished)):
         logger.info("for means and bold values %s", line)
-    if args.by is None and args.importance is None:  # the others have said so
+    if args.by is None and args.importance is None:  # these print the lines themselves
         for line in setting_lines(experiments.runs, [name for name in columns or () if name in experiments.metrics]):
             logger.info("%s", line)
     if args.output is None and (line := unmeasured(experiments)):

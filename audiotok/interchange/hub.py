@@ -16,7 +16,7 @@ from audiotok.interchange import audiocraft, huggingface
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _FILES = (".th", ".pt", ".bin", ".ckpt", ".safetensors")
-_PATIENCE_S = 3.0  # for the first answer, unless the package is told how long to wait for it, by _TIMEOUT
+_PATIENCE_S = 3.0  # for the first answer, unless _TIMEOUT is set
 _TIMEOUT = "HF_HUB_ETAG_TIMEOUT"
 
 

@@ -10,7 +10,7 @@ import torch
 
 from audiotok.errors import ConfigError
 from audiotok.models.encodec import EncodecModel
-from audiotok.solvers import CompressionSolver
+from audiotok.solvers import CompressionSolver, builders
 from audiotok.solvers.averages import MetricAverages
 from audiotok.solvers.macro_batch import MacroBatch
 
@@ -120,6 +120,9 @@ def test_a_costly_measure_is_taken_once_an_epoch_of_accumulated_batches_too(
         train(solver)
         assert len(calls) == 2
         assert all(math.isfinite(epoch["train"]["mmd"]) for epoch in solver.history)
+        resumed = builders.get_macro_batch(solver.cfg)
+        resumed.load_state_dict(solver.state_dict()["macro_batch"])
+        assert resumed.once and resumed.epoch == 2  # in a checkpoint of this epoch it is measured already
         calls.clear()
         factors = iter([1.0, 1.0, math.nan, 1.0, 1.0, 1.0])  # of an epoch's batches
         run_step = solver.run_step
