@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Iterator
 from functools import partial
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,7 @@ from benchmarks.gpu.device import TF32_MODES, Setting, apart, seconds, table, tf
 from benchmarks.gpu.solvers import SMALL, batch_of, one_batch, solver_on
 
 
-def codec(setting: Setting) -> list[str]:
+def codec(setting: Setting) -> Iterator[list[str]]:
     """Encoding and decoding: seconds of audio a second, and codes beside those of the CPU."""
     overrides = [batch_of(setting, 64), f"dataset.num_workers={setting.pick(8, 0)}"]
     with TemporaryDirectory() as folder, solver_on(setting, folder, *overrides) as one:
@@ -33,8 +34,9 @@ def codec(setting: Setting) -> list[str]:
                 encoding = seconds(partial(model.encode, batch), setting.device)
                 decoding = seconds(partial(model.decode, codes), setting.device)
             rows.append((name, mode, length / encoding, length / decoding))
-    lines = table(["batch", "mode", "encodes, s of audio a second", "decodes"], rows)
-    return [*lines, *_codes_beside_cpu(setting, one, wav[: setting.pick(16, 2)])]
+        lines = table(["batch", "mode", "encodes, s of audio a second", "decodes"], rows)
+        yield lines
+    yield [*lines, *_codes_beside_cpu(setting, one, wav[: setting.pick(16, 2)])]
 
 
 def _codes_beside_cpu(setting: Setting, one: CompressionSolver, wav: Tensor) -> list[str]:
@@ -73,9 +75,9 @@ def _first_differences(model: EncodecModel, latent: Tensor, wanted: Tensor, foun
     return f"{int((~alike).sum())} of {alike.numel()}", margin
 
 
-def loader(setting: Setting) -> list[str]:
+def loader(setting: Setting) -> Iterator[list[str]]:
     """Batches a second of the loader alone, and how long a batch takes to the device."""
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for workers in setting.pick((0, 4, 8, 15), (0,)):
         count = setting.pick(10 if workers == 0 else 60, 2)
         overrides = [batch_of(setting, 64), f"dataset.num_workers={workers}", f"optim.updates_per_epoch={count + 8}"]
@@ -89,11 +91,11 @@ def loader(setting: Setting) -> list[str]:
             start = time.perf_counter()
             read = sum(1 for _ in itertools.islice(batches, count))
             rows.append((workers, read / (time.perf_counter() - start)))
-    lines = table(["workers", "batches of 64 clips a second"], rows)
-    wav = torch.randn(setting.pick(64, 2), 1, 32000)
+        lines = table(["workers", "batches of 64 clips a second"], rows)
+        yield lines
     if setting.device.type == "cuda":
+        wav = torch.randn(64, 1, 32000)
         copies = []
         for name, batch in (("pageable, as it is", wav), ("pinned", wav.pin_memory())):
             copies.append((name, 1e3 * seconds(partial(batch.to, setting.device), setting.device, 20)))
-        lines += table(["a batch to the device", "ms"], copies)
-    return lines
+        yield [*lines, *table(["a batch to the device", "ms"], copies)]

@@ -1,6 +1,6 @@
 """The MMD and the other numerics on a device: the Triton kernel beside plain torch, float64 and the CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -42,9 +42,12 @@ def both(run: Criterion, streams: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), gradient
 
 
-def mmd(setting: Setting) -> list[str]:
+def mmd(setting: Setting) -> Iterator[list[str]]:
     """Time and memory of forward and backward by number of samples; errors of value and gradient."""
-    times, errors = [], []
+    times: list[tuple[object, ...]] = []
+    errors: list[tuple[object, ...]] = []
+    names = [*(f"{name}, ms" for name in RUNS.values()), "torch / Triton", *(f"{name}, MiB" for name in RUNS.values())]
+    compared = ["N", "widths", "what", "beside", "value", "gradient"]
     for clips in setting.pick((16, 64, 256, 512, 2048), (2, 4)):
         n, streams = clips * FRAMES, make_streams(clips, shared=1.0).to(setting.device)
         tiles = criterion("unbiased", n)
@@ -62,9 +65,11 @@ def mmd(setting: Setting) -> list[str]:
         ratio = took["torch"] / took["triton"]
         times.append((n, *(1e3 * took[name] if name in took else None for name in RUNS), ratio, *map(held.get, RUNS)))
         errors += _errors(setting, clips, streams, runs)
-    names = [*(f"{name}, ms" for name in RUNS.values()), "torch / Triton", *(f"{name}, MiB" for name in RUNS.values())]
-    compared = ["N", "widths", "what", "beside", "value", "gradient"]
-    return [*table(["N", *names], times), *table(compared, errors), *_tiles(setting), *_with_tf32(setting)]
+        lines = [*table(["N", *names], times), *table(compared, errors)]
+        yield lines
+    lines += _tiles(setting)
+    yield lines
+    yield [*lines, *_with_tf32(setting)]
 
 
 def _errors(setting: Setting, clips: int, streams: Tensor, runs: dict[str, Criterion]) -> list[tuple[object, ...]]:

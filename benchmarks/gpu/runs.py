@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,10 +43,11 @@ def resume(setting: Setting, *overrides: str) -> list[str]:
     return [*table(header, rows), *(f"- no deterministic algorithm: {name}" for name in loud), ""]
 
 
-def deterministic(setting: Setting) -> list[str]:
+def deterministic(setting: Setting) -> Iterator[list[str]]:
     """`resume` with deterministic=true, in float32 and in bfloat16."""
     lines = resume(setting, "deterministic=true")
-    return lines + resume(setting, "deterministic=true", "precision=bf16")
+    yield lines
+    yield lines + resume(setting, "deterministic=true", "precision=bf16")
 
 
 def _run(setting: Setting, folder: Path, stop_after: int, *more: str) -> dict[str, Any]:
