@@ -331,13 +331,11 @@ def _comment(path: Path) -> str:
 
 
 def _is_whole(path: Path, header: Header) -> bool:
-    """Whether an audio file can be read to the length that a token file is decoded to."""
+    """Whether an audio file has the last sample that a token file is decoded to; what lies before it is not read."""
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
-            count = 0
-            while (part := len(file.read(WRITE_BLOCK, dtype="float32"))) > 0:
-                count += part
-            return bool(file.samplerate == header.sample_rate and count >= header.samples)
+            file.seek(max(0, header.samples - 1))
+            return bool(file.samplerate == header.sample_rate and len(file.read(1)) == min(1, header.samples))
     except (soundfile.SoundFileError, RuntimeError):
         return False
 

@@ -26,7 +26,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 class _Chart:
     """One chart; coordinates in a box of WIDTH × HEIGHT."""
 
-    title: str  # metric with unit and direction
+    title: str  # metric with unit, and with its direction where the runs' values compare
     line: str  # points of this run
     dots: list[tuple[float, float]]  # the same points, where there are too few for a line to be seen
     band: str  # outline of the range of the runs that count
@@ -52,9 +52,11 @@ class RunCharts:
     """Charts of some metrics; what all runs share is worked out once."""
 
     def __init__(self, experiments: Experiments, metrics: Sequence[str], *, unfinished: bool = False) -> None:
-        count = set(counted(experiments.runs, unfinished=unfinished)["sig"])
+        runs = counted(experiments.runs, unfinished=unfinished)
+        count = set(runs["sig"])
         self._curves: dict[str, Mapping[str, Floats]] = {}
         self._ranges: dict[str, Floats] = {}
+        self._titles = {name: clean_text(metric_label(name, runs)) for name in metrics}
         for name in metrics:
             rows = curve(experiments, name).sort_values("epoch")
             spread = rows[rows["sig"].isin(count)].groupby("epoch")["value"].agg(["min", "max"]).reset_index()
@@ -65,10 +67,10 @@ class RunCharts:
     def of(self, sig: str) -> list[_Chart]:
         """Charts of one run: those of the metrics that it has measured."""
         found = [(name, curves[sig]) for name, curves in self._curves.items() if sig in curves]
-        return [_chart(name, points, self._ranges[name]) for name, points in found]
+        return [_chart(self._titles[name], points, self._ranges[name]) for name, points in found]
 
 
-def _chart(name: str, points: Floats, spread: Floats) -> _Chart:
+def _chart(title: str, points: Floats, spread: Floats) -> _Chart:
     epochs, lows, highs = spread[:, 0], spread[:, 1], spread[:, 2]
     xs, ys = np.concatenate([epochs, points[:, 0]]), np.concatenate([lows, highs, points[:, 1]])
     x_range, y_range = _padded(xs.min(), xs.max(), 0.0), _padded(ys.min(), ys.max(), 0.04)
@@ -82,7 +84,7 @@ def _chart(name: str, points: Floats, spread: Floats) -> _Chart:
     around = np.concatenate([np.stack([x(epochs), y(highs)], 1), np.stack([x(epochs), y(lows)], 1)[::-1]])
     mine = np.stack([x(points[:, 0]), y(points[:, 1])], 1)
     return _Chart(
-        clean_text(metric_label(name)),
+        title,
         _points(mine),
         [(round(float(a), 1), round(float(b), 1)) for a, b in mine] if len(mine) <= 30 else [],
         _points(around),

@@ -109,6 +109,15 @@ def test_runs_that_have_not_completed_count_only_on_request(tmp_path: Path) -> N
         assert (report / "index.html").read_text().count(line) == 3  # table, statistics, plots
 
 
+def test_a_curve_has_no_direction_where_the_runs_do_not_compare(tmp_path: Path) -> None:
+    for index, sigmas in enumerate(["[1]", "[2]"]):
+        history = [{"train": {"mmd": 0.5}, "valid": {"msspec": 1.0}}]
+        add_run(tmp_path, "grid", f"000000c{index}", [f"mmd.sigmas={sigmas}"], history, state="COMPLETED")
+    grid = load_grid("grid", tmp_path)
+    titles = [chart.title for chart in RunCharts(grid, ["train.mmd", "valid.msspec"]).of("000000c0")]
+    assert titles == ["train.mmd", "valid.msspec (↓ lower is better)"]
+
+
 def test_the_range_beside_a_curve_is_of_the_runs_that_count(tmp_path: Path) -> None:
     for index, (value, state) in enumerate([(1.0, "COMPLETED"), (2.0, "COMPLETED"), (900.0, "DIVERGED")]):
         history = [{"valid": {"msspec": value + epoch}} for epoch in (1, 0)]
