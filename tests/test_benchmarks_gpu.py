@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +48,15 @@ def test_the_page_names_each_section_that_was_given_up() -> None:
         row = next(line for line in page.splitlines() if line.startswith(f"| [{name}]"))
         assert "given up after 0 s" in row and f"(#{anchor(SECTIONS[name].heading)})" in row
         assert f"## {SECTIONS[name].heading}\n" in page
+
+
+@pytest.mark.parametrize(("gib", "clips"), [(24, 16), (80, 64)])
+def test_a_card_of_little_memory_has_smaller_batches(
+    gib: int, clips: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    card = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert Setting(torch.device("cuda"), False, tmp_path).clips(64) == clips
 
 
 @pytest.fixture(scope="module")

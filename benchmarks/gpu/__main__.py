@@ -41,9 +41,8 @@ SECTIONS = {
     "measures": Section("kernels", 20, "Other estimators, the permutation test, k-means", "At N = 2944."),
     "steps": Section(
         "steps", 85, "Training steps of the 32 kHz model",
-        "encodec_mmd_32khz in full: batches of 64 clips of 1 s from wav and flac files, 8 loader processes, msstftd, "
-        "balancer, an MMD step every 4 batches. PyTorch's defaults allow TF32 in convolutions and LSTMs, not in matrix "
-        "products.",
+        "encodec_mmd_32khz in full: clips of 1 s from wav and flac files, 8 loader processes, msstftd, balancer, an "
+        "MMD step every 4 batches. PyTorch's defaults allow TF32 in convolutions and LSTMs, not in matrix products.",
     ),
     "values": Section(
         "steps", 20, "Training steps beside the CPU",

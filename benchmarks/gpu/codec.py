@@ -25,8 +25,9 @@ def codec(setting: Setting) -> Iterator[list[str]]:
         wav = one_batch(one)
         model.eval()
     rows: list[tuple[object, ...]] = []
-    long = wav[: setting.pick(16, 2)].repeat(1, 1, 10)
-    for name, batch in (("64 clips of 1 s", wav), ("16 clips of 10 s", long), ("1 clip of 10 s", long[:1])):
+    long = wav[:16].repeat(1, 1, 10)
+    for batch, length_s in ((wav, 1), (long, 10), (long[:1], 10)):
+        name = f"{len(batch)} × {length_s} s"
         for mode in TF32_MODES:
             with torch.no_grad(), tf32(mode):
                 codes, _ = model.encode(batch)
@@ -34,7 +35,7 @@ def codec(setting: Setting) -> Iterator[list[str]]:
                 encoding = seconds(partial(model.encode, batch), setting.device)
                 decoding = seconds(partial(model.decode, codes), setting.device)
             rows.append((name, mode, length / encoding, length / decoding))
-        lines = table(["batch", "mode", "encodes, s of audio a second", "decodes"], rows)
+        lines = table(["clips", "mode", "encodes, s of audio a second", "decodes"], rows)
         yield lines
     yield [*lines, *_codes_beside_cpu(setting, one, wav[: setting.pick(16, 2)])]
 
@@ -91,7 +92,7 @@ def loader(setting: Setting) -> Iterator[list[str]]:
             start = time.perf_counter()
             read = sum(1 for _ in itertools.islice(batches, count))
             rows.append((workers, read / (time.perf_counter() - start)))
-        lines = table(["workers", "batches of 64 clips a second"], rows)
+        lines = table(["workers", f"batches of {setting.clips(64)} clips a second"], rows)
         yield lines
     if setting.device.type == "cuda":
         wav = torch.randn(64, 1, 32000)

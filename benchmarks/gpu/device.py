@@ -33,6 +33,15 @@ class Setting:
         """One of two sizes."""
         return tiny if self.tiny else full
 
+    @property
+    def small(self) -> bool:
+        """Whether the device is a card of less than 32 GiB: 64 clips of a second do not train on it."""
+        return self.device.type == "cuda" and torch.cuda.get_device_properties(self.device).total_memory < 2**35
+
+    def clips(self, full: int) -> int:
+        """Clips of a batch: all, or a quarter on a small card."""
+        return self.pick(full // 4 if self.small else full, 2)
+
 
 def wait_for(device: torch.device) -> None:
     """Wait until the device has done all it was given."""

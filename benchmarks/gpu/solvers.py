@@ -38,7 +38,7 @@ def solver_on(setting: Setting, folder: Path | str, *overrides: str) -> Iterator
 
 def batch_of(setting: Setting, full: int) -> str:
     """Override of the batch size."""
-    return f"dataset.batch_size={setting.pick(full, 2)}"
+    return f"dataset.batch_size={setting.clips(full)}"
 
 
 def one_batch(one: CompressionSolver) -> Tensor:

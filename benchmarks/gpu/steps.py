@@ -98,7 +98,13 @@ class _Timed:
 def steps(setting: Setting) -> Iterator[list[str]]:
     """Time, waiting and memory of training steps at full size, in each mode, and what else there is to know."""
     rows: list[tuple[object, ...]] = []
-    header = ["mode", "step, s", "clips of 1 s a second", "MMD step of 4 batches, s", "first step, s"]
+    header = [
+        f"mode, {setting.clips(64)} clips",
+        "step, s",
+        "clips of 1 s a second",
+        "MMD step of 4 batches, s",
+        "first step, s",
+    ]
     header += ["waiting for data", "longest wait, ms", "memory, MiB"]
     more: list[str] = []
     for name, overrides in list(MODES.items())[:: setting.pick(1, 2)]:
@@ -126,7 +132,7 @@ def _measured(setting: Setting, name: str, overrides: list[str]) -> tuple[tuple[
     with TemporaryDirectory() as folder, _solver(setting, folder, overrides, setting.pick(UPDATES, 6)) as one:
         clocks: list[Clock] = []
         memory = peak_mib(lambda: clocks.append(train_stage(one)), setting.device)
-        row = *_summary(clocks[0], setting.pick(64, 2)), memory
+        row = *_summary(clocks[0], setting.clips(64)), memory
         if name == "bf16":
             return row, _kernels(one, name)
         if overrides:
@@ -245,7 +251,14 @@ def _metrics(setting: Setting, overrides: list[str]) -> list[dict[str, float]]:
 def compiled(setting: Setting) -> Iterator[list[str]]:
     """Time of steps with compile=true, and of the first, with an empty cache of compiled kernels."""
     rows: list[tuple[object, ...]] = []
-    header = ["mode", "step, s", "memory, MiB", "step with compile=true, s", "memory, MiB", "first step, s"]
+    header = [
+        f"mode, {setting.clips(64)} clips",
+        "step, s",
+        "memory, MiB",
+        "step with compile=true, s",
+        "memory, MiB",
+        "first step, s",
+    ]
     shared = [batch_of(setting, 64), "dataset.num_workers=0", "mmd.num_batches_mmd=64"]
     for name, mode in (("bf16, tf32=true", ["precision=bf16", "tf32=true"]), ("fp32, tf32=true", ["tf32=true"])):
         cells: list[object] = [name]
@@ -274,7 +287,7 @@ def beside_audiocraft(setting: Setting) -> list[str]:
         return ["left out: no --audiocraft CLONE was given", ""]
     from benchmarks import train_step
 
-    size = setting.pick(32, 2)
+    size = setting.clips(32)
     modes = {"audiotok, fp32": [], "audiotok, bf16": ["precision=bf16"]}
     solvers = {name: train_step.our_solver(setting.device, *mode, tiny=setting.tiny) for name, mode in modes.items()}
     theirs = train_step.their_solver(train_step.load(setting.audiocraft), solvers["audiotok, fp32"])
