@@ -265,7 +265,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
             metrics = self._run_batches(batches, split, index)
             if self.is_training:
                 self.progress.updates = index + 1
-                self.watch.add_step(metrics, f"epoch {self.epoch}, update {index + 1}")
+                self.watch.add_step(metrics, f"epoch {self.epoch}, update {index + 1}", self.skips.counted)
                 self.run_log.step(metrics, self._update_of(index + 1))
                 if not metrics.get("skipped"):
                     if self.scheduler is not None:

@@ -188,6 +188,10 @@ class Updates:
         overflow = self.scale is not None and self.scale.value > self.scale.least
         if self.scale is not None:
             self.scale.update(False)
+            if overflow:
+                logger.info(
+                    "fp16: an update of %s is dropped, its scale is now %g: %s", self.name, self.scale.value, what
+                )
         if not overflow:
             self.skips.add(f"update of {self.name}: {what}")
         return {"skipped": 1.0}
