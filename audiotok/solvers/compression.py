@@ -178,7 +178,7 @@ class CompressionSolver(StandardSolver):
         except DivergedError as error:  # of the balancer or the MMD, on all ranks
             if not self.updates.guarded:
                 raise
-            metrics = self.updates.skip(str(error))
+            metrics = self.updates.skip(str(error).partition("; ")[0])  # without its advice: `Skips` has its own
         else:
             metrics |= self.updates.step(*losses.values())
         if metrics.get("skipped"):

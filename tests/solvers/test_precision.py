@@ -217,8 +217,20 @@ def test_with_several_batches_an_update_is_skipped_for_any_of_them(tmp_path: Pat
         good = torch.randn(4, solver.model.channels, 6400)
         assert solver._run_batches([good, good], "train", 0)["skipped"] == 0
         assert solver._run_batches([good * float("nan"), good], "train", 1) == {"skipped": 1.0}
-        with pytest.raises(DivergedError, match="max_skipped=1"):
+        with pytest.raises(DivergedError, match=r"^epoch 1, update 3: .* 1 updates .*\(optim\.max_skipped=1\); lower"):
             solver._run_batches([good, good * float("nan")], "train", 2)
+
+
+def test_what_ends_a_run_has_one_advice(tmp_path: Path, solver_in: Enter) -> None:
+    with solver_in(tmp_path, *QUICK, "precision=fp16", "losses.mmd=0") as solver:
+        for scale in solver.precision.scales.values():
+            scale.value = scale.least
+        solver.model.train()
+        solver._current_stage = "train"
+        solver.rng = torch.Generator().manual_seed(0)
+        with pytest.raises(DivergedError) as caught:
+            solver._run_batches([torch.full((4, solver.model.channels, 6400), float("nan"))], "train", 0)
+        assert str(caught.value).count("lower") == 1
 
 
 def test_a_run_that_was_frozen_before_has_none_of_these_keys(tmp_path: Path, solver_in: Enter) -> None:
