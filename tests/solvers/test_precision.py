@@ -221,15 +221,20 @@ def test_with_several_batches_an_update_is_skipped_for_any_of_them(tmp_path: Pat
             solver._run_batches([good, good * float("nan")], "train", 2)
 
 
-def test_what_ends_a_run_has_one_advice(tmp_path: Path, solver_in: Enter) -> None:
-    with solver_in(tmp_path, *QUICK, "precision=fp16", "losses.mmd=0") as solver:
-        for scale in solver.precision.scales.values():
-            scale.value = scale.least
+def test_what_ends_a_run_has_one_advice(tmp_path: Path, solver_in: Enter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the balancer or the MMD has found it, whose own advice is for runs that skip nothing."""
+
+    def backward(*_: object) -> None:
+        raise DivergedError("the gradients of ['l1'] are not finite; lower the learning rate or check the data.")
+
+    with solver_in(tmp_path, *QUICK, "optim.max_skipped=1", "losses.mmd=0") as solver:
+        monkeypatch.setattr(solver.balancer, "backward", backward)
+        solver.skips.count = 1
         solver.model.train()
         solver._current_stage = "train"
         solver.rng = torch.Generator().manual_seed(0)
-        with pytest.raises(DivergedError) as caught:
-            solver._run_batches([torch.full((4, solver.model.channels, 6400), float("nan"))], "train", 0)
+        with pytest.raises(DivergedError, match="not finite, and 1 updates") as caught:
+            solver._run_batches([torch.randn(4, solver.model.channels, 6400)], "train", 0)
         assert str(caught.value).count("lower") == 1
 
 
