@@ -58,6 +58,7 @@ from audiotok.status import AMENDED_FILE, experiment_state
 
 logger = logging.getLogger(__name__)
 
+_LOOKS = ("show", "execute_only")  # of one run, which only looks: the next by the signature trains
 _SIG = re.compile(r"[0-9a-zA-Z_-]+")
 _NOT_SET = re.compile(r"Environment variable '([^']*)' not found")
 _UNREADABLE = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError)
@@ -276,13 +277,14 @@ class ExperimentMain(HydraMain):
     def init_xp(self, xp: Any) -> Any:
         """Make the folder of an experiment, with its overrides and its frozen configuration."""
         xp.folder.mkdir(parents=True, exist_ok=True)
-        _write_argv(xp._argv_cache, xp.argv)
+        argv = [one for one in xp.argv if one.lstrip("+").partition("=")[0] not in _LOOKS]
+        _write_argv(xp._argv_cache, argv)
         freeze(xp)
         shared = xp._shared_argv_cache
         if shared is not None:
             try:
                 shared.parent.mkdir(parents=True, exist_ok=True)
-                _write_argv(shared, xp.argv)
+                _write_argv(shared, argv)
             except PermissionError as error:  # it belongs to another user, whose umask keeps others out
                 logger.warning("%s; others will not find experiment %s there: share it by umask 002", error, xp.sig)
         return xp

@@ -214,3 +214,15 @@ def test_a_mistake_in_what_a_run_is_given_leaves_a_finished_experiment_as_it_was
     with pytest.raises(ConfigError, match=r"^watch\.explosion=1\.0: give a number above 1, or null$"):
         train.main()
     assert {path: path.read_bytes() for path in xp.folder.rglob("*") if path.is_file()} == files
+
+
+def test_a_look_at_an_experiment_leaves_its_overrides(outputs: Path) -> None:
+    """Else `dora run -f SIG`, which trains it on, would look again."""
+    xp = finished()
+    argv = train.main.get_argv_from_sig(xp.sig)
+    for look in ("execute_only=evaluate", "show=true"):
+        looking = train.main.init_xp(train.main.get_xp([*DEBUG, look]))
+        assert looking.sig == xp.sig and train.main.get_argv_from_sig(xp.sig) == argv
+    extend(xp.sig, "optim.epochs=6")
+    cfg = train.main.get_xp_from_sig(xp.sig).cfg
+    assert (cfg.execute_only, cfg.show, cfg.optim.epochs) == (None, False, 6)
