@@ -121,6 +121,7 @@ def test_a_chain_head_that_is_not_there_has_no_faults(debug: dict[str, Any]) -> 
         (["lm.heads=[parallel]", "lm.depth_dim=32"], 'lm.depth_dim=32 does nothing here: lm.heads=["parallel"]'),
         (["lm.label_dropout=0.2"], "lm.label_dropout=0.2 does nothing here: lm.labels=null"),
         (["dataset.min_segment_ratio=0.9"], "dataset.min_segment_ratio=0.9 does nothing here: windows of codes"),
+        (["precision=bf16", "lm.autocast=false"], "lm.autocast=false does nothing here: precision=bf16"),
         (["generate.lm.temperature=0", "generate.lm.top_k=3"], "generate.lm.top_k=3 does nothing here"),
     ],
 )

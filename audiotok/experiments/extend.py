@@ -116,7 +116,7 @@ def _checked(main: "ExperimentMain", sig: str, frozen: Frozen, argument: str) ->
         raise ConfigError(f"override {argument!r} refers to something else; write its value, such as {EPOCHS}=300")
     keys = {".".join(map(str, path)) for path, _ in leaves_of(frozen.cfg)} | main.keys
     if key not in keys:
-        near = ", ".join(nearest_first(key, keys, n=3)) or "none"
+        near = ", ".join(nearest_first(key, keys)[:3])
         raise ConfigError(f"override {argument!r}: {sig} has no key {key!r}; nearest: {near}")
     if not may_change(key):
         why = _way_out(main, sig, argument, key)

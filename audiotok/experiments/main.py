@@ -58,6 +58,7 @@ from audiotok.status import AMENDED_FILE, experiment_state
 
 logger = logging.getLogger(__name__)
 
+_LOOKS = ("show", "execute_only")  # of one run, which only looks: the next by the signature trains
 _SIG = re.compile(r"[0-9a-zA-Z_-]+")
 _NOT_SET = re.compile(r"Environment variable '([^']*)' not found")
 _UNREADABLE = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError)
@@ -112,8 +113,10 @@ class ExperimentMain(HydraMain):
     def __call__(self) -> Any:
         """Run the experiment of the command line."""
         xp = self.get_xp(self._get_argv())
-        if not (xp.folder.is_dir() and has_trained(xp)):  # else its frozen configuration runs, and is checked then
+        if not (xp.folder.is_dir() and has_trained(xp)):
             refuse(xp.checked.faults)
+        elif FROZEN_VARIABLE not in os.environ:  # before anything is written: a mistake leaves its state as it is
+            refuse(self._faults_of(self._to_run(xp).cfg))
         for line in xp.checked.idle:
             logger.warning("%s", line)
         with contextlib.ExitStack() as stack:
@@ -129,6 +132,12 @@ class ExperimentMain(HydraMain):
                     raise LaunchError(f"cannot write {self.dora.dir} ({error}); {advice}.") from error
             stack.enter_context(xp.enter())
             return run_frozen(xp, self.main, self._job_name, self.config_name)
+
+    def _to_run(self, xp: Experiment) -> Experiment:
+        """What a run by hand takes of an experiment that has trained."""
+        today = xp.is_frozen or retry_mode(os.environ) == "today"
+        frozen = None if today else self._read_frozen(xp.sig)
+        return xp if frozen is None else self._thaw(frozen, xp.argv)
 
     def _freeze_to_run(self, xp: Experiment) -> Experiment:
         """Freeze an experiment that is run by hand, anew if it may be; returns what runs."""
@@ -263,21 +272,19 @@ class ExperimentMain(HydraMain):
 
     def faults(self, frozen: Frozen) -> list[str]:
         """What the schema refuses in a frozen configuration with what was amended, a line each."""
-        if self._schema is None:
-            return []
-        values: Any = OmegaConf.to_container(self._thaw(frozen, frozen.argv).cfg, resolve=True)
-        return self._schema.faults(values)
+        return self._faults_of(self._thaw(frozen, frozen.argv).cfg)
 
     def init_xp(self, xp: Any) -> Any:
         """Make the folder of an experiment, with its overrides and its frozen configuration."""
         xp.folder.mkdir(parents=True, exist_ok=True)
-        _write_argv(xp._argv_cache, xp.argv)
+        argv = [one for one in xp.argv if one.lstrip("+").partition("=")[0] not in _LOOKS]
+        _write_argv(xp._argv_cache, argv)
         freeze(xp)
         shared = xp._shared_argv_cache
         if shared is not None:
             try:
                 shared.parent.mkdir(parents=True, exist_ok=True)
-                _write_argv(shared, xp.argv)
+                _write_argv(shared, argv)
             except PermissionError as error:  # it belongs to another user, whose umask keeps others out
                 logger.warning("%s; others will not find experiment %s there: share it by umask 002", error, xp.sig)
         return xp
@@ -287,6 +294,12 @@ class ExperimentMain(HydraMain):
         if not isinstance(arg, dict):
             return list(super().value_to_argv(arg))
         return [f"{key}={value if key in self._config_groups else as_override(value)}" for key, value in arg.items()]
+
+    def _faults_of(self, cfg: DictConfig) -> list[str]:
+        if self._schema is None:
+            return []
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
+        return self._schema.faults(values)
 
     def _compose(self, argv: Sequence[str]) -> Experiment:
         groups = tuple(argument for argument in argv if argument.partition("=")[0] in self._all_groups)

@@ -392,6 +392,7 @@ COMPRESSION_IDLE = (
 LM_IDLE = (
     *COMMON_IDLE,
     Idle(("lm.depth_*",), _no_chain),
+    Idle(("lm.autocast",), _unless("precision", "fp32", None)),
     Idle(("lm.label_dropout",), lambda cfg: "" if _get(cfg, "lm.labels") else _is(cfg, "lm.labels")),
     Idle(("dataset.min_segment_ratio", "dataset.*.min_segment_ratio"), lambda cfg: "windows of codes have no padding"),
     Idle(("generate.lm.top_k", "generate.lm.top_p"),

@@ -178,7 +178,7 @@ class CompressionSolver(StandardSolver):
         except DivergedError as error:  # of the balancer or the MMD, on all ranks
             if not self.updates.guarded:
                 raise
-            metrics = self.updates.skip(str(error))
+            metrics = self.updates.skip(str(error).partition("; ")[0])  # without its advice: `Skips` has its own
         else:
             metrics |= self.updates.step(*losses.values())
         if metrics.get("skipped"):
@@ -208,10 +208,11 @@ class CompressionSolver(StandardSolver):
         if not macro.add(batch) or n_q == 1:
             return {}
         macro.epoch = self.epoch
-        # An update takes the mean over its batches; of them one has the MMD, or one in `num_batches`.
-        times = min(self.updates.accumulate, macro.num_batches)
+        # An update takes the mean over its batches; of them one has the MMD, or one in `num_batches`. A share is clip
+        # by clip, and each clip is once in either gradient, of which the same mean is taken.
+        times = 1 if macro.weighting == "share" else min(self.updates.accumulate, macro.num_batches)
         metrics: Metrics = {"mmd": macro.value(self.model, times * self.mmd_weight(self.epoch), n_q)}
-        return metrics if self.probe is None else metrics | {"mmd_share": macro.reached / times}
+        return metrics if self.probe is None else metrics | {"mmd_share": macro.reached}
 
     def valid(self) -> Metrics:
         """Valid stage; its MMD is the training criterion on as many batches."""

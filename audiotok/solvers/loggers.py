@@ -38,6 +38,8 @@ _EXTRA = "pip install 'audiotok[loggers]'"
 # Most seconds that closing takes at the end of the training, for which the other ranks wait: NCCL ends them after 600;
 # and of a run that is stopped: with 10 a scheduler kills.
 _END_S, _STOP_S = 480.0, 5.0
+# Weights & Biases keeps points in memory for so long, 15 by default; they are lost when this process is killed.
+_FLUSHED_S = 0.1
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3]
 logger = logging.getLogger(__name__)
@@ -299,7 +301,7 @@ class _WandB:
         # whose address may hold a password.
         quiet = wandb.Settings(
             console="off", silent=True, disable_git=True, disable_code=True, save_code=False, x_disable_meta=True,
-            x_disable_machine_info=True, x_save_requirements=False,
+            x_disable_machine_info=True, x_save_requirements=False, x_transaction_log_flush_interval=_FLUSHED_S,
         )  # fmt: skip
         origin = {"signature": about.sig, "grids": about.grids, "commit": about.commit, "overrides": about.overrides}
         self._run: Any = wandb.init(
@@ -319,7 +321,7 @@ class _WandB:
             for take, (path, _) in clip.takes.items():
                 media[f"{clip.name}/{take}"] = self._wandb.Audio(str(path), sample_rate=clip.sample_rate)
             media[f"{clip.name}/spectrogram"] = self._wandb.Image(clip.spectrogram)
-        # The place of an epoch is after that of its last update. A process of its own writes, and outlives this one.
+        # The place of an epoch is after that of its last update. A process of its own writes, `_FLUSHED_S` later.
         step = 2 * position if axis == "update" else 2 * position * self._updates_per_epoch + 1
         self._run.log({axis: position, **values, **media}, step=step, commit=True)
 

@@ -265,7 +265,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
             metrics = self._run_batches(batches, split, index)
             if self.is_training:
                 self.progress.updates = index + 1
-                self.watch.add_step(metrics, f"epoch {self.epoch}, update {index + 1}")
+                self.watch.add_step(metrics, f"epoch {self.epoch}, update {index + 1}", self.skips.counted)
                 self.run_log.step(metrics, self._update_of(index + 1))
                 if not metrics.get("skipped"):
                     if self.scheduler is not None:
@@ -279,7 +279,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
     def _run_batches(self, batches: Sequence[Any], split: str, index: int) -> dict[str, float]:
         """Means of the metrics of the batches of one update, or of the one of another split; checked."""
         means = MetricAverages()
-        self.skips.next_update()
+        self.skips.next_update(f"epoch {self.epoch}, update {index + 1}")
         for number, batch in enumerate(batches):
             if number:
                 self.on_progress()
@@ -305,7 +305,7 @@ class StandardSolver(flashy.BaseSolver, ABC):
             values = ", ".join(f"{name}={value}" for name, value in bad.items())
             raise DivergedError(
                 f"{values} at step {index + 1} of {split}, epoch {self.epoch}; lower optim.lr or the weight of "
-                f"that loss, or set optim.max_norm; the checkpoint of epoch {self.epoch - 1} is kept"
+                "that loss, or set optim.max_norm; the last checkpoint is kept"
             )
 
     def after_step(self) -> None:

@@ -76,15 +76,17 @@ class Skips:
         self.most = most
         self.count = 0
         self.counted = False  # the current update, of whichever optimiser
+        self.where = ""
 
-    def next_update(self) -> None:
-        """To be called before each update."""
-        self.counted = False
+    def next_update(self, where: str = "") -> None:
+        """To be called before each update, which `where` names in messages."""
+        self.counted, self.where = False, where
 
     def add(self, what: str) -> None:
         """Count the current update, once; DivergedError beyond the limit."""
         if self.counted:
             return
+        what = f"{self.where}: {what}" if self.where else what
         self.counted = True
         self.count += 1
         if self.count > self.most:
@@ -188,6 +190,10 @@ class Updates:
         overflow = self.scale is not None and self.scale.value > self.scale.least
         if self.scale is not None:
             self.scale.update(False)
+            if overflow:
+                logger.info(
+                    "fp16: an update of %s is dropped, its scale is now %g: %s", self.name, self.scale.value, what
+                )
         if not overflow:
             self.skips.add(f"update of {self.name}: {what}")
         return {"skipped": 1.0}

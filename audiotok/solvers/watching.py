@@ -102,12 +102,13 @@ class Watch:
         flat = places.flatten()
         self._counts.view(-1).index_add_(0, flat, torch.ones_like(flat))
 
-    def add_step(self, metrics: Mapping[str, float], where: str) -> None:
+    def add_step(self, metrics: Mapping[str, float], where: str, skipped: bool = False) -> None:
         """Hold the metrics of a training step against those before it; `where` names the step.
 
-        A step with the metric `skipped` changed nothing, as its loss or gradient was not finite: such are counted.
+        A step that was `skipped`, as its loss or gradient was not finite, is counted. An overflow in fp16 is none: it
+        lowers the scale, which is the usual course of things.
         """
-        if metrics.get("skipped"):
+        if skipped:
             self._skipped += 1
             count = f"{self._skipped} update{'s' * (self._skipped > 1)}"
             self.note("skipped", f"{count} skipped, not finite (the last: {where})")

@@ -94,7 +94,7 @@ def test_an_amendment_counts_over_what_was_submitted_and_what_a_run_is_given_ove
         ("optim.epochs=null", "whole number"),
         ("checkpoint.every_minutes=-1", r"checkpoint.every_minutes=-1"),
         ("evaluate.every=soon", r"evaluate.every"),
-        ("evaluate.evry=2", r"no key 'evaluate.evry'; nearest: evaluate.every"),
+        ("evaluate.evry=2", r"no key 'evaluate.evry'; nearest: evaluate.every(, [\w.]+){2}$"),
         ("optim.epochs=${seed}", "refers to something else"),
         ("optim.epochs=1,2", "not of a single key"),
         ("optim={epochs: 9}", "not of a single key"),
@@ -200,3 +200,29 @@ def test_the_command_says_what_it_means_for_others(
     assert audiotok(["extend", "-P", "audiotok", xp.sig]) == 2
     assert "KEY=VALUE, such as optim.epochs=300 is missing" in capsys.readouterr().err
     assert audiotok(["extend", "-P", "audiotok", xp.sig, "losses.mmd=3"]) == 2
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_mistake_in_what_a_run_is_given_leaves_a_finished_experiment_as_it_was(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, extended: bool
+) -> None:
+    xp = finished()
+    if extended:
+        extend(xp.sig, "optim.epochs=6")
+    files = {path: path.read_bytes() for path in xp.folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr("sys.argv", ["train.py", *DEBUG, "watch.explosion=1"])
+    with pytest.raises(ConfigError, match=r"^watch\.explosion=1\.0: give a number above 1, or null$"):
+        train.main()
+    assert {path: path.read_bytes() for path in xp.folder.rglob("*") if path.is_file()} == files
+
+
+def test_a_look_at_an_experiment_leaves_its_overrides(outputs: Path) -> None:
+    """Else `dora run -f SIG`, which trains it on, would look again."""
+    xp = finished()
+    argv = train.main.get_argv_from_sig(xp.sig)
+    for look in ("execute_only=evaluate", "show=true"):
+        looking = train.main.init_xp(train.main.get_xp([*DEBUG, look]))
+        assert looking.sig == xp.sig and train.main.get_argv_from_sig(xp.sig) == argv
+    extend(xp.sig, "optim.epochs=6")
+    cfg = train.main.get_xp_from_sig(xp.sig).cfg
+    assert (cfg.execute_only, cfg.show, cfg.optim.epochs) == (None, False, 6)

@@ -23,7 +23,7 @@ from wandb.proto import wandb_internal_pb2
 
 from audiotok.solvers import CompressionSolver
 from audiotok.solvers.interruption import Interrupted, StopSignals
-from audiotok.solvers.loggers import LOGGED_FILE, RunLog
+from audiotok.solvers.loggers import LOGGED_FILE, RunLog, _About, _WandB
 
 Enter = Callable[..., AbstractContextManager[CompressionSolver]]
 ROOT = Path(__file__).parents[2]
@@ -337,3 +337,13 @@ def test_a_full_disk_stops_nothing(
     with RunLog(tmp_path, {"one": lambda anew: kept}).opened(HISTORY, 8), caplog.at_level(logging.WARNING):
         pass
     assert len(kept.points) == 3 and "No space left on device" in caplog.text
+
+
+def test_a_kill_of_this_process_leaves_what_was_logged(tmp_path: Path) -> None:
+    """The package writes its file by itself: after 32 KiB, or after so many seconds, for which a kill loses points."""
+    about = _About("12345678", [], "", [], 4, {})
+    backend = _WandB(tmp_path, about, True)
+    try:
+        assert 0 < backend._run.settings.x_transaction_log_flush_interval <= 0.1
+    finally:
+        backend.close(False)

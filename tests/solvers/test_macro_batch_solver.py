@@ -130,3 +130,18 @@ def test_a_costly_measure_is_taken_once_an_epoch_of_accumulated_batches_too(
         solver.averages = MetricAverages()
         assert solver.run_stage("train", solver.train)["skipped"] == 0.5
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("weighting", ["share", "absolute"])
+def test_the_weight_of_accumulated_batches(tmp_path: Path, solver_in: Enter, calls: Calls, weighting: str) -> None:
+    """A share holds clip by clip, and an absolute weight once for all batches of an update."""
+    more = [f"mmd.weighting={weighting}", "mmd.estimator=closed", "losses.mmd=0.5", "optim.epochs=1"]
+    more += ["mmd.num_batches_mmd=2", "optim.accumulate=4", "rvq.kmeans_init=false"]
+    with solver_in(tmp_path, *SMALL, *more) as solver:
+        train(solver)
+        [epoch] = solver.history
+        assert solver.macro_batch is not None
+        assert [weight for weight, _ in calls] == [0.5 if weighting == "share" else 1.0] * 4
+        if weighting == "share":
+            assert epoch["train"]["mmd_share"] == pytest.approx(0.5)
+            assert solver.macro_batch.reached == pytest.approx(0.5)

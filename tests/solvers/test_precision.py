@@ -82,6 +82,8 @@ def test_a_stopped_run_goes_on_to_the_last_bit(
     with solver_in(tmp_path / "whole", *QUICK, *overrides) as solver:
         solver.run()
         whole = load_checkpoint(solver.checkpoint_path)
+    # What fp16 drops as it finds its scale is no sign of trouble.
+    assert ("2 updates skipped" in solver.watch.text) == ("optim.max_skipped" in str(overrides))
     trained = whole["history"][0]["train"]
     assert "penalty" in trained and ("precision" in whole) == ("precision=fp16" in overrides)
     assert trained.get("skipped", 0) == (0.5 if skips else 0)
@@ -215,8 +217,25 @@ def test_with_several_batches_an_update_is_skipped_for_any_of_them(tmp_path: Pat
         good = torch.randn(4, solver.model.channels, 6400)
         assert solver._run_batches([good, good], "train", 0)["skipped"] == 0
         assert solver._run_batches([good * float("nan"), good], "train", 1) == {"skipped": 1.0}
-        with pytest.raises(DivergedError, match="max_skipped=1"):
+        with pytest.raises(DivergedError, match=r"^epoch 1, update 3: .* 1 updates .*\(optim\.max_skipped=1\); lower"):
             solver._run_batches([good, good * float("nan")], "train", 2)
+
+
+def test_what_ends_a_run_has_one_advice(tmp_path: Path, solver_in: Enter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the balancer or the MMD has found it, whose own advice is for runs that skip nothing."""
+
+    def backward(*_: object) -> None:
+        raise DivergedError("the gradients of ['l1'] are not finite; lower the learning rate or check the data.")
+
+    with solver_in(tmp_path, *QUICK, "optim.max_skipped=1", "losses.mmd=0") as solver:
+        monkeypatch.setattr(solver.balancer, "backward", backward)
+        solver.skips.count = 1
+        solver.model.train()
+        solver._current_stage = "train"
+        solver.rng = torch.Generator().manual_seed(0)
+        with pytest.raises(DivergedError, match="not finite, and 1 updates") as caught:
+            solver._run_batches([torch.randn(4, solver.model.channels, 6400)], "train", 0)
+        assert str(caught.value).count("lower") == 1
 
 
 def test_a_run_that_was_frozen_before_has_none_of_these_keys(tmp_path: Path, solver_in: Enter) -> None:

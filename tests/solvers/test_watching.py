@@ -127,11 +127,13 @@ def test_a_resumed_watch_finds_the_same(stop: int) -> None:
 
 def test_steps_that_were_skipped_are_counted_over_a_resume() -> None:
     first, second = Watch(explosion=None), Watch(explosion=None)
-    first.add_step({"skipped": 1.0}, "epoch 1, update 7")
+    first.add_step({"skipped": 1.0}, "epoch 1, update 6")  # an overflow in fp16
+    assert first.text == ""
+    first.add_step({"skipped": 1.0}, "epoch 1, update 7", skipped=True)
     assert first.text == "1 update skipped, not finite (the last: epoch 1, update 7)"
     second.load_state_dict(first.state_dict())
-    for skipped, update in ((0.0, 8), (1.0, 9)):
-        second.add_step({"skipped": skipped}, f"epoch 1, update {update}")
+    for skipped, update in ((False, 8), (True, 9)):
+        second.add_step({"skipped": float(skipped)}, f"epoch 1, update {update}", skipped)
     assert second.text == "2 updates skipped, not finite (the last: epoch 1, update 9)"
 
 
@@ -155,11 +157,11 @@ def test_a_training_watches_itself_and_its_checkpoint_has_what_it_found(tmp_path
         seen: list[tuple[str, set[str]]] = []
         add = solver.watch.add_step
 
-        def add_step(metrics: Mapping[str, float], where: str) -> None:
+        def add_step(metrics: Mapping[str, float], where: str, skipped: bool) -> None:
             seen.append((where, {*metrics}))
-            add(metrics, where)
+            add(metrics, where, skipped)
 
-        solver.watch.add_step = add_step  # type: ignore[method-assign]
+        solver.watch.add_step = add_step  # type: ignore[assignment,method-assign]
         quantize = solver.model.quantizer.forward
 
         def always_the_first(latent: torch.Tensor, frame_rate: float) -> QuantizedResult:
