@@ -88,7 +88,7 @@ function startTradeoff() {
     chart.describe(`${y.name} against ${x.name}: ${runs.length} ${single}s of ${conditions.length} conditions. On the front of means: ${names.slice(0, 8).join("; ") || "none"}.`);
     const line = front.filter((condition) => repeated ? conditionShown(condition) : true).map((c) => [x.mean[c], y.mean[c]]);
     return {
-      grid: { left: 12, right: 24, top: 34, bottom: 30, containLabel: true },
+      grid: { left: 12, right: 36, top: 34, bottom: 30, containLabel: true },
       xAxis: axisLook(axisName(chart, x), { type: "value", nameLocation: "middle", nameGap: 30 }),
       yAxis: axisLook(axisName(chart, y), { type: "value", nameTextStyle: { align: "left", color: cssColour("ink") } }),
       tooltip: hintLook(chart, describe),
