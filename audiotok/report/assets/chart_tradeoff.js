@@ -87,10 +87,11 @@ function startTradeoff() {
     chart.caption.textContent = `Trade-off: ${y.name} against ${x.name}`;
     chart.describe(`${y.name} against ${x.name}: ${runs.length} ${single}s of ${conditions.length} conditions. On the front of means: ${names.slice(0, 8).join("; ") || "none"}.`);
     const line = front.filter((condition) => repeated ? conditionShown(condition) : true).map((c) => [x.mean[c], y.mean[c]]);
+    const axisLine = { lineStyle: { color: cssColour("strong-line") }, onZero: false }; // at the edge
     return {
       grid: { left: 12, right: 36, top: 34, bottom: 30, containLabel: true },
-      xAxis: axisLook(axisName(chart, x), { type: "value", nameLocation: "middle", nameGap: 30 }),
-      yAxis: axisLook(axisName(chart, y), { type: "value", nameTextStyle: { align: "left", color: cssColour("ink") } }),
+      xAxis: axisLook(axisName(chart, x), { type: "value", nameLocation: "middle", nameGap: 30, axisLine }),
+      yAxis: axisLook(axisName(chart, y), { type: "value", nameTextStyle: { align: "left", color: cssColour("ink") }, axisLine }),
       tooltip: hintLook(chart, describe),
       series: [
         { type: "line", data: line, symbol: "none", silent: true, lineStyle: { color: cssColour("soft"), width: 1.5 }, z: 1 },
@@ -101,15 +102,16 @@ function startTradeoff() {
     };
   }
 
-  // How far an axis goes beyond its marks for the ends of intervals: by half of what the marks take, not more, as an
-  // interval of two runs is thirteen times its error.
+  // How far an axis goes beyond its marks for the ends of intervals: by half of what the marks take, not more, as an interval
+  // of two runs is thirteen times its error; not at all for many conditions, whose marks need the room.
   function reach(marks, intervals) {
     const least = (values, start) => values.reduce((a, b) => Math.min(a, b), start);
     const most = (values, start) => values.reduce((a, b) => Math.max(a, b), start);
     const [low, high] = [least(marks, Infinity), most(marks, -Infinity)];
     const found = intervals.filter(Number.isFinite);
     const [from, to] = [least(found, low), most(found, high)];
-    const ends = [Math.max(from, low - (high - low) / 2), Math.min(to, high + (high - low) / 2)];
+    const more = conditions.length <= COLOURS.length ? (high - low) / 2 : 0;
+    const ends = [Math.max(from, low - more), Math.min(to, high + more)];
     return { ends, cut: from < ends[0] || to > ends[1] };
   }
 
