@@ -176,8 +176,8 @@ def _table(
         lines += [
             "",
             "no finding: the past makes the codes harder to predict (bits_parallel above bits_alone), as the model",
+            "has learned recordings by heart; give more of them",
         ]
-        lines += ["has learned recordings by heart; give more of them"]
     fewest, usual = min(one["gap_updates"] for one in found), type(fit)().min_updates
     if fewest < usual:  # a curve that is flat may be one that has not begun to fall
         lines += ["", f"a first look: {fewest:.0f} updates are too few to judge by, a fit takes {usual} or more"]
