@@ -34,4 +34,6 @@ def metrics_text(epoch: Mapping[str, Any], **_: Any) -> str:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "-"
+    if name == "protocol":
+        return f"{value:.0f}"  # a number that is equal or not: rounded, others would look like it
     return spoken_duration(value) if name == "duration" else f"{value:.4g}"

@@ -332,7 +332,9 @@ class GridShepherd(Shepherd):
         """
         self.update(engine.name, repair=True)
         if engine.failure:
-            raise LaunchError(f"{engine.name.upper()} does not answer ({engine.failure}); nothing was submitted.")
+            advice = "wait, or run it here with AUDIOTOK_LAUNCHER=local"
+            why = f"{engine.name.upper()} does not answer ({engine.failure})"
+            raise LaunchError(f"{why}; nothing was submitted: {advice}.")
         left = [request for request in requests if self._is_due(request)]
         for request in left:
             request.needs = self._jobs_needed(engine, request)

@@ -124,6 +124,17 @@ def test_it_is_what_is_imported(installed: Installed, tmp_path: Path) -> None:
     assert importlib.metadata.version("audiotok") == __version__
 
 
+def test_an_editable_one_is_imported_beside_the_clone_too(source: Path, tmp_path: Path) -> None:
+    clone = shutil.copytree(source, tmp_path / "audiotok", symlinks=True)  # to Python a namespace of the same name
+    build = f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})"
+    run(sys.executable, "-c", build, cwd=clone)
+    (wheel,) = tmp_path.glob("*.whl")
+    python = Installed(tmp_path / "venv", wheel).bin / "python"
+    code = "import audiotok.results.metrics; print(audiotok.__file__)"
+    done = run(python, "-c", code, cwd=tmp_path)
+    assert Path(done.stdout.strip()) == clone / "audiotok" / "__init__.py"
+
+
 def test_an_experiment_runs_and_a_grid_is_planned(installed: Installed, music: Path, tmp_path: Path) -> None:
     overrides = ["solver=compression/debug", "device=cpu", *QUICK, *data_overrides(music)]
     installed(tmp_path, "dora", "-P", "audiotok", "run", *overrides)

@@ -172,6 +172,12 @@ def _table(
     lacking = [f"{seed}" for seed, one in zip(args.seeds, found, strict=True) if not one["gap_converged"]]
     if lacking:
         lines += ["", f"not converged: seed {', '.join(lacking)}; the gap may still change, give more --updates"]
+    if statistics.fmean(one["bits_parallel"] - one["bits_alone"] for one in found) > 0:
+        lines += [
+            "",
+            "no finding: the past makes the codes harder to predict (bits_parallel above bits_alone), as the model",
+            "has learned recordings by heart; give more of them",
+        ]
     fewest, usual = min(one["gap_updates"] for one in found), type(fit)().min_updates
     if fewest < usual:  # a curve that is flat may be one that has not begun to fall
         lines += ["", f"a first look: {fewest:.0f} updates are too few to judge by, a fit takes {usual} or more"]

@@ -54,6 +54,18 @@ def test_table(tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "a first look: 2 updates are too few to judge by, a fit takes 300 or more" in lines
 
 
+@pytest.mark.parametrize(("bits", "finds"), [(45.0, False), (39.0, True)])
+def test_a_model_that_has_learned_nothing_of_use_is_named(
+    bits: float, finds: bool, tokens: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("gap", "bits_chain", "gap_alone", "gap_alone_fall", "gap_recordings_fit", "gap_recordings_choose")
+    found = {**dict.fromkeys(names, 0.0), "gap_recordings": 5.0, "gap_converged": 1.0, "gap_updates": 328.0}
+    found |= {"bits_parallel": bits, "bits_alone": 39.6}
+    monkeypatch.setattr("audiotok.metrics.factorisation_gap", lambda *_, **__: found)
+    main(["gap", "demo", "--tokens", str(tokens)])
+    assert ("no finding: the past makes" in capsys.readouterr().out) is not finds
+
+
 def test_json_and_held_out(tokens: Path, others: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--held-out", str(others), "--updates", "2", "--pattern", "parallel", "--json"]
     assert main(["gap", "demo", "--tokens", str(tokens), *options]) == 0

@@ -16,6 +16,10 @@ def test_metrics_are_a_table_of_stages() -> None:
     ]
 
 
+def test_the_number_of_a_protocol_is_whole() -> None:
+    assert metrics_text({"evaluate": {"protocol": 2773012345.0}}).split("\n")[2] == "  protocol  2773012345"
+
+
 def test_what_is_no_number_is_missing_and_escapes_are_dropped() -> None:
     lines = metrics_text({"valid\x1b[31m": {"a\nb": None, "c": math.nan}}).split("\n")
     assert lines[1:] == ["  metric  valid", "  a b         -", "  c         nan"]

@@ -244,7 +244,7 @@ def test_nothing_is_submitted_while_the_scheduler_is_silent(house: House) -> Non
     shepherd, engine = house.shepherd()
     engine.failure = "Unable to contact slurm controller"
     shepherd.maybe_submit_lazy(shepherd.get_sheep_from_argv(["index=0"]), Profile(), SubmitRules())
-    with pytest.raises(LaunchError, match=r"SLURM does not answer.*nothing was submitted"):
+    with pytest.raises(LaunchError, match=r"SLURM does not answer.*nothing was submitted: .*AUDIOTOK_LAUNCHER=local"):
         shepherd.commit()
     assert not engine.submitted
 

@@ -114,6 +114,31 @@ def test_the_trade_off_has_runs_means_and_a_front_of_means(page: Page) -> None:
     page.wait_for_url(re.compile(r"/runs/[0-9a-f]+\.html"))
 
 
+def test_the_trade_off_shows_whole_intervals_unless_they_are_wide(context: BrowserContext, tmp_path: Path) -> None:
+    for run in range(8):
+        mmd, seed = divmod(run, 4)
+        history = [
+            {"evaluate": {"visqol": 3 - 0.3 * mmd + 0.1 * seed, "mi": (2 if mmd else 10) + (seed if mmd else 0.1)}}
+        ]
+        argv = [f"losses.mmd={mmd}", f"seed={seed}"]
+        add_run(tmp_path, "four", f"{run:08x}", argv, history, state="COMPLETED")
+        if seed < 2:
+            add_run(tmp_path, "two", f"{run + 16:08x}", argv, history, state="COMPLETED")
+    ends = "['xAxis', 'yAxis'].map((axis) => view.getModel().getComponent(axis).axis.scale.getExtent())"
+    whole = "view.getOption().series[1].data.map(({value}) => value.slice(2, 6))"
+    for grid, cut in (("four", False), ("two", True)):
+        write_report(load_grid(grid, tmp_path), tmp_path / "report" / grid)
+        page = context.new_page()
+        page.goto((tmp_path / "report" / grid / "index.html").as_uri())
+        drawing(page, "tradeoff")
+        (left, right), (low, high) = chart(page, "tradeoff", ends)
+        inside = [
+            left <= x0 and x1 <= right and low <= y0 and y1 <= high for x0, x1, y0, y1 in chart(page, "tradeoff", whole)
+        ]
+        assert len(inside) == 2 and all(inside) is not cut, grid
+        assert ("goes on beyond" in page.locator("#chart-tradeoff").inner_text()) is cut, grid
+
+
 def test_a_brush_filters_the_table_and_the_plots_and_show_all_takes_it_back(page: Page) -> None:
     drawing(page, "tradeoff")
     drawing(page, "parallel")

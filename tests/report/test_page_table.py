@@ -1,11 +1,15 @@
 """The page in a real browser: its table, at any width, in light and dark, whatever the names in it."""
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.report.conftest import EVIL, EVIL_GRID, OpenPage
+from audiotok.report import ReportOptions, write_report
+from audiotok.results import load_grid
+from tests.report.conftest import EVIL, EVIL_GRID, OpenPage, add_run
 
 pytestmark = pytest.mark.browser
 
@@ -86,6 +90,21 @@ def test_nothing_sticks_out_of_a_phone(open_page: OpenPage, grid: str) -> None:
     for link in [link.get_attribute("href") for link in page.locator("#runs tbody a").all()][:1]:
         page.goto(page.url.replace("index.html", link or ""))
         assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_the_comparison_of_the_demo_fits_a_laptop(context: BrowserContext, tmp_path: Path) -> None:
+    names = ("sisdr", "mi_groups_delay", "mmd", "usage")
+    for run in range(8):
+        values = np.array([7.41, 0.0196, 1.874e-5, 0.883]) * (1 + 0.1 * (run // 4) + 0.01 * np.sin(run))
+        history = [{"evaluate": dict(zip(names, values.tolist(), strict=True))}]
+        add_run(tmp_path, "g", f"{run:08x}", [f"losses.mmd={run // 4}", f"seed={run % 4}"], history, state="COMPLETED")
+    options = ReportOptions(baseline={"losses.mmd": 0}, metrics=[f"evaluate.{name}" for name in names])
+    write_report(load_grid("g", tmp_path), tmp_path / "report", options)
+    page = context.new_page()
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.goto((tmp_path / "report/index.html").as_uri())
+    table = page.get_by_role("region", name="Comparison with the baseline")
+    assert table.evaluate("box => box.scrollWidth - box.clientWidth") == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

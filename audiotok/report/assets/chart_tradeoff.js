@@ -77,26 +77,42 @@ function startTradeoff() {
       return [{ value, condition, symbol: sign[0], itemStyle: { color: colour, opacity: faint, borderColor: cssColour("card"), borderWidth: 1 } }];
     });
     const crosses = means.filter(({ condition }) => found.has(condition) && (front.includes(condition) || conditions.length <= COLOURS.length));
+    const [wide, tall] = [0, 1].map((axis) => reach([...runs, ...means].map(({ value }) => value[axis]), crosses.flatMap(({ value }) => value.slice(2 + 2 * axis, 4 + 2 * axis))));
     fillKey(chart, listed);
     const names = front.map((condition) => charts.conditions[condition]);
     chart.note.textContent =
       `${runs.length} ${single}s (small)${repeated ? `, ${means.length} means over ${charts.seeds} (large) with Student's 95 % intervals` : ""}` +
-      (front.length ? `; line: the front, conditions whose mean no other beats in both${repeated ? "; one run alone is no mean, and not on it" : ""}.` : "; no front: one of the metrics has no better direction.");
+      (front.length ? `; line: the front, conditions whose mean no other beats in both${repeated ? "; one run alone is no mean, and not on it" : ""}.` : "; no front: one of the metrics has no better direction.") +
+      (wide.cut || tall.cut ? " An interval that reaches the edge goes on beyond it." : "");
     chart.caption.textContent = `Trade-off: ${y.name} against ${x.name}`;
     chart.describe(`${y.name} against ${x.name}: ${runs.length} ${single}s of ${conditions.length} conditions. On the front of means: ${names.slice(0, 8).join("; ") || "none"}.`);
     const line = front.filter((condition) => repeated ? conditionShown(condition) : true).map((c) => [x.mean[c], y.mean[c]]);
+    const axisLine = { lineStyle: { color: cssColour("strong-line") }, onZero: false }; // at the edge
     return {
-      grid: { left: 12, right: 24, top: 34, bottom: 30, containLabel: true },
-      xAxis: axisLook(axisName(chart, x), { type: "value", nameLocation: "middle", nameGap: 30 }),
-      yAxis: axisLook(axisName(chart, y), { type: "value", nameTextStyle: { align: "left", color: cssColour("ink") } }),
+      grid: { left: 12, right: 36, top: 34, bottom: 30, containLabel: true },
+      xAxis: axisLook(axisName(chart, x), { type: "value", nameLocation: "middle", nameGap: 30, axisLine }),
+      yAxis: axisLook(axisName(chart, y), { type: "value", nameTextStyle: { align: "left", color: cssColour("ink") }, axisLine }),
       tooltip: hintLook(chart, describe),
       series: [
         { type: "line", data: line, symbol: "none", silent: true, lineStyle: { color: cssColour("soft"), width: 1.5 }, z: 1 },
-        { type: "custom", data: crosses.map(({ value, itemStyle }) => ({ value, itemStyle })), renderItem: cross, silent: true, z: 2 },
+        { type: "custom", data: crosses.map(({ value, itemStyle }) => ({ value: [...value, ...wide.ends, ...tall.ends], itemStyle })), encode: { x: [0, 6, 7], y: [1, 8, 9] }, renderItem: cross, silent: true, z: 2 },
         { type: "scatter", name: "runs", data: runs, symbolSize: 6, z: 3 },
         { type: "scatter", name: "means", data: means, symbolSize: (_, { data: { condition } }) => (found.has(condition) ? 13 : 9), z: 4 },
       ],
     };
+  }
+
+  // How far an axis goes beyond its marks for the ends of intervals: by half of what the marks take, not more, as an interval
+  // of two runs is thirteen times its error; not at all for many conditions, whose marks need the room.
+  function reach(marks, intervals) {
+    const least = (values, start) => values.reduce((a, b) => Math.min(a, b), start);
+    const most = (values, start) => values.reduce((a, b) => Math.max(a, b), start);
+    const [low, high] = [least(marks, Infinity), most(marks, -Infinity)];
+    const found = intervals.filter(Number.isFinite);
+    const [from, to] = [least(found, low), most(found, high)];
+    const more = conditions.length <= COLOURS.length ? (high - low) / 2 : 0;
+    const ends = [Math.max(from, low - more), Math.min(to, high + more)];
+    return { ends, cut: from < ends[0] || to > ends[1] };
   }
 
   function describe({ data: item }) {
