@@ -175,8 +175,8 @@ def _table(
     if statistics.fmean(one["bits_parallel"] - one["bits_alone"] for one in found) > 0:
         lines += [
             "",
-            "no finding: the past makes the codes harder to predict (bits_parallel above bits_alone), as the model",
-            "has learned recordings by heart; give more of them",
+            "no finding: the past makes the codes harder to predict (bits_parallel above bits_alone), as where a model",
+            "has learned its recordings by heart; give more of them",
         ]
     fewest, usual = min(one["gap_updates"] for one in found), type(fit)().min_updates
     if fewest < usual:  # a curve that is flat may be one that has not begun to fall

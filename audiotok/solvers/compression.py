@@ -158,7 +158,7 @@ class CompressionSolver(StandardSolver):
         for name, adversary in self.adversaries.items():
             loss = adversary.adversary_loss(fake=estimate, real=reference)
             loss.backward()
-            found = self.adversary_updates[name].step(loss, norm=False)
+            found = self.adversary_updates[name].step({f"d_{name}": loss}, norm=False)
             if found.get("skipped"):
                 self.lowered.add(name)
             else:
@@ -173,20 +173,23 @@ class CompressionSolver(StandardSolver):
 
     def _update(self, batch: Tensor, result: Any, losses: dict[str, Tensor]) -> Metrics:
         """Gradients of a batch, and what follows them; see `Updates`."""
+        judged = losses if result.penalty is None else losses | {"penalty": result.penalty}
         try:
             metrics = self._gradients(batch, result, losses)
         except DivergedError as error:  # of the balancer or the MMD, on all ranks
             if not self.updates.guarded:
                 raise
-            metrics = self.updates.skip(str(error).partition("; ")[0])  # without its advice: `Skips` has its own
+            metrics = self.updates.skip(
+                str(error).partition("; ")[0], judged
+            )  # without its advice: `Skips` has its own
         else:
-            metrics |= self.updates.step(*losses.values())
+            metrics |= self.updates.step(judged)
         if metrics.get("skipped"):
             self.before.restore()
             for name, updates in self.adversary_updates.items():
                 updates.drop()
                 # The codec's gradient runs through its networks, too; but one bad batch is one overflow.
-                if updates.scale is not None and name not in self.lowered:
+                if updates.scale is not None and self.updates.overflowed and name not in self.lowered:
                     updates.scale.update(False)
         return metrics
 

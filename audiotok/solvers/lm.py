@@ -169,10 +169,12 @@ class LMSolver(StandardSolver):
         loss = ce + self._chain_loss(nll)
         scale = 1.0 if self.updates.scale is None else self.updates.scale.value
         (scale * loss).backward()
+        judged = {"loss": loss}
         if self.model.alone is not None:
             alone = self.model.alone.nll(batch.codes[::_ALONE])
-            (scale * (mean_by_codebook(alone.parallel, alone.mask).mean() + self._chain_loss(alone))).backward()
-        return {"loss": loss} | self.updates.step(loss)
+            judged["loss_alone"] = mean_by_codebook(alone.parallel, alone.mask).mean() + self._chain_loss(alone)
+            (scale * judged["loss_alone"]).backward()
+        return {"loss": loss} | self.updates.step(judged)
 
     def _chain_loss(self, nll: CodeNLL) -> Tensor | float:
         """Mean over the codebooks after the first, which the chain head shares with the parallel head."""

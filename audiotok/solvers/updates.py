@@ -1,7 +1,7 @@
 """What follows the backward passes of a step, for every optimiser: unscale, sync, clip, skip, step, zero."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import flashy
@@ -140,14 +140,15 @@ class Updates:
         self.max_norm, self.accumulate, self.scale, self.name = max_norm, accumulate, scale, name
         self.skips = skips or Skips()
         self.batches = 0  # since the last update
-        self.bad: Tensor | None = None  # above 0: a loss since the last update was not finite
+        self.bad: dict[str, Tensor] = {}  # losses since the last update: how often each was not finite
+        self.overflowed = False  # whether the last that was skipped had finite losses, so that its scale is too large
 
     @property
     def guarded(self) -> bool:
         """Whether an update that is not finite is skipped rather than made, to be found in the metrics."""
         return self.scale is not None or self.skips.most > 0
 
-    def step(self, *losses: Tensor, norm: bool = True) -> dict[str, Any]:
+    def step(self, losses: Mapping[str, Tensor] | None = None, *, norm: bool = True) -> dict[str, Any]:
         """Take in the gradients of a batch, and update if they are complete. A collective.
 
         Args:
@@ -162,7 +163,7 @@ class Updates:
             DivergedError: beyond the allowed number of skipped updates.
         """
         if self.guarded:
-            self._remember(losses)
+            self._remember(losses or {})
         self.batches += 1
         if self.batches < self.accumulate:
             return {}
@@ -174,8 +175,10 @@ class Updates:
             found["grad_norm"] = size
             if self.max_norm:
                 found["clipped"] = (size > self.max_norm).float()
-            if self.guarded and not self._finite(size):
-                return self.skip("its gradient or loss is not finite")
+            if self.guarded:
+                bad, overflow = self._judge(size)
+                if bad or overflow:
+                    return self._skip("its gradient is not finite", bad)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.guarded:
@@ -184,30 +187,35 @@ class Updates:
                 self.scale.update(True)
         return found if norm else {}
 
-    def skip(self, what: str) -> dict[str, float]:
-        """Drop the gradients of an update; in fp16 lower the scale first, which is no skipped update yet."""
+    def skip(self, what: str, losses: Mapping[str, Tensor]) -> dict[str, float]:
+        """Drop the gradients of an update that is not finite, whose last batch has these losses. A collective."""
+        self._remember(losses)
+        return self._skip(what, self._judge(None)[0])
+
+    def _skip(self, what: str, losses: Sequence[str]) -> dict[str, float]:
+        """Drop it; where gradients alone overflow in fp16, lower the scale first, which is no skipped update yet."""
         self.drop()
-        overflow = self.scale is not None and self.scale.value > self.scale.least
-        if self.scale is not None:
+        self.overflowed = not losses
+        if losses:
+            what = f"{', '.join(losses)} not finite"
+            if self.scale is not None:
+                what += "; where fp16 is the reason, whose numbers end at 65504, take precision=bf16"
+        if self.scale is not None and self.overflowed and self.scale.value > self.scale.least:
             self.scale.update(False)
-            if overflow:
-                logger.info(
-                    "fp16: an update of %s is dropped, its scale is now %g: %s", self.name, self.scale.value, what
-                )
-        if not overflow:
+            logger.info("fp16: an update of %s is dropped, its scale is now %g: %s", self.name, self.scale.value, what)
+        else:
             self.skips.add(f"update of {self.name}: {what}")
         return {"skipped": 1.0}
 
     def drop(self) -> None:
         """Forget the gradients since the last update."""
         self.optimizer.zero_grad()
-        self.batches, self.bad = 0, None
+        self.batches, self.bad = 0, {}
 
-    def _remember(self, losses: Sequence[Tensor]) -> None:
-        bad = [~torch.isfinite(loss.detach()).all() for loss in losses]
-        if bad:
-            now = torch.stack(bad).any().float()
-            self.bad = now if self.bad is None else self.bad + now
+    def _remember(self, losses: Mapping[str, Tensor]) -> None:
+        for name, loss in losses.items():
+            now = (~torch.isfinite(loss.detach()).all()).float()
+            self.bad[name] = self.bad[name] + now if name in self.bad else now
 
     def _average(self) -> None:
         """Unscaled mean over batches and ranks."""
@@ -218,8 +226,10 @@ class Updates:
         # Once, after all backward passes; which parameters have a gradient by then is the same on every rank.
         flashy.distrib.sync_gradients(self.parameters)
 
-    def _finite(self, norm: Tensor) -> bool:
-        bad = (~torch.isfinite(norm)).float()
-        bad = bad if self.bad is None else bad + self.bad
-        self.bad = None
-        return float(sum_over_ranks_(bad.reshape(1))) == 0
+    def _judge(self, norm: Tensor | None) -> tuple[list[str], bool]:
+        """Losses since the last update that were not finite on a rank, and whether the norm is not."""
+        counts = [*self.bad.values(), *([] if norm is None else [(~torch.isfinite(norm)).float()])]
+        found = sum_over_ranks_(torch.stack(counts)).tolist() if counts else []  # one wait for the device
+        names = [name for name, count in zip(self.bad, found, strict=False) if count]
+        self.bad = {}
+        return names, norm is not None and bool(found[-1])

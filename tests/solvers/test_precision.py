@@ -2,8 +2,8 @@
 
 import copy
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -98,12 +98,19 @@ def test_a_stopped_run_goes_on_to_the_last_bit(
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, updates: tuple[int, ...]) -> None:
-    """Have the batches of these updates of training hold what is not a number."""
+    """Have the batches of these updates of training hold what is not a number; in fp16, their gradients overflow."""
     original = CompressionSolver.run_step
 
     def run_step(self: CompressionSolver, batch: torch.Tensor) -> Metrics:
         bad = self.is_training and self.progress.updates in updates
-        return original(self, batch * float("nan") if bad else batch)
+        if self.precision.name != "fp16":
+            return original(self, batch * float("nan") if bad else batch)
+        weight = next(self.model.parameters())
+        handle = weight.register_hook(lambda gradient: gradient * float("inf") if bad else gradient)
+        try:
+            return original(self, batch)
+        finally:
+            handle.remove()
 
     monkeypatch.setattr(CompressionSolver, "run_step", run_step)
 
@@ -187,26 +194,37 @@ def test_a_skipped_update_leaves_nothing_behind(tmp_path: Path, solver_in: Enter
         assert before == after
 
 
-@pytest.mark.parametrize("where", ["batch", "codec"])
-def test_a_batch_that_overflows_halves_each_scale_once(
+@pytest.mark.parametrize("where", ["codec", "discriminator"])
+def test_an_overflow_halves_each_scale_once(
     tmp_path: Path, solver_in: Enter, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the loss of the discriminator is not finite, or only the gradient of the codec that runs through it."""
+    """Also where the discriminator's own update has overflowed before that of the codec, which runs through it."""
     monkeypatch.setattr(LossScale, "start", 2.0**6)
+    with training_in_fp16(tmp_path, solver_in) as solver:
+        networks = [solver.model, *([one.adversary for one in solver.adversaries.values()] * (where != "codec"))]
+        for network in networks:
+            next(network.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+        assert solver.run_step(torch.randn(4, solver.model.channels, 6400))["skipped"] == 1
+        assert len(solver.precision.scales) == 1 + len(solver.adversaries) >= 2
+        assert {scale.value for scale in solver.precision.scales.values()} == {2.0**5} and solver.skips.count == 0
+
+
+def test_in_fp16_too_a_batch_that_is_not_a_number_stops_the_run(tmp_path: Path, solver_in: Enter) -> None:
+    with training_in_fp16(tmp_path, solver_in) as solver:
+        scales = {name: scale.value for name, scale in solver.precision.scales.items()}
+        with pytest.raises(DivergedError, match=r"update of \w+: .* not finite; where fp16 .*\(optim.max_skipped=0\)"):
+            solver.run_step(torch.full((4, solver.model.channels, 6400), float("nan")))
+        assert {name: scale.value for name, scale in solver.precision.scales.items()} == scales
+
+
+@contextmanager
+def training_in_fp16(tmp_path: Path, solver_in: Enter) -> Iterator[CompressionSolver]:
+    """A solver in its train stage."""
     with solver_in(tmp_path, *QUICK, "precision=fp16", "losses.mmd=0", "adversarial.every=1") as solver:
         solver.model.train()
         solver._current_stage = "train"
         solver.rng = torch.Generator().manual_seed(0)
-        batch = torch.randn(4, solver.model.channels, 6400)
-        if where == "codec":
-            next(solver.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
-        else:
-            batch *= float("nan")
-        assert solver.run_step(batch)["skipped"] == 1
-        assert len(solver.precision.scales) == 1 + len(solver.adversaries) >= 2
-        assert {name: scale.value for name, scale in solver.precision.scales.items()} == dict.fromkeys(
-            solver.precision.scales, 2.0**5
-        )
+        yield solver
 
 
 def test_with_several_batches_an_update_is_skipped_for_any_of_them(tmp_path: Path, solver_in: Enter) -> None:

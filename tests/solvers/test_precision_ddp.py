@@ -72,16 +72,14 @@ def gradients(solver: CompressionSolver) -> State:
 
 
 def spoil_the_first_update(solver: CompressionSolver) -> None:
-    """In fp16, make the last clip of its batch, which the last process reads, not a number."""
-    original = solver.run_step
+    """In fp16, have its gradient overflow on the last process."""
     is_last = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
 
-    def run_step(batch: torch.Tensor) -> Any:
-        if is_last and solver.precision.name == "fp16" and solver.is_training and solver.progress.updates == 0:
-            batch = torch.cat([batch[:-1], batch[-1:] * float("nan")])
-        return original(batch)
+    def overflow(gradient: torch.Tensor) -> torch.Tensor:
+        first = solver.is_training and solver.progress.updates == 0
+        return gradient * float("inf") if is_last and first and solver.precision.name == "fp16" else gradient
 
-    solver.run_step = run_step  # type: ignore[method-assign]
+    next(solver.model.parameters()).register_hook(overflow)
 
 
 def prepare() -> None:

@@ -27,7 +27,7 @@ def test_accumulated_batches_are_one_larger_batch() -> None:
             for x, y in zip(data.chunk(count), target.chunk(count), strict=True):
                 loss = (model(x) - y).square().mean()
                 loss.backward()
-                found = updates.step(loss)
+                found = updates.step({"l": loss})
         assert set(found) == {"grad_norm"}
         weights.append(model.weight.detach().clone())
     torch.testing.assert_close(*weights, rtol=1e-9, atol=1e-12)
@@ -59,7 +59,7 @@ def test_what_is_not_finite_is_skipped_up_to_a_number(where: str) -> None:
         skips.next_update()
         loss = value * weight
         loss.backward() if where == "gradient" else (2 * weight).backward()
-        return updates.step(loss)
+        return updates.step({"l": loss})
 
     assert step(float("nan")) == {"skipped": 1.0} and weight.item() == 1
     assert step(0.5)["skipped"] == 0 and weight.item() < 1
@@ -67,7 +67,8 @@ def test_what_is_not_finite_is_skipped_up_to_a_number(where: str) -> None:
     restored = Skips(2)
     restored.load_state_dict(skips.state_dict())
     assert restored.count == 2
-    with pytest.raises(DivergedError, match=r"not finite, and 2 updates were skipped before \(optim.max_skipped=2\)"):
+    what = "l not finite" if where == "loss" else "(l|its gradient is) not finite"
+    with pytest.raises(DivergedError, match=rf"{what}, and 2 updates were skipped before \(optim.max_skipped=2\)"):
         step(float("nan"))
 
 
@@ -83,6 +84,29 @@ def test_an_overflow_lowers_the_scale_and_is_no_skipped_update() -> None:
     (float("inf") * weight).backward()
     with pytest.raises(DivergedError, match="max_skipped=0"):
         updates.step()
+
+
+def test_a_loss_that_is_not_finite_is_no_overflow() -> None:
+    """No loss depends on the scale: lowering it helps nothing, and hides a batch that is not a number."""
+    scale, skips = LossScale(), Skips(1)
+    weight, updates = line(scale=scale, skips=skips)
+    bad, good = torch.tensor(float("nan")), torch.ones(())
+    (float("nan") * weight).backward()
+    assert updates.step({"l1": good, "msspec": bad}) == {"skipped": 1.0} and not updates.overflowed
+    assert (scale.value, skips.count) == (LossScale.start, 1)
+    assert updates.skip("a gradient is not finite", {"l1": good}) == {"skipped": 1.0} and updates.overflowed
+    assert (scale.value, skips.count) == (LossScale.start / 2, 1)
+    skips.next_update()
+    with pytest.raises(DivergedError, match=r"msspec not finite; where fp16 is the reason, .* precision=bf16"):
+        updates.skip("a gradient is not finite", {"l1": good, "msspec": bad})
+
+
+def test_a_loss_of_an_earlier_batch_of_an_update_counts() -> None:
+    weight, updates = line(skips=Skips(1), accumulate=2)
+    for value in (float("nan"), 1.0):
+        (2 * weight).backward()
+        found = updates.step({"l": torch.tensor(value)})
+    assert found == {"skipped": 1.0} and updates.skips.count == 1 and weight.item() == 1
 
 
 def test_a_scale_grows_after_good_updates_and_survives_a_checkpoint() -> None:
