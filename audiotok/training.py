@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from audiotok.status.amendments import may_change
 from audiotok.terminal import in_colour
 from audiotok.utils.commit import current_commit
 from audiotok.utils.memory import keep_freed_memory
+from audiotok.utils.threads import spinning
 
 if TYPE_CHECKING:
     from audiotok.solvers import StandardSolver
@@ -115,6 +117,8 @@ def _setup(cfg: DictConfig) -> None:
             )
     if cfg.num_threads != "auto":
         torch.set_num_threads(cfg.num_threads)
+    if cfg.device == "cpu" and (advice := spinning(torch.get_num_threads(), os.environ)):
+        logger.info("%s", advice)
     set_deterministic(bool(cfg.get("deterministic")))  # a run that was frozen before has no such key
     if cfg.get("tf32") is not None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cfg.tf32

@@ -31,6 +31,7 @@ from audiotok.cli import (
 from audiotok.errors import AudiotokError
 from audiotok.terminal import prepare_streams
 from audiotok.utils.memory import keep_freed_memory
+from audiotok.utils.threads import spin_briefly
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     prepare_streams()
     keep_freed_memory()
+    spin_briefly(os.environ)
     args = make_parser().parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     try:

@@ -18,6 +18,7 @@ from audiotok.launchers import child
 from audiotok.launchers.local import claims
 from audiotok.launchers.local.queue import JobRecord, JobStore
 from audiotok.status import JOB_FILE
+from audiotok.utils.threads import spin_briefly
 
 CAUSES = {signal.SIGTERM: "PREEMPTED", signal.SIGINT: "PREEMPTED"}
 DISK_S = 600.0  # a record that the disk refuses is written again for so long
@@ -63,6 +64,7 @@ def _environments(record: JobRecord, environ: Mapping[str, str]) -> list[dict[st
     shared = {key: value for key, value in environ.items() if key not in _OF_A_RANK}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(record.threads))
     shared = {**threads, "PYTHONUNBUFFERED": "1", "HYDRA_FULL_ERROR": "1", **shared}  # the user's own values win
+    spin_briefly(shared)
     shared.update({"AUDIOTOK_LAUNCHER": "local", "AUDIOTOK_JOB_ID": record.job_id, LOCK_VARIABLE: record.lock})
     shared.update(child.frozen_environment(Path(record.folder)))
     if record.visible:

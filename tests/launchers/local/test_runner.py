@@ -68,6 +68,7 @@ def test_environment_of_one_process(tmp_path: Path) -> None:
     assert (environ["AUDIOTOK_LAUNCHER"], environ["AUDIOTOK_JOB_ID"]) == ("local", "L1")  # which StatusWriter looks for
     assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("0", "0", "1")
     assert (environ["OMP_NUM_THREADS"], environ["MKL_NUM_THREADS"]) == ("3", "2")  # the user's own word holds
+    assert environ["GOMP_SPINCOUNT"] == "10000"  # it shares the machine with other programs
     assert "CUDA_VISIBLE_DEVICES" not in environ and "AUDIOTOK_FROZEN" not in environ
     (tmp_path / "frozen.json").touch()
     assert _environments(record(tmp_path), {})[0]["AUDIOTOK_FROZEN"] == str(tmp_path / "frozen.json")
