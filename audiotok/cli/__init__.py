@@ -4,10 +4,12 @@ Data goes to stdout, everything else to stderr. A mistake of the user is one lin
 """
 
 import argparse
+import difflib
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from audiotok import __version__
 from audiotok.cli import (
@@ -62,9 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Has each command answer for what it does not know; argparse leaves that to the parser of all commands."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            near = [name for one in rest for name in difflib.get_close_matches(one.partition("=")[0], names, n=1)]
+            known = f"; did you mean {', '.join(near)}?" if near else f"; {self.prog} --help lists what there is"
+            self.error(f"unrecognized arguments: {' '.join(rest)}{known}")
+        return found, rest
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(prog="audiotok", description="Grids of neural audio codec experiments.")
+    parser: argparse.ArgumentParser = _Parser(prog="audiotok", description="Grids of neural audio codec experiments.")
     parser.add_argument("--version", action="version", version=f"audiotok {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (

@@ -198,3 +198,20 @@ def test_check_and_samples_name_what_failed_and_where_to_listen(
     assert f"samples: {good / 'samples' / 'epoch_0001'}" in caplog.text
     (bad / "status.json").write_text(json.dumps({"state": "COMPLETED", "updated": 0.0}))
     assert cli.main(["results", GRID, "--root", str(root), "--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage", "advice"),
+    [
+        (["report", "demo", "--with-modle"], "usage: audiotok report ", "did you mean --with-model?"),
+        (["data", "prepare", "a", "--output=b", "--convrt=flac"], "usage: audiotok data prepare ", "mean --convert?"),
+        (["report", "demo", "more"], "usage: audiotok report ", "; audiotok report --help lists what there is"),
+    ],
+)
+def test_a_mistyped_option_is_answered_by_its_command(
+    arguments: list[str], usage: str, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and err.startswith(usage) and "unrecognized arguments" in err and advice in err
