@@ -358,7 +358,10 @@ def _in_words(row: Mapping[Any, Any], by: list[str], things: str = "runs") -> st
         verdict = of_pairs + why + (f" ({found})" if pairs else "")
     else:
         clear = "no clear difference" if low <= 0 <= high else "lower" if difference < 0 else "higher"
-        verdict = f"{clear} ({found}, 95 % interval {low:+.3g} to {high:+.3g}, {of_pairs})"
+        verdict = f"{clear} ({found}, 95 % interval {low:+.3g} to {high:+.3g}, {of_pairs}"
+        # Of many intervals some leave out 0 by chance.
+        chance = not low <= 0 <= high and row["p_holm"] >= 0.05
+        verdict += f"; not clear among all rows, p_holm {row['p_holm']:.2g})" if chance else ")"
     return f"{condition} against the baseline: {row['metric']} {verdict}"
 
 

@@ -139,15 +139,21 @@ def test_a_comparison_says_whether_a_difference_is_clear(root: Path, caplog: pyt
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"),
+    ("low", "high", "p_holm", "words"),
     [
-        (-0.3, -0.1, "mi_groups lower (-0.2 bit, 95 % interval -0.3 to -0.1, 3 pairs of runs)"),
-        (-0.5, 0.1, "mi_groups no clear difference (-0.2 bit, 95 % interval -0.5 to +0.1, 3 pairs of runs)"),
-        (math.nan, math.nan, "mi_groups 3 pairs of runs that differ alike, so no error is known (-0.2 bit)"),
+        (-0.3, -0.1, 0.04, "lower (-0.2 bit, 95 % interval -0.3 to -0.1, 3 pairs of runs)"),
+        (
+            *(-0.3, -0.1, 0.51),
+            "lower (-0.2 bit, 95 % interval -0.3 to -0.1, 3 pairs of runs; not clear among all rows, p_holm 0.51)",
+        ),
+        (-0.5, 0.1, 1.0, "no clear difference (-0.2 bit, 95 % interval -0.5 to +0.1, 3 pairs of runs)"),
+        (math.nan, math.nan, 1.0, "3 pairs of runs that differ alike, so no error is known (-0.2 bit)"),
     ],
 )
-def test_a_difference_in_words(low: float, high: float, words: str) -> None:
+def test_a_difference_in_words(low: float, high: float, p_holm: float, words: str) -> None:
     row = {"losses.mmd": 0.5, "metric": "evaluate.mi_groups", "n": 3, "difference": -0.2, "low": low, "high": high}
+    row["p_holm"] = p_holm
+    words = f"mi_groups {words}"
     assert _in_words(row, ["losses.mmd"]) == f"losses.mmd=0.5 against the baseline: evaluate.{words}"
 
 
