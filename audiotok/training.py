@@ -117,12 +117,13 @@ def _setup(cfg: DictConfig) -> None:
             )
     if cfg.num_threads != "auto":
         torch.set_num_threads(cfg.num_threads)
-    if cfg.device == "cpu" and (advice := spinning(torch.get_num_threads(), os.environ)):
+    on_cpu = cfg.device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and (advice := spinning(torch.get_num_threads(), os.environ)):
         logger.info("%s", advice)
     set_deterministic(bool(cfg.get("deterministic")))  # a run that was frozen before has no such key
     if cfg.get("tf32") is not None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cfg.tf32
-    flashy.distrib.init(backend="nccl" if torch.cuda.is_available() and cfg.device != "cpu" else "gloo")
+    flashy.distrib.init(backend="gloo" if on_cpu else "nccl")
 
 
 def _train(cfg: DictConfig) -> None:

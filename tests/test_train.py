@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from audiotok import train, training
 from audiotok.checkpoint import LAST, NotSavedError, load_checkpoint
@@ -190,9 +191,13 @@ def test_progress_is_told_from_the_history(tmp_path: Path) -> None:
     assert found == [2, 9, 5, 7, 5.0, "codebook 2 collapsed"]
 
 
-def test_logs_have_no_escape_codes(tmp_path: Path, debug_overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_the_log_has_advice_for_a_cpu_and_no_escape_codes(
+    tmp_path: Path, debug_overrides: list[str], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train.main.dora, "dir", tmp_path)
-    xp = train.main.init_xp(train.main.get_xp(debug_overrides))
+    monkeypatch.setattr(training, "spinning", lambda *_: "the cores are in use")
+    xp = train.main.init_xp(train.main.get_xp([*debug_overrides, f"device={device}"]))
     root = logging.getLogger()
     before = root.handlers[:], root.level
     try:
@@ -203,3 +208,4 @@ def test_logs_have_no_escape_codes(tmp_path: Path, debug_overrides: list[str], m
     finally:
         root.handlers, root.level = before
     assert text.endswith("][audiotok][WARNING] - Train | Epoch 1\n") and "\033" not in text
+    assert ("the cores are in use" in text) == (device == "cpu" or not torch.cuda.is_available())

@@ -41,6 +41,7 @@ _CHECKPOINTS = (".th", ".pt", ".pth", ".ckpt", ".safetensors")
 _SHOWN = 5  # differences that a message lists
 _VERSION = 1
 _GONE = object()
+_LOOKS = ("show", "execute_only")  # of one run, which only looks: the next by the signature trains
 
 
 class Experiment(XP):
@@ -172,6 +173,11 @@ def has_trained(xp: XP) -> bool:
     return any(name.startswith("checkpoint") or name.endswith(_CHECKPOINTS) for name in names)
 
 
+def lasting(argv: Sequence[str]) -> list[str]:
+    """Overrides without those of a single run that only looks at an experiment."""
+    return [argument for argument in argv if argument.lstrip("+").partition("=")[0] not in _LOOKS]
+
+
 def freeze(xp: Experiment, *, anew: bool = False) -> Path:
     """Write `frozen.json` into the folder of an experiment if there is none; the folder must exist.
 
@@ -189,7 +195,7 @@ def freeze(xp: Experiment, *, anew: bool = False) -> Path:
     if anew or not path.exists():
         values = xp.frozen_values()
         delta = [[key, _as_saved(key, value, values)] for key, value in xp.delta]
-        content = {"version": _VERSION, "sig": xp.sig, "argv": list(xp.argv), "delta": delta, "choices": xp.choices}
+        content = {"version": _VERSION, "sig": xp.sig, "argv": lasting(xp.argv), "delta": delta, "choices": xp.choices}
         is_json = _is_json(values)
         content |= {"cfg": values} if is_json else {"cfg_yaml": OmegaConf.to_yaml(OmegaConf.create(values))}
         write_text(path, json.dumps({**content, "written": time.time()}))

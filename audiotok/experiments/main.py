@@ -45,6 +45,7 @@ from audiotok.experiments.frozen import (
     find_frozen,
     freeze,
     has_trained,
+    lasting,
     read_frozen,
     retry_mode,
     thaw,
@@ -58,7 +59,6 @@ from audiotok.status import AMENDED_FILE, experiment_state
 
 logger = logging.getLogger(__name__)
 
-_LOOKS = ("show", "execute_only")  # of one run, which only looks: the next by the signature trains
 _SIG = re.compile(r"[0-9a-zA-Z_-]+")
 _NOT_SET = re.compile(r"Environment variable '([^']*)' not found")
 _UNREADABLE = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError)
@@ -277,7 +277,7 @@ class ExperimentMain(HydraMain):
     def init_xp(self, xp: Any) -> Any:
         """Make the folder of an experiment, with its overrides and its frozen configuration."""
         xp.folder.mkdir(parents=True, exist_ok=True)
-        argv = [one for one in xp.argv if one.lstrip("+").partition("=")[0] not in _LOOKS]
+        argv = lasting(xp.argv)
         _write_argv(xp._argv_cache, argv)
         freeze(xp)
         shared = xp._shared_argv_cache

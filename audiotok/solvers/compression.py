@@ -21,7 +21,7 @@ from audiotok.solvers import builders
 from audiotok.solvers.averages import State
 from audiotok.solvers.evaluation import evaluate_codec
 from audiotok.solvers.gradient_share import GradientProbe
-from audiotok.solvers.macro_batch import MacroBatch, MMDWeight
+from audiotok.solvers.macro_batch import LatentError, MacroBatch, MMDWeight
 from audiotok.solvers.samples import save_sample
 from audiotok.solvers.solver import Metrics, StandardSolver
 from audiotok.solvers.updates import Snapshot, Updates
@@ -159,10 +159,10 @@ class CompressionSolver(StandardSolver):
             loss = adversary.adversary_loss(fake=estimate, real=reference)
             loss.backward()
             found = self.adversary_updates[name].step({f"d_{name}": loss}, norm=False)
-            if found.get("skipped"):
-                self.lowered.add(name)
-            else:
+            if not found.get("skipped"):
                 losses[f"d_{name}"] = loss.detach()
+            elif self.adversary_updates[name].overflowed:
+                self.lowered.add(name)
         return {"d_loss": torch.stack(list(losses.values())).sum(), **losses} if losses else {}
 
     def _balanced_losses(self, estimate: Tensor, reference: Tensor) -> dict[str, Tensor]:
@@ -179,11 +179,13 @@ class CompressionSolver(StandardSolver):
         except DivergedError as error:  # of the balancer or the MMD, on all ranks
             if not self.updates.guarded:
                 raise
-            metrics = self.updates.skip(
-                str(error).partition("; ")[0], judged
-            )  # without its advice: `Skips` has its own
+            if isinstance(error, LatentError):  # no gradient, which a lower scale in fp16 would mend
+                judged = judged | {"the encoder's output": torch.full((), float("nan"), device=self.device)}
+            what = str(error).partition("; ")[0]  # without its advice: `Skips` has its own
+            metrics = self.updates.skip(what, judged)
         else:
-            metrics |= self.updates.step(judged)
+            mmd = {"mmd": metrics["mmd"]} if "mmd" in metrics else {}
+            metrics |= self.updates.step(judged | mmd)
         if metrics.get("skipped"):
             self.before.restore()
             for name, updates in self.adversary_updates.items():

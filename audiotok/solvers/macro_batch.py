@@ -22,6 +22,10 @@ from audiotok.solvers.gradient_share import GradientShare, clip_norms
 WEIGHTINGS = ("absolute", "share")
 
 
+class LatentError(DivergedError):
+    """The encoder's output is not finite."""
+
+
 @dataclass(frozen=True)
 class MMDWeight:
     """Weight of the MMD by epoch: 0 before `start_epoch`, then up in `ramp_epochs` equal steps, then constant.
@@ -57,7 +61,7 @@ def stream_mmd(
     if not isinstance(model.quantizer, ResidualVectorQuantizer):
         raise ConfigError("losses.mmd needs the codebooks of encodec.quantizer=rvq; set losses.mmd=0 without them")
     if not torch.isfinite(latent).all():
-        raise DivergedError("the encoder's output is not finite, so there is no MMD; lower optim.lr or losses.mmd")
+        raise LatentError("the encoder's output is not finite, so there is no MMD; lower optim.lr or losses.mmd")
     value: torch.Tensor = loss(model.quantizer.streams(latent, stream, n_q), generator=generator)
     return value
 

@@ -20,10 +20,18 @@ def spin_briefly(environ: MutableMapping[str, str]) -> None:
 
 def spinning(threads: int, environ: Mapping[str, str]) -> str:
     """A line of advice where so many threads would spin on cores that others use; empty where they do not."""
-    cores, load = os.cpu_count() or 1, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores, load = os.cpu_count() or 1, _load()
     if threads < 2 or load < cores - 0.5 or any(name in environ for name in _CHOSEN):
         return ""
     return (
         f"the cores of this machine are in use (load {load:.1f} on {cores}), and {threads} threads slow each other "
         f"down there: {'='.join(_SPINS)} in the environment makes this run up to twice as fast, with the same numbers"
     )
+
+
+def _load() -> float:
+    """Programs that run here, a mean over the last minute; 0 where the system counts none."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return 0.0

@@ -133,11 +133,14 @@ def _measured(setting: Setting, name: str, overrides: list[str]) -> tuple[tuple[
         clocks: list[Clock] = []
         memory = peak_mib(lambda: clocks.append(train_stage(one)), setting.device)
         row = *_summary(clocks[0], setting.clips(64)), memory
-        if name == "bf16":
-            return row, _kernels(one, name)
-        if overrides:
-            return row, []
-        return row, [*_waits(one), *_kernels(one, name), *_full_macro_batch(setting, one)]
+        try:
+            if name == "bf16":
+                return row, _kernels(one, name)
+            if overrides:
+                return row, []
+            return row, [*_waits(one), *_kernels(one, name), *_full_macro_batch(setting, one)]
+        except Exception as error:  # the row is there all the same
+            return row, [f"{name}: {type(error).__name__}: {str(error)[:120]}", ""]
 
 
 def train_stage(one: CompressionSolver) -> Clock:

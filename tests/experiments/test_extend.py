@@ -226,3 +226,11 @@ def test_a_look_at_an_experiment_leaves_its_overrides(outputs: Path) -> None:
     extend(xp.sig, "optim.epochs=6")
     cfg = train.main.get_xp_from_sig(xp.sig).cfg
     assert (cfg.execute_only, cfg.show, cfg.optim.epochs) == (None, False, 6)
+
+
+def test_a_look_before_training_leaves_what_a_job_runs(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job whose command has no overrides takes those that were frozen."""
+    xp = train.main.init_xp(train.main.get_xp(["seed=7", "++show=true"]))
+    monkeypatch.setenv("AUDIOTOK_FROZEN", str(xp.folder / "frozen.json"))
+    job = train.main.get_xp([])
+    assert (job.sig, job.argv, job.cfg.show, job.cfg.seed) == (xp.sig, ["seed=7"], False, 7)

@@ -13,9 +13,11 @@ from torch import nn
 
 from audiotok.checkpoint import load_checkpoint
 from audiotok.errors import ConfigError, DivergedError
+from audiotok.losses.mmd import MMDLoss
 from audiotok.solvers import CompressionSolver
 from audiotok.solvers.averages import to_floats
 from audiotok.solvers.interruption import PROGRESS, Interrupted, StopSignals
+from audiotok.solvers.macro_batch import stream_mmd
 from audiotok.solvers.precision import LossScale, Precision
 from audiotok.solvers.solver import Metrics
 from tests.solvers.test_interruption import SMALL, stop_at, without_time
@@ -215,6 +217,39 @@ def test_in_fp16_too_a_batch_that_is_not_a_number_stops_the_run(tmp_path: Path, 
         with pytest.raises(DivergedError, match=r"update of \w+: .* not finite; where fp16 .*\(optim.max_skipped=0\)"):
             solver.run_step(torch.full((4, solver.model.channels, 6400), float("nan")))
         assert {name: scale.value for name, scale in solver.precision.scales.items()} == scales
+
+
+@pytest.mark.parametrize("what", ["the encoder's output", "mmd"])
+def test_in_fp16_an_mmd_that_is_not_finite_is_no_overflow(
+    tmp_path: Path, solver_in: Enter, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LossScale, "start", 2.0**6)
+
+    def mmd_step(*_: object) -> Metrics:
+        if what == "mmd":
+            return {"mmd": torch.tensor(float("inf"))}
+        streams = functools.partial(stream_mmd, MMDLoss([1.0], "unbiased", True), solver.model)
+        return {"mmd": streams(torch.full((2, 8, 20), float("inf")), "code", torch.Generator())}
+
+    with training_in_fp16(tmp_path, solver_in) as solver:
+        solver._mmd_step = mmd_step  # type: ignore[assignment,method-assign]
+        with pytest.raises(DivergedError, match=f"update of the model: {what} not finite; where fp16 is the reason"):
+            solver.run_step(torch.randn(4, solver.model.channels, 6400))
+        assert {scale.value for scale in solver.precision.scales.values()} == {LossScale.start}
+
+
+def test_a_discriminator_with_a_bad_loss_has_not_lowered_its_scale(
+    tmp_path: Path, solver_in: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LossScale, "start", 2.0**6)
+    with training_in_fp16(tmp_path, solver_in) as solver:
+        solver.skips.most = 1
+        for one in solver.adversaries.values():
+            loss = one.adversary_loss
+            one.adversary_loss = lambda loss=loss, **signals: loss(**signals) * float("nan")  # type: ignore[method-assign]
+        next(solver.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+        assert solver.run_step(torch.randn(4, solver.model.channels, 6400))["skipped"] == 1
+        assert {scale.value for scale in solver.precision.scales.values()} == {LossScale.start / 2}
 
 
 @contextmanager

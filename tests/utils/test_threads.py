@@ -38,3 +38,11 @@ def test_advice_where_others_use_the_cores(
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     line = spinning(threads, environ)
     assert bool(line) == advised and ("load 4.2 on 4" in line and "GOMP_SPINCOUNT=10000" in line) == advised
+
+
+def test_no_advice_where_the_system_counts_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getloadavg() -> tuple[float, float, float]:
+        raise OSError("Load averages are unobtainable")
+
+    monkeypatch.setattr(os, "getloadavg", getloadavg)
+    assert spinning(4, {}) == ""
