@@ -235,23 +235,17 @@ def instead_of(block: Block, first_line: str) -> Instead | None:
     return next((one for one in INSTEAD if (one.page, one.command) == (block.page, first_line)), None)
 
 
+def left_out(path: str, names: list[str]) -> set[str]:
+    """What a clone does not have."""
+    top = {".git", ".venv", "outputs", "data", "reports", "build", ".hypothesis"} if Path(path) == ROOT else set[str]()
+    return top & set(names) | shutil.ignore_patterns("*.egg-info", "__pycache__", ".*_cache")(path, names)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository as a reader has it after a clone and `make install`, with music where the pages take it from."""
     folder = tmp_path_factory.mktemp("docs") / "audiotok"
-    skipped = (
-        ".git",
-        ".venv",
-        "outputs",
-        "data",
-        "reports",
-        "build",
-        "*.egg-info",
-        "__pycache__",
-        ".*_cache",
-        ".hypothesis",
-    )
-    shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(*skipped))
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=left_out)
     (folder / ".venv").mkdir()
     for path in Path(sys.prefix).iterdir():
         if path.name != ".installed":
