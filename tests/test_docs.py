@@ -235,7 +235,7 @@ def instead_of(block: Block, first_line: str) -> Instead | None:
     return next((one for one in INSTEAD if (one.page, one.command) == (block.page, first_line)), None)
 
 
-def left_out(path: str, names: list[str]) -> set[str]:
+def not_cloned(path: str, names: list[str]) -> set[str]:
     """What a clone does not have."""
     top = {".git", ".venv", "outputs", "data", "reports", "build", ".hypothesis"} if Path(path) == ROOT else set[str]()
     return top & set(names) | shutil.ignore_patterns("*.egg-info", "__pycache__", ".*_cache")(path, names)
@@ -245,7 +245,7 @@ def left_out(path: str, names: list[str]) -> set[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository as a reader has it after a clone and `make install`, with music where the pages take it from."""
     folder = tmp_path_factory.mktemp("docs") / "audiotok"
-    shutil.copytree(ROOT, folder, symlinks=True, ignore=left_out)
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=not_cloned)
     (folder / ".venv").mkdir()
     for path in Path(sys.prefix).iterdir():
         if path.name != ".installed":
