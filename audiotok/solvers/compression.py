@@ -179,10 +179,9 @@ class CompressionSolver(StandardSolver):
         except DivergedError as error:  # of the balancer or the MMD, on all ranks
             if not self.updates.guarded:
                 raise
-            if isinstance(error, LatentError):  # no gradient, which a lower scale in fp16 would mend
-                judged = judged | {"the encoder's output": torch.full((), float("nan"), device=self.device)}
             what = str(error).partition("; ")[0]  # without its advice: `Skips` has its own
-            metrics = self.updates.skip(what, judged)
+            others = ["the encoder's output"] * isinstance(error, LatentError)
+            metrics = self.updates.skip(what, judged, *others)
         else:
             mmd = {"mmd": metrics["mmd"]} if "mmd" in metrics else {}
             metrics |= self.updates.step(judged | mmd)

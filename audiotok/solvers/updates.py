@@ -187,17 +187,26 @@ class Updates:
                 self.scale.update(True)
         return found if norm else {}
 
-    def skip(self, what: str, losses: Mapping[str, Tensor]) -> dict[str, float]:
-        """Drop the gradients of an update that is not finite, whose last batch has these losses. A collective."""
-        self._remember(losses)
-        return self._skip(what, self._judge(None)[0])
+    def skip(self, what: str, losses: Mapping[str, Tensor], *others: str) -> dict[str, float]:
+        """Drop the gradients of an update that is not finite. A collective.
 
-    def _skip(self, what: str, losses: Sequence[str]) -> dict[str, float]:
+        Args:
+            what: what was found.
+            losses: of its last batch; one that is not finite is no overflow of gradients.
+            others: names of what else was not finite, the same on every rank; none is an overflow either.
+
+        Returns:
+            skipped (1), see `step`.
+        """
+        self._remember(losses)
+        return self._skip(what, [*self._judge(None)[0], *others])
+
+    def _skip(self, what: str, bad: Sequence[str]) -> dict[str, float]:
         """Drop it; where gradients alone overflow in fp16, lower the scale first, which is no skipped update yet."""
         self.drop()
-        self.overflowed = not losses
-        if losses:
-            what = f"{', '.join(losses)} not finite"
+        self.overflowed = not bad
+        if bad:
+            what = f"{', '.join(bad)} not finite"
             if self.scale is not None:
                 what += "; where fp16 is the reason, whose numbers end at 65504, take precision=bf16"
         if self.scale is not None and self.overflowed and self.scale.value > self.scale.least:

@@ -339,7 +339,7 @@ def test_a_full_disk_stops_nothing(
     assert len(kept.points) == 3 and "No space left on device" in caplog.text
 
 
-def test_a_kill_of_this_process_leaves_what_was_logged(tmp_path: Path) -> None:
+def test_points_stay_in_memory_for_a_tenth_of_a_second_at_most(tmp_path: Path) -> None:
     """The package writes its file by itself: after 32 KiB, or after so many seconds, for which a kill loses points."""
     about = _About("12345678", [], "", [], 4, {})
     backend = _WandB(tmp_path, about, True)
